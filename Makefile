@@ -1,0 +1,49 @@
+# VENV=/path shares one environment between checkouts (it takes about 6 GB); PYTHON chooses what it is made with.
+VENV ?= .venv
+PYTHON ?= python3
+SHELL := /bin/bash
+bin := $(VENV)/bin
+scripts := submit.sh .ci/run $(wildcard tests/*/*.sh)
+
+# An environment is up to date when it holds the stamp of what the lists of packages say now.
+stamp = $(VENV)/.$(1)-$(shell cat requirements.txt $(2) constraints.txt | cksum | cut -d ' ' -f 1)
+installed := $(call stamp,installed)
+installed_test := $(call stamp,installed-test,requirements-test.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format clean-venv
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(installed) ## make the environment (VENV, default .venv) and install what training needs
+
+demo: $(installed) ## train the tiny preset on the embedded data, on whatever device there is: minutes
+	$(bin)/python train.py --preset tiny --data glyphs --run-name demo
+
+test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
+	$(bin)/python -m pytest $(ARGS)
+
+lint: $(installed_test) ## ruff and shellcheck
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/shellcheck $(scripts)
+
+format: $(installed_test) ## let ruff mend and format the code
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+clean-venv: ## delete .venv (an environment elsewhere is yours to delete)
+	rm -rf .venv
+
+$(bin)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+
+$(installed): | $(bin)/python
+	$(bin)/python -m pip install -r requirements.txt -c constraints.txt
+	touch $@
+
+$(installed_test): | $(bin)/python
+	$(bin)/python -m pip install -r requirements-test.txt -c constraints.txt
+	touch $(installed) $@
