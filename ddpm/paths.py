@@ -1,0 +1,125 @@
+"""Where a run's files lie: the one place that knows the folder layout."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm.errors import RequestError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files and folders of the run `run` under `root` (`--output-root`)."""
+
+    root: Path
+    run: str
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints" / self.run
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics" / "output" / self.run
+
+    @property
+    def csv(self) -> Path:
+        return self.metrics / "training_metrics.csv"
+
+    @property
+    def json(self) -> Path:
+        return self.metrics / "training_metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.metrics / "training_report.md"
+
+    @property
+    def plots(self) -> Path:
+        return self.metrics / "plots"
+
+    @property
+    def samples(self) -> Path:
+        return self.metrics / "samples"
+
+    @property
+    def status(self) -> Path:
+        return self.metrics / "status.json"
+
+    @property
+    def events(self) -> Path:
+        return self.metrics / "events.jsonl"
+
+    @property
+    def gpus(self) -> Path:
+        """One JSON file per node: what NVML says of the GPUs that the job uses there."""
+        return self.metrics / "gpus"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "logs" / f"{self.run}.log"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "logs" / "tensorboard" / self.run
+
+    def artifacts(self) -> dict[str, str]:
+        """What the run has left so far, as label → path relative to `root`; the newest picture of samples only."""
+        pictures = sorted(self.samples.glob("*.png"))
+        places = {
+            "checkpoint": self.checkpoints / "latest",
+            "best checkpoint": self.checkpoints / "best",
+            "metrics": self.csv,
+            "metrics (JSON)": self.json,
+            "plots": self.plots,
+            "report": self.report,
+            "samples": pictures[-1] if pictures else self.samples,
+            "log": self.log,
+            "TensorBoard": self.tensorboard,
+        }
+        return {label: str(path.relative_to(self.root)) for label, path in places.items() if path.exists()}
+
+    def claim(self, afresh: bool) -> list[Path]:
+        """Make the run's folders and see that they can be written to. A run that begins afresh under a name that has
+        been used sets the old files aside; returns their new names.
+
+        Raises:
+            RequestError: a folder cannot be written to.
+        """
+        used = any(self.checkpoints.glob("step_*")) or self.csv.exists()
+        outputs = (self.checkpoints, self.metrics, self.tensorboard) if afresh and used else ()
+        suffix = time.strftime(".before-%Y%m%d-%H%M%S")
+        try:
+            old = [folder for folder in outputs if folder.exists()]
+            aside = [folder.rename(folder.with_name(folder.name + suffix)) for folder in old]
+            for folder in (self.checkpoints, self.plots, self.samples, self.log.parent, self.tensorboard):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / ".writable").touch()
+                (folder / ".writable").unlink()
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}"
+            raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
+        return aside
+
+
+def find_run(name: str, output_root: Path | None = None) -> RunPaths:
+    """The run called `name`, or whose folder under `metrics/output/` is `name`.
+
+    Raises:
+        RequestError: no such run; the message lists the runs there are.
+    """
+    folder = Path(name)
+    if folder.is_dir() and folder.resolve().parent.name == "output":
+        folder = folder.resolve()
+        return RunPaths(folder.parents[2], folder.name)
+    paths = RunPaths((output_root or PROJECT_ROOT).resolve(), name)
+    if paths.metrics.is_dir():
+        return paths
+    outputs = paths.metrics.parent
+    known = sorted(entry.name for entry in outputs.iterdir() if entry.is_dir()) if outputs.is_dir() else []
+    there = f"the runs there are: {', '.join(known)}" if known else "there are no runs yet"
+    raise RequestError(f"no run called {name!r} under {outputs}; {there} (see also --output-root)")

@@ -1,0 +1,59 @@
+"""How long a run is, in steps, and what the learning rate is at each: arithmetic on images seen, for any world size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ddpm.config import TrainConfig
+from ddpm.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in global batches: every process takes `config.batch_size` images of each."""
+
+    config: TrainConfig
+    world_size: int
+    train_images: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch > self.train_images:
+            raise RequestError(
+                f"--batch-size {self.config.batch_size} on {self.world_size} processes makes a global batch of "
+                f"{self.global_batch}, but there are only {self.train_images} training images: take a smaller batch"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        return self.config.batch_size * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in the training set; the last incomplete one is left out of each epoch."""
+        return self.train_images // self.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        planned = self.config.epochs * self.steps_per_epoch
+        return min(planned, self.config.max_steps or planned)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are begun; `--max-steps` can make them fewer than `--epochs` and the last one shorter."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def epoch_end(self, epoch: int) -> int:
+        """The step count at which `epoch` (from 0) is over."""
+        return min((epoch + 1) * self.steps_per_epoch, self.total_steps)
+
+    def images_seen(self, step: int) -> int:
+        return step * self.global_batch
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step that follows `step` others: linear warm-up, then constant or half a cosine."""
+        config = self.config
+        warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        if config.lr_schedule == "constant":
+            return config.lr * warmup
+        return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))

@@ -1,0 +1,115 @@
+"""Settings: presets, the command line, and what it says when it is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ddpm.config import PRESETS, TrainConfig, field_help, flag, markdown_table, parse_args, preset
+from ddpm.errors import RequestError
+from ddpm.paths import PROJECT_ROOT
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "batch_size", "channels"),
+    [
+        ("small", 28, 2048, (64, 128, 256)),
+        ("medium", 64, 384, (64, 128, 256, 256)),
+        ("large", 96, 96, (96, 192, 384, 384)),
+        ("xl", 128, 32, (128, 256, 512, 512)),
+    ],
+)
+def test_presets_follow_the_reference_recipe(name, resolution, batch_size, channels):
+    config = preset(name)
+    assert (config.resolution, config.batch_size, config.block_out_channels) == (resolution, batch_size, channels)
+    assert (config.epochs, config.lr, config.diffusion_steps, config.beta_schedule) == (
+        100,
+        1e-4,
+        600,
+        "squaredcos_cap_v2",
+    )
+    assert (config.ema_decay, config.cfg_dropout_prob, config.prediction_type) == (0.999, 0.1, "epsilon")
+    assert config.layers_per_block == 2
+    assert config.run == f"balanced_cfg_cosine_ema_600_steps_{name}"
+
+
+def test_large_is_the_default_and_what_is_typed_wins_over_the_preset():
+    assert parse_args([]) == preset("large")
+    config = parse_args(["--preset", "tiny", "--batch-size", "7", "--block-out-channels", "16", "32"])
+    assert (config.preset, config.batch_size, config.block_out_channels) == ("tiny", 7, (16, 32))
+    assert config.lr == PRESETS["tiny"]["lr"]
+    assert parse_args(["--batch_size=9", "--preset=small"]).batch_size == 9
+
+
+@pytest.mark.parametrize(("arguments", "value"), [([], None), (["--compile"], True), (["--no-compile"], False)])
+def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
+    assert parse_args(arguments).compile is value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--preset", "huge"], "tiny, small, medium, large, xl"),
+        (["--preset"], "tiny, small, medium, large, xl"),
+        (["--data", "mnist"], "'emnist', 'glyphs'"),
+        (["--lr", "fast"], "--lr"),
+        (["--lr", "0"], "above 0"),
+        (["--lr", "nan"], "above 0"),
+        (["--lerning-rate", "1"], "--lerning-rate"),
+        (["--epochs", "0"], "--epochs 0: must be 1 or more"),
+        (["--ema-decay", "1"], "[0, 1)"),
+        (["--cfg-dropout-prob", "1.5"], "[0, 1]"),
+        (["--preset", "small", "--resolution", "30"], "multiple of 4"),
+        (["--preset", "tiny", "--norm-num-groups", "5"], "--norm-num-groups"),
+        (["--max-steps", "0"], "--max-steps"),
+        (["--grad-clip", "-1"], "--grad-clip"),
+        (["--sample-steps", "1000"], "--diffusion-steps"),
+        (["--run-name", "../elsewhere"], "--run-name"),
+        (["--run-name", ""], "--run-name"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_the_reason(arguments, told):
+    with pytest.raises(RequestError) as refusal:
+        parse_args(arguments)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong_and_exits_with_2():
+    ended = subprocess.run(
+        [sys.executable, "train.py", "--preset", "huge"], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.splitlines() == [
+        "error: --preset huge: no such preset; there are tiny, small, medium, large, xl"
+    ]
+
+
+def test_help_explains_every_field_and_needs_no_torch():
+    code = "import sys; sys.argv = ['train.py', '--help']\n"
+    code += (
+        "try:\n  exec(open('train.py').read())\nexcept SystemExit as end:\n  print(end.code, 'torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True).stdout
+    assert shown.splitlines()[-1] == "0 False"
+    flat = "".join(shown.replace("│", "").split())
+    for name, text in field_help().items():
+        assert flag(name) in flat
+        assert "".join(text.split()) in flat
+
+
+def test_every_field_is_documented_once_and_readme_shows_them_all():
+    assert list(field_help()) == list(vars(TrainConfig()))
+    assert markdown_table() in (PROJECT_ROOT / "README.md").read_text()
+
+
+def test_a_run_on_glyphs_is_never_called_balanced():
+    assert preset("tiny", data="glyphs").run.startswith("glyphs_")
+
+
+def test_settings_survive_json():
+    written = json.loads(json.dumps(preset("tiny").to_dict()))
+    assert written["block_out_channels"] == list(preset("tiny").block_out_channels)
+    assert set(written) == set(vars(preset("tiny")))

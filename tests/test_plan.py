@@ -1,0 +1,44 @@
+"""How long a run is: arithmetic on global batches."""
+
+import pytest
+
+from ddpm.config import preset
+from ddpm.errors import RequestError
+from ddpm.plan import Plan
+
+
+def plan(world_size: int = 1, images: int = 1000, **settings) -> Plan:
+    return Plan(preset("tiny", **{"batch_size": 64, "epochs": 3, **settings}), world_size, images)
+
+
+def test_only_whole_global_batches_count():
+    assert plan().steps_per_epoch == 15  # 15 * 64 = 960 of 1000 images
+    assert plan(world_size=2, batch_size=32).steps_per_epoch == 15
+    assert plan(world_size=4).steps_per_epoch == 3
+
+
+def test_max_steps_can_end_the_run_within_an_epoch():
+    cut = plan(max_steps=20)
+    assert (cut.total_steps, cut.epochs) == (20, 2)
+    assert [cut.epoch_end(0), cut.epoch_end(1)] == [15, 20]
+    assert plan(max_steps=10_000).total_steps == 45
+
+
+def test_the_same_number_of_images_is_seen_whatever_the_number_of_processes():
+    assert plan(world_size=1, batch_size=64).images_seen(7) == plan(world_size=4, batch_size=16).images_seen(7) == 448
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    schedule = plan(lr=1e-3, lr_schedule="cosine", warmup_steps=5)
+    rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
+    assert rates[0] == pytest.approx(1e-3 / 5)
+    assert max(rates) < 1e-3
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 1e-5
+    constant = plan(lr=1e-3, lr_schedule="constant", warmup_steps=0)
+    assert {constant.learning_rate(step) for step in range(45)} == {1e-3}
+
+
+def test_a_global_batch_larger_than_the_data_set_is_refused():
+    with pytest.raises(RequestError, match=r"global batch of 128, but there are only 100"):
+        plan(world_size=2, images=100)
