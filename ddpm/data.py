@@ -1,0 +1,136 @@
+"""EMNIST Balanced, held on the device as uint8; the order in which a run sees it; from stored bytes to model input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torchvision.datasets import EMNIST
+
+from ddpm import glyphs, idx
+from ddpm.config import TrainConfig
+from ddpm.distributed import World
+from ddpm.errors import RequestError
+from ddpm.seeding import Stream, generator
+
+CLASS_NAMES = idx.CLASS_NAMES
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split on the device: `pixels` uint8 [N, 28, 28], upright, 0 is background; `labels` int64 [N], 0…46."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self) -> list[int]:
+        """Images of each of the 47 classes."""
+        return torch.bincount(self.labels, minlength=len(CLASS_NAMES)).tolist()
+
+
+def class_of(character: str) -> int:
+    """The class index of a character; both cases of a merged letter have one class (`s` and `S`).
+
+    Raises:
+        RequestError: EMNIST Balanced has no such character.
+    """
+    for name in (character, character.upper()):
+        if name in CLASS_NAMES:
+            return CLASS_NAMES.index(name)
+    raise RequestError(
+        f"{character!r} is not a character of EMNIST Balanced: it has the digits and the letters A-Z, a-z"
+    )
+
+
+def data_root(config: TrainConfig) -> Path:
+    """The folder that holds the data's EMNIST/raw/."""
+    return config.data_root / "glyphs" if config.data == "glyphs" else config.data_root
+
+
+def load(config: TrainConfig, world: World) -> tuple[Images, Images]:
+    """The training and the test split, on the device of this process.
+
+    Only local rank 0 of each node downloads, draws and checks; the others wait for it.
+
+    Raises:
+        RequestError: data are missing or damaged; the message names the file and the mend.
+    """
+    world.together(partial(prepare, config), here=world.local_rank == 0)
+    return _read(config, train=True, device=world.device), _read(config, train=False, device=world.device)
+
+
+def prepare(config: TrainConfig) -> None:
+    """Make sure that the data's files are there and sound.
+
+    Raises:
+        RequestError: they are not; the message names the file and the mend.
+    """
+    root = data_root(config)
+    try:
+        if config.data == "glyphs":
+            glyphs.ensure_glyphs(root)
+        elif config.download:
+            _download(root)
+    except OSError as error:
+        what = error.strerror or error
+        raise RequestError(f"{root}: {what}; give a folder that can be written to with --data-root") from error
+    for split in ("train", "test"):
+        idx.check_split(root, split)
+
+
+def count_images(config: TrainConfig) -> int:
+    """Training images, without reading or drawing any.
+
+    Raises:
+        RequestError: EMNIST is not there, or damaged.
+    """
+    root = data_root(config)
+    _, labels = idx.split_files(root, "train")
+    if config.data == "glyphs" and not labels.exists():
+        return glyphs.TRAIN_PER_CLASS * len(CLASS_NAMES)
+    idx.check_split(root, "train")
+    return len(idx.read_idx(labels, 1))
+
+
+def epoch_order(images: int, seed: int, epoch: int, device: torch.device) -> torch.Tensor:
+    """The order of `epoch` (from 0), a permutation of 0…images-1 as int64 [images]; the same on every process."""
+    return torch.randperm(images, generator=generator(device, seed, Stream.ORDER, epoch), device=device)
+
+
+def global_slice(order: torch.Tensor, batch: int, batch_size: int, world: World) -> torch.Tensor:
+    """This process's part of the epoch's global batch number `batch`: int64 [batch_size]."""
+    start = (batch * world.world_size + world.rank) * batch_size
+    return order[start : start + batch_size]
+
+
+def to_model_input(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Stored pixels, uint8 [B, 28, 28], as the model takes them: float32 [B, 1, resolution, resolution] in [-1, 1]."""
+    images = pixels.unsqueeze(1).float()
+    stored = pixels.shape[-1]
+    if resolution != stored:
+        size = (resolution, resolution)
+        images = F.interpolate(images, size=size, mode="bilinear", antialias=resolution < stored)
+    return images / 127.5 - 1
+
+
+def _read(config: TrainConfig, train: bool, device: torch.device) -> Images:
+    split = EMNIST(str(data_root(config)), split="balanced", train=train)
+    upright = split.data.transpose(1, 2).contiguous()  # EMNIST is stored transposed
+    return Images(upright.to(device), split.targets.to(device))
+
+
+def _download(root: Path) -> None:
+    try:
+        EMNIST(str(root), split="balanced", download=True)
+    except Exception as error:  # urllib, zipfile and torchvision each raise their own
+        archive = root / "EMNIST" / "raw" / "gzip.zip"
+        raise RequestError(
+            f"{archive} could not be fetched or unpacked ({error}): remove it and try again, or run --download where "
+            "there is internet, such as a login node"
+        ) from error

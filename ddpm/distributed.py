@@ -1,0 +1,181 @@
+"""The processes of a run: who am I, which device is mine, and how all agree on something."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ddpm.errors import RequestError
+from ddpm.signals import StopRequest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others. With one process there is no process group and every method is the identity."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def node(self) -> str:
+        return socket.gethostname()
+
+    @property
+    def nodes(self) -> int:
+        return max(1, self.world_size // self.local_world_size)
+
+    def gather(self, value: object) -> list:
+        """Every process's `value`, in rank order, on every process (small picklable things; not for tensors)."""
+        if self.world_size == 1:
+            return [value]
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def mean_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace `tensor` by its mean over the processes, on the device."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.world_size
+        return tensor
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace `tensor` by its sum over the processes, on the device."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def together(self, task: Callable[[], T], here: bool) -> T:
+        """Run `task` where `here` is true while the other processes wait; all return its result on the first of those.
+
+        Raises:
+            RequestError: the task raised one, on this or another process.
+            RuntimeError: the task raised something else on another process (there, the error itself).
+        """
+        result, error = None, None
+        if here:
+            try:
+                result = task()
+            except Exception as caught:
+                error = caught
+        outcomes = self.gather((here, result, error and (isinstance(error, RequestError), str(error))))
+        if error is not None:
+            raise error
+        for _, _, failure in outcomes:
+            if failure is not None:
+                is_request, message = failure
+                raise RequestError(message) if is_request else RuntimeError(f"another process failed: {message}")
+        return next(result for ran, result, _ in outcomes if ran)
+
+
+class StopVote:
+    """Lets all processes stop at the same step when any one of them was asked to.
+
+    Each step starts a one-byte all-reduce between the hosts (Gloo, no device involved) and reads the one that the step
+    before it started, so nobody waits and everybody reads the same answer at the same step.
+    """
+
+    def __init__(self, stop: StopRequest, world: World) -> None:
+        self._stop, self._world = stop, world
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def passed(self) -> bool:
+        """Has any process been asked to stop? Every process calls it once per step (and learns of it a step later)."""
+        if self._world.world_size == 1:
+            return self._stop.requested
+        agreed = self.close()
+        vote = torch.tensor([self._stop.requested], dtype=torch.uint8)
+        self._pending = dist.all_reduce(vote, op=dist.ReduceOp.MAX, async_op=True), vote
+        return agreed
+
+    @property
+    def reason(self) -> str:
+        return f"stopped by {self._stop.signal.name}" if self._stop.signal else "another process was asked to stop"
+
+    def close(self) -> bool:
+        """Finish the vote under way, if any, and return its result."""
+        if self._pending is None:
+            return False
+        work, vote = self._pending
+        self._pending = None
+        work.wait()
+        return bool(vote.item())
+
+
+@contextmanager
+def connect() -> Iterator[World]:
+    """Join the other processes, as torchrun, srun or nobody started them, and take a device.
+
+    Raises:
+        RequestError: there are fewer GPUs on this node than processes.
+    """
+    rank, local_rank, world_size, local_world_size = _ranks()
+    device = _device(local_rank, local_world_size)
+    if world_size > 1:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(minutes=30),  # rank 0 may compile, download or write a report meanwhile
+            device_id=device if device.type == "cuda" else None,
+        )
+    world = World(rank, local_rank, world_size, local_world_size, device)
+    yield world
+    if world_size > 1:  # not after an error: the others may be waiting inside a collective
+        world.gather("leaving")  # together: a process that is still connecting must find its peers
+        dist.destroy_process_group()
+
+
+def _ranks() -> tuple[int, int, int, int]:
+    """(rank, local rank, world size, local world size), from torchrun's variables or those of a Slurm step."""
+    env = os.environ
+    if "RANK" in env:
+        world_size = int(env.get("WORLD_SIZE", 1))
+        local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
+        return int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), world_size, local_world_size
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))  # set by srun only: a batch script's own shell is not a task
+    if tasks == 1:
+        return 0, 0, 1, 1
+    env.setdefault("MASTER_ADDR", _first_host(env["SLURM_STEP_NODELIST"]))
+    env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
+    per_node = env["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0]
+    return int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), tasks, int(per_node)
+
+
+def _first_host(node_list: str) -> str:
+    """The first host of a Slurm node list: `vn[3-5,8],other` → `vn3`."""
+    head, bracket, rest = node_list.partition("[")
+    if not bracket or "," in head:
+        return head.split(",")[0]
+    return head + rest.split("]")[0].split(",")[0].split("-")[0]
+
+
+def _device(local_rank: int, local_world_size: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    there = torch.cuda.device_count()
+    bound = there == 1 and "SLURM_STEP_NUM_TASKS" in os.environ  # srun --gpus-per-task shows each task its own GPU only
+    if there < local_world_size and not bound:
+        raise RequestError(
+            f"{local_world_size} processes but {there} GPU(s) on {socket.gethostname()}: start one process per GPU"
+        )
+    device = torch.device("cuda", 0 if bound else local_rank)
+    torch.cuda.set_device(device)
+    return device

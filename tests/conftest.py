@@ -1,0 +1,80 @@
+"""What the tests share: a small data set in EMNIST's own files, small settings, real processes."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: several processes share the cores
+
+import pytest
+import torch
+
+from ddpm import glyphs
+from ddpm.config import PRESETS, TrainConfig, preset
+from ddpm.data import Images
+from ddpm.distributed import World
+from ddpm.idx import split_files, write_idx
+from ddpm.paths import PROJECT_ROOT
+
+TRAIN_PER_CLASS, TEST_PER_CLASS = 6, 3
+ONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root for `--data-root` with 282 training and 141 test images, written as EMNIST is."""
+    root = tmp_path_factory.mktemp("data")
+    for split, pixels in glyphs.draw({"train": TRAIN_PER_CLASS, "test": TEST_PER_CLASS}, seed=0).items():
+        images, labels = split_files(root, split)
+        images.parent.mkdir(parents=True, exist_ok=True)
+        write_idx(images, pixels.transpose(0, 2, 1))
+        write_idx(labels, (torch.arange(len(pixels)) % 47).byte().numpy())
+    return root
+
+
+@pytest.fixture
+def small(small_data: Path, tmp_path: Path) -> TrainConfig:
+    """Settings of a run of seconds: 2 epochs of 8 steps of 32 images, a UNet of 30 thousand weights, fp32."""
+    return preset("tiny", **SMALL, data_root=small_data, output_root=tmp_path, run_name="small")
+
+
+SMALL = {
+    "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "mid_attention": False, "epochs": 2,
+    "batch_size": 32, "lr": 1e-3, "precision": "fp32", "log_every": 3, "val_images": 120, "samples_per_class": 1,
+    "warmup_steps": 0, "sample_steps": 2, "diffusion_steps": 100, "sample_every": 0,
+}  # fmt: skip
+
+
+def as_arguments(config: TrainConfig) -> list[str]:
+    """The command line that asks for `config`."""
+    defaults = TrainConfig(**{"preset": config.preset, **PRESETS[config.preset]})
+    arguments = ["--preset", config.preset]
+    for name, value in vars(config).items():
+        if value == getattr(defaults, name):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            arguments += [flag, *map(str, value if isinstance(value, tuple) else [value])]
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def emnist() -> Path:
+    """The folder of the real EMNIST Balanced (a part of it will do), from EMNIST_ROOT or the usual places."""
+    places = [os.environ.get("EMNIST_ROOT"), PROJECT_ROOT / "data", PROJECT_ROOT.parent / "shared" / "emnist"]
+    for place in filter(None, places):
+        if all(file.exists() for split in ("train", "test") for file in split_files(Path(place), split)):
+            return Path(place)
+    pytest.skip("EMNIST is not here: set EMNIST_ROOT, or fetch it with train.py --download")
+
+
+def random_images(count: int, seed: int = 0) -> Images:
+    """`count` random pictures with labels, as a data set."""
+    source = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 28, 28), generator=source, dtype=torch.uint8)
+    return Images(pixels, torch.randint(0, 47, (count,), generator=source))
+
+
+__all__ = ["ONE", "as_arguments", "random_images", "replace"]
