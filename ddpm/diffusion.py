@@ -1,0 +1,154 @@
+"""The diffusion process: noise schedule, random draws of a step, training loss, validation loss, sampling.
+
+DDPM: Ho et al. 2020; cosine schedule: Nichol & Dhariwal 2021; classifier-free guidance: Ho & Salimans 2022; DDIM: Song
+et al. 2021. Schedule, noising and samplers are diffusers'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from ddpm.config import NULL_CLASS, TrainConfig
+from ddpm.data import Images, to_model_input
+from ddpm.distributed import World
+from ddpm.seeding import Stream, derive, generator
+
+
+def make_scheduler(config: TrainConfig) -> DDPMScheduler:
+    """The noise schedule, as it is also saved beside the weights."""
+    return DDPMScheduler(
+        num_train_timesteps=config.diffusion_steps,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        timestep_spacing="trailing",  # few-step samplers must begin at the last, noisiest step (Lin et al. 2024)
+    )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random in a step, for the images of one process."""
+
+    timesteps: torch.Tensor  # int64 [B], 0…diffusion_steps-1
+    noise: torch.Tensor  # float32 [B, 1, R, R], standard normal
+    dropped: torch.Tensor  # bool [B], labels to replace by the null class
+
+
+class StepDraws:
+    """Draws of any step: functions of (seed, images seen), made for the global batch; each process takes its slice."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self._config, self._device = config, world.device
+        self._images = config.batch_size * world.world_size
+        self._mine = slice(world.rank * config.batch_size, (world.rank + 1) * config.batch_size)
+        self._generator = torch.Generator(world.device)
+
+    def __call__(self, images_seen: int) -> Draws:
+        config, images = self._config, self._images
+        source = self._generator.manual_seed(derive(config.seed, Stream.STEP, images_seen))
+        where = {"device": self._device, "generator": source}
+        uniform = torch.rand(2, images, **where)
+        if config.timestep_sampling == "stratified":
+            bands = torch.randperm(images, **where)
+            uniform[0] = (bands + uniform[0]) / images
+        timesteps = (uniform[0] * config.diffusion_steps).long().clamp_(max=config.diffusion_steps - 1)
+        noise = torch.randn(images, 1, config.resolution, config.resolution, **where)
+        return Draws(timesteps[self._mine], noise[self._mine], (uniform[1] < config.cfg_dropout_prob)[self._mine])
+
+
+def denoising_errors(
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    timesteps: torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    """The mean squared error of the model's prediction for each image: float32 [B].
+
+    Args:
+        images: [B, 1, R, R] in [-1, 1].
+        labels: [B], 47 for none.
+    """
+    noisy = scheduler.add_noise(images, noise, timesteps)
+    predicts_noise = scheduler.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else scheduler.get_velocity(images, noise, timesteps)
+    prediction = model(noisy, timesteps, class_labels=labels, return_dict=False)[0]
+    return F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))
+
+
+def training_loss(
+    model: torch.nn.Module, scheduler: DDPMScheduler, images: torch.Tensor, labels: torch.Tensor, draws: Draws
+) -> torch.Tensor:
+    """The loss of a batch (a scalar): mean squared error, with some labels dropped."""
+    labels = labels.masked_fill(draws.dropped, NULL_CLASS)
+    return denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise).mean()
+
+
+VALIDATION_CHUNK = 100  # test images in one forward pass; fixed, so that the figure is the same for any world size
+
+
+class Validation:
+    """The loss on a fixed choice of test images, with fixed noise and even timesteps: the same in every run."""
+
+    def __init__(
+        self, config: TrainConfig, test: Images, val_images: int, scheduler: DDPMScheduler, world: World
+    ) -> None:
+        """`val_images`: how many images of `test` to use at most."""
+        self._config, self._scheduler, self._world = config, scheduler, world
+        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:val_images]
+        self._images = Images(test.pixels[chosen.to(world.device)], test.labels[chosen.to(world.device)])
+        spread = (torch.arange(len(chosen), device=world.device) + 0.5) / len(chosen)
+        self._timesteps = (spread * config.diffusion_steps).long()
+
+    @torch.no_grad()
+    def __call__(self, *models: torch.nn.Module) -> list[float]:
+        """Mean squared error of each model over the images; the processes share the work chunk by chunk.
+
+        The chunks and their sum's order do not depend on the number of processes, so neither do the figures.
+        """
+        chunks = range(0, len(self._images), VALIDATION_CHUNK)
+        sums = torch.zeros(len(models), len(chunks), dtype=torch.float64, device=self._world.device)
+        for number in range(self._world.rank, len(chunks), self._world.world_size):
+            part = slice(chunks[number], chunks[number] + VALIDATION_CHUNK)
+            images = to_model_input(self._images.pixels[part], self._config.resolution)
+            source = generator(self._world.device, 0, Stream.VALIDATION, number)
+            noise = torch.randn(images.shape, device=images.device, generator=source)
+            for row, model in enumerate(models):
+                errors = denoising_errors(
+                    model, self._scheduler, images, self._images.labels[part], self._timesteps[part], noise
+                )
+                sums[row, number] = errors.double().sum()
+        return (self._world.sum_(sums).sum(dim=1) / len(self._images)).tolist()
+
+
+@torch.no_grad()
+def sample(
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    labels: torch.Tensor,
+    noise: torch.Tensor,
+    steps: int,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """Images [N, 1, R, R] in [-1, 1] from `noise` [N, 1, R, R] and `labels` [N], by DDIM without fresh noise.
+
+    The prediction is uncond + guidance_scale * (cond - uncond), both in one batch: 0 ignores the labels, 1 is plain
+    conditional sampling.
+    """
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim.set_timesteps(steps)  # on the host, where its tables are: no device synchronisation per step
+    guided = guidance_scale != 1
+    both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)]) if guided else labels
+    images = noise
+    for timestep in ddim.timesteps:
+        inputs = torch.cat([images, images]) if guided else images
+        prediction = model(inputs, timestep, class_labels=both, return_dict=False)[0].float()
+        if guided:
+            conditional, unconditional = prediction.chunk(2)
+            prediction = unconditional + guidance_scale * (conditional - unconditional)
+        images = ddim.step(prediction, timestep, images).prev_sample
+    return images.clamp(-1, 1)

@@ -1,0 +1,155 @@
+"""One optimizer step, start to end on the device: forward, backward, clipping, AdamW, EMA, and a note of what happened.
+
+Nothing here waits for the device. A step whose gradient is not finite is undone by arithmetic, not by a branch: AdamW
+gets `found_inf`, as torch.amp.GradScaler gives it, and the moving average is advanced by zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ddpm.config import TrainConfig
+from ddpm.data import Images, to_model_input
+from ddpm.diffusion import StepDraws, make_scheduler, training_loss
+from ddpm.distributed import World
+from ddpm.errors import TrainingFailed
+from ddpm.hardware import Choices
+from ddpm.model import EMA, build_unet
+
+MAX_NONFINITE_IN_A_ROW = 25
+
+
+class Trainer:
+    """The model with everything that changes as it learns."""
+
+    def __init__(self, config: TrainConfig, choices: Choices, world: World) -> None:
+        self.config, self.world = config, world
+        self.scheduler = make_scheduler(config)
+        self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
+        if choices.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=choices.precision == "fp16")
+        self.record = Record(config.log_every, world)
+        self._parameters = list(self.model.parameters())
+        self._draws = StepDraws(config, world)
+        self._dtype = choices.dtype
+        self._network = self._for_training(choices)
+
+    def _for_training(self, choices: Choices) -> torch.nn.Module:
+        """The model as the step calls it: compiled, and with gradients averaged over the processes."""
+        network = torch.compile(self.model) if choices.compile else self.model
+        if self.world.world_size == 1:
+            return network
+        on_gpu = self.world.device.type == "cuda"
+        return DistributedDataParallel(
+            network,
+            device_ids=[self.world.device.index] if on_gpu else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def autocast(self) -> torch.autocast:
+        """The precision in which forward passes run, also those of validation and sampling."""
+        return torch.autocast(self.world.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
+
+    def step(self, data: Images, chosen: torch.Tensor, images_seen: int, lr: float) -> None:
+        """Learn from the images that `chosen` (int64 [B]) picks from `data`.
+
+        Args:
+            images_seen: images of the whole run before this step; with the seed it determines all that is random.
+            lr: learning rate of this step.
+        """
+        loss = self.backward(data, chosen, images_seen)
+        grad_norm = self._apply_gradients(lr)
+        self.record.add(loss, grad_norm)
+
+    def backward(self, data: Images, chosen: torch.Tensor, images_seen: int) -> torch.Tensor:
+        """Leave a batch's gradients, averaged over the processes, in the parameters. Returns this process's loss."""
+        images = to_model_input(data.pixels[chosen], self.config.resolution)
+        draws = self._draws(images_seen)
+        with self.autocast():
+            loss = training_loss(self._network, self.scheduler, images, data.labels[chosen], draws)
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _apply_gradients(self, lr: float) -> torch.Tensor:
+        """Clip, update weights and average, drop the gradients. Returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        grad_norm = get_total_norm(gradients)
+        if self.config.grad_clip:
+            clip_grads_with_norm_(self._parameters, self.config.grad_clip, grad_norm)
+        finite = grad_norm.isfinite().float()
+        self.optimizer.found_inf = 1 - finite  # fused AdamW leaves weights and state alone where this is 1
+        self.scaler.step(self.optimizer)  # (fp16: the scaler's own finding, which is the same)
+        self.scaler.update()
+        self.ema.update(apply=finite)
+        self.optimizer.zero_grad(set_to_none=True)
+        return grad_norm
+
+    def state_dict(self) -> dict:
+        """All that a resumed run needs beside the moving average, which has a folder of its own."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "nonfinite_in_a_row": self.record.nonfinite_in_a_row,
+        }
+
+    def load_state_dict(self, state: dict, ema_weights: dict[str, torch.Tensor]) -> None:
+        """Continue from a checkpoint's `train_state.pt` and the weights of its `unet/` folder."""
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(ema_weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.record.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+
+
+class Record:
+    """Loss and gradient norm of recent steps, kept on the device until somebody wants to see them."""
+
+    def __init__(self, capacity: int, world: World) -> None:
+        self._world = world
+        self._buffer = torch.zeros(2, capacity, device=world.device)
+        self._filled = 0
+        self.nonfinite_in_a_row = 0
+
+    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """Note one step (two 0-dim tensors); call `take` before more than `capacity` are noted."""
+        self._buffer[0, self._filled] = loss
+        self._buffer[1, self._filled] = grad_norm
+        self._filled += 1
+
+    @property
+    def full(self) -> bool:
+        return self._filled == self._buffer.shape[1]
+
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """Losses of the global batches and gradient norms since the last call, float64 [steps] each.
+
+        This waits for the device, and for the other processes: all of them call it after the same step.
+
+        Raises:
+            TrainingFailed: the gradient has not been finite for 25 steps in a row.
+        """
+        filled, self._filled = self._filled, 0
+        self._world.mean_(self._buffer[0, :filled])  # gradients were averaged already: every process has the same norm
+        losses, grad_norms = self._buffer[:, :filled].double().cpu().numpy()
+        for norm in grad_norms:
+            self.nonfinite_in_a_row = 0 if math.isfinite(norm) else self.nonfinite_in_a_row + 1
+            if self.nonfinite_in_a_row == MAX_NONFINITE_IN_A_ROW:
+                raise TrainingFailed(
+                    f"the gradient was not finite for {MAX_NONFINITE_IN_A_ROW} steps in a row: try a smaller --lr or "
+                    "--precision fp32; the weights are those before the first of these steps"
+                )
+        return losses, grad_norms

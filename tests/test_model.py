@@ -1,0 +1,68 @@
+"""The network and the moving average of its weights."""
+
+import pytest
+import torch
+
+from ddpm.config import NULL_CLASS, PRESETS, preset
+from ddpm.model import EMA, build_unet, count_parameters, flops_per_image
+
+
+def test_large_is_the_reference_model():
+    """54 M parameters; 254.7 GFLOP per image, forward and backward."""
+    assert count_parameters(build_unet(preset("large"), "meta")) == pytest.approx(54e6, rel=0.002)
+    assert flops_per_image(preset("large")) == pytest.approx(254.7e9, rel=0.001)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_takes_images_timesteps_and_labels(name: str):
+    config = preset(name)
+    unet = build_unet(config, "meta")
+    images = torch.empty(2, 1, config.resolution, config.resolution, device="meta")
+    output = unet(images, torch.zeros(2, device="meta"), torch.full((2,), NULL_CLASS, device="meta")).sample
+    assert output.shape == images.shape
+    assert unet.config.num_class_embeds == 48
+
+
+def test_weights_follow_from_the_seed_alone(small):
+    torch.manual_seed(1)
+    state_before = torch.get_rng_state()
+    first = build_unet(small)
+    assert torch.get_rng_state().equal(state_before)
+    torch.manual_seed(2)
+    second = build_unet(small)
+    assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_ema_equals_its_closed_form():
+    """After n steps: d^n theta_0 + (1 - d) sum_i d^(n - i) theta_i."""
+    model, decay, steps = torch.nn.Linear(3, 2), 0.9, 20
+    weights = [model.weight.detach().clone()]
+    ema = EMA(model, decay)
+    for _ in range(steps):
+        with torch.no_grad():
+            model.weight += torch.randn(2, 3)
+        weights.append(model.weight.detach().clone())
+        ema.update(torch.tensor(1.0))
+    expected = decay**steps * weights[0]
+    expected = expected + (1 - decay) * sum(decay ** (steps - i) * weights[i] for i in range(1, steps + 1))
+    torch.testing.assert_close(ema.model.weight, expected)
+
+
+def test_ema_of_a_step_that_is_left_out_stays():
+    model = torch.nn.Linear(3, 2)
+    ema = EMA(model, 0.9)
+    before = ema.model.weight.clone()
+    with torch.no_grad():
+        model.weight += 1
+    ema.update(torch.tensor(0.0))
+    assert ema.model.weight.equal(before)
+
+
+def test_delta_norm_is_the_distance_between_live_and_averaged_weights():
+    model = torch.nn.Linear(3, 2)
+    ema = EMA(model, 0.9)
+    assert ema.delta_norm() == 0
+    with torch.no_grad():
+        model.weight += 2
+        model.bias -= 1
+    assert ema.delta_norm() == pytest.approx((6 * 4 + 2 * 1) ** 0.5)

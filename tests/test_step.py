@@ -1,0 +1,159 @@
+"""One optimizer step: what it computes, and what it does when the gradient is not finite."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddpm.config import NULL_CLASS
+from ddpm.data import to_model_input
+from ddpm.diffusion import StepDraws, make_scheduler
+from ddpm.distributed import connect
+from ddpm.errors import TrainingFailed
+from ddpm.hardware import choose
+from ddpm.model import build_unet
+from ddpm.step import MAX_NONFINITE_IN_A_ROW, Trainer
+from tests.conftest import ONE, random_images, replace
+from tests.processes import in_processes
+
+
+def trainer(config, world=ONE) -> Trainer:
+    return Trainer(config, choose(config, world.device, 1e8), world)
+
+
+def snapshot(trained: Trainer) -> list[torch.Tensor]:
+    """Everything that a step may change: weights, average, optimizer state."""
+    moments = [value for state in trained.optimizer.state.values() for value in state.values()]
+    return [tensor.clone() for tensor in (*trained.model.parameters(), *trained.ema.model.parameters(), *moments)]
+
+
+def run_steps(trained: Trainer, steps: int, start: int = 0) -> None:
+    images, size = random_images(256), trained.config.batch_size
+    for step in range(start, start + steps):
+        chosen = torch.arange(step * size, (step + 1) * size) % 256
+        trained.step(images, chosen, step * size, trained.config.lr)
+
+
+def test_steps_equal_a_plain_loop(small):
+    """The fused path against the textbook: eager, AdamW by the book, clipping and EMA by loops over parameters."""
+    config = replace(small, grad_clip=0.5, batch_size=8)
+    trained, images, scheduler = trainer(config), random_images(256), make_scheduler(config)
+    model, average = build_unet(config), build_unet(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    losses, norms = [], []
+    for step in range(3):
+        chosen, draws = torch.arange(step * 8, step * 8 + 8), StepDraws(config, ONE)(step * 8)
+        trained.step(images, chosen, step * 8, config.lr)
+
+        clean = to_model_input(images.pixels[chosen], 28)
+        noisy = scheduler.add_noise(clean, draws.noise, draws.timesteps)
+        velocity = scheduler.get_velocity(clean, draws.noise, draws.timesteps)
+        labels = torch.where(draws.dropped, NULL_CLASS, images.labels[chosen])
+        loss = F.mse_loss(model(noisy, draws.timesteps, labels).sample, velocity)
+        loss.backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
+        for p in model.parameters():
+            p.grad *= min(1.0, 0.5 / (norm.item() + 1e-6))
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for p, a in zip(model.parameters(), average.parameters(), strict=True):
+                a.mul_(config.ema_decay).add_(p, alpha=1 - config.ema_decay)
+        losses.append(loss.item())
+        norms.append(norm.item())
+    np.testing.assert_allclose(np.stack(trained.record.take()), [losses, norms], rtol=1e-4)
+    for ours, theirs in ((trained.model, model), (trained.ema.model, average)):
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_noted(small, bad: float):
+    trained = trainer(small)
+    run_steps(trained, 2)
+    trained.record.take()
+    before = snapshot(trained)
+    hook = trained.model.conv_in.bias.register_hook(lambda gradient: gradient * bad)
+    run_steps(trained, 1, start=2)
+    hook.remove()
+    assert all(a.equal(b) for a, b in zip(before, snapshot(trained), strict=True))
+    losses, norms = trained.record.take()
+    assert np.isfinite(losses).all()
+    assert not np.isfinite(norms).any()
+
+    fresh = trainer(small)  # the steps after it are as if it had not been
+    run_steps(fresh, 2)
+    run_steps(fresh, 1, start=3)
+    run_steps(trained, 1, start=3)
+    assert all(a.equal(b) for a, b in zip(snapshot(fresh), snapshot(trained), strict=True))
+
+
+def test_training_ends_after_25_such_steps_in_a_row_and_not_before(small):
+    trained = trainer(replace(small, log_every=100))
+    hook = trained.model.conv_in.bias.register_hook(lambda gradient: gradient * math.nan)
+    run_steps(trained, MAX_NONFINITE_IN_A_ROW - 1)
+    hook.remove()
+    run_steps(trained, 1)
+    hook = trained.model.conv_in.bias.register_hook(lambda gradient: gradient * math.nan)
+    run_steps(trained, MAX_NONFINITE_IN_A_ROW - 1)
+    trained.record.take()  # 24, a good one, 24: no 25 in a row
+    run_steps(trained, 1)  # the count goes on over what was taken
+    hook.remove()
+    with pytest.raises(TrainingFailed, match="25 steps in a row"):
+        trained.record.take()
+
+
+def test_fp16_scales_the_loss_and_recovers_from_overflow(small):
+    trained = trainer(replace(small, precision="fp16"))
+    scale = trained.scaler.get_scale()
+    assert scale > 1
+    hook = trained.model.conv_in.bias.register_hook(lambda gradient: gradient * math.inf)
+    run_steps(trained, 1)
+    hook.remove()
+    assert trained.scaler.get_scale() == scale / 2
+    run_steps(trained, 1, start=1)
+    _, norms = trained.record.take()
+    plain = trainer(small)
+    run_steps(plain, 1, start=1)
+    assert norms[1] == pytest.approx(plain.record.take()[1][0], rel=0.05)  # unscaled before it is measured
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_weights_and_optimizer_stay_in_fp32(small, precision: str):
+    trained = trainer(replace(small, precision=precision))
+    run_steps(trained, 1)
+    assert {tensor.dtype for tensor in snapshot(trained)} == {torch.float32}
+
+
+def gradients(config) -> list[torch.Tensor]:
+    with connect() as world:
+        trained = trainer(config, world)
+        mine = slice(world.rank * config.batch_size, (world.rank + 1) * config.batch_size)
+        trained.backward(random_images(64), torch.arange(32)[mine], images_seen=0)
+        return [parameter.grad.numpy() for parameter in trained.model.parameters()]
+
+
+def test_two_processes_make_the_gradient_of_one_with_twice_the_batch(small):
+    whole = in_processes(gradients, 1, replace(small, batch_size=32))[0]
+    parts = in_processes(gradients, 2, replace(small, batch_size=16))
+    for gradient, first, second in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_model_is_saved_under_plain_names(small):
+    compiled = trainer(replace(small, compile=True))
+    assert set(compiled.state_dict()["model"]) == set(build_unet(small).state_dict())
+    assert compiled.ema.model.state_dict().keys() == build_unet(small).state_dict().keys()
+
+
+def test_a_compiled_step_equals_an_eager_one(small, monkeypatch: pytest.MonkeyPatch):
+    """Through the tracing and autograd of torch.compile, but for its code generation, which takes a minute on a CPU."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    eager, compiled = trainer(small), trainer(replace(small, compile=True))
+    for trained in (eager, compiled):
+        run_steps(trained, 2)
+    np.testing.assert_allclose(eager.record.take(), compiled.record.take(), rtol=1e-3)
