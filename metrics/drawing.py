@@ -1,0 +1,161 @@
+"""What plots are made of: the frame, the dark style, words for people, and lines, bands and marks on axes."""
+
+from __future__ import annotations
+
+import textwrap
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from metrics.tracker import COLUMNS
+
+PAGE, PANEL, GRID, TEXT, MUTED = "#0d1117", "#131a24", "#263041", "#e6edf3", "#95a2b3"
+BLUE, ORANGE, GREEN, PURPLE, PINK, RED = "#4ea1ff", "#ffa14a", "#4fd6a0", "#b392f0", "#ff7eb6", "#ff5c5c"
+GOLD = "#ffd166"
+DASH = "\N{EN DASH}"  # stands for a value that is missing
+STYLE = {
+    "figure.facecolor": PAGE, "savefig.facecolor": PAGE, "axes.facecolor": PANEL, "axes.edgecolor": GRID,
+    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "text.color": TEXT, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
+    "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "legend.fontsize": 8.5, "legend.frameon": False, "lines.linewidth": 1.7,
+    "lines.markersize": 4.5, "text.parse_math": False,
+}  # fmt: skip
+NOTE = {"loc": "right", "fontsize": 9.5, "color": MUTED, "fontweight": "normal"}  # a second, quiet title
+FEW = 40  # up to this many epochs each is drawn apart: a marker, a bar of its own
+
+
+def epochs_frame(document: dict) -> pd.DataFrame:
+    """The rows of the document by epoch, every column there and a float; what is missing or not finite is NaN."""
+    frame = pd.DataFrame(document["epochs"], columns=[name for name in COLUMNS if name != "data"])
+    frame = frame.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    frame = frame.astype({"epoch": int}).set_index("epoch").sort_index().astype(float)
+    frame["loss_change"] = frame["loss_mean"].diff() / frame.index.to_series().diff()
+    return frame
+
+
+def data_words(document: dict) -> str:
+    """What the run was trained on; glyphs are never taken for EMNIST."""
+    return "EMNIST Balanced" if document["data"] == "emnist" else "embedded glyphs, not EMNIST"
+
+
+def device_words(document: dict) -> str:
+    """The processors of the whole job: how many, and of what kind."""
+    environment = document.get("environment") or {}
+    name = environment.get("gpu") or {"cpu": "CPU process", "cuda": "GPU"}.get(environment.get("device"), "process")
+    return f"{environment.get('world_size') or 1} \N{MULTIPLICATION SIGN} {name}"
+
+
+def shown(value: float | None, form: str) -> str:
+    """`value` in a format such as `.5f`; a dash for no value."""
+    return DASH if value is None else format(value, form)
+
+
+def human_number(value: float | None, digits: int = 6) -> str:
+    """At most `digits` significant digits, thousands apart: `12,345`, `0.0123`, `1e-4`; a dash for no value."""
+    if value is None or not np.isfinite(value):
+        return DASH
+    if 0 < abs(value) < 1e-3:
+        return np.format_float_scientific(float(f"{value:.{digits}g}"), trim="-", exp_digits=1)
+    return f"{value + 0:,.{digits}g}"  # + 0 takes the sign from a -0
+
+
+def draw_line(axes: Axes, series: pd.Series, colour: str, label: str | None = None, **style) -> None:
+    """A line that breaks where values are missing; a value without neighbours is a marker."""
+    known = series.notna().to_numpy()
+    alone = known & ~np.append(False, known[:-1]) & ~np.append(known[1:], False)
+    markers = np.flatnonzero(known if len(series) <= FEW else alone).tolist()
+    axes.plot(series.index, series, color=colour, label=label, marker="o", markevery=markers, **style)
+
+
+def draw_span(axes: Axes, low: pd.Series, high: pd.Series, colour: str, label: str, alpha: float) -> None:
+    """From `low` to `high`, each epoch as wide as it is: visible for a single one, and fast for a thousand."""
+    half = min(0.36, 0.06 * len(low))  # so that one epoch is a bar and not a wall
+    edges = [-half, half, half] if len(low) <= FEW else [-0.5, 0.5]
+    x = np.add.outer(low.index.to_numpy(float), edges).ravel()
+    bottom, top = (np.repeat(series.to_numpy(float)[:, None], len(edges), axis=1) for series in (low, high))
+    if len(edges) == 3:
+        bottom[:, 2] = np.nan  # ends the bar
+    axes.fill_between(x, bottom.ravel(), top.ravel(), color=colour, alpha=alpha, linewidth=0, label=label)
+
+
+def draw_best(axes: Axes, series: pd.Series, colour: str, name: str) -> None:
+    """A star at the smallest value, which the legend spells out."""
+    if series.notna().any():
+        epoch, value = series.idxmin(), series.min()
+        label = f"best {name}: {value:.5f}, epoch {epoch}"
+        star = {"markersize": 13, "markeredgecolor": PAGE, "markeredgewidth": 0.9, "linestyle": "none", "zorder": 5}
+        axes.plot(epoch, value, "*", color=colour, label=label, **star)
+
+
+def draw_restarts(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
+    """A dotted line where the job was started again: by its step, with each epoch half to the left of its mark."""
+    steps = [start["step"] for start in (document.get("starts") or [])[1:] if start.get("step") is not None]
+    known = frame["step"].dropna()
+    if not steps or known.empty:
+        return
+    first = known.index[0]
+    places = np.interp(steps, [0 if first == 1 else known[first], *known], [first - 1, *known.index]) + 0.5
+    label = "restart" if len(steps) == 1 else f"{len(steps)} restarts"
+    for index, place in enumerate(places):
+        axes.axvline(place, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.3, label=None if index else label, zorder=1)
+
+
+def draw_nonfinite(axes: Axes, frame: pd.DataFrame) -> None:
+    """Red triangles along the bottom: the epochs in which a step was skipped for a gradient that was not finite."""
+    counts = frame["nonfinite_steps"][frame["nonfinite_steps"] > 0]
+    if not counts.empty:
+        label = "1 non-finite step" if counts.sum() == 1 else f"{counts.sum():,.0f} non-finite steps"
+        place = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 6, "linestyle": "none"}
+        axes.plot(counts.index, np.full(len(counts), 0.02), "^", color=RED, markersize=6, label=label, **place)
+
+
+def log_scale(axes: Axes, values: pd.DataFrame | pd.Series) -> None:
+    """A logarithmic axis for `values` with plain numbers at 1, 2, 5 of each decade, or evenly if it spans less."""
+    positive = values.to_numpy()[values.to_numpy() > 0]  # also drops NaN
+    low, high = positive.min(), positive.max()
+    axes.set_yscale("log")
+    axes.set_ylim(low / 1.15, high * 1.15)
+    subs = (1, 2, 5) if high < 3e3 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12) if high > 8 * low else MaxNLocator(6))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def say(axes: Axes, words: str) -> None:
+    """An empty panel that says why it is empty."""
+    axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    axes.grid(False)
+    middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
+    axes.text(0.5, 0.5, textwrap.fill(words, 44), color=MUTED, fontsize=11, **middle)
+
+
+def finish(axes: Axes) -> None:
+    """Ticks, and the legend in one row or more between title and plot, where it can hide nothing."""
+    place = axes.get_subplotspec()
+    width = axes.figure.get_figwidth() * len(place.colspan) / place.get_gridspec().ncols - 1.1  # inches, less the ticks
+    many = 12 if width > 6 else 7
+    axes.xaxis.set_major_locator(MaxNLocator(many, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_number(value)))
+    axes.set_xlabel("epoch")
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
+        return
+    points = matplotlib.rcParams["legend.fontsize"]
+    font = FontProperties(family=matplotlib.rcParams["font.family"], size=points)
+    widths = [text_to_path.get_text_width_height_descent(label, font, False)[0] / 72 + 0.5 for label in labels]
+
+    def fits(columns: int) -> bool:  # a legend fills column by column
+        return sum(max(column) for column in np.array_split(widths, columns)) <= width
+
+    columns = next((count for count in range(len(labels), 1, -1) if fits(count)), 1)
+    corner = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0.2}
+    axes.legend(ncols=columns, columnspacing=1.5, handlelength=1.8, labelspacing=0.3, **corner)
+    above = 7 + -(-len(labels) // columns) * points * 1.45
+    axes.set_title(axes.get_title("right"), pad=above, **NOTE)  # moves the left one too

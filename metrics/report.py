@@ -1,0 +1,244 @@
+"""`training_report.md` and the plots of a run, made from its `training_metrics.json` and the files beside it.
+
+python -m metrics.report RUN [--output-root DIR]        rebuild them, at any time, also for a run in progress
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ddpm.errors import RequestError
+from ddpm.files import atomic_write
+from ddpm.paths import RunPaths, find_run
+from metrics.drawing import DASH, data_words, device_words, shown
+from metrics.plots import PLOTS, make_plots
+
+LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
+
+SUMMARY = {  # row: (format, what it is)
+    "total_epochs": (".0f", "epochs with a row below"),
+    "total_samples": (",.0f", "training images seen, repeats included, by all processes"),
+    "total_time_sec": (",.1f", "seconds of all starts together, with validation, samples and checkpoints"),
+    "total_time_human": ("", "the same, to read"),
+    "best_epoch": (".0f", "the epoch of `best_loss`"),
+    "best_loss": (".5f", "smallest mean training loss of an epoch"),
+    "final_loss": (".5f", "mean training loss of the last epoch"),
+    "final_lr": (".3e", "learning rate of the last step"),
+    "avg_throughput_sps": (",.1f", "images per second of training of the whole job: sum of images / sum of seconds"),
+    "peak_gpu_mem_mb": (",.0f", "most memory allocated on one GPU, in MB of 2^20 bytes"),
+    "best_val_epoch": (".0f", "the epoch of `best_val_loss_ema`"),
+    "best_val_loss_ema": (".5f", "smallest validation loss of the EMA weights; decides which checkpoint is `best`"),
+    "nonfinite_steps": (".0f", "steps that were skipped because the gradient was not finite"),
+    "restarts": (".0f", "how often the run was taken up again"),
+}
+EPOCH_TABLE = {  # heading: (column, format)
+    "Epoch": ("epoch", ".0f"),
+    "Loss mean": ("loss_mean", ".5f"),
+    "Loss std": ("loss_std", ".5f"),
+    "Loss min": ("loss_min", ".5f"),
+    "Loss max": ("loss_max", ".5f"),
+    "LR": ("lr", ".3e"),
+    "Grad Norm": ("grad_norm", ".4f"),
+    "Samples/s": ("samples_per_sec", ",.1f"),
+    "GPU Peak MB": ("gpu_mem_peak_mb", ",.0f"),
+    "EMA Δ": ("ema_delta_norm", ".4f"),
+    "Time (s)": ("epoch_time_sec", ",.1f"),
+}
+EPOCH_NOTES = """\
+- **Loss**: mean squared error of a batch of all processes; mean, standard deviation, minimum and maximum over the
+  batches of the epoch. **LR**: of its last step. **Grad Norm**: mean of the finite L2 norms before clipping.
+- **Samples/s**: training images per second of the whole job, without compilation, validation, samples and checkpoints.
+- **GPU Peak MB**: most memory allocated, of the fullest GPU. **EMA Δ**: L2 distance of EMA and live weights at the end.
+- **Time (s)**: from the end of the epoch before to the end of this one, everything included."""
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], numbers: bool = False) -> str:
+    """A Markdown table; with `numbers` its columns are set to the right."""
+
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(heads), line(["---:" if numbers else "---"] * len(heads)), *map(line, rows)])
+
+
+def load_document(paths: RunPaths) -> dict[str, Any]:
+    """What `training_metrics.json` holds, every part of it there.
+
+    Raises:
+        RequestError: there is no such file, or it is not one.
+    """
+    try:
+        document = json.loads(paths.json.read_text())
+        for name, kind in {"run": str, "data": str, "state": str, "epochs": list, "summary": dict}.items():
+            if not isinstance(document[name], kind):
+                raise TypeError(f"{name!r} is not a {kind.__name__}")
+    except FileNotFoundError:
+        raise RequestError(f"{paths.json} is not there: has the run {paths.run!r} begun to train?") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        mend = "restore it from a backup, or let the run write it again at the end of its next epoch"
+        raise RequestError(f"{paths.json} cannot be read as metrics ({error!r}); {mend}") from error
+    empty = {"environment": {}, "settings": {}, "hyperparameters": {}, "data_summary": {}, "model": {}, "starts": []}
+    return {**empty, **document}
+
+
+def front_matter(document: dict) -> str:
+    """A model card's YAML head. Strings are quoted as JSON, which is YAML too; glyphs name no data set."""
+    emnist = document["data"] == "emnist"
+    tags = ["diffusers", "ddpm", "class-conditional-image-generation", "handwriting", "emnist" if emnist else "glyphs"]
+    lines = ["---", "license: mit", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
+    lines += [f"- {tag}" for tag in tags] + (["datasets:", "- emnist"] if emnist else [])
+    return "\n".join([*lines, f"model_name: {json.dumps(document['run'])}", "---"])
+
+
+def head(document: dict) -> str:
+    """Title, what must not be overlooked, and where the run ran."""
+    environment, rows, planned = document["environment"], document["epochs"], document["settings"].get("epochs")
+    parts = [f"# Training Report: {document['run']}"]
+    if document["data"] != "emnist":
+        parts.append("> **Trained on the embedded glyphs, not EMNIST.** The characters were drawn from fonts; "
+                     "no figure here says anything about handwriting.")  # fmt: skip
+    done = f"{rows[-1]['epoch'] if rows else 0} of {planned or DASH} epochs have finished"
+    if document["state"] == "running":
+        when, again = document.get("generated") or DASH, f"python -m metrics.report {document['run']}"
+        parts.append(f"> **In progress** as of {when}: {done}. `{again}` brings this report up to date.")
+    elif document["state"] != "finished":
+        parts.append(f"> **The run {document['state']} before its end**: {done}.")
+    versions = [f"{name} {environment[name]}" for name in ("python", "diffusers") if environment.get(name)]
+    facts = {
+        "Generated": document.get("generated"), "Data": data_words(document), "Host": environment.get("host"),
+        "Platform": environment.get("platform"), "PyTorch": environment.get("torch"),
+        "Other versions": ", ".join(versions),
+        "GPU": device_words(document) if environment.get("gpu") else "none (CPU)",
+        "Processes": f"{environment.get('world_size') or DASH} on {environment.get('nodes') or DASH} node(s)",
+        "Parameters": shown(document["model"].get("parameters"), ",.0f"),
+        "Command": f"`{environment['command']}`" if environment.get("command") else None,
+        "Commit": environment.get("commit"),
+    }  # fmt: skip
+    parts.append("\n".join(f"- **{name}:** {value}" for name, value in facts.items() if value))
+    return "\n\n".join(parts)
+
+
+def summary_section(document: dict) -> str:
+    summary = document["summary"]
+    rows = [(f"`{key}`", shown(summary.get(key), form), meaning) for key, (form, meaning) in SUMMARY.items()]
+    rows += [(f"`{key}`", DASH if value is None else value, "") for key, value in summary.items() if key not in SUMMARY]
+    return "## Summary\n\n" + table(["Figure", "Value", "What it is"], rows)
+
+
+def hyperparameters_section(document: dict) -> str:
+    text = json.dumps(document["hyperparameters"], indent=2, ensure_ascii=False)
+    choices = document["environment"].get("choices") or {}
+    chosen = "".join(f"\n- {name}: {why}" for name, why in choices.items())
+    return f"## Hyperparameters\n\n```json\n{text}\n```" + (f"\n\nChosen automatically:\n{chosen}" if chosen else "")
+
+
+def starts_section(document: dict) -> str:
+    names = ("time", "cause", "epoch", "step")
+    rows = [[DASH if start.get(name) is None else start[name] for name in names] for start in document["starts"]]
+    return "## Starts\n\n" + table(["Time", "Cause", "Epochs done", "Steps done"], rows)
+
+
+def epochs_section(document: dict) -> str:
+    rows = [[shown(row.get(column), form) for column, form in EPOCH_TABLE.values()] for row in document["epochs"]]
+    body = table(list(EPOCH_TABLE), rows, numbers=True) if rows else "No epoch has finished yet."
+    return f"## Per-Epoch Metrics\n\n{body}\n\n{EPOCH_NOTES}"
+
+
+def data_section(document: dict) -> str:
+    """How many images of each class there are, and whether the classes are equal."""
+    data, words = document["data_summary"], data_words(document)
+    lines = [f"## Data\n\n{words[0].upper()}{words[1:]}.\n"]
+    names, splits = data.get("class_names") or [], ("train", "test")
+    counts = {split: data.get(f"{split}_counts") or [] for split in splits}
+    for split, values in counts.items():
+        if values and min(values) == max(values):
+            lines.append(f"- {split}: {sum(values):,} images, {values[0]:,} in each of {len(values)} classes (equal)")
+        elif values:
+            low, high = (f"{extreme(values):,} (`{names[values.index(extreme(values))]}`)" for extreme in (min, max))
+            lines.append(f"- {split}: {sum(values):,} images; the classes are **not equal**: from {low} to {high}")
+    if all(counts.values()):
+        rows = [(f"`{name}`", *numbers) for name, *numbers in zip(names, *counts.values(), strict=True)]
+        counted = table(["Class", *splits], rows)
+        lines.append(f"\n<details><summary>Images of each class</summary>\n\n{counted}\n\n</details>")
+    return "\n".join(lines)
+
+
+def artifacts_section(document: dict, paths: RunPaths) -> str:
+    """Links to what exists, by paths relative to the output root."""
+    report = {"report": paths.report.relative_to(paths.root)}  # written in a moment
+    places = {**report, **(document.get("artifacts") or {}), **paths.artifacts()}
+    rows = []
+    for label, place in places.items():
+        if (paths.root / place).exists() or label == "report":
+            rows.append((label, f"[`{place}`]({link(paths, paths.root / place)})"))
+    return "## Saved Artifacts\n\nPaths are relative to the output root.\n\n" + table(["What", "Path"], rows)
+
+
+def link(paths: RunPaths, target: Path) -> str:
+    """A link to `target` that works from the report's folder."""
+    return quote(Path(os.path.relpath(target, paths.metrics)).as_posix())
+
+
+def render(document: dict, paths: RunPaths) -> str:
+    """The report as Markdown."""
+    samples = sorted(paths.samples.glob("*.png"), reverse=True)
+    large, linked = samples[:LARGE_SAMPLES], samples[LARGE_SAMPLES:]
+
+    def picture(path: Path) -> str:
+        return f"![{path.stem}]({link(paths, path)})"
+
+    sections = [front_matter(document), head(document)]
+    if samples:
+        sections.append(f"{picture(large[0])}\n\nThe newest sample grid: a row per class, EMA weights.")
+    sections += [summary_section(document), picture(paths.plots / "dashboard.png")]
+    sections += [hyperparameters_section(document), starts_section(document), epochs_section(document)]
+    sections.append("## Plots")
+    sections += [f"### {name}\n\n{picture(paths.plots / f'{name}.png')}" for name in PLOTS if name != "dashboard"]
+    if samples:
+        sections.append("## Samples")
+        sections += [f"### {path.stem}\n\n{picture(path)}" for path in large]
+    if linked:
+        sections.append("Earlier: " + ", ".join(f"[{path.stem}]({link(paths, path)})" for path in linked))
+    return "\n\n".join([*sections, data_section(document), artifacts_section(document, paths)]) + "\n"
+
+
+def write_report(paths: RunPaths) -> Path:
+    """Draw the plots and write the report of a run; returns the report's path.
+
+    Raises:
+        RequestError: `training_metrics.json` is missing or is not one; nothing has been written then.
+        OSError: the run's folder cannot be written.
+    """
+    document = load_document(paths)
+    make_plots(document, paths.plots)
+    atomic_write(paths.report, render(document, paths))
+    return paths.report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m metrics.report", description="Rebuild a run's plots and report from its training_metrics.json."
+    )
+    parser.add_argument("run", help="name of the run, or its folder under metrics/output/")
+    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
+    options = parser.parse_args(arguments)
+    try:
+        print(write_report(find_run(options.run, options.output_root)))
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write the report: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

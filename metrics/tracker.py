@@ -1,0 +1,152 @@
+"""MetricsTracker: a row of figures per epoch, of the whole job, in a CSV and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddpm.files import atomic_write
+from ddpm.paths import RunPaths
+
+COLUMNS = (
+    "epoch", "step", "images_seen", "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median", "val_loss",
+    "val_loss_ema", "lr", "grad_norm", "grad_norm_max", "nonfinite_steps", "samples_per_sec", "batches_per_sec", "mfu",
+    "gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb", "ema_delta_norm", "epoch_time_sec",
+    "total_time_sec", "train_time_sec", "train_images", "data",
+)  # fmt: skip
+
+
+def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[str, float | int | None]:
+    """The loss and gradient columns of a row.
+
+    Args:
+        losses: the loss of each global batch (its mean over all processes' images).
+        grad_norms: the gradient's L2 norm of each step; those that are not finite are counted, not averaged.
+    """
+    losses, norms = np.asarray(losses, dtype=np.float64), np.asarray(grad_norms, dtype=np.float64)
+    finite_losses, finite_norms = losses[np.isfinite(losses)], norms[np.isfinite(norms)]
+    with_values = finite_losses if finite_losses.size else np.array([math.nan])
+    return {
+        "loss_mean": with_values.mean(),
+        "loss_std": with_values.std(),
+        "loss_min": with_values.min(),
+        "loss_max": with_values.max(),
+        "loss_median": np.median(with_values),
+        "grad_norm": finite_norms.mean() if finite_norms.size else math.nan,
+        "grad_norm_max": finite_norms.max() if finite_norms.size else math.nan,
+        "nonfinite_steps": int(norms.size - finite_norms.size),
+    }
+
+
+def summarise(rows: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The Summary of a run, computed from its rows alone (and the number of restarts from `starts`)."""
+    if not rows:
+        return {"total_epochs": 0, "total_samples": 0, "total_time_sec": 0.0, "restarts": max(len(starts) - 1, 0)}
+    frame = pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")
+    last = rows[-1]
+    best = frame["loss_mean"].idxmin() if frame["loss_mean"].notna().any() else None
+    best_val = frame["val_loss_ema"].idxmin() if frame["val_loss_ema"].notna().any() else None
+    train_time = frame["train_time_sec"].sum()
+    summary = {
+        "total_epochs": last["epoch"],
+        "total_samples": last["images_seen"],
+        "total_time_sec": last["total_time_sec"],
+        "total_time_human": human_time(last["total_time_sec"]),
+        "best_epoch": None if best is None else int(frame["epoch"][best]),
+        "best_loss": None if best is None else float(frame["loss_mean"][best]),
+        "final_loss": last["loss_mean"],
+        "final_lr": last["lr"],
+        "avg_throughput_sps": frame["train_images"].sum() / train_time if train_time else None,
+        "peak_gpu_mem_mb": frame["gpu_mem_peak_mb"].max(),
+        "best_val_epoch": None if best_val is None else int(frame["epoch"][best_val]),
+        "best_val_loss_ema": None if best_val is None else float(frame["val_loss_ema"][best_val]),
+        "nonfinite_steps": int(frame["nonfinite_steps"].sum()),
+        "restarts": max(len(starts) - 1, 0),
+    }
+    return _jsonable(summary)
+
+
+def human_time(seconds: float) -> str:
+    """`17420` → `4h 50m 20s`."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}h {minutes:02d}m {seconds:02d}s" if hours else f"{minutes}m {seconds:02d}s"
+
+
+class MetricsTracker:
+    """Writes `training_metrics.csv` and `training_metrics.json` of a run, a row at the end of each epoch.
+
+    A resumed run takes up the rows that its checkpoint had seen and drops later ones, which will be trained again.
+    """
+
+    def __init__(
+        self, paths: RunPaths, description: dict[str, Any], step: int = 0, epochs: int = 0, cause: str = "started"
+    ) -> None:
+        """
+        Args:
+            description: settings, environment, data and model, as they stand in the JSON file.
+            step: optimizer steps that the run has behind it.
+            epochs: complete epochs that the run has behind it; the row of an epoch that goes on is written anew.
+            cause: what this start is: "started", or what it was resumed from.
+        """
+        self._paths = paths
+        paths.metrics.mkdir(parents=True, exist_ok=True)
+        before = _read_json(paths.json) if step else {}
+        self.rows: list[dict[str, Any]] = [row for row in before.get("epochs", []) if row["epoch"] <= epochs]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        start = {"time": now, "step": step, "epoch": epochs, "cause": cause}
+        self._document = {**description, "state": "running", "starts": [*before.get("starts", []), start]}
+        self._rewrite_csv()
+        self.write("running")
+
+    def add_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append an epoch's row to both files. Columns that `row` lacks are left empty; returns the row as written."""
+        row = _jsonable({name: row.get(name) for name in COLUMNS})
+        self.rows.append(row)
+        with open(self._paths.csv, "a") as file:
+            file.write(_csv([row], header=False))
+            file.flush()
+        self.write("running")
+        return row
+
+    def write(self, state: str, artifacts: dict[str, str] | None = None) -> dict[str, Any]:
+        """Rewrite the JSON file with the run's `state` (and where its artifacts lie); returns its content."""
+        self._document |= {
+            "state": state,
+            "generated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "epochs": self.rows,
+            "summary": summarise(self.rows, self._document["starts"]),
+        }
+        if artifacts is not None:
+            self._document["artifacts"] = artifacts
+        atomic_write(self._paths.json, json.dumps(_jsonable(self._document), indent=2, allow_nan=False))
+        return self._document
+
+    def _rewrite_csv(self) -> None:
+        atomic_write(self._paths.csv, _csv(self.rows, header=True))
+
+
+def _csv(rows: list[dict[str, Any]], header: bool) -> str:
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).to_csv(index=False, header=header)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _jsonable(value: Any) -> Any:
+    """`value` with NumPy numbers as Python's, and what is not finite as null."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

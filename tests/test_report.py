@@ -1,0 +1,208 @@
+"""The report: every figure from the JSON file, rebuilt at any time, and honest about what the run is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from ddpm.errors import RequestError
+from ddpm.paths import PROJECT_ROOT, RunPaths
+from metrics.plots import PLOTS
+from metrics.report import load_document, main, render, table, write_report
+from tests.metrics_documents import make_document
+
+
+def publish(root: Path, document: dict, samples: int = 0) -> RunPaths:
+    """A run's folder as training leaves it: the JSON file and some sample grids."""
+    paths = RunPaths(root, document["run"])
+    paths.samples.mkdir(parents=True)
+    paths.json.write_text(json.dumps(document))
+    for index in range(1, samples + 1):
+        Image.new("L", (8, 8)).save(paths.samples / f"{document['data']}_epoch_{10 * index:04d}.png")
+    return paths
+
+
+def report_of(paths: RunPaths) -> str:
+    """The text of the report, without drawing the plots."""
+    return render(load_document(paths), paths)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def section(report: str, name: str) -> str:
+    return re.split(r"^## ", report.split(f"\n## {name}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [cells(line) for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_summary_follows_from_the_rows(tmp_path: Path) -> None:
+    document = make_document(12)
+    rows = pd.DataFrame(document["epochs"])
+    report = report_of(publish(tmp_path, document))
+    summary = {row[0].strip("`"): row[1] for row in rows_of(section(report, "Summary"))[2:]}
+    assert list(summary)[:10] == [
+        "total_epochs", "total_samples", "total_time_sec", "total_time_human", "best_epoch", "best_loss", "final_loss",
+        "final_lr", "avg_throughput_sps", "peak_gpu_mem_mb",
+    ]  # fmt: skip
+    assert summary["total_epochs"] == "12"
+    assert summary["total_samples"] == f"{rows.images_seen.iloc[-1]:,}"
+    assert summary["total_time_sec"] == f"{rows.epoch_time_sec.sum():,.1f}"
+    assert summary["best_epoch"] == str(rows.epoch[rows.loss_mean.idxmin()])
+    assert summary["best_loss"] == f"{rows.loss_mean.min():.5f}"
+    assert summary["final_loss"] == f"{rows.loss_mean.iloc[-1]:.5f}"
+    assert summary["final_lr"] == "1.000e-04"
+    assert summary["avg_throughput_sps"] == f"{rows.train_images.sum() / rows.train_time_sec.sum():,.1f}"
+    assert summary["peak_gpu_mem_mb"] == f"{rows.gpu_mem_peak_mb.max():,.0f}"
+    assert summary["best_val_loss_ema"] == f"{rows.val_loss_ema.min():.5f}"
+
+
+def test_a_row_per_epoch_with_dashes_for_what_is_missing(tmp_path: Path) -> None:
+    document = make_document(3, gpu=False)
+    document["epochs"][1].update(loss_mean=None, grad_norm=None)
+    heads, _, *body = rows_of(section(report_of(publish(tmp_path, document)), "Per-Epoch Metrics"))
+    assert heads == [
+        "Epoch", "Loss mean", "Loss std", "Loss min", "Loss max", "LR", "Grad Norm", "Samples/s", "GPU Peak MB",
+        "EMA Δ", "Time (s)",
+    ]  # fmt: skip
+    assert [row[0] for row in body] == ["1", "2", "3"]
+    assert [row[8] for row in body] == ["–"] * 3  # no GPU
+    assert (body[1][1], body[1][6]) == ("–", "–")
+    first = document["epochs"][0]
+    assert body[0][1] == f"{first['loss_mean']:.5f}" and body[0][10] == f"{first['epoch_time_sec']:,.1f}"
+
+
+def test_the_model_card_head_is_yaml_and_names_the_data_truthfully(tmp_path: Path) -> None:
+    def head(data: str) -> dict:
+        report = report_of(publish(tmp_path, make_document(1, data=data, run=f"on: {data}")))
+        return yaml.safe_load(report.split("---\n")[1])
+
+    emnist, glyphs = head("emnist"), head("glyphs")
+    assert emnist["library_name"] == "diffusers" and emnist["model_name"] == "on: emnist"
+    assert emnist["datasets"] == ["emnist"]
+    assert "datasets" not in glyphs and "emnist" not in glyphs["tags"] and "glyphs" in glyphs["tags"]
+
+
+def test_glyphs_are_announced_before_the_first_figure(tmp_path: Path) -> None:
+    report = report_of(publish(tmp_path, make_document(2, data="glyphs")))
+    assert report.index("embedded glyphs, not EMNIST") < report.index("## Summary")
+    assert "EMNIST Balanced" not in report
+
+
+def test_title_hyperparameters_and_starts_are_those_of_the_document(tmp_path: Path) -> None:
+    starts = [
+        {"time": "2026-05-04T01:00:00+00:00", "step": 0, "epoch": 0, "cause": "started"},
+        {"time": "2026-05-04T02:00:00+00:00", "step": 586, "epoch": 2, "cause": "resumed from step_00000586"},
+    ]
+    document = make_document(4, starts=starts)
+    report = report_of(publish(tmp_path, document))
+    assert f"\n# Training Report: {document['run']}\n" in report
+    assert json.loads(report.split("```json\n")[1].split("```")[0]) == document["hyperparameters"]
+    assert rows_of(section(report, "Starts"))[2:] == [
+        [s["time"], s["cause"], str(s["epoch"]), str(s["step"])] for s in starts
+    ]
+    for fact in ("node7", "Linux-6.8-x86_64", "2.14.1", "4 × NVIDIA L40S"):
+        assert fact in report
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+def test_an_unfinished_run_says_so(tmp_path: Path, state: str) -> None:
+    report = report_of(publish(tmp_path, make_document(3, state=state)))
+    word = "In progress" if state == "running" else f"The run {state} before its end"
+    assert word in report and "3 of 100 epochs have finished" in report
+    finished = report_of(publish(tmp_path / "other", make_document(3)))
+    assert "In progress" not in finished and "before its end" not in finished
+
+
+def test_a_run_without_an_epoch_has_a_report_too(tmp_path: Path) -> None:
+    report = report_of(publish(tmp_path, make_document(0, state="running")))
+    assert "No epoch has finished yet." in report
+    assert {row[1] for row in rows_of(section(report, "Summary"))[3:5]} <= {"–", "0", "0.0"}
+
+
+def test_every_link_leads_to_a_file(tmp_path: Path) -> None:
+    document = make_document(2)
+    paths = publish(tmp_path, document, samples=7)
+    for place in (paths.log, paths.checkpoints / "step_00000586" / "meta.json"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("{}")
+    (paths.checkpoints / "latest").symlink_to("step_00000586")
+    document["artifacts"]["gone"] = "checkpoints/removed"
+    paths.json.write_text(json.dumps(document))
+    report = write_report(paths).read_text()
+    links = [unquote(target) for target in re.findall(r"\]\(([^)]*)\)", report)]
+    assert all((paths.metrics / target).exists() for target in links)
+    assert {f"plots/{name}.png" for name in PLOTS} <= set(links)
+    assert {f"samples/{path.name}" for path in paths.samples.iterdir()} <= set(links)
+    saved = {row[0]: row[1] for row in rows_of(section(report, "Saved Artifacts"))[2:]}
+    assert "checkpoints/" in saved["checkpoint"] and "training_report.md" in saved["report"]
+    assert "gone" not in saved and "best checkpoint" not in saved
+    pictures = re.findall(r"!\[\w+\]\((samples/[^)]*)\)", report)
+    assert pictures[0] == "samples/emnist_epoch_0070.png"  # the newest, above all tables
+    assert report.index(pictures[0]) < report.index("## Summary")
+    assert len(set(pictures)) == 4  # older ones are linked
+    assert report_of(paths) == report  # the same file gives the same report
+
+
+def test_class_counts_say_whether_they_are_equal(tmp_path: Path) -> None:
+    document = make_document(1)
+    equal = section(report_of(publish(tmp_path, document)), "Data")
+    assert "2,400 in each of 47 classes (equal)" in equal
+    document["data_summary"]["train_counts"][10] = 7
+    skewed = section(report_of(publish(tmp_path / "other", document)), "Data")
+    assert "**not equal**: from 7 (`A`) to 2,400 (`0`)" in skewed
+    assert ["`A`", "7", "400"] in rows_of(skewed)
+
+
+def test_cells_cannot_break_a_table() -> None:
+    assert table(["a"], [["x|y\nz"]]).splitlines()[2] == "| x\\|y z |"
+
+
+def test_rebuilt_from_the_command_line(tmp_path: Path) -> None:
+    """In a process of its own, which needs neither torch nor a display."""
+    paths = publish(tmp_path, make_document(3, gpu=False, data="glyphs", state="running"), samples=1)
+    code = (
+        "import sys, metrics.report; code = metrics.report.main(); "
+        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, paths.run, "--output-root", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(paths.report), "")
+    assert "# Training Report" in paths.report.read_text()
+    assert sorted(path.stem for path in paths.plots.iterdir()) == sorted(PLOTS)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"run": "r"}', '{"run": 1}'])
+def test_a_missing_or_damaged_file_is_one_line_and_writes_nothing(tmp_path: Path, capsys, content: str | None) -> None:
+    paths = RunPaths(tmp_path, "r")
+    paths.metrics.mkdir(parents=True)
+    if content is not None:
+        paths.json.write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["r", "--output-root", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and "training_metrics.json" in err
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(RequestError):
+        write_report(paths)
+
+
+def test_an_unknown_run_ends_the_process_with_2_and_names_the_known(tmp_path: Path) -> None:
+    publish(tmp_path, make_document(1, run="known"))
+    command = [sys.executable, "-m", "metrics.report", "unknown", "--output-root", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and "known" in done.stderr
+    assert not (tmp_path / "metrics" / "output" / "unknown").exists()
