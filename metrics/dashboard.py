@@ -1,0 +1,144 @@
+"""The dashboard: draws what a run has published. `render` is a function of a `RunState` and a size, of nothing else.
+
+A large terminal gets four panels side by side, 80x24 gets them stacked, and a smaller one gets the same facts as lines.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+from rich.console import Group, RenderableType
+from rich.layout import Layout
+from rich.text import Text
+
+from metrics.panels import (
+    ACCENT,
+    bar,
+    epochs_panel,
+    eta,
+    fractions,
+    gpu_panel,
+    gpu_summary,
+    gpus_of,
+    line,
+    log_lines,
+    log_panel,
+    panel,
+    progress_panel,
+)
+from metrics.run_state import RunState
+from metrics.text import duration, loss, number, rate, speed
+
+WIDE, VERY_WIDE = 110, 150  # columns: progress beside GPUs; epochs beside log
+SMALL = (60, 18)  # columns and rows below which panels do not fit
+PROGRESS_ROWS = 4
+STATES = {"running": "green", "finished": "bright_cyan", "stopped": "yellow", "failed": "red"}
+
+
+def render(state: RunState, size: tuple[int, int]) -> RenderableType:
+    """The view of a run, exactly `size` (columns, rows) large."""
+    width, height = size
+    if width < SMALL[0] or height < SMALL[1]:
+        return _lines(state, width, height)
+    notice = textwrap.wrap(state.notice or "", width - 4)[:3]
+    top = Layout(_header(state, width, notice), size=1 + len(notice))
+    if state.status is None:
+        waiting = Text("waiting for the run to publish its status …", style="dim italic", justify="center")
+        body = [Layout(panel(Group(*[""] * (height // 2 - 2), waiting), "progress"))]
+    else:
+        body = _body(state, width, height - 1 - len(notice))
+    page = Layout()
+    page.split_column(top, *body)
+    return page
+
+
+def natural_height(state: RunState, width: int) -> int:
+    """The rows that show everything at this width without empty space; at most 40."""
+    gpus = min(8, max(1, len(gpus_of(state)))) + 2
+    top = max(PROGRESS_ROWS + 2, gpus) if width >= WIDE else PROGRESS_ROWS + 2 + gpus
+    epochs, log = min(len(state.epochs), 10) + 3, len(log_lines(state, width - 4, 12)) + 2
+    rest = max(epochs, log) if width >= VERY_WIDE else epochs + max(3, log)
+    return min(40, max(SMALL[1], 2 + top + rest))
+
+
+def _body(state: RunState, width: int, height: int) -> list[Layout]:
+    """Progress and GPUs, epochs and log, sized so that the log gets what the others do not need."""
+    gpu_rows = max(1, len(gpus_of(state)))
+    if width >= WIDE:
+        top = max(PROGRESS_ROWS + 2, min(gpu_rows + 2, height // 2 - 2))
+        half = width // 2
+        upper = Layout(size=top)
+        upper.split_row(
+            Layout(progress_panel(state, width - half), size=width - half),
+            Layout(gpu_panel(state, half, top - 2), size=half),
+        )
+        above = [upper]
+    else:
+        gpus = 2 + min(gpu_rows, max(1, (height - 15) // 2))
+        top = PROGRESS_ROWS + 2 + gpus
+        above = [
+            Layout(progress_panel(state, width), size=PROGRESS_ROWS + 2),
+            Layout(gpu_panel(state, width, gpus - 2), size=gpus),
+        ]
+    rest = height - top
+    if width >= VERY_WIDE:
+        left, lower = 88, Layout()
+        lower.split_row(
+            Layout(epochs_panel(state, left, rest - 3), size=left), Layout(log_panel(state, width - left, rest - 2))
+        )
+        return [*above, lower]
+    rows = max(1, min(len(state.epochs), rest // 2 - 3))
+    return [
+        *above,
+        Layout(epochs_panel(state, width, rows), size=rows + 3),
+        Layout(log_panel(state, width, rest - rows - 5)),
+    ]
+
+
+def _badge(state: RunState) -> Text:
+    """The state in its colour, and the phase with its age: `● running  training 3:12`."""
+    status = state.status
+    if status is None:
+        return Text("○ waiting", style="yellow")
+    if state.dead:
+        return Text("✗ no heartbeat", style="bold red")
+    name = str(status.get("state"))
+    badge = Text(f"● {name}", style=f"bold {STATES.get(name, 'default')}")
+    if state.ended:
+        code = status.get("exit_code")
+        return badge if code is None else badge.append(f" (exit {code})", style="default")
+    phase_age = state.now - (number(status.get("phase_time")) or state.now)
+    return badge.append(f"  {status.get('phase')} {duration(phase_age)}", style="default")
+
+
+def _header(state: RunState, width: int, notice: list[str]) -> RenderableType:
+    data = (state.status or {}).get("data")
+    badge = _badge(state)
+    title = Text.assemble((" ▚ ", ACCENT), (state.run, "bold"), (f"  {data}" if data else "", ACCENT))
+    title.truncate(max(0, width - badge.cell_len - 2), overflow="ellipsis", pad=True)
+    warnings = [line((f"  {text}".ljust(width), "bold white on red")) for text in notice]
+    return Group(line(title, " ", badge), *warnings)
+
+
+def _lines(state: RunState, width: int, height: int) -> RenderableType:
+    """The view of a terminal that is too small for panels: the same facts, the most important first."""
+    status = state.status
+    head = [line((state.run, "bold")), line(_badge(state))]
+    head += [line((text, "bold white on red")) for text in textwrap.wrap(state.notice or "", max(8, width))[:3]]
+    if status is not None:
+        run, epoch = fractions(status)
+        for name, count, share, style, more in (
+            ("epoch", f"{status.get('epoch')}/{status.get('epochs')}", run, ACCENT, eta(status, state.ended)),
+            ("batch", f"{status.get('batch')}/{status.get('batches')}", epoch, "magenta", f"{epoch:.0%}"),
+        ):
+            head.append(line((f"{name} {count} ", style), bar(share, width // 4, style), f" {more}"))
+        pace = f"{speed(status.get('samples_per_sec'))} images/s"
+        head.append(line(f"loss {loss(status.get('loss'))}  lr {rate(status.get('lr'))}  {pace}"))
+        gpus = gpus_of(state)
+        name = f"{len(gpus)} GPUs" if len(gpus) > 1 else "GPU"
+        head.append(gpu_summary(gpus, name) if gpus else line(("no GPU", "bright_black")))
+        for row in state.epochs[-1:]:
+            scores = f"loss {loss(row.get('loss_mean'))}, val EMA {loss(row.get('val_loss_ema'))}"
+            head.append(line(f"epoch {row.get('epoch')}: {scores}"))
+    lines = head[:height]
+    return Group(*lines, *log_lines(state, width, height - len(lines)))

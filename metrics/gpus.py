@@ -1,0 +1,133 @@
+"""What the GPUs of a job are doing, read through NVML and published as `gpus/<node>.json`, one file per node.
+
+Local rank 0 of every node runs one `GpuSampler`. NVML knows nothing of CUDA_VISIBLE_DEVICES and counts in another order
+than CUDA, so the GPUs are named by UUID: those that the job uses on this node, and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from ddpm.files import atomic_write
+from ddpm.paths import RunPaths
+from metrics.status import SafeWriter, read_json
+
+MEBIBYTE = 2**20
+
+
+class GpuSampler:
+    """Writes what the GPUs `uuids` (with or without "GPU-" in front) of the node `node` are doing, every `interval` s.
+
+    A figure that a GPU does not give (a MIG slice has no temperature, say) is null. Where there is no NVIDIA driver, or
+    there are no UUIDs, it writes one file that says "no GPU" and rests. `nvml` stands in for the module `pynvml`.
+    """
+
+    def __init__(
+        self, paths: RunPaths, node: str, uuids: Sequence[str], *, interval: float = 2.0, nvml: Any = None
+    ) -> None:
+        self.path = paths.gpus / f"{node}.json"
+        self.node = node
+        self.uuids = list(uuids)
+        self._nvml = nvml
+        self._interval = interval
+        self._writer = SafeWriter()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gpus", daemon=True)
+
+    def start(self) -> None:
+        """Begin sampling in a daemon thread: NVML may take a second to wake up."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; the last figures stay in the file."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        nvml = self._open()
+        if nvml is None:
+            self._publish([], note="no GPU")
+            return
+        try:
+            handles = [_handle(nvml, uuid) for uuid in self.uuids]
+            while not self._closing.is_set():
+                gpus = [
+                    _sample(nvml, handle, uuid, i)
+                    for i, (handle, uuid) in enumerate(zip(handles, self.uuids, strict=True))
+                ]
+                self._publish(gpus, note=None)
+                self._closing.wait(self._interval)
+        finally:
+            _ask(nvml.nvmlShutdown)
+
+    def _open(self) -> Any | None:
+        if not self.uuids:
+            return None
+        try:
+            nvml = self._nvml or _import_nvml()
+            nvml.nvmlInit()
+        except Exception:  # no module, no driver, no device: the same to us
+            return None
+        return nvml
+
+    def _publish(self, gpus: list[dict[str, Any]], note: str | None) -> None:
+        record = {"time": time.time(), "node": self.node, "gpus": gpus, "note": note}
+        self._writer.write(atomic_write, self.path, json.dumps(record) + "\n")
+
+
+def read_gpus(paths: RunPaths) -> list[dict[str, Any]]:
+    """What every node says of its GPUs, in the order of the nodes' names."""
+    records = (read_json(path) for path in sorted(paths.gpus.glob("*.json")))
+    return [record for record in records if record is not None]
+
+
+def _import_nvml() -> ModuleType:
+    import pynvml
+
+    return pynvml
+
+
+def _ask(question: Callable[..., Any], *args: Any) -> Any | None:
+    """NVML's answer, None where it has none: not supported, no permission, a GPU that fell off the bus."""
+    try:
+        return question(*args)
+    except Exception:
+        return None
+
+
+def _handle(nvml: Any, uuid: str) -> Any | None:
+    """NVML's handle of a GPU; CUDA gives UUIDs without the prefix that NVML wants."""
+    for name in (uuid, f"GPU-{uuid}", f"MIG-{uuid}"):
+        handle = _ask(nvml.nvmlDeviceGetHandleByUUID, name)
+        if handle is not None:
+            return handle
+    return None
+
+
+def _sample(nvml: Any, handle: Any | None, uuid: str, position: int) -> dict[str, Any]:
+    """One GPU's figures now; `position` among the job's GPUs serves as its index where NVML has none."""
+
+    def ask(name: str, *args: Any) -> Any | None:
+        return None if handle is None else _ask(getattr(nvml, name, None), handle, *args)
+
+    def scaled(value: Any | None, divisor: float) -> float | None:
+        return None if value is None else round(value / divisor, 1)
+
+    index, name = ask("nvmlDeviceGetIndex"), ask("nvmlDeviceGetName")
+    memory, rates = ask("nvmlDeviceGetMemoryInfo"), ask("nvmlDeviceGetUtilizationRates")
+    return {
+        "index": position if index is None else index,
+        "name": name.decode() if isinstance(name, bytes) else name or f"GPU {uuid}",
+        "utilization": getattr(rates, "gpu", None),
+        "memory_used_mb": scaled(getattr(memory, "used", None), MEBIBYTE),
+        "memory_total_mb": scaled(getattr(memory, "total", None), MEBIBYTE),
+        "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        "power_w": scaled(ask("nvmlDeviceGetPowerUsage"), 1000),
+        "power_limit_w": scaled(ask("nvmlDeviceGetEnforcedPowerLimit"), 1000),
+    }

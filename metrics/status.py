@@ -1,0 +1,242 @@
+"""A run's published state: what training says of itself while it runs, and how anybody reads it back.
+
+Rank 0 keeps one `StatusPublisher`. It leaves two files in the run's folder under `metrics/output/`:
+
+- `status.json`: where the run stands now, rewritten atomically about once a second by a background thread. The thread
+  also writes when nothing changed (the heartbeat), so an old `heartbeat` means that the process is gone, and an old
+  `progress_time` that the process lives but no longer steps.
+- `events.jsonl`: what happened, one JSON object a line, appended. `{"kind": "log"}` is a message with a severity,
+  `{"kind": "epoch"}` the row of an epoch.
+
+The dashboard (`metrics/dashboard.py`) draws these files, the CSV and `gpus/*.json`; it never asks training.
+Stamps are seconds since 1970, so that another machine can read them; intervals are measured on the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import numbers
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddpm.files import atomic_write
+from ddpm.paths import RunPaths
+
+SEVERITIES = ("debug", "info", "success", "warning", "error")
+ENDED = ("finished", "stopped", "failed")
+TAIL_BYTES = 64 * 1024
+
+
+class SafeWriter:
+    """Writes that must never end training: the first failure is said on stderr, and every write is tried anew.
+
+    `trouble` is the reason of the latest write's failure, None when it went well.
+    """
+
+    def __init__(self) -> None:
+        self.trouble: str | None = None
+        self._warned = False
+
+    def write(self, action: Callable[[Path, str], None], path: Path, text: str) -> bool:
+        """Call `action(path, text)`, making the folder first if it is missing; whether it went well."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            action(path, text)
+        except OSError as error:
+            self.trouble = f"cannot write {path}: {error.strerror or error}"
+            if not self._warned:
+                self._warned = True  # first, as stderr may lead back here
+                print(f"warning: {self.trouble}; training goes on, and writing is tried again", file=sys.stderr)
+            return False
+        self.trouble = None
+        return True
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append `line` in one write, and close the file: a deleted or rotated file comes back with the next line."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode(errors="backslashreplace") + b"\n")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say of `value`: NumPy's numbers become Python's, NaN and infinity null."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else None
+
+
+def to_json(fields: dict[str, Any]) -> str:
+    """A flat dict as one line of strict JSON."""
+    return json.dumps({key: _plain(value) for key, value in fields.items()}, allow_nan=False)
+
+
+class StatusPublisher:
+    """Publishes the state of the run `paths`; `fields` are the first values, in the words of `status.json`.
+
+    `update` only stores, so it costs the training thread microseconds; a daemon thread does the writing.
+    """
+
+    def __init__(
+        self, paths: RunPaths, fields: dict[str, Any] | None = None, *, interval: float = 1.0, heartbeat: float = 5.0
+    ) -> None:
+        now = time.time()
+        self.paths = paths
+        self.writer = SafeWriter()
+        self._interval = interval
+        self._heartbeat = heartbeat
+        self._fields: dict[str, Any] = {
+            **{"run": paths.run, "data": None, "state": "running", "phase": "starting", "message": None},
+            **{"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID")},
+            **{"world_size": 1, "nodes": 1, "device": "cpu"},
+            **{"started": now, "heartbeat": now, "progress_time": now, "phase_time": now},
+            **{"epoch": 0, "epochs": 0, "batch": 0, "batches": 0, "step": 0, "total_steps": 0, "images_seen": 0},
+            **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec", "exit_code")),
+            **(fields or {}),
+        }
+        self._changed = True
+        self._lock = threading.Lock()  # guards the fields
+        self._write_lock = threading.Lock()  # one writer at a time
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+
+    def start(self) -> None:
+        """Write `status.json` once, then keep writing it from the thread."""
+        self._close_torn_line()
+        self._write()
+        self._thread.start()
+
+    def update(self, **fields: Any) -> None:
+        """Store new values; `progress_time` and `phase_time` follow from `step` and `phase`."""
+        with self._lock:
+            if fields.get("step", self._fields["step"]) != self._fields["step"]:
+                self._fields["progress_time"] = time.time()
+            if fields.get("phase", self._fields["phase"]) != self._fields["phase"]:
+                self._fields["phase_time"] = time.time()
+            self._fields.update(fields)
+            self._changed = True
+
+    def fields(self) -> dict[str, Any]:
+        """A copy of the fields as they stand."""
+        with self._lock:
+            return dict(self._fields)
+
+    def log(self, message: str, severity: str = "info") -> None:
+        """Publish a message, one of `SEVERITIES`."""
+        self.event(kind="log", severity=severity, message=message)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Publish the row of an epoch, the CSV's columns as keys."""
+        self.event(kind="epoch", row={key: _plain(value) for key, value in row.items()})
+
+    def event(self, **event: Any) -> None:
+        """Append one line to `events.jsonl`, stamped with the time. Values must be JSON's."""
+        self.writer.write(append_line, self.paths.events, json.dumps({"time": time.time(), **event}))
+
+    def close(self, state: str, exit_code: int | None = None, message: str | None = None) -> None:
+        """Write the final state before returning, and end the thread."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        phase = {"phase": "done"} if state == "finished" else {}
+        self.update(state=state, exit_code=exit_code, message=message, **phase)
+        self._write()
+
+    def _run(self) -> None:
+        written = time.monotonic()
+        while not self._closing.wait(self._interval):
+            now = time.monotonic()
+            due = self._changed or now - written >= self._heartbeat or not self.paths.status.exists()
+            if due and self._write():
+                written = now
+
+    def _write(self) -> bool:
+        with self._write_lock:
+            with self._lock:
+                self._fields["heartbeat"] = time.time()
+                text = to_json(self._fields)
+                self._changed = False
+            return self.writer.write(atomic_write, self.paths.status, text + "\n")
+
+    def _close_torn_line(self) -> None:
+        """A crash may have left half a line: end it, so that the next event is a line of its own."""
+        try:
+            with open(self.paths.events, "rb") as file:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"
+        except OSError:  # no events yet, or none at all in the file
+            return
+        if torn:
+            self.writer.write(append_line, self.paths.events, "")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is none to be read (missing, foreign, damaged)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_status(paths: RunPaths) -> dict[str, Any] | None:
+    """What `status.json` says, None when it is not there."""
+    return read_json(paths.status)
+
+
+def read_events(paths: RunPaths, last: int = 200) -> list[dict[str, Any]]:
+    """The latest events, oldest first: at most `last`, and of the file's last 64 KiB; torn lines are left out."""
+    try:
+        with open(paths.events, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    events = []
+    for line in lines[-last - 1 :]:
+        try:
+            event = json.loads(line)
+        except ValueError:  # torn: cut by our seek, by a crash, or still being written
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events[-last:]
+
+
+def read_epochs(paths: RunPaths, last: int | None = None) -> list[dict[str, Any]]:
+    """The latest rows of the CSV, oldest first, as numbers, None for an empty cell; half a row is left out."""
+    try:
+        text = paths.csv.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    whole = text[: text.rfind("\n") + 1]
+    rows = [
+        {key: _cell(cell) for key, cell in row.items()}
+        for row in csv.DictReader(whole.splitlines())
+        if None not in row and None not in row.values()
+    ]
+    return rows[-last:] if last else rows
+
+
+def _cell(text: str) -> int | float | str | None:
+    """A cell's number; its text where it is none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None

@@ -1,0 +1,397 @@
+"""What a run shows: plain lines off a terminal, the dashboard on one, and the same view from another shell.
+
+The terminals are real (`pty`), the runs are real processes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ddpm.paths import PROJECT_ROOT, RunPaths
+from metrics.dashboard import render
+from metrics.gpus import read_gpus
+from metrics.run_state import RunReader, RunState
+from metrics.screen import snapshot
+from metrics.status import StatusPublisher, append_line, read_events, read_status
+from pretty_logger import PrettyLogger
+
+ENTER, LEAVE, HIDE, SHOW = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25l", "\x1b[?25h"
+TRAINING = """
+import os, sys, time, warnings
+from pathlib import Path
+from ddpm.paths import RunPaths
+from pretty_logger import PrettyLogger
+
+root, ending = Path(sys.argv[1]), sys.argv[2]
+with PrettyLogger(RunPaths(root, "a_run"), {"data": "glyphs", "epochs": 2, "total_steps": 20, "batches": 10}) as logger:
+    logger.log("\\x1b[31mhello\\x1b[0m from the run", "success")
+    logger.set_progress(phase="training")
+    logger.set_progress(epoch=1, batch=10, step=10, images_seen=100, loss=0.5, lr=1e-4, samples_per_sec=10.0)
+    print("a library prints")
+    warnings.warn("a library warns")
+    logger.log_epoch_summary({"epoch": 1, "loss_mean": 0.5, "samples_per_sec": 10.0, "epoch_time_sec": 9.6})
+    if ending == "crash":
+        time.sleep(1)
+        raise RuntimeError("out of luck")
+    if ending == "forever":
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return RunPaths(tmp_path, "a_run")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "TERM": "xterm-256color", **extra}
+
+
+def view(paths: RunPaths, *flags: str, **extra: str) -> subprocess.CompletedProcess:
+    """`python pretty_logger.py` off a terminal."""
+    command = [sys.executable, str(PROJECT_ROOT / "pretty_logger.py"), paths.run, "--output-root", str(paths.root)]
+    return subprocess.run([*command, *flags], capture_output=True, text=True, env=environment(**extra), timeout=30)
+
+
+class Terminal:
+    """A process on a terminal of its own, and all that it has written there."""
+
+    def __init__(self, command: list[str], size: tuple[int, int] = (100, 30), **extra: str) -> None:
+        self.keys, self.tty = pty.openpty()
+        self.resize(size)
+        self.before = termios.tcgetattr(self.tty)
+        self.process = subprocess.Popen(
+            command, stdin=self.tty, stdout=self.tty, stderr=self.tty, env=environment(**extra), start_new_session=True
+        )
+        self.output = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+
+    def resize(self, size: tuple[int, int]) -> None:
+        fcntl.ioctl(self.tty, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+
+    def read(self, timeout: float = 0.1) -> None:
+        while select.select([self.keys], [], [], timeout)[0]:
+            self.output += self._decode(os.read(self.keys, 65536))
+
+    def text(self, start: int = 0) -> str:
+        """What was written since `start`, without the colours."""
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.output[start:])
+
+    def wait_for(self, pattern: str, timeout: float = 15.0, start: int = 0) -> None:
+        end = time.monotonic() + timeout
+        while not re.search(pattern, self.text(start), re.DOTALL):
+            assert time.monotonic() < end, f"{pattern!r} is not in {self.text(start)[-2000:]!r}"
+            self.read()
+
+    def close(self) -> str:
+        """Wait for the process, and hold the terminal to what it was before; what was printed after the view."""
+        end = time.monotonic() + 15
+        while self.process.poll() is None and time.monotonic() < end:
+            self.read()
+        self.read()
+        assert self.process.poll() is not None, "the process does not end"
+        assert self.output.rindex(LEAVE) > self.output.rindex(ENTER)
+        assert self.output.rindex(SHOW) > self.output.rindex(HIDE)
+        after = termios.tcgetattr(self.tty)
+        assert after == self.before and after[3] & termios.ECHO
+        os.close(self.tty)
+        os.close(self.keys)
+        return self.output[self.output.rindex(LEAVE) + len(LEAVE) :]
+
+
+def train(paths: RunPaths, ending: str) -> list[str]:
+    return [sys.executable, "-c", TRAINING, str(paths.root), ending]
+
+
+def publish(paths: RunPaths, **status: object) -> dict:
+    """Files of a run as it might have left them."""
+    now = time.time()
+    known = {
+        **{"run": paths.run, "data": "emnist", "state": "running", "phase": "training", "host": "vn1", "pid": 123},
+        **{"slurm_job_id": "7", "world_size": 4, "nodes": 2, "device": "cuda"},
+        **{"started": now - 100, "heartbeat": now, "progress_time": now, "phase_time": now - 9},
+        **{"epoch": 3, "epochs": 100, "batch": 40, "batches": 293, "step": 626, "total_steps": 29300},
+        **{"images_seen": 240_384, "loss": 0.0421, "lr": 1e-4, "grad_norm": 0.33, "samples_per_sec": 2433.0},
+        **{"eta_sec": 3723.0, "message": None, "exit_code": None},
+    }
+    paths.gpus.mkdir(parents=True, exist_ok=True)
+    paths.status.write_text(json.dumps(known | status))
+    for severity in ("debug", "info", "success", "warning", "error"):
+        append_line(
+            paths.events, json.dumps({"time": now, "kind": "log", "severity": severity, "message": f"a {severity}"})
+        )
+    with open(paths.csv, "w", newline="") as file:
+        columns = [
+            "epoch",
+            "loss_mean",
+            "val_loss",
+            "val_loss_ema",
+            "lr",
+            "grad_norm",
+            "samples_per_sec",
+            "epoch_time_sec",
+        ]
+        rows = [[n, 1 / n, 1.1 / n, "" if n == 2 else 1.05 / n, 1e-4, 0.3, 2400, 46] for n in range(1, 31)]
+        csv.writer(file).writerows([columns, *rows])
+    for node in ("vn1", "vn2"):
+        gpu = {"name": "NVIDIA L40S", "utilization": 97, "memory_used_mb": 30720, "memory_total_mb": 46068}
+        gpu |= {"temperature_c": 61, "power_w": 301.2, "power_limit_w": None if node == "vn2" else 350.0}
+        gpus = [{"index": 0, **gpu}, {"index": 1, **gpu}]
+        (paths.gpus / f"{node}.json").write_text(json.dumps({"time": now, "node": node, "gpus": gpus, "note": None}))
+    return known | status
+
+
+# Off a terminal
+
+
+def test_off_a_terminal_one_plain_line_an_event_whatever_the_colour_variables_say(paths):
+    colours = {
+        "FORCE_COLOR": "1",
+        "CLICOLOR_FORCE": "1",
+        "TTY_COMPATIBLE": "1",
+        "TTY_INTERACTIVE": "1",
+        "COLUMNS": "40",
+    }
+    done = subprocess.run(train(paths, "end"), capture_output=True, text=True, env=environment(**colours), timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+    expected = [
+        stamp + "success  hello from the run",
+        stamp + r"info     epoch 1/2  batch 10/10  step 10/20  loss 0\.5000  lr 1\.0e-04  images/s 10\.0  ETA 0:10",
+        "a library prints",
+        stamp + r"info     epoch 1/2 done  loss 0\.5000  images/s 10\.0  time 0:10",
+        stamp + r"info     finished \(exit code 0\)",
+    ]
+    assert len(lines) == len(expected)
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines, strict=True)), lines
+    assert paths.log.read_text().splitlines() == [line for line in lines if line != "a library prints"]
+    status = read_status(paths)
+    assert (status["state"], status["exit_code"], status["phase"], status["eta_sec"]) == ("finished", 0, "done", 10.0)
+
+
+def test_the_log_is_appended_on_resume_and_a_message_of_many_lines_is_many_events(paths, capsys):
+    for _ in range(2):
+        with PrettyLogger(paths) as logger:
+            logger.log("one\ntwo \udcff\x07", "no such severity")
+    assert [event["message"] for event in read_events(paths)] == ["one", "two \\udcff"] * 2
+    assert {event["severity"] for event in read_events(paths)} == {"info"}
+    assert len(paths.log.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [(RuntimeError("bad\nluck"), "failed", 1), (SystemExit(75), "stopped", 75), (SystemExit(2), "failed", 2)],
+)
+def test_an_exception_says_how_the_run_ended(paths, capsys, error, state, code):
+    with pytest.raises(type(error)), PrettyLogger(paths):
+        raise error
+    status = read_status(paths)
+    assert (status["state"], status["exit_code"]) == (state, code)
+    assert "Traceback" not in (status["message"] or "")
+
+
+def test_what_training_says_of_its_end_is_not_overwritten(paths, capsys):
+    with PrettyLogger(paths) as logger:
+        logger.stop("stopped", 75, "asked to stop")
+        logger.log("the report is there", "success")
+    assert read_status(paths)["state"] == "stopped"
+    assert "the report is there" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_other_ranks_are_silent_and_the_first_of_another_node_only_samples_gpus(paths, capsys):
+    for local_rank in (1, 0):
+        with PrettyLogger(paths, {}, rank=4 + local_rank, local_rank=local_rank, node="vn2") as logger:
+            logger.log("hello")
+            logger.set_progress(step=1)
+            logger.log_epoch_summary({"epoch": 1})
+            time.sleep(0.1)
+        files = [path.relative_to(paths.root) for path in paths.root.rglob("*") if path.is_file()]
+        assert files == ([] if local_rank else [Path("metrics/output/a_run/gpus/vn2.json")])
+    assert read_gpus(paths)[0]["note"] == "no GPU"
+    assert capsys.readouterr().out == ""
+
+
+# On a terminal
+
+
+def test_the_dashboard_is_shown_follows_a_resize_and_ctrl_c_restores_the_terminal(paths):
+    terminal = Terminal(train(paths, "forever"), (100, 30), FORCE_COLOR="1", COLUMNS="20")
+    for title in ("progress", "GPUs", "epochs", "log", "hello from the run", "a library prints", "a library warns"):
+        terminal.wait_for(title)
+    start = len(terminal.output)
+    terminal.resize((60, 18))
+    terminal.wait_for(r"\x1b\[H.* log .*╯.*\x1b\[H.* log .*╯", start=start)  # two drawings
+    borders = re.findall("╭[^╮]*╮", terminal.text(start))
+    assert {len(border) for border in borders[-3:]} == {60}
+    terminal.process.send_signal(signal.SIGINT)
+    farewell = terminal.close()
+    assert "hello from the run" in farewell and "a_run stopped (exit code 130): interrupted" in farewell
+    assert read_status(paths)["state"] == "stopped"
+    assert "\x1b" not in paths.log.read_text()
+
+
+def test_an_exception_restores_the_terminal_and_the_traceback_is_to_be_seen(paths):
+    terminal = Terminal(train(paths, "crash"))
+    terminal.wait_for("RuntimeError")
+    farewell = terminal.close()
+    assert "a_run failed (exit code 1): RuntimeError: out of luck" in farewell
+    assert "Traceback" in farewell
+    assert read_status(paths)["state"] == "failed"
+
+
+def test_a_dumb_terminal_gets_plain_lines(paths):
+    terminal = Terminal(train(paths, "end"), TERM="dumb", FORCE_COLOR="1")
+    terminal.wait_for("finished")
+    assert "\x1b" not in terminal.output
+    terminal.process.wait(10)
+
+
+def test_a_process_that_ends_without_stop_still_leaves_the_screen(paths):
+    code = (
+        "import sys, time; from pathlib import Path; from ddpm.paths import RunPaths; import pretty_logger\n"
+        "pretty_logger.PrettyLogger(RunPaths(Path(sys.argv[1]), 'a_run')).start(); time.sleep(1)"
+    )
+    Terminal([sys.executable, "-c", code, str(paths.root)]).close()
+    assert read_status(paths)["state"] == "failed"
+
+
+# The view
+
+
+@pytest.mark.parametrize("size", [(200, 50), (120, 40), (80, 24), (60, 18), (40, 10), (10, 3), (1, 1)])
+@pytest.mark.parametrize("kind", ["running", "bare", "waiting", "odd", "dead"])
+def test_the_view_is_never_larger_than_the_terminal(paths, size, kind):
+    publish(paths, **({"heartbeat": 1.0} if kind == "dead" else {}))
+    state = RunReader(paths).read()
+    if kind == "bare":
+        state = RunState("a_run", time.time(), status={"state": "running"})
+    elif kind == "waiting":
+        state = RunState("a_run", time.time())
+    elif kind == "odd":
+        odd = dict.fromkeys(state.status, "?")
+        state = RunState("a_run", state.now, odd, [{"message": None}], [{"epoch": "x"}], [{"gpus": [{}]}])
+    console = Console(width=size[0], height=size[1], force_terminal=True, color_system=None)
+    lines = console.render_lines(render(state, size), console.options, pad=False)
+    assert len(lines) <= size[1]
+    assert all(sum(segment.cell_length for segment in line) <= size[0] for line in lines)
+
+
+def test_the_view_says_what_the_files_say(paths):
+    publish(paths)
+    text = snapshot(RunReader(paths).read(), 120)
+    for part in (
+        "a_run",
+        "emnist",
+        "running",
+        "training 0:09",
+        "vn1 · 4 x cuda · 2 nodes · Slurm 7",
+        "3/100",
+        "40/293",
+    ):
+        assert part in text
+    for part in (
+        "626/29,300",
+        "0.0421",
+        "1.0e-04",
+        "2,433",
+        "ETA 1:02:03",
+        "vn1:0",
+        "vn2:1",
+        "97 %",
+        "61°C",
+        "30.0/45 GB",
+    ):
+        assert part in text
+    assert "★ 30" in text and "best: epoch 30, val EMA 0.0350" in text and "! a warning" in text
+    assert "350 W" in text and "no heartbeat" not in text
+    assert "\x1b" not in text
+
+
+def test_many_gpus_are_summed_up_and_gpus_of_an_earlier_start_are_left_out(paths):
+    publish(paths)
+    record = json.loads((paths.gpus / "vn1.json").read_text())
+    (paths.gpus / "old.json").write_text(json.dumps(record | {"node": "old", "time": record["time"] - 5000}))
+    (paths.gpus / "vn3.json").write_text(json.dumps(record | {"node": "vn3", "gpus": record["gpus"] * 30}))
+    text = snapshot(RunReader(paths).read(), 80)
+    assert "64 x L40S on 3 nodes" in text and "more:  97 %  61°C" in text and "old:" not in text
+
+
+def test_the_heartbeat_is_judged_by_our_own_clock_once_it_is_seen_to_beat(paths):
+    publish(paths, heartbeat=time.time() - 200)
+    reader = RunReader(paths)
+    assert reader.read().dead
+    publish(paths, heartbeat=time.time() - 195)  # it beats, on a node whose clock is late
+    assert not reader.read().dead
+
+
+# Attached from another shell
+
+
+def test_attached_to_a_run_whose_process_died(paths):
+    publish(paths, heartbeat=time.time() - 190)
+    shown = view(paths, "--once", FORCE_COLOR="1")
+    flat = " ".join(shown.stdout.split())
+    assert "no heartbeat for 3 min: the job on node vn1 (pid 123, Slurm job 7) has probably died" in flat
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\x1b" not in shown.stdout
+
+
+def test_attached_to_a_run_that_lives_but_does_not_step(paths):
+    publish(paths, progress_time=time.time() - 700, phase_time=time.time() - 900)
+    assert "the job lives, but made no step for 11 min (phase: training)" in view(paths).stdout
+    publish(paths, phase="compiling", progress_time=0, phase_time=time.time() - 60)
+    assert "no step" not in view(paths).stdout
+
+
+def test_attached_on_a_terminal_it_follows_the_run_and_ends_with_it(paths):
+    publisher = StatusPublisher(paths, {"epochs": 2}, interval=0.05)
+    publisher.start()
+    terminal = Terminal([sys.executable, "pretty_logger.py", "a_run", "--output-root", str(paths.root)])
+    terminal.wait_for("running")
+    publisher.log("news from the run")
+    terminal.wait_for("news from the run")
+    publisher.close("finished", 0)
+    assert "finished" in terminal.close()
+    assert terminal.process.returncode == 0
+
+
+@pytest.mark.parametrize("leave", ["q", "\x03"])
+def test_attached_on_a_terminal_q_or_ctrl_c_leaves_and_a_deleted_status_is_waited_for(paths, leave):
+    publish(paths)
+    command = [sys.executable, "pretty_logger.py", "a_run", "--output-root", str(paths.root)]
+    # setsid --ctty makes the pty the controlling terminal, so that ^C is a signal there as in a shell
+    terminal = Terminal(["setsid", "--ctty", "--wait", *command])
+    terminal.wait_for("running")
+    paths.status.unlink()
+    terminal.wait_for("waiting for the run")
+    os.write(terminal.keys, leave.encode())
+    terminal.close()
+    assert terminal.process.returncode == 0
+
+
+def test_attached_to_nothing(paths):
+    publish(paths)
+    paths.status.unlink()
+    assert "waiting" in view(paths, "--once").stdout
+    unknown = view(RunPaths(paths.root, "b_run"))
+    assert unknown.returncode == 2 and unknown.stdout == ""
+    assert re.fullmatch(r"error: no run called 'b_run'.*a_run.*\n", unknown.stderr)
