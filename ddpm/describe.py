@@ -1,0 +1,188 @@
+"""A run in words and numbers, for its JSON file, its first log lines and `--dry-run`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import diffusers
+import torch
+
+from ddpm import data, hardware
+from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig
+from ddpm.distributed import World
+from ddpm.hardware import Choices
+from ddpm.model import activation_bytes, build_unet, count_parameters, flops_per_image
+from ddpm.paths import PROJECT_ROOT
+from ddpm.plan import Plan
+
+
+def describe_run(
+    config: TrainConfig,
+    choices: Choices,
+    world: World,
+    plan: Plan,
+    flops: float,
+    train: data.Images,
+    test: data.Images,
+) -> dict[str, Any]:
+    """Settings, environment, data and model of a run, as `training_metrics.json` holds them."""
+    return {
+        "run": config.run,
+        "data": config.data,
+        "settings": config.to_dict(),
+        "hyperparameters": hyperparameters(config, choices, plan),
+        "environment": environment(choices, world),
+        "data_summary": {
+            "train_images": len(train),
+            "test_images": len(test),
+            "class_names": list(data.CLASS_NAMES),
+            "train_counts": train.counts(),
+            "test_counts": test.counts(),
+        },
+        "model": {
+            "parameters": count_parameters(build_unet(config, "meta")),
+            "flops_per_image": flops,
+            "peak_flops": hardware.peak_flops(world.device),
+        },
+    }
+
+
+def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan) -> dict[str, Any]:
+    """The settings under the names that the reference run's report gave them, and those it did not have."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "model_name": config.model_name,
+        "size_name": config.preset,
+        "image_resolution": config.resolution,
+        "batch_size_per_gpu": config.batch_size,
+        "block_out_channels": list(config.block_out_channels),
+        "dataset_split": "balanced" if config.data == "emnist" else "glyphs (embedded, not EMNIST)",
+        "epochs": config.epochs,
+        "learning_rate": config.lr,
+        "diffusion_steps": config.diffusion_steps,
+        "beta_schedule": config.beta_schedule,
+        "ema_decay": config.ema_decay,
+        "cfg_dropout_prob": config.cfg_dropout_prob,
+        "num_classes": NUM_CLASSES,
+        "null_class_index": NULL_CLASS,
+        "num_gpus": plan.world_size if on_gpu else 0,
+        "optimizer": "AdamW",
+        "mixed_precision": choices.precision,
+        "num_processes": plan.world_size,
+        "global_batch_size": plan.global_batch,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "layers_per_block": config.layers_per_block,
+        "prediction_type": config.prediction_type,
+        "timestep_sampling": config.timestep_sampling,
+        "lr_schedule": config.lr_schedule,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "grad_clip": config.grad_clip,
+        "seed": config.seed,
+        "compile": choices.compile,
+        "channels_last": choices.channels_last,
+        "val_images": choices.val_images,
+        "samples_per_class": choices.samples_per_class,
+        "sample_steps": config.sample_steps,
+        "guidance_scale": config.guidance_scale,
+    }
+
+
+def environment(choices: Choices, world: World) -> dict[str, Any]:
+    """Where and with what the run runs."""
+    on_gpu = world.device.type == "cuda"
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "device": world.device.type,
+        "gpu": hardware.device_name(world.device) if on_gpu else None,
+        "world_size": world.world_size,
+        "nodes": world.nodes,
+        "precision": choices.precision,
+        "compile": choices.compile,
+        "choices": choices.in_words(),
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": _commit(),
+    }
+
+
+def in_words(description: dict[str, Any]) -> list[str]:
+    """The first lines of a run's log: what is trained, on what, where, and what was chosen."""
+    settings, machine, model = description["settings"], description["environment"], description["model"]
+    plan = description["hyperparameters"]
+    return [
+        f"run {description['run']}: UNet of {model['parameters'] / 1e6:.2f} M parameters, {settings['resolution']} px, "
+        f"{model['flops_per_image'] / 1e9:.1f} GFLOP per image",
+        counts_in_words(description["data"], description["data_summary"]),
+        f"{machine['world_size']} process(es) on {machine['gpu'] or 'CPU'}, global batch {plan['global_batch_size']}, "
+        f"{plan['steps_per_epoch']} steps per epoch, {plan['total_steps']} steps",
+        "; ".join(f"{name} {choice}" for name, choice in machine["choices"].items()),
+    ]
+
+
+def counts_in_words(name: str, summary: dict[str, Any]) -> str:
+    """How many images of each class there are, and whether the classes are equal."""
+    words = []
+    for split in ("train", "test"):
+        images, counts = summary[f"{split}_images"], summary[f"{split}_counts"]
+        if min(counts) == max(counts):
+            words.append(f"{split} {images} images, {counts[0]} of each class")
+        else:
+            each = " ".join(f"{label}:{count}" for label, count in zip(summary["class_names"], counts, strict=True))
+            words.append(f"{split} {images} images, classes NOT equal: {each}")
+    source = "EMNIST Balanced" if name == "emnist" else "embedded glyphs (not EMNIST)"
+    return f"{source}: {'; '.join(words)}"
+
+
+def dry_run(config: TrainConfig, world: World) -> None:
+    """Print the resolved settings and what the run would take. Trains nothing and writes nothing.
+
+    Raises:
+        RequestError: EMNIST is asked for and is not there, or the batch is larger than the data set.
+    """
+    flops = flops_per_image(config)
+    choices = hardware.choose(config, world.device, flops)
+    plan = Plan(config, world.world_size, data.count_images(config))
+    parameters = count_parameters(build_unet(config, "meta"))
+    half = 1 if choices.precision == "fp32" else 2
+    training_bytes = parameters * 4 * 5  # weights, gradients, two moments of AdamW, moving average
+    batch_bytes = activation_bytes(config, config.batch_size) // half
+    checkpoint_bytes = parameters * 4 * 4  # weights, two moments, moving average
+    kept = min(config.keep_last, plan.epochs) + 1 + (plan.epochs // config.keep_every if config.keep_every else 0)
+    estimates = {
+        "run": config.run,
+        "device": f"{hardware.device_name(world.device)}, {world.world_size} process(es)",
+        **choices.in_words(),
+        "parameters": f"{parameters:,}",
+        "compute": f"{flops / 1e9:.1f} GFLOP per image, forward and backward",
+        "global batch": f"{plan.global_batch} images",
+        "steps": f"{plan.steps_per_epoch} per epoch, {plan.total_steps} in {plan.epochs} epochs",
+        "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "
+        f"({training_bytes / 2**30:.1f} for the weights, {batch_bytes / 2**30:.1f} for the batch)",
+        "disk": f"about {checkpoint_bytes / 2**30:.2f} GiB per checkpoint, {kept * checkpoint_bytes / 2**30:.1f} GiB "
+        f"for the up to {kept} that are kept",
+    }
+    if world.is_main:
+        print(json.dumps(config.to_dict(), indent=2))
+        for name, text in estimates.items():
+            print(f"{name + ':':<20} {text}")
+        print("dry run: nothing was trained or written")
+
+
+def _commit() -> str | None:
+    """The project's git commit, with a + if files differ from it; None outside a repository."""
+    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

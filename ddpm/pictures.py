@@ -1,0 +1,89 @@
+"""Pictures of generated characters that say what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image, ImageDraw, ImageFont
+
+from ddpm.config import NUM_CLASSES, TrainConfig
+from ddpm.data import CLASS_NAMES
+from ddpm.diffusion import sample
+from ddpm.distributed import World
+from ddpm.seeding import Stream, generator
+
+BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (139, 148, 158)
+MARGIN, LABEL_WIDTH = 16, 30
+
+
+CHUNK_PIXELS = 400_000  # pixels that are drawn at once: some 500 images at 28 px, 24 at 128 px
+
+
+def draw_samples(
+    config: TrainConfig, model: torch.nn.Module, scheduler: DDPMScheduler, per_class: int, world: World, epoch: int
+) -> Image.Image | None:
+    """A grid of generated characters, from the same noise in every run. The processes share the work.
+
+    Every process calls it; the main process gets the picture, the others None.
+    """
+    labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
+    shape = (len(labels), 1, config.resolution, config.resolution)
+    noise = torch.randn(shape, device=world.device, generator=generator(world.device, 0, Stream.SAMPLING))
+    chunk = max(1, CHUNK_PIXELS // config.resolution**2)
+    parts = {}
+    for start in range(world.rank * chunk, len(labels), world.world_size * chunk):
+        part = slice(start, start + chunk)
+        images = sample(model, scheduler, labels[part], noise[part], config.sample_steps, config.guidance_scale)
+        parts[start] = to_bytes(images)
+    everyone = {start: pixels for parts in world.gather(parts) for start, pixels in parts.items()}
+    if not world.is_main:
+        return None
+    pixels = np.concatenate([everyone[start] for start in sorted(everyone)])
+    source = "EMNIST Balanced" if config.data == "emnist" else "embedded glyphs, not EMNIST"
+    caption = (
+        f"trained on {source} · epoch {epoch} · EMA weights · DDIM, {config.sample_steps} steps · "
+        f"guidance {config.guidance_scale:g}"
+    )
+    return sample_grid(pixels, CLASS_NAMES, config.run, caption)
+
+
+def to_bytes(images: torch.Tensor) -> np.ndarray:
+    """Model output, float [N, 1, H, W] in [-1, 1], as pixels on the host, uint8 [N, H, W]."""
+    return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+
+
+def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: str, columns: int = 3) -> Image.Image:
+    """A sheet with one row of pictures per class, labelled; the classes stand in `columns`.
+
+    Args:
+        pixels: uint8 [len(names) * per_class, H, W], class by class. Small ones are shown twice as large.
+        names: what each class is called.
+    """
+    per_class = len(pixels) // len(names)
+    scale = 2 if pixels.shape[-1] <= 32 else 1
+    cell = scale * pixels.shape[-1]
+    rows = -(-len(names) // columns)
+    width, height, head = LABEL_WIDTH + per_class * cell + MARGIN, cell + 4, 68
+    text_width = int(max(_font(20, bold=True).getlength(title), _font(13).getlength(caption)))
+    size = MARGIN + max(columns * width, text_width + MARGIN), head + rows * height + MARGIN
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 12), title, font=_font(20, bold=True), fill=INK)
+    draw.text((MARGIN, 40), caption, font=_font(13), fill=FAINT)
+    for index, name in enumerate(names):
+        left, top = MARGIN + index // rows * width, head + index % rows * height
+        middle = left + (LABEL_WIDTH - 8) // 2, top + cell // 2
+        draw.text(middle, name, font=_font(20, bold=True), fill=FAINT, anchor="mm")
+        row = Image.fromarray(np.concatenate(pixels[index * per_class : (index + 1) * per_class], axis=1))
+        sheet.paste(row.resize((per_class * cell, cell), Image.Resampling.NEAREST), (left + LABEL_WIDTH, top))
+    return sheet
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
