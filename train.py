@@ -30,22 +30,25 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
         sys.exit(refuse(error))
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ddpm import data, hardware
 from ddpm.checkpoint import Checkpoints, choose_start
 from ddpm.describe import describe_run, dry_run, in_words
 from ddpm.diffusion import Validation
 from ddpm.distributed import StopVote, World, connect
+from ddpm.files import atomic_write
 from ddpm.model import flops_per_image
 from ddpm.paths import RunPaths
-from ddpm.pictures import draw_samples
+from ddpm.pictures import draw_samples, png
 from ddpm.plan import Plan
 from ddpm.progress import Progress
 from ddpm.step import Trainer
 from metrics.report import write_report
-from metrics.status import StatusPublisher, read_status
+from metrics.status import publish_refusal
 from metrics.tensorboard import TensorBoard
-from metrics.tracker import MetricsTracker, loss_statistics
+from metrics.tracker import MetricsTracker, jsonable, loss_statistics
 from pretty_logger import PrettyLogger
 
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
@@ -83,7 +86,7 @@ class Run:
                 return self.failed(error)
             except BaseException as error:
                 code = 130 if isinstance(error, KeyboardInterrupt) else 1
-                self.end("failed", code, f"{type(error).__name__}: {error}")
+                self.end("failed", code, f"{type(error).__name__}: {error}", report=False)
                 raise
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -130,9 +133,10 @@ class Run:
             return every > 0 and (last or (epoch + 1) % every == 0)
 
         row = self.epoch_row(epoch, validate=due(config.val_every))
-        if self.world.is_main:
-            row = self.tracker.add_epoch(row)
-            self.board.add_epoch(row)
+        if self.tracker:
+            with self.going_on("the epoch's metrics"):
+                self.tracker.add_epoch(row)
+                self.board.add_epoch(row)
         self.logger.log_epoch_summary(row)
         if self.progress.step % self.plan.steps_per_epoch == 0:
             self.progress.begin_epoch()
@@ -154,7 +158,7 @@ class Run:
                 losses = self.validation(trainer.model, trainer.ema.model)
         rate = progress.images_per_sec
         memory = [max(of_each) for of_each in zip(*world.gather(hardware.memory_mb(world.device)), strict=True)]
-        return {
+        row = {
             "epoch": epoch + 1,
             "step": progress.step,
             "images_seen": plan.images_seen(progress.step),
@@ -169,6 +173,7 @@ class Run:
             **progress.times(),
             "data": self.config.data,
         }
+        return jsonable(row)
 
     # ---- beginning ---------------------------------------------------------------------------------------------------
 
@@ -250,21 +255,22 @@ class Run:
         model, scheduler, per_class = self.trainer.ema.model, self.trainer.scheduler, self.choices.samples_per_class
         with self.trainer.autocast():
             picture = draw_samples(self.config, model, scheduler, per_class, self.world, epoch + 1)
-        if self.world.is_main:
+        if picture:
             path = self.paths.samples / f"{self.config.data}_epoch_{epoch + 1:04d}.png"
-            picture.save(path)
-            self.board.add_samples(picture, self.plan.images_seen(self.progress.step))
-            self.logger.log(f"samples: {path}")
+            with self.going_on("the sample grid"):
+                atomic_write(path, png(picture))
+                self.board.add_samples(picture, self.plan.images_seen(self.progress.step))
+                self.logger.log(f"samples: {path}")
 
     # ---- ending ------------------------------------------------------------------------------------------------------
 
     def finished(self) -> int:
         self.vote.close()
         unsaved = self.checkpoints and self.checkpoints.unsaved
-        return self.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved, report=True)
+        return self.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved)
 
     def stopped(self) -> int:
-        """Save and leave, quickly: the cluster may give no more than half a minute."""
+        """Save first: the cluster may give no more than half a minute."""
         self.vote.close()
         self.publish("saving", self.progress.step // self.plan.steps_per_epoch)
         if self.checkpoints:
@@ -277,34 +283,30 @@ class Run:
     def failed(self, error: TrainingFailed) -> int:
         latest = self.paths.checkpoints / "latest"
         last = f"the last checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
-        return self.end("failed", 1, f"{error}; {last}", report=True)
+        return self.end("failed", 1, f"{error}; {last}")
 
-    def end(self, state: str, code: int, message: str | None = None, report: bool = False) -> int:
+    def end(self, state: str, code: int, message: str | None = None, report: bool = True) -> int:
         """Publish how the run ended and where its files are. Returns the exit code."""
         if self.tracker:
-            self.board.close()
-            self.tracker.write(state, self.paths.artifacts())
+            with self.going_on("the metrics"):
+                self.board.close()
+                self.tracker.write(state)
             if report:
                 self.logger.set_progress(phase="reporting")
-                self.report()
+                with self.going_on(f"the report (later: python -m metrics.report {self.config.run})"):
+                    write_report(self.paths)
             for label, path in self.paths.artifacts().items():
                 self.logger.log(f"{label}: {self.paths.root / path}")
         self.logger.stop(state, code, message)
         return code
 
-    def report(self) -> None:
+    @contextmanager
+    def going_on(self, what: str) -> Iterator[None]:
+        """Say what could not be written, and go on: a full disk or an odd picture must not cost the training."""
         try:
-            write_report(self.paths)
-        except Exception as error:  # training is safe on disk: a picture that cannot be drawn must not call it failed
-            again = f"python -m metrics.report {self.config.run}"
-            self.logger.log(f"the report could not be written ({error!r}); once mended: {again}", "error")
-
-
-def publish_refusal(config: TrainConfig, message: str) -> None:
-    """Let `status.json` say why nothing was trained, unless it tells of a run that is finished or under way."""
-    paths = RunPaths(config.output_root.resolve(), config.run)
-    if (read_status(paths) or {}).get("state") not in ("running", "finished"):
-        StatusPublisher(paths, {"data": config.data}).close("failed", 2, message)
+            yield
+        except Exception as error:
+            self.logger.log(f"could not write {what}: {type(error).__name__}: {error}", "error")
 
 
 def main(config: TrainConfig, stop: StopRequest) -> int:
@@ -319,7 +321,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
             return Run(config, stop, world).main()
     except RequestError as error:
         if is_main and not config.dry_run:
-            publish_refusal(config, str(error))
+            publish_refusal(RunPaths(config.output_root.resolve(), config.run), config.data, str(error))
         return refuse(error) if is_main else 2
     except KeyboardInterrupt:
         print("interrupted twice: stopped at once; the last checkpoint stands", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,6 +83,13 @@ def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: s
         row = Image.fromarray(np.concatenate(pixels[index * per_class : (index + 1) * per_class], axis=1))
         sheet.paste(row.resize((per_class * cell, cell), Image.Resampling.NEAREST), (left + LABEL_WIDTH, top))
     return sheet
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as the content of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

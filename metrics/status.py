@@ -240,3 +240,9 @@ def _cell(text: str) -> int | float | str | None:
         except ValueError:
             continue
     return text or None
+
+
+def publish_refusal(paths: RunPaths, data: str, message: str) -> None:
+    """Let `status.json` say why nothing was trained, unless it tells of a run that is finished or under way."""
+    if (read_status(paths) or {}).get("state") not in ("running", "finished"):
+        StatusPublisher(paths, {"data": data}).close("failed", 2, message)

@@ -70,7 +70,7 @@ def summarise(rows: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[
         "nonfinite_steps": int(frame["nonfinite_steps"].sum()),
         "restarts": max(len(starts) - 1, 0),
     }
-    return _jsonable(summary)
+    return jsonable(summary)
 
 
 def human_time(seconds: float) -> str:
@@ -103,34 +103,43 @@ class MetricsTracker:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         start = {"time": now, "step": step, "epoch": epochs, "cause": cause}
         self._document = {**description, "state": "running", "starts": [*before.get("starts", []), start]}
+        self._csv_whole = False  # does the file hold all rows?
         self._rewrite_csv()
         self.write("running")
 
     def add_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Append an epoch's row to both files. Columns that `row` lacks are left empty; returns the row as written."""
-        row = _jsonable({name: row.get(name) for name in COLUMNS})
+        """Append an epoch's row to both files. Columns that `row` lacks are left empty; returns the row as written.
+
+        Raises:
+            OSError: no room or no permission. The row is not lost: it is written with the next one.
+        """
+        row = jsonable({name: row.get(name) for name in COLUMNS})
         self.rows.append(row)
-        with open(self._paths.csv, "a") as file:
-            file.write(_csv([row], header=False))
-            file.flush()
+        if self._csv_whole:
+            self._csv_whole = False
+            with open(self._paths.csv, "a") as file:
+                file.write(_csv([row], header=False))
+            self._csv_whole = True
+        else:
+            self._rewrite_csv()
         self.write("running")
         return row
 
-    def write(self, state: str, artifacts: dict[str, str] | None = None) -> dict[str, Any]:
-        """Rewrite the JSON file with the run's `state` (and where its artifacts lie); returns its content."""
+    def write(self, state: str) -> dict[str, Any]:
+        """Rewrite the JSON file with the run's `state`; returns its content."""
         self._document |= {
             "state": state,
             "generated": datetime.now(UTC).isoformat(timespec="seconds"),
             "epochs": self.rows,
             "summary": summarise(self.rows, self._document["starts"]),
         }
-        if artifacts is not None:
-            self._document["artifacts"] = artifacts
-        atomic_write(self._paths.json, json.dumps(_jsonable(self._document), indent=2, allow_nan=False))
+        self._document["artifacts"] = self._paths.artifacts()
+        atomic_write(self._paths.json, json.dumps(jsonable(self._document), indent=2, allow_nan=False))
         return self._document
 
     def _rewrite_csv(self) -> None:
         atomic_write(self._paths.csv, _csv(self.rows, header=True))
+        self._csv_whole = True
 
 
 def _csv(rows: list[dict[str, Any]], header: bool) -> str:
@@ -141,12 +150,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """`value` with NumPy numbers as Python's, and what is not finite as null."""
     if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

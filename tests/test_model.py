@@ -5,6 +5,7 @@ import torch
 
 from ddpm.config import NULL_CLASS, PRESETS, preset
 from ddpm.model import EMA, build_unet, count_parameters, flops_per_image
+from ddpm.paths import PROJECT_ROOT
 
 
 def test_large_is_the_reference_model():
@@ -66,3 +67,12 @@ def test_delta_norm_is_the_distance_between_live_and_averaged_weights():
         model.weight += 2
         model.bias -= 1
     assert ema.delta_norm() == pytest.approx((6 * 4 + 2 * 1) ** 0.5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_readme_tells_the_size_of_every_preset(name: str):
+    config = preset(name)
+    size, cost = count_parameters(build_unet(config, "meta")) / 1e6, flops_per_image(config) / 1e9
+    channels = ", ".join(map(str, config.block_out_channels))
+    row = f"| `{name}` | {config.resolution} | {config.batch_size} | {channels} | {size:.1f} M | {cost:.1f} |"
+    assert row in (PROJECT_ROOT / "README.md").read_text()

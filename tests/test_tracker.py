@@ -67,6 +67,18 @@ def test_the_csv_grows_by_a_row_as_each_epoch_ends(paths: RunPaths):
         assert json.loads(paths.json.read_text())["state"] == "running"
 
 
+def test_a_row_that_could_not_be_written_comes_with_the_next(paths: RunPaths):
+    tracker = MetricsTracker(paths, DESCRIPTION)
+    tracker.add_epoch(row(1))
+    paths.csv.unlink()
+    paths.csv.mkdir()  # nothing can be written there
+    with pytest.raises(OSError):
+        tracker.add_epoch(row(2))
+    paths.csv.rmdir()
+    tracker.add_epoch(row(3))
+    assert pd.read_csv(paths.csv)["epoch"].tolist() == [1, 2, 3]
+
+
 def test_the_summary_follows_from_the_csv(paths: RunPaths):
     tracker = MetricsTracker(paths, DESCRIPTION)
     for epoch, speed in ((1, 50), (2, 100), (3, 200)):

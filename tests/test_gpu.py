@@ -1,0 +1,72 @@
+"""What only a GPU can show. Without one these tests are skipped."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import train
+from ddpm.data import Images
+from ddpm.distributed import World
+from ddpm.hardware import choose
+from ddpm.paths import RunPaths
+from ddpm.signals import StopRequest
+from ddpm.step import Trainer
+from tests.conftest import random_images, replace
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def world() -> World:
+    return World(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cuda", 0))
+
+
+def on(device: torch.device, images: Images) -> Images:
+    return Images(images.pixels.to(device), images.labels.to(device))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_a_step_never_waits_for_the_device(small, world: World, precision: str, compiled: bool):
+    config = replace(small, precision=precision, compile=compiled, log_every=100, resolution=64)
+    trained = Trainer(config, choose(config, world.device, 1e8), world)
+    images = on(world.device, random_images(256))
+    chosen = torch.arange(32, device=world.device)
+    for step in range(3):  # compiling and cuDNN's timing of algorithms may wait
+        trained.step(images, chosen, 32 * step, 1e-3)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(3, 6):
+            trained.step(images, chosen, 32 * step, 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    losses, norms = trained.record.take()
+    assert np.isfinite(losses).all()
+    assert np.isfinite(norms).all()
+
+
+def test_a_run_on_the_gpu_reports_its_memory_and_its_checkpoint_resumes(small):
+    config = replace(small, precision="auto", lr_schedule="constant")
+    assert train.main(replace(config, epochs=1), StopRequest()) == 0
+    assert train.main(config, StopRequest()) == 0
+    rows = pd.read_csv(RunPaths(config.output_root, config.run).csv)
+    assert rows["epoch"].tolist() == [1, 2]
+    assert (rows["gpu_mem_peak_mb"] > 0).all()
+    assert rows["loss_mean"].is_monotonic_decreasing
+
+
+def test_a_non_finite_gradient_changes_nothing_on_the_gpu_either(small, world: World):
+    trained = Trainer(small, choose(small, world.device, 1e8), world)
+    images, chosen = on(world.device, random_images(64)), torch.arange(32, device=world.device)
+    trained.step(images, chosen, 0, 1e-3)
+    before = [tensor.clone() for tensor in (*trained.model.parameters(), *trained.ema.model.parameters())]
+    hook = trained.model.conv_in.bias.register_hook(lambda gradient: gradient * torch.nan)
+    trained.step(images, chosen, 32, 1e-3)
+    hook.remove()
+    after = (*trained.model.parameters(), *trained.ema.model.parameters())
+    assert all(a.equal(b) for a, b in zip(before, after, strict=True))

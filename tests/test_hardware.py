@@ -1,0 +1,59 @@
+"""What is chosen for a device, and what is known of it."""
+
+import pytest
+import torch
+
+from ddpm import hardware
+from ddpm.config import preset
+from ddpm.hardware import choose, flop_utilisation, peak_flops
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_takes_bf16_only_where_it_has_it(has_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert choose(preset("tiny"), CPU, 1e8).precision == precision
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_takes_bf16_else_fp16(has_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    choices = choose(preset("large"), torch.device("cuda"), 254.7e9)
+    assert (choices.precision, choices.channels_last) == (precision, True)
+    assert (choices.val_images, choices.samples_per_class) == (2000, 8)
+
+
+def test_what_is_asked_for_is_taken_as_it_is():
+    asked = preset("tiny", precision="fp32", compile=True, channels_last=True)
+    choices = choose(asked, CPU, 1e8)
+    assert (choices.precision, choices.compile, choices.channels_last) == ("fp32", True, True)
+    assert choices.in_words()["compile"] == "True (asked for)"
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA L4", 121), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989),
+     ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("A card of tomorrow", None)],
+)  # fmt: skip
+def test_mfu_is_of_the_cards_peak_and_an_unknown_card_has_none(name: str, tflops, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    device = torch.device("cuda")
+    assert peak_flops(device) == (tflops and tflops * 1e12)
+    expected = tflops and pytest.approx(254.7e9 * 647.2 / (tflops * 1e12 * 4))
+    assert flop_utilisation(254.7e9, 647.2, device, devices=4) == expected
+    assert flop_utilisation(1e9, 100, CPU, devices=1) is None
+
+
+def test_memory_of_a_cpu_is_unknown_not_zero():
+    assert all(figure != figure for figure in hardware.memory_mb(CPU))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_reports_its_memory_and_uuid():
+    device = torch.device("cuda", 0)
+    held = torch.zeros(2**20, device=device)
+    allocated, reserved, peak = hardware.memory_mb(device)
+    assert 4 <= allocated <= reserved and allocated <= peak and held.is_cuda
+    assert len(hardware.gpu_uuid(device)) >= 32

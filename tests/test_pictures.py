@@ -1,0 +1,46 @@
+"""Sample grids: what is drawn where, the same for any number of processes."""
+
+import numpy as np
+import torch
+
+from ddpm.config import TrainConfig
+from ddpm.diffusion import make_scheduler
+from ddpm.distributed import connect
+from ddpm.model import build_unet
+from ddpm.pictures import draw_samples, sample_grid, to_bytes
+from tests.conftest import ONE, replace
+from tests.processes import in_processes
+
+
+def test_pixels_span_black_to_white():
+    images = torch.tensor([-1.5, -1.0, 0.0, 1.0]).view(4, 1, 1, 1).expand(4, 1, 2, 2)
+    assert to_bytes(images)[:, 0, 0].tolist() == [0, 0, 128, 255]
+
+
+def test_each_class_has_a_row_of_its_own_pictures():
+    """5 classes of 3 pictures in 2 columns; picture number n is grey level 10 n."""
+    grey = (10 * np.arange(15, dtype=np.uint8)).reshape(15, 1, 1) * np.ones((1, 40, 40), np.uint8)
+    sheet = np.asarray(sample_grid(grey, "ABCDE", "title", "caption", columns=2).convert("L"))
+    for row in range(3):
+        across = sheet[68 + row * 44 + 20]  # through the middle of the row's pictures
+        for label in (row, row + 3):
+            for number in range(3 * label, min(3 * label + 3, 15)):
+                assert (across == 10 * number).sum() >= 40
+
+
+def test_a_long_title_widens_the_sheet():
+    pixels = np.zeros((2, 28, 28), np.uint8)
+    assert sample_grid(pixels, "AB", "x" * 200, "caption").width > 1500
+
+
+def grid(config: TrainConfig) -> np.ndarray | None:
+    with connect() as world:
+        picture = draw_samples(config, build_unet(config), make_scheduler(config), 1, world, epoch=1)
+        return None if picture is None else np.asarray(picture).astype(int)
+
+
+def test_the_processes_share_the_drawing_and_the_main_one_gets_the_picture(small: TrainConfig, monkeypatch):
+    alone = draw_samples(small, build_unet(small), make_scheduler(small), 1, ONE, epoch=1)
+    first, *others = in_processes(grid, 3, replace(small, resolution=28))
+    assert others == [None, None]
+    assert np.abs(first - np.asarray(alone)).max() <= 1
