@@ -31,7 +31,7 @@ PEAK_TFLOPS = {
     "T4": 65.0,
 }
 
-ASKED = "asked for"
+ASKED = "set by flag or preset"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

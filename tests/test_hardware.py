@@ -28,7 +28,7 @@ def test_what_is_asked_for_is_taken_as_it_is():
     asked = preset("tiny", precision="fp32", compile=True, channels_last=True)
     choices = choose(asked, CPU, 1e8)
     assert (choices.precision, choices.compile, choices.channels_last) == ("fp32", True, True)
-    assert choices.in_words()["compile"] == "True (asked for)"
+    assert choices.in_words()["compile"] == "True (set by flag or preset)"
 
 
 @pytest.mark.parametrize(
