@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from ddpm.distributed import StopVote, _first_host, _ranks, connect
 from ddpm.errors import RequestError
@@ -45,6 +46,18 @@ def test_ranks_come_from_whoever_started_the_processes(launch: str, monkeypatch:
 )
 def test_the_first_host_of_a_node_list(nodes: str, first: str):
     assert _first_host(nodes) == first
+
+
+def threads() -> int:
+    torch.set_num_threads(64)
+    with connect():
+        return torch.get_num_threads()
+
+
+def test_the_processes_of_a_node_share_its_cores():
+    cores = len(os.sched_getaffinity(0))
+    assert in_processes(threads, 1) == [cores]
+    assert in_processes(threads, 2) == [max(1, cores // 2)] * 2
 
 
 def ask_together(failing_rank: int | None) -> str:
