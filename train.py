@@ -46,7 +46,7 @@ from ddpm.plan import Plan
 from ddpm.progress import Progress
 from ddpm.step import Trainer
 from metrics.report import write_report
-from metrics.status import publish_refusal
+from metrics.status import publish_failure, read_status
 from metrics.tensorboard import TensorBoard
 from metrics.tracker import MetricsTracker, jsonable, loss_statistics
 from pretty_logger import PrettyLogger
@@ -72,12 +72,13 @@ class Run:
     def main(self) -> int:
         """Train to the end, or until asked to stop. Returns the exit code."""
         self.claim()
-        if self.start and self.start.step >= self.plan.total_steps:
+        if self.was_finished and self.start and self.start.step >= self.plan.total_steps:
             return self.nothing_to_do()
         with self.open_logger() as self.logger:
             try:
                 self.build()
-                for epoch in range(self.progress.step // self.plan.steps_per_epoch, self.plan.epochs):
+                while self.progress.step < self.plan.total_steps:
+                    epoch = self.progress.step // self.plan.steps_per_epoch
                     if not self.train_epoch(epoch):
                         return self.stopped()
                     self.finish_epoch(epoch)
@@ -85,8 +86,7 @@ class Run:
             except TrainingFailed as error:
                 return self.failed(error)
             except BaseException as error:
-                code = 130 if isinstance(error, KeyboardInterrupt) else 1
-                self.end("failed", code, f"{type(error).__name__}: {error}", report=False)
+                self.end("failed", 1, f"{type(error).__name__}: {error}", report=False)
                 raise
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -105,7 +105,8 @@ class Run:
             chosen = data.global_slice(order, progress.step - first, size, self.world)
             seen, lr = plan.images_seen(progress.step), plan.learning_rate(progress.step)
             self.trainer.step(self.train_set, chosen, seen, lr)
-            progress.count_step()
+            if progress.count_step():
+                self.publish("training", epoch)
             if self.trainer.record.full:
                 self.tell_progress(epoch)
         self.tell_progress(epoch)
@@ -126,7 +127,7 @@ class Run:
             )
 
     def finish_epoch(self, epoch: int) -> None:
-        """Validate, publish the epoch's row, and draw and save where they are due."""
+        """Validate, publish the epoch's row, and save and draw where they are due."""
         config, last = self.config, self.progress.step == self.plan.total_steps
 
         def due(every: int) -> bool:
@@ -140,13 +141,13 @@ class Run:
         self.logger.log_epoch_summary(row)
         if self.progress.step % self.plan.steps_per_epoch == 0:
             self.progress.begin_epoch()
-        if self.choices.samples_per_class and (last or due(config.sample_every)):
-            self.publish("sampling", epoch)
-            self.draw_samples(epoch)
         if due(config.checkpoint_every):
             self.publish("saving", epoch)
             if self.checkpoints:
                 self.checkpoints.save(self.trainer, self.progress, row)
+        if self.choices.samples_per_class and (last or due(config.sample_every)):
+            self.publish("sampling", epoch)
+            self.draw_samples(epoch)
 
     def epoch_row(self, epoch: int, validate: bool) -> dict:
         """The epoch's figures, of all processes (every process calls it)."""
@@ -186,9 +187,11 @@ class Run:
 
         def decide() -> tuple:
             start, problems = choose_start(self.paths.checkpoints, self.config, self.plan.global_batch)
-            return start, problems, self.paths.claim(afresh=start is None)
+            state = (read_status(self.paths) or {}).get("state")
+            return start, problems, self.paths.claim(afresh=start is None), state == "finished"
 
-        self.start, self.passed_over, self.set_aside = self.world.together(decide, here=self.world.is_main)
+        decided = self.world.together(decide, here=self.world.is_main)
+        self.start, self.passed_over, self.set_aside, self.was_finished = decided
 
     def nothing_to_do(self) -> int:
         if self.world.is_main:
@@ -231,9 +234,8 @@ class Run:
         cause = f"resumed from {self.start.folder.name}" if self.start else "started"
         log(f"{cause} at step {self.progress.step} of {plan.total_steps}", "success")
         if self.world.is_main:
-            self.checkpoints = Checkpoints(self.paths.checkpoints, config, plan, log)
-            completed = self.progress.step // plan.steps_per_epoch
-            self.tracker = MetricsTracker(self.paths, description, self.progress.step, completed, cause)
+            self.checkpoints = Checkpoints(self.paths.checkpoints, config, plan, self.start, log)
+            self.tracker = MetricsTracker(self.paths, description, self.progress.step, cause)
             self.board = TensorBoard(self.paths, plan.images_seen(self.progress.step))
         self.progress.start_clock()
 
@@ -278,7 +280,8 @@ class Run:
             if self.checkpoints.unsaved:
                 return self.end("failed", 1, self.checkpoints.unsaved)
         code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED  # torchrun calls any code but 0 a failure
-        return self.end("stopped", code, f"{self.vote.reason}; run the same command again to continue")
+        again = "run the same command again" if self.config.resume == "auto" else "run it with --resume auto"
+        return self.end("stopped", code, f"{self.vote.reason}; {again} to continue")
 
     def failed(self, error: TrainingFailed) -> int:
         latest = self.paths.checkpoints / "latest"
@@ -289,10 +292,10 @@ class Run:
         """Publish how the run ended and where its files are. Returns the exit code."""
         if self.tracker:
             with self.going_on("the metrics"):
-                self.board.close()
                 self.tracker.write(state)
+                self.board.close()
             if report:
-                self.logger.set_progress(phase="reporting")
+                self.logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
                 with self.going_on(f"the report (later: python -m metrics.report {self.config.run})"):
                     write_report(self.paths)
             for label, path in self.paths.artifacts().items():
@@ -311,7 +314,8 @@ class Run:
 
 def main(config: TrainConfig, stop: StopRequest) -> int:
     """Run `config` as one of the processes that were started. Returns the exit code, as README lists them."""
-    is_main = True
+    paths = RunPaths(config.output_root.resolve(), config.run)
+    is_main = os.environ.get("RANK", "0") == "0"
     try:
         with connect() as world:
             is_main = world.is_main
@@ -321,11 +325,15 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
             return Run(config, stop, world).main()
     except RequestError as error:
         if is_main and not config.dry_run:
-            publish_refusal(RunPaths(config.output_root.resolve(), config.run), config.data, str(error))
+            publish_failure(paths, config.data, 2, str(error))
         return refuse(error) if is_main else 2
     except KeyboardInterrupt:
         print("interrupted twice: stopped at once; the last checkpoint stands", file=sys.stderr)
-        return 130
+        return 1
+    except Exception as error:
+        if is_main and not config.dry_run:
+            publish_failure(paths, config.data, 1, f"{type(error).__name__}: {error}")
+        raise
 
 
 if __name__ == "__main__":

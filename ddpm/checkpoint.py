@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ddpm.config import TrainConfig
@@ -69,7 +70,7 @@ def write(root: Path, state: dict, ema: UNet2DModel, scheduler: DDPMScheduler, m
         _make_durable(aside)
         meta = {**meta, "files": {name: sha256_file(aside / name) for name in _files(aside)}}
         atomic_write(aside / "meta.json", json.dumps(meta, indent=2))
-        if folder.exists():  # a damaged one that this run had to go back behind: kept, under another name
+        if folder.exists():  # one that this run went back behind, as it is damaged, say: kept, under another name
             folder.rename(root / f"replaced_{folder.name}.{os.getpid()}")
         aside.rename(folder)
     except BaseException:
@@ -101,9 +102,12 @@ def inspect(folder: Path) -> Checkpoint:
 
 
 def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint under `root` that is whole, and what is wrong with the newer ones, if any."""
+    """The checkpoint that `latest` points to or, if it is damaged, the newest that is whole; and what is wrong with
+    those that were passed over."""
+    newest_first = sorted(root.glob("step_*"), reverse=True)
+    newest_first.sort(key=lambda folder: folder != (root / "latest").resolve())  # stable: `latest` comes to the front
     problems = []
-    for folder in sorted(root.glob("step_*"), reverse=True):
+    for folder in newest_first:
         try:
             return inspect(folder), problems
         except RequestError as error:
@@ -153,12 +157,13 @@ def refuse_other_run(checkpoint: Checkpoint, config: TrainConfig, global_batch: 
 
 def update_best(root: Path, newest: Checkpoint) -> bool:
     """Point `best` at `newest` if its `val_loss_ema` is lower than that of the best so far. Says whether it did."""
-    score = newest.meta["metrics"].get("val_loss_ema")
+    score, best = newest.meta["metrics"].get("val_loss_ema"), root / "best"
     if score is None:
         return False
-    best = root / "best"
-    if best.exists() and score >= json.loads((best / "meta.json").read_text())["metrics"]["val_loss_ema"]:
-        return False
+    if best.exists():
+        best_score = json.loads((best / "meta.json").read_text())["metrics"].get("val_loss_ema")
+        if best_score is not None and score >= best_score:
+            return False
     replace_link(best, newest.folder.name)
     return True
 
@@ -210,8 +215,12 @@ def _make_durable(folder: Path) -> None:
 class Checkpoints:
     """The checkpoints of a run (main process only): writes new ones, removes old ones, and points out the best."""
 
-    def __init__(self, root: Path, config: TrainConfig, plan: Plan, log: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, root: Path, config: TrainConfig, plan: Plan, start: Checkpoint | None, log: Callable[[str, str], None]
+    ) -> None:
+        """`start` is the checkpoint that the run continues from, if any."""
         self._root, self._config, self._plan, self._log = root, config, plan, log
+        self._saved_step = start.step if start else None
         self.unsaved: str | None = None  # why the latest one could not be written
 
     def save(self, trainer: Trainer, progress: Progress, row: dict[str, Any]) -> None:
@@ -221,6 +230,8 @@ class Checkpoints:
             row: the figures of the epoch that has just ended; empty within an epoch.
         """
         config, plan, step = self._config, self._plan, progress.step
+        if step == self._saved_step:  # asked to stop just after an epoch's checkpoint
+            return
         epoch, batch = divmod(step, plan.steps_per_epoch)
         place = {"step": step, "images_seen": plan.images_seen(step), "epoch": epoch, "batch": batch}
         place |= {"global_batch": plan.global_batch, "world_size": plan.world_size}
@@ -228,13 +239,20 @@ class Checkpoints:
         state = {**trainer.state_dict(), "progress": progress.state_dict()}
         try:
             newest = write(self._root, state, trainer.ema.model, trainer.scheduler, meta)
-            best = update_best(self._root, newest)
-            problems = prune(self._root, config.keep_last, config.keep_every)
-        except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as three libraries put it
             self.unsaved = f"the checkpoint of step {step} could not be written: {error}"
             self._log(self.unsaved, "error")
             return
-        self.unsaved = None
-        self._log(f"checkpoint: {newest.folder}{' (best so far)' if best else ''}", "info")
-        for problem in problems:
-            self._log(problem, "warning")
+        self.unsaved, self._saved_step = None, step
+        self._log(f"checkpoint: {newest.folder}", "info")
+        self._tidy_up(newest)
+
+    def _tidy_up(self, newest: Checkpoint) -> None:
+        """Point out the best and remove the old. What goes wrong here costs no work, so it is only told."""
+        try:
+            if update_best(self._root, newest):
+                self._log(f"best so far: {newest.folder.name}", "info")
+            for problem in prune(self._root, self._config.keep_last, self._config.keep_every):
+                self._log(problem, "warning")
+        except (OSError, ValueError, KeyError) as error:
+            self._log(f"could not tidy up {self._root}: {error!r}", "warning")

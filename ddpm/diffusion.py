@@ -140,13 +140,13 @@ def sample(
     conditional sampling.
     """
     ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(steps)  # on the host, where its tables are: no device synchronisation per step
+    ddim.set_timesteps(steps)  # on the host, where its tables are; the model takes them from the device
     guided = guidance_scale != 1
     both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)]) if guided else labels
     images = noise
-    for timestep in ddim.timesteps:
+    for timestep, on_device in zip(ddim.timesteps, ddim.timesteps.to(noise.device), strict=True):
         inputs = torch.cat([images, images]) if guided else images
-        prediction = model(inputs, timestep, class_labels=both, return_dict=False)[0].float()
+        prediction = model(inputs, on_device, class_labels=both, return_dict=False)[0].float()
         if guided:
             conditional, unconditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)

@@ -174,7 +174,7 @@ def _device(local_rank: int, local_world_size: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     there = torch.cuda.device_count()
-    bound = there == 1 and "SLURM_STEP_NUM_TASKS" in os.environ  # srun --gpus-per-task shows each task its own GPU only
+    bound = there == 1 and "RANK" not in os.environ  # srun --gpus-per-task shows each task its own GPU only
     if there < local_world_size and not bound:
         raise RequestError(
             f"{local_world_size} processes but {there} GPU(s) on {socket.gethostname()}: start one process per GPU"

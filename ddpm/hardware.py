@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass, field
 
 import torch
 
 from ddpm.config import NUM_CLASSES, TrainConfig
 
-# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first name that the GPU's name contains
-# counts. A GPU that is not here gets no MFU rather than a guess.
+# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
+# GPU's name counts. A GPU that is not here gets no MFU rather than a guess.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -102,7 +103,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), None)
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def flop_utilisation(flops_per_image: float, images_per_sec: float, device: torch.device, devices: int) -> float | None:

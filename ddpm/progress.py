@@ -43,14 +43,15 @@ class Progress:
         """Steps follow from here on, after something else was done."""
         self._since = time.monotonic()
 
-    def count_step(self) -> None:
-        """A step has been issued to the device."""
+    def count_step(self) -> bool:
+        """A step has been issued to the device. True for the first one of this process, which is waited for."""
         self.step += 1
         if self.warm:
             self._untimed_images += self._global_batch
-        else:
-            synchronize(self._device)
-            self.warm, self._since = True, time.monotonic()
+            return False
+        synchronize(self._device)
+        self.warm, self._since = True, time.monotonic()
+        return True
 
     def note(self, losses: np.ndarray, grad_norms: np.ndarray) -> None:
         """Losses and gradient norms of the latest steps, which the device has finished just now."""

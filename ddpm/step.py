@@ -18,7 +18,7 @@ from ddpm.data import Images, to_model_input
 from ddpm.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.distributed import World
 from ddpm.errors import TrainingFailed
-from ddpm.hardware import Choices
+from ddpm.hardware import Choices, allow_tf32
 from ddpm.model import EMA, build_unet
 
 MAX_NONFINITE_IN_A_ROW = 25
@@ -29,6 +29,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, choices: Choices, world: World) -> None:
         self.config, self.world = config, world
+        if world.device.type == "cuda":
+            allow_tf32()
         self.scheduler = make_scheduler(config)
         self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
         if choices.channels_last:
@@ -111,7 +113,12 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(ema_weights)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay  # may have changed, as lr may
+        for parameter, moments in self.optimizer.state.items():  # fused AdamW takes them to be laid out as the weights
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moments[name])
+        if state["scaler"]:  # empty if the checkpoint was not made in fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.record.nonfinite_in_a_row = state["nonfinite_in_a_row"]
 
 

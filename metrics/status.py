@@ -242,7 +242,10 @@ def _cell(text: str) -> int | float | str | None:
     return text or None
 
 
-def publish_refusal(paths: RunPaths, data: str, message: str) -> None:
-    """Let `status.json` say why nothing was trained, unless it tells of a run that is finished or under way."""
-    if (read_status(paths) or {}).get("state") not in ("running", "finished"):
-        StatusPublisher(paths, {"data": data}).close("failed", 2, message)
+def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str) -> None:
+    """Let `status.json` say why a start came to nothing, unless it knows better: of this very process, or of a run that
+    is finished or alive."""
+    status = read_status(paths) or {}
+    alive = status.get("state") == "running" and time.time() - status.get("heartbeat", 0) < 60
+    if not alive and status.get("state") != "finished" and status.get("pid") != os.getpid():
+        StatusPublisher(paths, {"data": data}).close("failed", exit_code, message)

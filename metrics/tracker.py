@@ -86,25 +86,21 @@ class MetricsTracker:
     A resumed run takes up the rows that its checkpoint had seen and drops later ones, which will be trained again.
     """
 
-    def __init__(
-        self, paths: RunPaths, description: dict[str, Any], step: int = 0, epochs: int = 0, cause: str = "started"
-    ) -> None:
+    def __init__(self, paths: RunPaths, description: dict[str, Any], step: int = 0, cause: str = "started") -> None:
         """
         Args:
             description: settings, environment, data and model, as they stand in the JSON file.
             step: optimizer steps that the run has behind it.
-            epochs: complete epochs that the run has behind it; the row of an epoch that goes on is written anew.
             cause: what this start is: "started", or what it was resumed from.
         """
         self._paths = paths
         paths.metrics.mkdir(parents=True, exist_ok=True)
         before = _read_json(paths.json) if step else {}
-        self.rows: list[dict[str, Any]] = [row for row in before.get("epochs", []) if row["epoch"] <= epochs]
+        self.rows: list[dict[str, Any]] = [row for row in before.get("epochs", []) if row["step"] <= step]
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        start = {"time": now, "step": step, "epoch": epochs, "cause": cause}
+        start = {"time": now, "step": step, "epoch": self.rows[-1]["epoch"] if self.rows else 0, "cause": cause}
         self._document = {**description, "state": "running", "starts": [*before.get("starts", []), start]}
-        self._csv_whole = False  # does the file hold all rows?
-        self._rewrite_csv()
+        self._csv_whole = False  # does the file hold the rows, all of them and no others?
         self.write("running")
 
     def add_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -114,19 +110,23 @@ class MetricsTracker:
             OSError: no room or no permission. The row is not lost: it is written with the next one.
         """
         row = jsonable({name: row.get(name) for name in COLUMNS})
+        if self.rows and self.rows[-1]["epoch"] == row["epoch"]:  # --max-steps had cut it short, and now it went on
+            self.rows.pop()
+            self._csv_whole = False
         self.rows.append(row)
         if self._csv_whole:
             self._csv_whole = False
             with open(self._paths.csv, "a") as file:
                 file.write(_csv([row], header=False))
             self._csv_whole = True
-        else:
-            self._rewrite_csv()
         self.write("running")
         return row
 
     def write(self, state: str) -> dict[str, Any]:
-        """Rewrite the JSON file with the run's `state`; returns its content."""
+        """Rewrite the JSON file with the run's `state`, and the CSV if it lacks a row; returns the JSON's content."""
+        if not self._csv_whole:
+            atomic_write(self._paths.csv, _csv(self.rows, header=True))
+            self._csv_whole = True
         self._document |= {
             "state": state,
             "generated": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,10 +136,6 @@ class MetricsTracker:
         self._document["artifacts"] = self._paths.artifacts()
         atomic_write(self._paths.json, json.dumps(jsonable(self._document), indent=2, allow_nan=False))
         return self._document
-
-    def _rewrite_csv(self) -> None:
-        atomic_write(self._paths.csv, _csv(self.rows, header=True))
-        self._csv_whole = True
 
 
 def _csv(rows: list[dict[str, Any]], header: bool) -> str:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
@@ -28,9 +29,7 @@ class Saver:
         self.plan = Plan(config, 1, STEPS_PER_EPOCH * config.batch_size)
         self.trainer = Trainer(config, choose(config, ONE.device, 1e8), ONE)
         self.progress = Progress(ONE.device, config.batch_size)
-        self.keeper = Checkpoints(
-            root, config, self.plan, lambda message, severity: self.said.append((severity, message))
-        )
+        self.keeper = Checkpoints(root, config, self.plan, None, lambda *said: self.said.append(said))
 
     def learn(self) -> None:
         self.trainer.step(random_images(64), torch.arange(32), self.progress.step * 32, 1e-3)
@@ -143,17 +142,25 @@ def test_a_pickle_in_place_of_the_state_is_not_run(saver: Saver, tmp_path: Path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_write_that_fails_is_told_and_leaves_the_old_ones(saver: Saver, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("library", "error"),
+    [
+        (torch, OSError(28, "No space left on device")),
+        (torch, RuntimeError("[enforce fail at inline_container.cc] . No space left on device")),
+        (safetensors.torch, safetensors.SafetensorError("I/O error: No space left on device (os error 28)")),
+    ],
+)
+def test_a_full_disk_is_told_and_leaves_the_old_ones(saver: Saver, library, error, monkeypatch: pytest.MonkeyPatch):
     saver.save(4)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(*_, **__):
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
+        patch.setattr(library, "save" if library is torch else "save_file", full)
         saver.save(8)
     assert saver.keeper.unsaved and "No space left" in saver.keeper.unsaved
-    assert saver.said[-1] == ("error", saver.keeper.unsaved)
+    assert saver.said[-1] == (saver.keeper.unsaved, "error")
     assert folders(saver.root) == ["latest", "step_00000004"]
     saver.save(12)
     assert saver.keeper.unsaved is None
@@ -193,3 +200,32 @@ def test_resume_can_name_a_checkpoint(saver: Saver, small):
     assert choose_start(saver.root, replace(small, resume=str(saver.root)), saver.plan.global_batch)[0].step == 8
     with pytest.raises(RequestError, match=r"no meta\.json"):
         choose_start(saver.root, replace(small, resume="elsewhere"), saver.plan.global_batch)
+
+
+def test_latest_is_continued_even_if_an_abandoned_branch_went_further(saver: Saver):
+    saver.save(4)
+    saver.save(8)
+    checkpoint.replace_link(
+        saver.root / "latest", "step_00000004"
+    )  # as --resume step_00000004 and a stop would leave it
+    assert find_latest(saver.root)[0].step == 4
+
+
+def test_a_stop_just_after_a_checkpoint_keeps_it_as_it_is(saver: Saver):
+    folder = saver.save(4, val_loss_ema=0.5)
+    before = (folder / "meta.json").read_text()
+    saver.keeper.save(saver.trainer, saver.progress, {})
+    assert (folder / "meta.json").read_text() == before
+    assert folders(saver.root) == ["best", "latest", "step_00000004"]
+
+
+def test_a_best_checkpoint_that_tells_nothing_is_replaced_and_a_broken_one_costs_no_work(saver: Saver):
+    saver.save(4, val_loss_ema=0.5)
+    meta = json.loads((saver.root / "best" / "meta.json").read_text())
+    (saver.root / "best" / "meta.json").write_text(json.dumps({**meta, "metrics": {}}))
+    saver.save(8, val_loss_ema=0.9)
+    assert (saver.root / "best").resolve().name == "step_00000008"
+    (saver.root / "best" / "meta.json").write_text("{")
+    saver.save(12, val_loss_ema=0.1)
+    assert saver.keeper.unsaved is None
+    assert saver.said[-1][1] == "warning"

@@ -33,9 +33,19 @@ def test_what_is_asked_for_is_taken_as_it_is():
 
 @pytest.mark.parametrize(
     ("name", "tflops"),
-    [("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA L4", 121), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989),
-     ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("A card of tomorrow", None)],
-)  # fmt: skip
+    [
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A10G", None),
+        ("A card of tomorrow", None),
+    ],
+)
 def test_mfu_is_of_the_cards_peak_and_an_unknown_card_has_none(name: str, tflops, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     device = torch.device("cuda")

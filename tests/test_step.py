@@ -1,5 +1,6 @@
 """One optimizer step: what it computes, and what it does when the gradient is not finite."""
 
+import copy
 import functools
 import math
 
@@ -157,3 +158,36 @@ def test_a_compiled_step_equals_an_eager_one(small, monkeypatch: pytest.MonkeyPa
     for trained in (eager, compiled):
         run_steps(trained, 2)
     np.testing.assert_allclose(eager.record.take(), compiled.record.take(), rtol=1e-3)
+
+
+def resumed(trained: Trainer, **changes) -> Trainer:
+    other = trainer(replace(trained.config, **changes))
+    other.load_state_dict(copy.deepcopy(trained.state_dict()), trained.ema.model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_checkpoint_resumes_in_another_memory_layout(small, before: bool):
+    """Fused AdamW walks weights and moments side by side: they have to be laid out alike."""
+    trained = trainer(replace(small, channels_last=before, log_every=9))
+    run_steps(trained, 3)
+    other = resumed(trained, channels_last=not before)
+    for each in (trained, other):
+        run_steps(each, 3, start=3)
+    for a, b in zip(snapshot(trained), snapshot(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_checkpoint_resumes_in_another_precision(small, before: str, after: str):
+    trained = trainer(replace(small, precision=before))
+    run_steps(trained, 1)
+    other = resumed(trained, precision=after)
+    run_steps(other, 1, start=1)
+    assert np.isfinite(other.record.take()).all()
+
+
+def test_what_may_change_on_resume_is_taken_from_the_new_settings(small):
+    trained = trainer(small)
+    run_steps(trained, 1)
+    assert resumed(trained, weight_decay=0.3).optimizer.param_groups[0]["weight_decay"] == 0.3

@@ -211,6 +211,38 @@ def test_a_finished_run_is_left_alone_when_asked_for_again(small: TrainConfig, c
     assert paths_of(small).json.read_text() == before
 
 
+def test_a_run_killed_before_its_report_is_finished_by_the_same_command(small: TrainConfig):
+    config = replace(small, max_steps=11)
+    assert run(config) == 0
+    paths = paths_of(config)
+    paths.report.unlink()
+    before = rows(config)
+    paths.status.write_text(json.dumps({**status(config), "state": "running", "heartbeat": 0}))
+    assert run(config) == 0
+    assert paths.report.exists()
+    assert status(config)["state"] == "finished"
+    pd.testing.assert_frame_equal(rows(config), before)
+
+
+def test_an_error_at_the_start_is_in_the_status(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(train.data, "load", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(small)
+    assert (status(small)["state"], status(small)["exit_code"]) == ("failed", 1)
+    assert "out of memory" in status(small)["message"]
+
+
+def test_an_error_in_training_is_in_the_status_with_the_place(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train.Trainer, "step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(small)
+    assert (status(small)["state"], status(small)["total_steps"]) == ("failed", 16)
+    assert json.loads(paths_of(small).json.read_text())["state"] == "failed"
+
+
 def test_beginning_anew_sets_the_old_run_aside(small: TrainConfig):
     assert run(small) == 0
     assert run(replace(small, resume="never", epochs=1)) == 0
