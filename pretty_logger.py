@@ -19,8 +19,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -123,6 +123,14 @@ class PrettyLogger:
                 self._sampler.stop()
         self._close_view()
         atexit.unregister(self.stop)
+
+    @contextmanager
+    def going_on(self, what: str) -> Iterator[None]:
+        """Say what could not be written, and go on: a full disk or an odd picture must not cost the training."""
+        try:
+            yield
+        except Exception as error:
+            self.log(f"could not write {what}: {type(error).__name__}: {error}", "error")
 
     def __enter__(self) -> Self:
         self.start()

@@ -30,8 +30,6 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
         sys.exit(refuse(error))
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ddpm import data, hardware
 from ddpm.checkpoint import Checkpoints, choose_start
@@ -135,7 +133,7 @@ class Run:
 
         row = self.epoch_row(epoch, validate=due(config.val_every))
         if self.tracker:
-            with self.going_on("the epoch's metrics"):
+            with self.logger.going_on("the epoch's metrics"):
                 self.tracker.add_epoch(row)
                 self.board.add_epoch(row)
         self.logger.log_epoch_summary(row)
@@ -259,7 +257,7 @@ class Run:
             picture = draw_samples(self.config, model, scheduler, per_class, self.world, epoch + 1)
         if picture:
             path = self.paths.samples / f"{self.config.data}_epoch_{epoch + 1:04d}.png"
-            with self.going_on("the sample grid"):
+            with self.logger.going_on("the sample grid"):
                 atomic_write(path, png(picture))
                 self.board.add_samples(picture, self.plan.images_seen(self.progress.step))
                 self.logger.log(f"samples: {path}")
@@ -291,25 +289,17 @@ class Run:
     def end(self, state: str, code: int, message: str | None = None, report: bool = True) -> int:
         """Publish how the run ended and where its files are. Returns the exit code."""
         if self.tracker:
-            with self.going_on("the metrics"):
+            with self.logger.going_on("the metrics"):
                 self.tracker.write(state)
                 self.board.close()
             if report:
                 self.logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
-                with self.going_on(f"the report (later: python -m metrics.report {self.config.run})"):
+                with self.logger.going_on(f"the report (later: python -m metrics.report {self.config.run})"):
                     write_report(self.paths)
             for label, path in self.paths.artifacts().items():
                 self.logger.log(f"{label}: {self.paths.root / path}")
         self.logger.stop(state, code, message)
         return code
-
-    @contextmanager
-    def going_on(self, what: str) -> Iterator[None]:
-        """Say what could not be written, and go on: a full disk or an odd picture must not cost the training."""
-        try:
-            yield
-        except Exception as error:
-            self.logger.log(f"could not write {what}: {type(error).__name__}: {error}", "error")
 
 
 def main(config: TrainConfig, stop: StopRequest) -> int:

@@ -224,6 +224,17 @@ def test_a_run_killed_before_its_report_is_finished_by_the_same_command(small: T
     pd.testing.assert_frame_equal(rows(config), before)
 
 
+def test_a_report_that_cannot_be_made_does_not_cost_the_training(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    def broken(_):
+        raise ValueError("an odd picture")
+
+    monkeypatch.setattr(train, "write_report", broken)
+    assert run(small) == 0
+    assert status(small)["state"] == "finished"
+    assert "an odd picture" in paths_of(small).log.read_text()
+    assert "python -m metrics.report small" in paths_of(small).log.read_text()
+
+
 def test_an_error_at_the_start_is_in_the_status(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     def broken(*_):
         raise RuntimeError("CUDA out of memory")
