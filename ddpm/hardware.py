@@ -141,7 +141,7 @@ def _affordable(usual: int, flops: float, device: torch.device, at_least: int = 
     affordable = max(at_least, int(CPU_BUDGET / flops))
     if device.type == "cuda" or affordable >= usual:
         return usual, "the usual number"
-    return affordable, f"a CPU takes long: {flops / 1e12:.2g} TFLOP each"
+    return affordable, f"a CPU takes long: {round(flops / 1e12, 2):,} TFLOP each"
 
 
 def _channels_last_pays(device: torch.device, precision: str) -> tuple[bool, str]:

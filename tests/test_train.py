@@ -173,6 +173,7 @@ def test_two_processes_with_half_the_batch_make_the_same_run(small: TrainConfig)
     alone, together = rows(small).drop(columns=TIMES), rows(halves).drop(columns=TIMES)
     pd.testing.assert_frame_equal(alone, together, rtol=1e-4)
     assert json.loads(paths_of(halves).json.read_text())["environment"]["world_size"] == 2
+    assert final_state(halves).keys() == final_state(small).keys()  # no prefix of DDP in any name
 
 
 def test_validation_sampling_and_checkpoints_leave_training_untouched(small: TrainConfig):
