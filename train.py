@@ -9,6 +9,7 @@ loss and sampling in ddpm/diffusion.py, the optimizer step in ddpm/step.py, what
 in metrics/tracker.py. This file says in which order things happen.
 """
 
+import os
 import sys
 
 from ddpm.config import TrainConfig, parse_args
@@ -16,9 +17,15 @@ from ddpm.errors import RequestError, TrainingFailed
 from ddpm.signals import StopRequest
 
 
+def is_first() -> bool:
+    """Is this rank 0? As torchrun or srun say it, before the processes have met."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def refuse(error: RequestError) -> int:
-    """Say in one line what is wrong with the request."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    """Say in one line what is wrong with the request; one process speaks for all."""
+    if is_first():
+        print(f"error: {error}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -28,8 +35,6 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
         CONFIG = parse_args()
     except RequestError as error:
         sys.exit(refuse(error))
-
-import os
 
 from ddpm import data, hardware
 from ddpm.checkpoint import Checkpoints, choose_start
@@ -305,23 +310,21 @@ class Run:
 def main(config: TrainConfig, stop: StopRequest) -> int:
     """Run `config` as one of the processes that were started. Returns the exit code, as README lists them."""
     paths = RunPaths(config.output_root.resolve(), config.run)
-    is_main = os.environ.get("RANK", "0") == "0"
     try:
         with connect() as world:
-            is_main = world.is_main
             if config.dry_run:
                 dry_run(config, world)
                 return 0
             return Run(config, stop, world).main()
     except RequestError as error:
-        if is_main and not config.dry_run:
+        if is_first() and not config.dry_run:
             publish_failure(paths, config.data, 2, str(error))
-        return refuse(error) if is_main else 2
+        return refuse(error)
     except KeyboardInterrupt:
         print("interrupted twice: stopped at once; the last checkpoint stands", file=sys.stderr)
         return 1
     except Exception as error:
-        if is_main and not config.dry_run:
+        if is_first() and not config.dry_run:
             publish_failure(paths, config.data, 1, f"{type(error).__name__}: {error}")
         raise
 

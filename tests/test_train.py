@@ -284,6 +284,14 @@ def test_missing_data_are_told_in_one_line_and_in_the_status(small: TrainConfig,
     assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 2)
 
 
+def test_one_of_several_processes_speaks_for_all(small: TrainConfig, tmp_path: Path):
+    for config in (replace(small, data_root=tmp_path / "nothing"), replace(small, batch_size=200)):
+        output, _ = start(config, *TORCHRUN).communicate(timeout=120)
+        assert len(re.findall(r"^error: ", output, re.MULTILINE)) == 1
+    ended = subprocess.run([*TORCHRUN, "train.py", "--lr", "fast"], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert len(re.findall(r"^error: ", ended.stderr, re.MULTILINE)) == 1
+
+
 def test_a_folder_that_cannot_be_written_is_found_before_training(small: TrainConfig, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert run(replace(small, output_root=tmp_path / "file")) == 2
