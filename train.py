@@ -49,7 +49,7 @@ from ddpm.plan import Plan
 from ddpm.progress import Progress
 from ddpm.step import Trainer
 from metrics.report import write_report
-from metrics.status import publish_failure, read_status
+from metrics.status import alive, publish_failure, read_status
 from metrics.tensorboard import TensorBoard
 from metrics.tracker import MetricsTracker, jsonable, loss_statistics
 from pretty_logger import PrettyLogger
@@ -89,7 +89,10 @@ class Run:
             except TrainingFailed as error:
                 return self.failed(error)
             except BaseException as error:
-                self.end("failed", 1, f"{type(error).__name__}: {error}", report=False)
+                why = (
+                    "interrupted twice" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+                )
+                self.end("failed", 1, why, report=False)
                 raise
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ class Run:
                 loss=losses.mean(),
                 lr=self.plan.learning_rate(self.progress.step - 1),
                 grad_norm=grad_norms[-1],
-                samples_per_sec=self.progress.images_per_sec,
+                samples_per_sec=self.progress.recent_images_per_sec,
             )
 
     def finish_epoch(self, epoch: int) -> None:
@@ -185,13 +188,19 @@ class Run:
         """Decide where the run starts, and make a place for its files without writing over anything.
 
         Raises:
-            RequestError: a checkpoint is damaged or of another run, or a folder cannot be written to.
+            RequestError: the run is alive, its checkpoint is damaged or of another run, or a folder is not writable.
         """
 
         def decide() -> tuple:
+            status = read_status(self.paths)
+            if alive(status):
+                raise RequestError(
+                    f"{self.config.run} is being trained by process {status['pid']} on {status['host']}: watch it with "
+                    f"python pretty_logger.py {self.config.run}, or give another --run-name"
+                )
             start, problems = choose_start(self.paths.checkpoints, self.config, self.plan.global_batch)
-            state = (read_status(self.paths) or {}).get("state")
-            return start, problems, self.paths.claim(afresh=start is None), state == "finished"
+            was_finished = status is not None and status["state"] == "finished"
+            return start, problems, self.paths.claim(afresh=start is None), was_finished
 
         decided = self.world.together(decide, here=self.world.is_main)
         self.start, self.passed_over, self.set_aside, self.was_finished = decided
@@ -231,7 +240,7 @@ class Run:
         for line in in_words(description):
             log(line)
         for problem in self.passed_over:
-            log(f"{problem}; an older checkpoint is used", "warning")
+            log(f"passed over: {problem.partition(': give --resume')[0]}", "warning")
         for folder in self.set_aside:
             log(f"the files of an earlier run of this name are now in {folder}", "warning")
         cause = f"resumed from {self.start.folder.name}" if self.start else "started"

@@ -127,6 +127,8 @@ def choose_start(root: Path, config: TrainConfig, global_batch: int) -> tuple[Ch
         found, problems = find_latest(root)
     else:
         folder = Path(config.resume)
+        if not folder.is_dir():
+            raise RequestError(f"--resume {folder}: no such folder; give auto, never or a step_ folder of checkpoints/")
         found, problems = inspect(folder / "latest" if (folder / "latest").exists() else folder), []
     if found:
         refuse_other_run(found, config, global_batch)

@@ -85,9 +85,9 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast type of forward and backward; auto takes bf16 where the device has it, else fp16 (GPU) or fp32."""
     compile: Annotated[bool | None, "flag"] = None
-    """torch.compile the model; left out, it is used on CUDA devices."""
+    """torch.compile the model, or --no-compile; left out, it is used on CUDA devices."""
     channels_last: Annotated[bool | None, "flag"] = None
-    """Keep activations in NHWC memory order; left out, it is used on CUDA devices."""
+    """Keep activations in NHWC memory order, or --no-channels-last; left out, it is used on CUDA devices."""
 
     run_name: str | None = None
     """Name of the run and its folders; left out, it is built from the settings."""
@@ -250,7 +250,11 @@ def _with_values(arguments: list[str]) -> list[str]:
     for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
         if "flag" in getattr(hint, "__metadata__", ()):
             switches |= {flag(name): f"{flag(name)}=True", f"--no-{flag(name)[2:]}": f"{flag(name)}=False"}
-    return [switches.get(argument, argument) for argument in arguments]
+    values = ("None", "True", "False")
+    return [
+        argument if following in values else switches.get(argument, argument)
+        for argument, following in itertools.pairwise([*arguments, ""])
+    ]
 
 
 def _asked_preset(arguments: list[str]) -> str:

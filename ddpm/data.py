@@ -84,16 +84,21 @@ def prepare(config: TrainConfig) -> None:
         idx.check_split(root, split)
 
 
+def present(config: TrainConfig) -> bool:
+    """Are there files of the data set?"""
+    return idx.split_files(data_root(config), "train")[1].exists()
+
+
 def count_images(config: TrainConfig) -> int:
-    """Training images, without reading or drawing any.
+    """Training images, without reading or drawing any; those of the whole data set where it is not there yet.
 
     Raises:
-        RequestError: EMNIST is not there, or damaged.
+        RequestError: the files are damaged.
     """
     root = data_root(config)
     _, labels = idx.split_files(root, "train")
-    if config.data == "glyphs" and not labels.exists():
-        return glyphs.TRAIN_PER_CLASS * len(CLASS_NAMES)
+    if not present(config):
+        return (glyphs.TRAIN_PER_CLASS if config.data == "glyphs" else 2400) * len(CLASS_NAMES)
     idx.check_split(root, "train")
     return len(idx.read_idx(labels, 1))
 

@@ -148,7 +148,7 @@ def dry_run(config: TrainConfig, world: World) -> None:
     """Print the resolved settings and what the run would take. Trains nothing and writes nothing.
 
     Raises:
-        RequestError: EMNIST is asked for and is not there, or the batch is larger than the data set.
+        RequestError: the data are damaged, or the batch is larger than the data set.
     """
     flops = flops_per_image(config)
     choices = hardware.choose(config, world.device, flops)
@@ -166,6 +166,7 @@ def dry_run(config: TrainConfig, world: World) -> None:
         "parameters": f"{parameters:,}",
         "compute": f"{flops / 1e9:.1f} GFLOP per image, forward and backward",
         "global batch": f"{plan.global_batch} images",
+        "training images": f"{plan.train_images:,}" + ("" if data.present(config) else " (not here yet)"),
         "steps": f"{plan.steps_per_epoch} per epoch, {plan.total_steps} in {plan.epochs} epochs",
         "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "
         f"({training_bytes / 2**30:.1f} for the weights, {batch_bytes / 2**30:.1f} for the batch)",

@@ -20,7 +20,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.global_batch > self.train_images:
             raise RequestError(
-                f"--batch-size {self.config.batch_size} on {self.world_size} processes makes a global batch of "
+                f"--batch-size {self.config.batch_size} on {self.world_size} process(es) makes a global batch of "
                 f"{self.global_batch}, but there are only {self.train_images} training images: take a smaller batch"
             )
 

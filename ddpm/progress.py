@@ -19,6 +19,7 @@ class Progress:
         self._device, self._global_batch = device, global_batch
         self.step = 0
         self.warm = False  # has this process made its first step?
+        self.recent_images_per_sec = float("nan")  # over the steps between the last two notes
         self._elapsed_before = 0.0  # seconds of earlier starts
         self._clock = time.monotonic()
         self._epoch_began = self._row_at = 0.0  # `elapsed` at the last two rows
@@ -59,6 +60,7 @@ class Progress:
         self.grad_norms.extend(grad_norms.tolist())
         now = time.monotonic()
         if self._untimed_images:
+            self.recent_images_per_sec = self._untimed_images / (now - self._since)
             self._train_sec += now - self._since
             self._train_images += self._untimed_images
         self._since, self._untimed_images = now, 0

@@ -136,7 +136,7 @@ def hyperparameters_section(document: dict) -> str:
     text = json.dumps(document["hyperparameters"], indent=2, ensure_ascii=False)
     choices = document["environment"].get("choices") or {}
     chosen = "".join(f"\n- {name}: {why}" for name, why in choices.items())
-    return f"## Hyperparameters\n\n```json\n{text}\n```" + (f"\n\nChosen automatically:\n{chosen}" if chosen else "")
+    return f"## Hyperparameters\n\n```json\n{text}\n```" + (f"\n\nChosen for this device:\n{chosen}" if chosen else "")
 
 
 def starts_section(document: dict) -> str:

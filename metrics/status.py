@@ -14,6 +14,7 @@ Stamps are seconds since 1970, so that another machine can read them; intervals 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -242,10 +243,22 @@ def _cell(text: str) -> int | float | str | None:
     return text or None
 
 
+def alive(status: dict[str, Any] | None) -> bool:
+    """Does `status.json` tell of another process that is running now? A fresh heartbeat, and no proof of death."""
+    if not status or status["state"] != "running" or status["pid"] == os.getpid():
+        return False
+    if status["host"] == socket.gethostname() and not Path(f"/proc/{status['pid']}").exists():
+        return not Path("/proc/self").exists()  # (where there is no /proc, nothing is proved)
+    return time.time() - status["heartbeat"] < 60
+
+
 def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str) -> None:
     """Let `status.json` say why a start came to nothing, unless it knows better: of this very process, or of a run that
-    is finished or alive."""
-    status = read_status(paths) or {}
-    alive = status.get("state") == "running" and time.time() - status.get("heartbeat", 0) < 60
-    if not alive and status.get("state") != "finished" and status.get("pid") != os.getpid():
-        StatusPublisher(paths, {"data": data}).close("failed", exit_code, message)
+    is finished or alive. Where nothing can be written, nothing is said."""
+    status = read_status(paths) or {"state": None, "pid": None}
+    if alive(status) or status["state"] == "finished" or status["pid"] == os.getpid():
+        return
+    with contextlib.suppress(OSError):
+        paths.metrics.mkdir(parents=True, exist_ok=True)
+        if os.access(paths.metrics, os.W_OK):
+            StatusPublisher(paths, {"data": data}).close("failed", exit_code, message)

@@ -42,7 +42,10 @@ def test_large_is_the_default_and_what_is_typed_wins_over_the_preset():
     assert parse_args(["--batch_size=9", "--preset=small"]).batch_size == 9
 
 
-@pytest.mark.parametrize(("arguments", "value"), [([], None), (["--compile"], True), (["--no-compile"], False)])
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [([], None), (["--compile"], True), (["--no-compile"], False), (["--compile", "True"], True)],
+)
 def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
     assert parse_args(arguments).compile is value
 

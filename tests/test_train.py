@@ -275,6 +275,26 @@ def test_a_command_that_contradicts_the_run_changes_nothing(small: TrainConfig, 
     assert {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*")} == before
 
 
+def test_a_run_that_is_alive_is_left_alone(small: TrainConfig):
+    config = replace(small, epochs=100, val_every=0, checkpoint_every=100)
+    process = start(config)
+    try:
+        wait_for_line(process, "step 3/")
+        second, _ = start(config).communicate(timeout=60)
+        assert f"error: small is being trained by process {process.pid} on" in second
+        assert not list(paths_of(config).metrics.parent.glob("small.before-*"))
+        process.kill()  # as the cluster may: nobody says that it is over
+        process.communicate()
+        assert run(replace(config, epochs=1)) == 0
+    finally:
+        process.kill()
+
+
+def test_dry_run_needs_no_data(small: TrainConfig, tmp_path: Path, capsys):
+    assert run(replace(small, data_root=tmp_path / "nothing", dry_run=True)) == 0
+    assert "112,800 (not here yet)" in capsys.readouterr().out
+
+
 def test_missing_data_are_told_in_one_line_and_in_the_status(small: TrainConfig, tmp_path: Path, capsys):
     config = replace(small, data_root=tmp_path / "nothing")
     assert run(config) == 2
