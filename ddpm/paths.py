@@ -120,6 +120,6 @@ def find_run(name: str, output_root: Path | None = None) -> RunPaths:
     if paths.metrics.is_dir():
         return paths
     outputs = paths.metrics.parent
-    known = sorted(entry.parent.name for entry in outputs.glob("*/training_metrics.json"))
+    known = sorted(entry.name for entry in outputs.iterdir() if entry.is_dir()) if outputs.is_dir() else []
     there = f"the runs there are: {', '.join(known)}" if known else "there are no runs yet"
     raise RequestError(f"no run called {name!r} under {outputs}; {there} (see also --output-root)")
