@@ -226,14 +226,21 @@ class Run:
         )
 
     def build(self) -> None:
-        """Make the model, take up the checkpoint that the run continues from, and say what is trained on what."""
-        config, plan, log = self.config, self.plan, self.logger.log
+        """Make the model, and take up the checkpoint that the run continues from."""
+        config = self.config
         self.trainer = Trainer(config, self.choices, self.world)
         self.validation = Validation(config, self.test_set, self.choices.val_images, self.trainer.scheduler, self.world)
         if self.start:
             state, ema_weights = self.start.load()
             self.trainer.load_state_dict(state, ema_weights)
             self.progress.load_state_dict(state["progress"])
+        if self.world.is_main:
+            self.open_metrics()
+        self.progress.start_clock()
+
+    def open_metrics(self) -> None:
+        """Say what is trained on what, and take up the files of figures and checkpoints (main process only)."""
+        config, plan, log = self.config, self.plan, self.logger.log
         description = describe_run(
             config, self.choices, self.world, plan, self.flops_per_image, self.train_set, self.test_set
         )
@@ -245,11 +252,9 @@ class Run:
             log(f"the files of an earlier run of this name are now in {folder}", "warning")
         cause = f"resumed from {self.start.folder.name}" if self.start else "started"
         log(f"{cause} at step {self.progress.step} of {plan.total_steps}", "success")
-        if self.world.is_main:
-            self.checkpoints = Checkpoints(self.paths.checkpoints, config, plan, self.start, log)
-            self.tracker = MetricsTracker(self.paths, description, self.progress.step, cause)
-            self.board = TensorBoard(self.paths, plan.images_seen(self.progress.step))
-        self.progress.start_clock()
+        self.checkpoints = Checkpoints(self.paths.checkpoints, config, plan, self.start, log)
+        self.tracker = MetricsTracker(self.paths, description, self.progress.step, cause)
+        self.board = TensorBoard(self.paths, plan.images_seen(self.progress.step))
 
     # ---- now and then ------------------------------------------------------------------------------------------------
 

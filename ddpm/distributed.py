@@ -51,9 +51,8 @@ class World:
 
     def mean_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace `tensor` by its mean over the processes, on the device."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-            tensor /= self.world_size
+        tensor = self.sum_(tensor)
+        tensor /= self.world_size
         return tensor
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -245,18 +245,18 @@ def _cell(text: str) -> int | float | str | None:
 
 def alive(status: dict[str, Any] | None) -> bool:
     """Does `status.json` tell of another process that is running now? A fresh heartbeat, and no proof of death."""
-    if not status or status["state"] != "running" or status["pid"] == os.getpid():
+    if not status or status.get("state") != "running" or status.get("pid") == os.getpid():
         return False
-    if status["host"] == socket.gethostname() and not Path(f"/proc/{status['pid']}").exists():
-        return not Path("/proc/self").exists()  # (where there is no /proc, nothing is proved)
-    return time.time() - status["heartbeat"] < 60
+    here = status.get("host") == socket.gethostname() and Path("/proc/self").exists()
+    dead = here and not Path(f"/proc/{status.get('pid')}").exists()
+    return not dead and time.time() - status.get("heartbeat", 0) < 60
 
 
 def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str) -> None:
     """Let `status.json` say why a start came to nothing, unless it knows better: of this very process, or of a run that
     is finished or alive. Where nothing can be written, nothing is said."""
-    status = read_status(paths) or {"state": None, "pid": None}
-    if alive(status) or status["state"] == "finished" or status["pid"] == os.getpid():
+    status = read_status(paths) or {}
+    if alive(status) or status.get("state") == "finished" or status.get("pid") == os.getpid():
         return
     with contextlib.suppress(OSError):
         paths.metrics.mkdir(parents=True, exist_ok=True)
