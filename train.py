@@ -11,9 +11,10 @@ in metrics/tracker.py. This file says in which order things happen.
 
 import os
 import sys
+from datetime import timedelta
 
 from ddpm.config import TrainConfig, parse_args
-from ddpm.errors import RequestError, TrainingFailed
+from ddpm.errors import ProcessesLost, RequestError, TrainingFailed
 from ddpm.signals import StopRequest
 
 
@@ -36,23 +37,21 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
     except RequestError as error:
         sys.exit(refuse(error))
 
-from ddpm import data, hardware
-from ddpm.checkpoint import Checkpoints, choose_start
-from ddpm.describe import describe_run, dry_run, in_words
+from ddpm import checkpoint, data, hardware
+from ddpm.claim import Claim
+from ddpm.describe import describe_run, dry_run
 from ddpm.diffusion import Validation
 from ddpm.distributed import StopVote, World, connect
-from ddpm.files import atomic_write
 from ddpm.model import flops_per_image
 from ddpm.paths import RunPaths
-from ddpm.pictures import draw_samples, png
+from ddpm.pictures import draw_samples, labelled_grid
 from ddpm.plan import Plan
 from ddpm.progress import Progress
+from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
-from metrics.report import write_report
-from metrics.status import alive, publish_failure, read_status
-from metrics.tensorboard import TensorBoard
-from metrics.tracker import MetricsTracker, jsonable, loss_statistics
-from pretty_logger import PrettyLogger
+from metrics.herald import Herald
+from metrics.status import last_words, publish_failure, read_status
+from metrics.tracker import jsonable, loss_statistics
 
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -60,46 +59,52 @@ STOPPED = 75  # EX_TEMPFAIL: run the same command again
 class Run:
     """One process's part in a run: what it trains on, what has been learned, and where it tells of it."""
 
-    def __init__(self, config: TrainConfig, stop: StopRequest, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: TrainConfig, stop: StopRequest, world: World, claim: Claim) -> None:
+        self.config, self.world, self.claim = config, world, claim
         self.paths = RunPaths(config.output_root.resolve(), config.run)
         self.flops_per_image = flops_per_image(config)
         self.choices = hardware.choose(config, world.device, self.flops_per_image)
         self.train_set, self.test_set = data.load(config, world)
         self.plan = Plan(config, world.world_size, len(self.train_set))
+        self.identity = checkpoint.identity_of(config, self.plan, data.agreed_sha256(self.train_set, world))
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.plan.global_batch)
-        self.tracker: MetricsTracker | None = None  # this and the next, on the main process only
-        self.checkpoints: Checkpoints | None = None
+        self.checkpoints: Checkpoints | None = None  # on the main process only
 
     def main(self) -> int:
         """Train to the end, or until asked to stop. Returns the exit code."""
-        self.claim()
+        self.take_up()
         if self.was_finished and self.start and self.start.step >= self.plan.total_steps:
             return self.nothing_to_do()
-        with self.open_logger() as self.logger:
+        with Herald(self.paths, self.plan, self.world) as self.herald:
             try:
                 self.build()
-                while self.progress.step < self.plan.total_steps:
-                    epoch = self.progress.step // self.plan.steps_per_epoch
-                    if not self.train_epoch(epoch):
-                        return self.stopped()
-                    self.finish_epoch(epoch)
-                return self.finished()
+                return self.train()
             except TrainingFailed as error:
                 return self.failed(error)
-            except BaseException as error:
-                why = (
-                    "interrupted twice" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-                )
-                self.end("failed", 1, why, report=False)
+            except Exception as error:
+                error = self.world.explain(error)
+                self.crashed(error)
+                raise error from None
+            except KeyboardInterrupt:
+                self.herald.end("failed", 1, "interrupted twice", retry=True, report=False)
                 raise
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
+    def train(self) -> int:
+        """Train epoch by epoch from where the run stands. Returns the exit code."""
+        done = -(-self.progress.step // self.plan.steps_per_epoch)  # the last of them may lack its figures or samples
+        for epoch in range(max(done - 1, 0), self.plan.epochs):
+            if not (self.train_epoch(epoch) and self.finish_epoch(epoch)):
+                return self.stopped()
+        return self.finished()
+
     def train_epoch(self, epoch: int) -> bool:
         """Train from the current step to the end of `epoch`. False if the processes agreed to stop before it."""
-        plan, progress, size = self.plan, self.progress, self.config.batch_size
+        plan, progress, images = self.plan, self.progress, self.config.images_per_step
+        if progress.step >= plan.epoch_end(epoch):
+            return True
         order = data.epoch_order(len(self.train_set), self.config.seed, epoch, self.world.device)
         first = epoch * plan.steps_per_epoch
         self.publish("training" if progress.warm or not self.choices.compile else "compiling", epoch)
@@ -108,13 +113,16 @@ class Run:
             if self.vote.passed():
                 self.tell_progress(epoch)
                 return False
-            chosen = data.global_slice(order, progress.step - first, size, self.world)
+            chosen = data.global_slice(order, progress.step - first, images, self.world)
             seen, lr = plan.images_seen(progress.step), plan.learning_rate(progress.step)
             self.trainer.step(self.train_set, chosen, seen, lr)
             if progress.count_step():
                 self.publish("training", epoch)
+                self.world.expect_answers_within(timedelta(minutes=self.config.hang_minutes))
             if self.trainer.record.full:
                 self.tell_progress(epoch)
+                if self.checkpoints and self.checkpoints.overdue:
+                    self.save()
         self.tell_progress(epoch)
         return True
 
@@ -132,37 +140,40 @@ class Run:
                 samples_per_sec=self.progress.recent_images_per_sec,
             )
 
-    def finish_epoch(self, epoch: int) -> None:
-        """Validate, publish the epoch's row, and save and draw where they are due."""
-        config, last = self.config, self.progress.step == self.plan.total_steps
+    def finish_epoch(self, epoch: int) -> bool:
+        """Validate, publish the epoch's row, save and draw where they are due, and have not been done yet.
+
+        False if the processes agreed to stop before that.
+        """
+        config, progress = self.config, self.progress
+        last = progress.step == self.plan.total_steps
 
         def due(every: int) -> bool:
             return every > 0 and (last or (epoch + 1) % every == 0)
 
-        row = self.epoch_row(epoch, validate=due(config.val_every))
-        if self.tracker:
-            with self.logger.going_on("the epoch's metrics"):
-                self.tracker.add_epoch(row)
-                self.board.add_epoch(row)
-        self.logger.log_epoch_summary(row)
-        if self.progress.step % self.plan.steps_per_epoch == 0:
-            self.progress.begin_epoch()
-        if due(config.checkpoint_every):
-            self.publish("saving", epoch)
-            if self.checkpoints:
-                self.checkpoints.save(self.trainer, self.progress, row)
+        if progress.row_step != progress.step:
+            row = self.epoch_row(epoch, validate=due(config.val_every))
+            if row is None:
+                return False
+            self.herald.epoch(row)
+            if progress.step % self.plan.steps_per_epoch == 0:
+                progress.begin_epoch()
+            if due(config.checkpoint_every):
+                self.save()
         if self.choices.samples_per_class and (last or due(config.sample_every)):
-            self.publish("sampling", epoch)
-            self.draw_samples(epoch)
+            return self.draw_samples(epoch)
+        return True
 
-    def epoch_row(self, epoch: int, validate: bool) -> dict:
-        """The epoch's figures, of all processes (every process calls it)."""
+    def epoch_row(self, epoch: int, validate: bool) -> dict | None:
+        """The epoch's figures, of all processes (every process calls it). None if asked to stop meanwhile."""
         progress, plan, trainer, world = self.progress, self.plan, self.trainer, self.world
         losses = [None, None]
         if validate:
             self.publish("validating", epoch)
             with trainer.autocast():
-                losses = self.validation(trainer.model, trainer.ema.model)
+                losses = self.validation(trainer.model, trainer.ema.model, interrupted=self.vote.passed)
+            if losses is None:
+                return None
         rate = progress.images_per_sec
         memory = [max(of_each) for of_each in zip(*world.gather(hardware.memory_mb(world.device)), strict=True)]
         row = {
@@ -184,26 +195,25 @@ class Run:
 
     # ---- beginning ---------------------------------------------------------------------------------------------------
 
-    def claim(self) -> None:
+    def take_up(self) -> None:
         """Decide where the run starts, and make a place for its files without writing over anything.
 
         Raises:
-            RequestError: the run is alive, its checkpoint is damaged or of another run, or a folder is not writable.
+            RequestError: its checkpoints are damaged or of another run, or a folder is not writable.
         """
 
         def decide() -> tuple:
-            status = read_status(self.paths)
-            if alive(status):
-                raise RequestError(
-                    f"{self.config.run} is being trained by process {status['pid']} on {status['host']}: watch it with "
-                    f"python pretty_logger.py {self.config.run}, or give another --run-name"
-                )
-            start, problems = choose_start(self.paths.checkpoints, self.config, self.plan.global_batch)
+            status, root = read_status(self.paths), self.paths.checkpoints
+            start, damaged = checkpoint.choose_start(root, self.config.resume, self.identity)
             was_finished = status is not None and status["state"] == "finished"
-            return start, problems, self.paths.claim(afresh=start is None), was_finished
+            notes = [f"earlier files of this name are now in {old}" for old in self.paths.prepare(afresh=start is None)]
+            if start:
+                notes += checkpoint.set_aside(root, start, damaged)
+            checkpoint.sweep(root)
+            return start, was_finished, last_words(status) if start or status else "started", notes
 
         decided = self.world.together(decide, here=self.world.is_main)
-        self.start, self.passed_over, self.set_aside, self.was_finished = decided
+        self.start, self.was_finished, self.cause, self.notes = decided
 
     def nothing_to_do(self) -> int:
         if self.world.is_main:
@@ -212,18 +222,6 @@ class Run:
             for label, path in self.paths.artifacts().items():
                 print(f"{label}: {self.paths.root / path}")
         return 0
-
-    def open_logger(self) -> PrettyLogger:
-        world, plan = self.world, self.plan
-        fields = {
-            "data": self.config.data, "world_size": world.world_size, "nodes": world.nodes, "epochs": plan.epochs,
-            "device": hardware.device_name(world.device), "total_steps": plan.total_steps,
-        }  # fmt: skip
-        gpus = world.gather((world.node, hardware.gpu_uuid(world.device)))
-        here = [uuid for node, uuid in gpus if uuid and node == world.node]
-        return PrettyLogger(
-            self.paths, fields, rank=world.rank, local_rank=world.local_rank, node=world.node, gpu_uuids=here
-        )
 
     def build(self) -> None:
         """Make the model, and take up the checkpoint that the run continues from."""
@@ -235,111 +233,119 @@ class Run:
             self.trainer.load_state_dict(state, ema_weights)
             self.progress.load_state_dict(state["progress"])
         if self.world.is_main:
-            self.open_metrics()
+            self.open_files()
         self.progress.start_clock()
 
-    def open_metrics(self) -> None:
-        """Say what is trained on what, and take up the files of figures and checkpoints (main process only)."""
-        config, plan, log = self.config, self.plan, self.logger.log
+    def open_files(self) -> None:
+        """Take up the files of checkpoints and figures, and say what is trained (main process only)."""
+        config, start = self.config, self.start
         description = describe_run(
-            config, self.choices, self.world, plan, self.flops_per_image, self.train_set, self.test_set
+            config, self.choices, self.world, self.plan, self.flops_per_image, self.train_set, self.test_set
         )
-        for line in in_words(description):
-            log(line)
-        for problem in self.passed_over:
-            log(f"passed over: {problem.partition(': give --resume')[0]}", "warning")
-        for folder in self.set_aside:
-            log(f"the files of an earlier run of this name are now in {folder}", "warning")
-        cause = f"resumed from {self.start.folder.name}" if self.start else "started"
-        log(f"{cause} at step {self.progress.step} of {plan.total_steps}", "success")
-        self.checkpoints = Checkpoints(self.paths.checkpoints, config, plan, self.start, log)
-        self.tracker = MetricsTracker(self.paths, description, self.progress.step, cause)
-        self.board = TensorBoard(self.paths, plan.images_seen(self.progress.step))
+        if start:
+            changed = checkpoint.changes(start, config, self.world.world_size)
+            self.notes.append(f"continues from {start.folder.name}; changed since: {'; '.join(changed) or 'nothing'}")
+        rows = start.meta["history"] if start else []
+        self.herald.begin(description, self.progress.step, rows, self.cause, self.notes)
+        self.checkpoints = Checkpoints(
+            self.paths.checkpoints, config, self.plan, self.identity, start, self.herald.log, self.claim.check
+        )
 
     # ---- now and then ------------------------------------------------------------------------------------------------
 
     def publish(self, phase: str, epoch: int, **figures: float | None) -> None:
-        """Tell the dashboard where the run is; with `figures` this is a progress line, else a change of phase."""
-        plan, step = self.plan, self.progress.step
-        first = epoch * plan.steps_per_epoch
-        if figures:
-            figures["step"] = step
-        self.logger.set_progress(
-            phase=phase, epoch=epoch + 1, batch=step - first, batches=plan.epoch_end(epoch) - first,
-            images_seen=plan.images_seen(step), **figures,
-        )  # fmt: skip
+        self.herald.progress(phase, epoch, self.progress.step, **figures)
 
-    def draw_samples(self, epoch: int) -> None:
-        """Draw a grid of generated characters with the averaged weights (every process calls it)."""
+    def save(self) -> None:
+        """Begin to write a checkpoint of the current step (on the main process)."""
+        if self.checkpoints:
+            self.checkpoints.save(self.trainer, self.progress, self.herald.rows)
+
+    def draw_samples(self, epoch: int) -> bool:
+        """Draw a grid of generated characters with the averaged weights, unless it is there (every process calls it).
+
+        False if asked to stop meanwhile.
+        """
+        path = self.paths.samples / f"{self.config.data}_epoch_{epoch + 1:04d}.png"
+        if self.world.together(path.exists, here=self.world.is_main):
+            return True
+        self.publish("sampling", epoch)
         model, scheduler, per_class = self.trainer.ema.model, self.trainer.scheduler, self.choices.samples_per_class
         with self.trainer.autocast():
-            picture = draw_samples(self.config, model, scheduler, per_class, self.world, epoch + 1)
-        if picture:
-            path = self.paths.samples / f"{self.config.data}_epoch_{epoch + 1:04d}.png"
-            with self.logger.going_on("the sample grid"):
-                atomic_write(path, png(picture))
-                self.board.add_samples(picture, self.plan.images_seen(self.progress.step))
-                self.logger.log(f"samples: {path}")
+            drawn = draw_samples(self.config, model, scheduler, per_class, self.world, interrupted=self.vote.passed)
+        if drawn is not None and self.world.is_main:
+            self.herald.samples(path, labelled_grid(self.config, drawn, epoch + 1), self.progress.step)
+        return drawn is not None
 
     # ---- ending ------------------------------------------------------------------------------------------------------
 
     def finished(self) -> int:
         self.vote.close()
-        unsaved = self.checkpoints and self.checkpoints.unsaved
-        return self.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved)
+        unsaved = self.last_checkpoint()
+        return self.herald.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved)
 
     def stopped(self) -> int:
         """Save first: the cluster may give no more than half a minute."""
         self.vote.close()
         self.publish("saving", self.progress.step // self.plan.steps_per_epoch)
-        if self.checkpoints:
-            self.checkpoints.save(self.trainer, self.progress, row={})
-            if self.checkpoints.unsaved:
-                return self.end("failed", 1, self.checkpoints.unsaved)
+        self.save()
+        if unsaved := self.last_checkpoint():
+            return self.herald.end("failed", 1, unsaved)
         code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED  # torchrun calls any code but 0 a failure
         again = "run the same command again" if self.config.resume == "auto" else "run it with --resume auto"
-        return self.end("stopped", code, f"{self.vote.reason}; {again} to continue")
+        return self.herald.end("stopped", code, f"{self.vote.reason}; {again} to continue", retry=True)
 
     def failed(self, error: TrainingFailed) -> int:
+        self.last_checkpoint()
         latest = self.paths.checkpoints / "latest"
         last = f"the last checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
-        return self.end("failed", 1, f"{error}; {last}")
+        return self.herald.end("failed", 1, f"{error}; {last}")
 
-    def end(self, state: str, code: int, message: str | None = None, report: bool = True) -> int:
-        """Publish how the run ended and where its files are. Returns the exit code."""
-        if self.tracker:
-            with self.logger.going_on("the metrics"):
-                self.tracker.write(state)
-                self.board.close()
-            if report:
-                self.logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
-                with self.logger.going_on(f"the report (later: python -m metrics.report {self.config.run})"):
-                    write_report(self.paths)
-            for label, path in self.paths.artifacts().items():
-                self.logger.log(f"{label}: {self.paths.root / path}")
-        self.logger.stop(state, code, message)
-        return code
+    def crashed(self, error: Exception) -> None:
+        self.last_checkpoint()
+        why = str(error) if isinstance(error, ProcessesLost) else f"{type(error).__name__}: {error}"
+        self.herald.end("failed", 1, why, retry=True, report=False)
+
+    def last_checkpoint(self) -> str | None:
+        """Wait for the checkpoint that is being written. Returns why the latest could not be, if so."""
+        if self.checkpoints:
+            self.checkpoints.wait()
+            return self.checkpoints.unsaved
+        return None
 
 
 def main(config: TrainConfig, stop: StopRequest) -> int:
     """Run `config` as one of the processes that were started. Returns the exit code, as README lists them."""
     paths = RunPaths(config.output_root.resolve(), config.run)
+
+    def publish(code: int, message: str) -> None:
+        if is_first() and not config.dry_run and not paths.claim.exists():  # else another job has the run
+            publish_failure(paths, config.data, code, message)
+
     try:
         with connect() as world:
             if config.dry_run:
                 dry_run(config, world)
                 return 0
-            return Run(config, stop, world).main()
+            with Claim(paths.claim, config.run) as claim:
+                world.together(claim.take, here=world.is_main)
+                try:
+                    return Run(config, stop, world, claim).main()
+                except Exception as error:
+                    raise world.explain(error) from None
     except RequestError as error:
-        if is_first() and not config.dry_run:
-            publish_failure(paths, config.data, 2, str(error))
+        publish(2, str(error))
         return refuse(error)
+    except ProcessesLost as error:
+        if error.spokesman:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            publish_failure(paths, config.data, 1, str(error), keep=True)
+        return 1
     except KeyboardInterrupt:
         print("interrupted twice: stopped at once; the last checkpoint stands", file=sys.stderr)
         return 1
     except Exception as error:
-        if is_first() and not config.dry_run:
-            publish_failure(paths, config.data, 1, f"{type(error).__name__}: {error}")
+        publish(1, f"{type(error).__name__}: {error}")
         raise
 
 

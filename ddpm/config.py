@@ -54,7 +54,9 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps, even within an epoch."""
     batch_size: int = 96
-    """Images per process and step; the global batch is this times the number of processes."""
+    """Images per process in one forward pass; the global batch is this times processes times --grad-accum."""
+    grad_accum: int = 1
+    """Forward passes whose gradients are added up to one optimizer step."""
     seed: int = 0
     """Data order, noise, timesteps, label dropout and initial weights follow from it."""
 
@@ -88,6 +90,8 @@ class TrainConfig:
     """torch.compile the model, or --no-compile; left out, it is used on CUDA devices."""
     channels_last: Annotated[bool | None, "flag"] = None
     """Keep activations in NHWC memory order, or --no-channels-last; left out, it is used on CUDA devices."""
+    deterministic: bool = False
+    """Only deterministic GPU kernels, so that a resumed run is bit-identical there too; slower. CPUs always are."""
 
     run_name: str | None = None
     """Name of the run and its folders; left out, it is built from the settings."""
@@ -111,10 +115,14 @@ class TrainConfig:
     """Classifier-free guidance of the sample grids: 1 is none, larger is more typical and less varied."""
     checkpoint_every: int = 1
     """Epochs between checkpoints; one is always written at the end."""
+    checkpoint_minutes: float = 15.0
+    """Also write one at the first progress line after this many minutes without, within an epoch too. 0: never."""
     keep_last: int = 3
     """How many of the newest checkpoints are kept. The best one is always kept."""
     keep_every: int = 0
     """Keep the checkpoint of every N-th epoch for good. 0: none."""
+    hang_minutes: float = 10.0
+    """Give up when a process has not answered the others for so long; starting and compiling may take 30 minutes."""
     dry_run: bool = False
     """Print the resolved settings and what the run would need, then exit."""
 
@@ -128,10 +136,10 @@ class TrainConfig:
         levels = len(self.block_out_channels)
         factor = 2 ** max(levels - 1, 0)
         bounds = {
-            1: "epochs max_steps batch_size log_every checkpoint_every keep_last sample_steps val_images resolution "
-            "layers_per_block norm_num_groups",
+            1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
+            "resolution layers_per_block norm_num_groups",
             0: "val_every sample_every samples_per_class keep_every warmup_steps seed weight_decay grad_clip "
-            "guidance_scale",
+            "guidance_scale checkpoint_minutes",
         }
         return [
             *(
@@ -142,6 +150,7 @@ class TrainConfig:
             (not 0 < self.lr < math.inf, f"--lr {self.lr}: must be above 0 and finite, such as 1e-4"),
             (not 0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: must lie in [0, 1), such as 0.999"),
             (not 0 <= self.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {self.cfg_dropout_prob}: must lie in [0, 1]"),
+            (not 0 < self.hang_minutes < math.inf, f"--hang-minutes {self.hang_minutes}: must be above 0, such as 10"),
             (self.diffusion_steps < 2, f"--diffusion-steps {self.diffusion_steps}: must be 2 or more"),
             (
                 self.sample_steps > self.diffusion_steps,
@@ -179,6 +188,11 @@ class TrainConfig:
     def run(self) -> str:
         """The run's name: `--run-name`, else built from the settings."""
         return self.run_name or f"{self.model_name}_{self.preset}"
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that one process contributes to each optimizer step."""
+        return self.batch_size * self.grad_accum
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,21 @@ def prepare(config: TrainConfig) -> None:
         idx.check_split(root, split)
 
 
+def agreed_sha256(images: Images, world: World) -> str:
+    """The SHA-256 of all pixels and labels, as 64 hexadecimal digits.
+
+    Raises:
+        RequestError: the processes have read different images.
+    """
+    digest = hashlib.sha256(images.pixels.cpu().numpy())
+    digest.update(images.labels.cpu().numpy())
+    found = world.gather((digest.hexdigest(), world.node))
+    if len({mine for mine, _ in found}) > 1:
+        nodes = ", ".join(sorted({node for _, node in found}))
+        raise RequestError(f"--data-root holds different images on different nodes ({nodes}): copy it from one of them")
+    return digest.hexdigest()
+
+
 def present(config: TrainConfig) -> bool:
     """Are there files of the data set?"""
     return idx.split_files(data_root(config), "train")[1].exists()
@@ -108,10 +124,10 @@ def epoch_order(images: int, seed: int, epoch: int, device: torch.device) -> tor
     return torch.randperm(images, generator=generator(device, seed, Stream.ORDER, epoch), device=device)
 
 
-def global_slice(order: torch.Tensor, batch: int, batch_size: int, world: World) -> torch.Tensor:
-    """This process's part of the epoch's global batch number `batch`: int64 [batch_size]."""
-    start = (batch * world.world_size + world.rank) * batch_size
-    return order[start : start + batch_size]
+def global_slice(order: torch.Tensor, batch: int, images: int, world: World) -> torch.Tensor:
+    """This process's part of the epoch's global batch number `batch`, of which each has `images`: int64 [images]."""
+    start = (batch * world.world_size + world.rank) * images
+    return order[start : start + images]
 
 
 def to_model_input(pixels: torch.Tensor, resolution: int) -> torch.Tensor:

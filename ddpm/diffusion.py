@@ -6,6 +6,7 @@ et al. 2021. Schedule, noising and samplers are diffusers'.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,14 +37,20 @@ class Draws:
     noise: torch.Tensor  # float32 [B, 1, R, R], standard normal
     dropped: torch.Tensor  # bool [B], labels to replace by the null class
 
+    def split(self, size: int) -> list[Draws]:
+        """The draws in parts of `size` images."""
+        parts = (self.timesteps.split(size), self.noise.split(size), self.dropped.split(size))
+        return [Draws(*part) for part in zip(*parts, strict=True)]
+
 
 class StepDraws:
     """Draws of any step: functions of (seed, images seen), made for the global batch; each process takes its slice."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self._config, self._device = config, world.device
-        self._images = config.batch_size * world.world_size
-        self._mine = slice(world.rank * config.batch_size, (world.rank + 1) * config.batch_size)
+        each = config.images_per_step
+        self._images = each * world.world_size
+        self._mine = slice(world.rank * each, (world.rank + 1) * each)
         self._generator = torch.Generator(world.device)
 
     def __call__(self, images_seen: int) -> Draws:
@@ -105,14 +112,22 @@ class Validation:
         self._timesteps = (spread * config.diffusion_steps).long()
 
     @torch.no_grad()
-    def __call__(self, *models: torch.nn.Module) -> list[float]:
+    def __call__(self, *models: torch.nn.Module, interrupted: Callable[[], bool] = lambda: False) -> list[float] | None:
         """Mean squared error of each model over the images; the processes share the work chunk by chunk.
 
         The chunks and their sum's order do not depend on the number of processes, so neither do the figures.
+
+        Args:
+            interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
         """
         chunks = range(0, len(self._images), VALIDATION_CHUNK)
         sums = torch.zeros(len(models), len(chunks), dtype=torch.float64, device=self._world.device)
-        for number in range(self._world.rank, len(chunks), self._world.world_size):
+        for first in range(0, len(chunks), self._world.world_size):
+            if interrupted():
+                return None
+            number = first + self._world.rank
+            if number >= len(chunks):
+                continue
             part = slice(chunks[number], chunks[number] + VALIDATION_CHUNK)
             images = to_model_input(self._images.pixels[part], self._config.resolution)
             source = generator(self._world.device, 0, Stream.VALIDATION, number)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ddpm.errors import RequestError
+from ddpm.errors import ProcessesLost, RequestError
 from ddpm.signals import StopRequest
 
 T = TypeVar("T")
+
+STARTING = datetime.timedelta(minutes=30)  # to compile, to download data; also to write a report at the end
+ROLL_CALL = 5.0  # seconds in which a process that is left answers
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class World:
     world_size: int
     local_world_size: int
     device: torch.device
+    store: dist.Store | None = None  # where processes leave each other word, also when collectives fail
 
     @property
     def is_main(self) -> bool:
@@ -83,6 +88,47 @@ class World:
                 raise RequestError(message) if is_request else RuntimeError(f"another process failed: {message}")
         return next(result for ran, result, _ in outcomes if ran)
 
+    def expect_answers_within(self, limit: datetime.timedelta) -> None:
+        """From now on a process that lets the others wait for longer is given up: their collective fails."""
+        if self.world_size > 1:
+            # public only since torch 2.13 or so
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+            set_timeout(limit, dist.group.WORLD)
+
+    def explain(self, error: Exception) -> Exception:
+        """What to raise for an `error` in training: itself, or, if a collective failed, which processes are lost.
+
+        All that are left come here at about the same time, and leave word in the store; who does not is lost.
+        """
+        if self.world_size == 1 or not _of_a_collective(error):
+            return error
+        try:
+            self.store.set(f"here/{self.rank}", "")
+            patience = time.monotonic() + ROLL_CALL
+            lost = list(range(self.world_size))
+            while lost and time.monotonic() < patience:
+                time.sleep(0.1)
+                lost = [rank for rank in lost if not self.store.check([f"here/{rank}"])]
+        except (RuntimeError, dist.DistError):
+            lost = [0]  # the store went with it
+        if not lost:
+            return error
+        left = min(set(range(self.world_size)) - set(lost))
+        which = ", ".join(map(str, lost))
+        return ProcessesLost(
+            f"process {which} of {self.world_size} no longer answers (killed, out of memory, hanging, or its node is "
+            "down); run the same command again to continue from the last checkpoint",
+            spokesman=self.rank == left,
+        )
+
+
+def _of_a_collective(error: Exception) -> bool:
+    """Did the error come from Gloo or NCCL, as when a peer is gone? They have no type of their own in common."""
+    words = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
 
 class StopVote:
     """Lets all processes stop at the same step when any one of them was asked to.
@@ -130,18 +176,23 @@ def connect() -> Iterator[World]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # More threads than cores slow each other down tenfold, whatever OMP_NUM_THREADS has been set to.
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size)))
+    store = None
     if world_size > 1:
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=STARTING))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", store),
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(minutes=30),  # rank 0 may compile, download or write a report meanwhile
+            timeout=STARTING,
             device_id=device if device.type == "cuda" else None,
         )
-    world = World(rank, local_rank, world_size, local_world_size, device)
+    world = World(rank, local_rank, world_size, local_world_size, device, store)
     yield world
     if world_size > 1:  # not after an error: the others may be waiting inside a collective
-        world.gather("leaving")  # together: a process that is still connecting must find its peers
+        world.expect_answers_within(STARTING)  # one of them may still be saving
+        with suppress(RuntimeError):  # who was killed at the very end is missed by nobody here
+            world.gather("leaving")  # together: a process that is still connecting must find its peers
         dist.destroy_process_group()
 
 

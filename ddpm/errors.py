@@ -1,4 +1,4 @@
-"""The two ways a run ends badly that are not bugs."""
+"""The ways a run ends badly that are not bugs."""
 
 
 class RequestError(ValueError):
@@ -7,3 +7,14 @@ class RequestError(ValueError):
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on (a loss that stays non-finite, say). Ends in exit code 1, without a traceback."""
+
+
+class ProcessesLost(RuntimeError):
+    """Other processes of the run do not answer any more. Ends in exit code 1, without a traceback.
+
+    `spokesman` says whether this process is the one among those that are left that is to tell of it.
+    """
+
+    def __init__(self, message: str, spokesman: bool) -> None:
+        super().__init__(message)
+        self.spokesman = spokesman

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from dataclasses import dataclass, field
@@ -82,11 +83,16 @@ def choose(config: TrainConfig, device: torch.device, flops_per_image: float) ->
     return Choices(**values, reasons={name: reason for name, (_, reason) in picked.items()})
 
 
-def allow_tf32() -> None:
-    """Let fp32 matrix products and convolutions on CUDA use TF32."""
+def set_up(device: torch.device, deterministic: bool) -> None:
+    """Choose the kernels: the fastest (TF32 in fp32 products, cuDNN's algorithms timed once), or those that repeat."""
+    if device.type != "cuda":
+        return
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True  # shapes are fixed: let cuDNN time its algorithms once
+    torch.backends.cudnn.benchmark = not deterministic  # shapes are fixed; but what is fastest differs from run to run
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with it
+        torch.use_deterministic_algorithms(True)
 
 
 def device_name(device: torch.device) -> str:

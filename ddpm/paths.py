@@ -23,6 +23,11 @@ class RunPaths:
         return self.root / "checkpoints" / self.run
 
     @property
+    def claim(self) -> Path:
+        """The file that the job which trains the run holds. It outlives the run's folders, which may be set aside."""
+        return self.root / "checkpoints" / f".{self.run}.claim"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics" / "output" / self.run
 
@@ -83,14 +88,15 @@ class RunPaths:
         }
         return {label: str(path.relative_to(self.root)) for label, path in places.items() if path.exists()}
 
-    def claim(self, afresh: bool) -> list[Path]:
+    def prepare(self, afresh: bool) -> list[Path]:
         """Make the run's folders and see that they can be written to. A run that begins afresh under a name that has
         been used sets the old files aside; returns their new names.
 
         Raises:
             RequestError: a folder cannot be written to.
         """
-        used = any(self.checkpoints.glob("step_*")) or self.csv.exists()
+        rows = self.csv.read_text().splitlines()[1:] if self.csv.exists() else []
+        used = any(self.checkpoints.glob("step_*")) or rows
         outputs = (self.checkpoints, self.metrics, self.tensorboard) if afresh and used else ()
         suffix = time.strftime(".before-%Y%m%d-%H%M%S")
         try:

@@ -11,7 +11,7 @@ from ddpm.errors import RequestError
 
 @dataclass(frozen=True)
 class Plan:
-    """The run in global batches: every process takes `config.batch_size` images of each."""
+    """The run in global batches: every process takes `images_per_step` images of each, in `grad_accum` passes."""
 
     config: TrainConfig
     world_size: int
@@ -20,13 +20,14 @@ class Plan:
     def __post_init__(self) -> None:
         if self.global_batch > self.train_images:
             raise RequestError(
-                f"--batch-size {self.config.batch_size} on {self.world_size} process(es) makes a global batch of "
-                f"{self.global_batch}, but there are only {self.train_images} training images: take a smaller batch"
+                f"--batch-size {self.config.batch_size} times --grad-accum {self.config.grad_accum} on "
+                f"{self.world_size} process(es) makes a global batch of {self.global_batch}, but there are only "
+                f"{self.train_images} training images: take a smaller batch"
             )
 
     @property
     def global_batch(self) -> int:
-        return self.config.batch_size * self.world_size
+        return self.config.images_per_step * self.world_size
 
     @property
     def steps_per_epoch(self) -> int:

@@ -18,6 +18,7 @@ class Progress:
     def __init__(self, device: torch.device, global_batch: int) -> None:
         self._device, self._global_batch = device, global_batch
         self.step = 0
+        self.row_step = 0  # the step at which the latest epoch's row was made
         self.warm = False  # has this process made its first step?
         self.recent_images_per_sec = float("nan")  # over the steps between the last two notes
         self._elapsed_before = 0.0  # seconds of earlier starts
@@ -66,7 +67,7 @@ class Progress:
         self._since, self._untimed_images = now, 0
 
     def begin_epoch(self) -> None:
-        """The epoch's row is written: what comes now belongs to the next."""
+        """The epoch's row is made: what comes now belongs to the next."""
         self._epoch_began = self._row_at
         self._forget_epoch()
 
@@ -78,6 +79,7 @@ class Progress:
     def times(self) -> dict[str, float | int]:
         """The row's time columns. `epoch_time_sec` runs from row to row, so that they add up to `total_time_sec`."""
         now = self._row_at = self.elapsed
+        self.row_step = self.step
         return {
             "epoch_time_sec": now - self._epoch_began,
             "total_time_sec": now,
@@ -88,6 +90,7 @@ class Progress:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "row_step": self.row_step,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "grad_norms": torch.tensor(self.grad_norms, dtype=torch.float64),
             "train_sec": self._train_sec,
@@ -97,7 +100,7 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.row_step = state["step"], state["row_step"]
         self.losses, self.grad_norms = state["losses"].tolist(), state["grad_norms"].tolist()
         self._train_sec, self._train_images = state["train_sec"], state["train_images"]
         self._elapsed_before, self._epoch_began = state["elapsed"], state["epoch_began"]

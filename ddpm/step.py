@@ -7,6 +7,7 @@ gets `found_inf`, as torch.amp.GradScaler gives it, and the moving average is ad
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ddpm.data import Images, to_model_input
 from ddpm.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.distributed import World
 from ddpm.errors import TrainingFailed
-from ddpm.hardware import Choices, allow_tf32
+from ddpm.hardware import Choices, set_up
 from ddpm.model import EMA, build_unet
 
 MAX_NONFINITE_IN_A_ROW = 25
@@ -29,8 +30,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, choices: Choices, world: World) -> None:
         self.config, self.world = config, world
-        if world.device.type == "cuda":
-            allow_tf32()
+        set_up(world.device, config.deterministic)
         self.scheduler = make_scheduler(config)
         self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
         if choices.channels_last:
@@ -63,7 +63,7 @@ class Trainer:
         return torch.autocast(self.world.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
     def step(self, data: Images, chosen: torch.Tensor, images_seen: int, lr: float) -> None:
-        """Learn from the images that `chosen` (int64 [B]) picks from `data`.
+        """Learn from the images that `chosen` (int64 [images_per_step]) picks from `data`.
 
         Args:
             images_seen: images of the whole run before this step; with the seed it determines all that is random.
@@ -75,12 +75,22 @@ class Trainer:
 
     def backward(self, data: Images, chosen: torch.Tensor, images_seen: int) -> torch.Tensor:
         """Leave a batch's gradients, averaged over the processes, in the parameters. Returns this process's loss."""
-        images = to_model_input(data.pixels[chosen], self.config.resolution)
-        draws = self._draws(images_seen)
-        with self.autocast():
-            loss = training_loss(self._network, self.scheduler, images, data.labels[chosen], draws)
-        self.scaler.scale(loss).backward()
-        return loss.detach()
+        size, passes = self.config.batch_size, self.config.grad_accum
+        parts = list(zip(chosen.split(size), self._draws(images_seen).split(size), strict=True))
+        total = torch.zeros((), device=chosen.device)
+        for number, (part, draws) in enumerate(parts, start=1):
+            images = to_model_input(data.pixels[part], self.config.resolution)
+            with self._exchanging_gradients(number == passes):
+                with self.autocast():
+                    loss = training_loss(self._network, self.scheduler, images, data.labels[part], draws) / passes
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _exchanging_gradients(self, last_pass: bool) -> AbstractContextManager:
+        """The processes average their gradients once a step, in its last backward pass."""
+        alone = not isinstance(self._network, DistributedDataParallel)
+        return nullcontext() if alone or last_pass else self._network.no_sync()
 
     def _apply_gradients(self, lr: float) -> torch.Tensor:
         """Clip, update weights and average, drop the gradients. Returns the gradient's norm before clipping."""

@@ -33,6 +33,8 @@ from ddpm.paths import RunPaths
 
 SEVERITIES = ("debug", "info", "success", "warning", "error")
 ENDED = ("finished", "stopped", "failed")
+PROGRESS = ("slurm_restart", "world_size", "nodes", "device", "epoch", "epochs", "batch", "batches", "step",
+            "total_steps", "images_seen", "start_step")  # fmt: skip
 TAIL_BYTES = 64 * 1024
 
 
@@ -59,6 +61,11 @@ class SafeWriter:
             return False
         self.trouble = None
         return True
+
+
+def slurm_restart() -> int:
+    """How often Slurm has started this job anew."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -101,10 +108,12 @@ class StatusPublisher:
         self._heartbeat = heartbeat
         self._fields: dict[str, Any] = {
             **{"run": paths.run, "data": None, "state": "running", "phase": "starting", "message": None},
-            **{"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID")},
+            **{"host": socket.gethostname(), "pid": os.getpid()},
+            **{"slurm_job_id": os.environ.get("SLURM_JOB_ID"), "slurm_restart": slurm_restart()},
             **{"world_size": 1, "nodes": 1, "device": "cpu"},
             **{"started": now, "heartbeat": now, "progress_time": now, "phase_time": now},
             **{"epoch": 0, "epochs": 0, "batch": 0, "batches": 0, "step": 0, "total_steps": 0, "images_seen": 0},
+            **{"start_step": 0, "retry": True},
             **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec", "exit_code")),
             **(fields or {}),
         }
@@ -243,22 +252,30 @@ def _cell(text: str) -> int | float | str | None:
     return text or None
 
 
-def alive(status: dict[str, Any] | None) -> bool:
-    """Does `status.json` tell of another process that is running now? A fresh heartbeat, and no proof of death."""
-    if not status or status.get("state") != "running" or status.get("pid") == os.getpid():
-        return False
-    here = status.get("host") == socket.gethostname() and Path("/proc/self").exists()
-    dead = here and not Path(f"/proc/{status.get('pid')}").exists()
-    return not dead and time.time() - status.get("heartbeat", 0) < 60
+def last_words(status: dict[str, Any] | None) -> str:
+    """How the start that left `status` ended: why the run is started again."""
+    if status is None:
+        return "nothing is known of the start before"
+    job = f" (Slurm job {status['slurm_job_id']})" if status.get("slurm_job_id") else ""
+    if status.get("state") == "running":
+        return f"killed without a word at step {status.get('step')} or later, on {status.get('host')}{job}"
+    message = (status.get("message") or "").partition("; ")[0]
+    return f"{message or status.get('state')}{job}"
 
 
-def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str) -> None:
+def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str, keep: bool = False) -> None:
     """Let `status.json` say why a start came to nothing, unless it knows better: of this very process, or of a run that
-    is finished or alive. Where nothing can be written, nothing is said."""
+    is finished. Where nothing can be written, nothing is said.
+
+    Args:
+        keep: the run had begun, so that what is known of its progress stays.
+    """
     status = read_status(paths) or {}
-    if alive(status) or status.get("state") == "finished" or status.get("pid") == os.getpid():
+    if status.get("state") == "finished" or status.get("pid") == os.getpid():
         return
+    known = {name: status[name] for name in PROGRESS if name in status} if keep else {}
     with contextlib.suppress(OSError):
         paths.metrics.mkdir(parents=True, exist_ok=True)
         if os.access(paths.metrics, os.W_OK):
-            StatusPublisher(paths, {"data": data}).close("failed", exit_code, message)
+            fields = {**known, "data": data, "retry": exit_code != 2}
+            StatusPublisher(paths, fields).close("failed", exit_code, message)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,23 +84,31 @@ def human_time(seconds: float) -> str:
 class MetricsTracker:
     """Writes `training_metrics.csv` and `training_metrics.json` of a run, a row at the end of each epoch.
 
-    A resumed run takes up the rows that its checkpoint had seen and drops later ones, which will be trained again.
+    A resumed run takes up the rows of its checkpoint; later ones, which will be trained again, are dropped.
     """
 
-    def __init__(self, paths: RunPaths, description: dict[str, Any], step: int = 0, cause: str = "started") -> None:
+    def __init__(
+        self,
+        paths: RunPaths,
+        description: dict[str, Any],
+        step: int = 0,
+        rows: Sequence[dict[str, Any]] = (),
+        cause: str = "started",
+    ) -> None:
         """
         Args:
             description: settings, environment, data and model, as they stand in the JSON file.
             step: optimizer steps that the run has behind it.
-            cause: what this start is: "started", or what it was resumed from.
+            rows: the epochs' figures up to there, from the checkpoint.
+            cause: why this start: "started", or how the one before it ended.
         """
         self._paths = paths
         paths.metrics.mkdir(parents=True, exist_ok=True)
-        before = _read_json(paths.json) if step else {}
-        self.rows: list[dict[str, Any]] = [row for row in before.get("epochs", []) if row["step"] <= step]
+        self.rows: list[dict[str, Any]] = list(rows)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         start = {"time": now, "step": step, "epoch": self.rows[-1]["epoch"] if self.rows else 0, "cause": cause}
-        self._document = {**description, "state": "running", "starts": [*before.get("starts", []), start]}
+        starts = _read_starts(paths.json)
+        self._document = {**description, "state": "running", "starts": [*starts, start]}
         self._csv_whole = False  # does the file hold the rows, all of them and no others?
         self.write("running")
 
@@ -142,8 +151,11 @@ def _csv(rows: list[dict[str, Any]], header: bool) -> str:
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).to_csv(index=False, header=header)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """The earlier starts that a JSON file tells of; none if it cannot be read: figures are not worth a training."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return list(json.loads(path.read_text())["starts"])
+    return []
 
 
 def jsonable(value: Any) -> Any:

@@ -1,53 +1,24 @@
-"""Checkpoints: whole or absent, verified, pruned, loadable by diffusers."""
+"""Checkpoints on disk: whole or absent, verified, set aside when damaged, loadable by diffusers."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm import checkpoint
-from ddpm.checkpoint import Checkpoints, choose_start, find_latest, inspect
+from ddpm.checkpoint import choose_start, find_latest, identity_of, inspect, set_aside, sweep
 from ddpm.errors import RequestError
-from ddpm.hardware import choose
 from ddpm.plan import Plan
-from ddpm.progress import Progress
-from ddpm.step import Trainer
-from tests.conftest import ONE, random_images, replace
-
-STEPS_PER_EPOCH = 4
-
-
-class Saver:
-    """A run that saves: trains a step now and then, and writes checkpoints under `root`."""
-
-    def __init__(self, config, root: Path) -> None:
-        self.root, self.said = root, []
-        self.plan = Plan(config, 1, STEPS_PER_EPOCH * config.batch_size)
-        self.trainer = Trainer(config, choose(config, ONE.device, 1e8), ONE)
-        self.progress = Progress(ONE.device, config.batch_size)
-        self.keeper = Checkpoints(root, config, self.plan, None, lambda *said: self.said.append(said))
-
-    def learn(self) -> None:
-        self.trainer.step(random_images(64), torch.arange(32), self.progress.step * 32, 1e-3)
-        self.trainer.record.take()
-
-    def save(self, step: int, val_loss_ema: float | None = None) -> Path:
-        self.progress.step = step
-        self.keeper.save(self.trainer, self.progress, {"val_loss_ema": val_loss_ema})
-        return self.root / f"step_{step:08d}"
+from tests.conftest import replace
+from tests.savers import Saver, flip_a_bit
 
 
 @pytest.fixture
 def saver(small, tmp_path: Path) -> Saver:
     return Saver(small, tmp_path / "checkpoints")
-
-
-def folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir())
 
 
 def test_diffusers_loads_the_averaged_weights_and_the_schedule(saver: Saver):
@@ -92,140 +63,122 @@ def test_meta_tells_settings_place_metrics_and_the_hash_of_every_file(saver: Sav
     assert (folder / checkpoint.WEIGHTS).stat().st_mode == (folder / "meta.json").stat().st_mode
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def smuggle(folder: Path, payload: object) -> None:
+    """Put a pickle in the place of the training state, with the hash that fits."""
+    torch.save({"progress": payload}, folder / checkpoint.STATE)
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["files"][checkpoint.STATE] = checkpoint.sha256_file(folder / checkpoint.STATE)
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+class Payload:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.folder),))
 
 
 DAMAGES = {
-    "a flipped bit": lambda folder: flip_a_bit(folder / "train_state.pt"),
+    "a flipped bit": lambda folder: flip_a_bit(folder / checkpoint.STATE),
     "a flipped bit in the average": lambda folder: flip_a_bit(folder / checkpoint.WEIGHTS),
-    "a truncated file": lambda folder: os.truncate(folder / "train_state.pt", 1000),
+    "a truncated file": lambda folder: os.truncate(folder / checkpoint.STATE, 1000),
     "a missing file": lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
     "no meta.json": lambda folder: (folder / "meta.json").unlink(),
     "half a meta.json": lambda folder: os.truncate(folder / "meta.json", 100),
     "a foreign meta.json": lambda folder: (folder / "meta.json").write_text('["hello"]'),
+    "no hashes": lambda folder: (folder / "meta.json").write_text(
+        '{"files": {}, "progress": {"step": 8}, "identity": {}}'
+    ),
+    "a pickle": lambda folder: smuggle(folder, Payload(folder / "ran")),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(saver: Saver, damage: str):
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_taken(saver: Saver, damage: str):
     older, newer = saver.save(4), saver.save(8)
     DAMAGES[damage](newer)
-    found, problems = find_latest(saver.root)
-    assert found.folder == older
-    assert len(problems) == 1
-    assert str(newer) in problems[0]
+    before = {path.relative_to(newer): path.read_bytes() for path in newer.rglob("*") if path.is_file()}
     with pytest.raises(RequestError, match=newer.name):
         inspect(newer)
+    found, damaged = find_latest(saver.root)
+    assert found.folder == older
+    assert list(damaged) == [newer]
+    [told] = set_aside(saver.root, found, damaged)
+    aside = saver.root / "damaged_step_00000008"
+    assert str(newer) in told and aside.name in told and older.name in told
+    assert {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()} == before
+    assert (saver.root / "latest").resolve() == older
+    assert not (aside / "ran").exists(), "nothing in a pickle is run"
+    assert find_latest(saver.root) == (found, {})
 
 
-def test_a_run_whose_only_checkpoint_is_damaged_does_not_silently_begin_anew(saver: Saver, small):
-    flip_a_bit(saver.save(4) / "train_state.pt")
-    with pytest.raises(RequestError, match="--resume never"):
-        choose_start(saver.root, small, saver.plan.global_batch)
-
-
-def test_a_pickle_in_place_of_the_state_is_not_run(saver: Saver, tmp_path: Path):
-    class Payload:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "ran"),))
-
-    folder = saver.save(4)
-    torch.save(Payload(), folder / "train_state.pt")
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["files"]["train_state.pt"] = checkpoint.sha256_file(folder / "train_state.pt")
-    (folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(Exception, match="weights_only"):
-        inspect(folder).load()
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("library", "error"),
-    [
-        (torch, OSError(28, "No space left on device")),
-        (torch, RuntimeError("[enforce fail at inline_container.cc] . No space left on device")),
-        (safetensors.torch, safetensors.SafetensorError("I/O error: No space left on device (os error 28)")),
-    ],
-)
-def test_a_full_disk_is_told_and_leaves_the_old_ones(saver: Saver, library, error, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_damaged_again_is_set_aside_beside_the_first(saver: Saver):
     saver.save(4)
-
-    def full(*_, **__):
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(library, "save" if library is torch else "save_file", full)
-        saver.save(8)
-    assert saver.keeper.unsaved and "No space left" in saver.keeper.unsaved
-    assert saver.said[-1] == (saver.keeper.unsaved, "error")
-    assert folders(saver.root) == ["latest", "step_00000004"]
-    saver.save(12)
-    assert saver.keeper.unsaved is None
-    assert (saver.root / "latest").resolve().name == "step_00000012"
+    for expected in ("damaged_step_00000008", "damaged_step_00000008+"):
+        flip_a_bit(saver.save(8) / checkpoint.STATE)
+        set_aside(saver.root, *find_latest(saver.root))
+        saver.keeper._saved_step = None
+        assert expected in saver.names()
 
 
-def test_newest_best_and_every_nth_are_kept(small, tmp_path: Path):
-    saver = Saver(replace(small, keep_last=2, keep_every=3), tmp_path / "kept")
-    for epoch, loss in enumerate([0.9, 0.2, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], start=1):
-        saver.save(epoch * STEPS_PER_EPOCH, loss)
-    kept = [int(name[5:]) // STEPS_PER_EPOCH for name in folders(saver.root) if name.startswith("step_")]
-    assert kept == [2, 3, 6, 7, 8]
-    assert (saver.root / "best").resolve().name == f"step_{2 * STEPS_PER_EPOCH:08d}"
-    assert (saver.root / "latest").resolve().name == f"step_{8 * STEPS_PER_EPOCH:08d}"
-    assert not os.path.isabs(os.readlink(saver.root / "latest"))  # the folder can be moved
+def test_a_run_whose_only_checkpoint_is_damaged_does_not_silently_begin_anew(saver: Saver):
+    flip_a_bit(saver.save(4) / checkpoint.STATE)
+    with pytest.raises(RequestError, match="--resume never"):
+        choose_start(saver.root, "auto", saver.identity)
+    assert "step_00000004" in saver.names()
 
 
-def test_another_run_is_refused_with_what_differs(saver: Saver, small):
+def test_another_run_is_refused_with_a_table_of_what_differs(saver: Saver, small):
     saver.save(4)
     asked = replace(small, diffusion_steps=50, prediction_type="epsilon")
+    other = identity_of(asked, Plan(asked, 2, 128), "4567")
     with pytest.raises(RequestError) as refusal:
-        choose_start(saver.root, asked, saver.plan.global_batch)
-    assert "diffusion steps was 100, now 50" in str(refusal.value)
-    assert "prediction type was v_prediction, now epsilon" in str(refusal.value)
-    with pytest.raises(RequestError, match="global batch was 32, now 64"):
-        choose_start(saver.root, small, 64)
-    longer = replace(small, epochs=9, lr=1e-5, log_every=1)
-    assert choose_start(saver.root, longer, saver.plan.global_batch)[0].step == 4
-    assert choose_start(saver.root, replace(asked, resume="never"), saver.plan.global_batch) == (None, [])
+        choose_start(saver.root, "auto", other)
+    first, head, *table = str(refusal.value).splitlines()
+    assert "step_00000004 is of another run" in first and "--grad-accum" in first and "--resume never" in first
+    assert head.split() == ["the", "run", "so", "far", "asked", "for", "now"]
+    assert [line.rsplit(maxsplit=2) for line in table] == [
+        ["  diffusion steps", "100", "50"],
+        ["  prediction type", "v_prediction", "epsilon"],
+        ["  SHA-256 of the images", "0123", "4567"],
+        ["  global batch", "32", "64"],
+    ]
+    assert choose_start(saver.root, "never", other) == (None, {})
 
 
-def test_resume_can_name_a_checkpoint(saver: Saver, small):
+def test_what_may_change_is_told(saver: Saver, small):
+    saver.save(4)
+    found, _ = choose_start(saver.root, "auto", saver.identity)
+    now = replace(small, epochs=9, log_every=1, batch_size=8, grad_accum=2, resume="never", dry_run=True)
+    assert checkpoint.changes(found, now, world_size=2) == [
+        "epochs 2 → 9", "batch size 32 → 8", "grad accum 1 → 2", "log every 3 → 1", "processes 1 → 2"
+    ]  # fmt: skip
+    assert checkpoint.changes(found, small, world_size=1) == []
+
+
+def test_resume_can_name_a_checkpoint(saver: Saver):
     first = saver.save(4)
     saver.save(8)
-    named = replace(small, resume=str(first))
-    assert choose_start(saver.root, named, saver.plan.global_batch)[0].step == 4
-    assert choose_start(saver.root, replace(small, resume=str(saver.root)), saver.plan.global_batch)[0].step == 8
+    assert choose_start(saver.root, str(first), saver.identity)[0].step == 4
+    assert choose_start(saver.root, str(saver.root), saver.identity)[0].step == 8
     with pytest.raises(RequestError, match="auto, never or a step_ folder"):
-        choose_start(saver.root, replace(small, resume="elsewhere"), saver.plan.global_batch)
+        choose_start(saver.root, "elsewhere", saver.identity)
 
 
 def test_latest_is_continued_even_if_an_abandoned_branch_went_further(saver: Saver):
     saver.save(4)
     saver.save(8)
-    checkpoint.replace_link(
-        saver.root / "latest", "step_00000004"
-    )  # as --resume step_00000004 and a stop would leave it
+    checkpoint.replace_link(saver.root / "latest", "step_00000004")  # as --resume step_00000004 and a stop leave it
     assert find_latest(saver.root)[0].step == 4
 
 
-def test_a_stop_just_after_a_checkpoint_keeps_it_as_it_is(saver: Saver):
-    folder = saver.save(4, val_loss_ema=0.5)
-    before = (folder / "meta.json").read_text()
-    saver.keeper.save(saver.trainer, saver.progress, {})
-    assert (folder / "meta.json").read_text() == before
-    assert folders(saver.root) == ["best", "latest", "step_00000004"]
-
-
-def test_a_best_checkpoint_that_tells_nothing_is_replaced_and_a_broken_one_costs_no_work(saver: Saver):
-    saver.save(4, val_loss_ema=0.5)
-    meta = json.loads((saver.root / "best" / "meta.json").read_text())
-    (saver.root / "best" / "meta.json").write_text(json.dumps({**meta, "metrics": {}}))
-    saver.save(8, val_loss_ema=0.9)
-    assert (saver.root / "best").resolve().name == "step_00000008"
-    (saver.root / "best" / "meta.json").write_text("{")
-    saver.save(12, val_loss_ema=0.1)
-    assert saver.keeper.unsaved is None
-    assert saver.said[-1][1] == "warning"
+def test_what_a_killed_job_left_half_done_is_never_taken_and_swept_away(saver: Saver):
+    saver.save(4)
+    for half in (".step_00000008.77.tmp", ".step_00000002.77.old"):
+        (saver.root / half / "unet").mkdir(parents=True)
+    assert find_latest(saver.root)[0].step == 4
+    sweep(saver.root)
+    assert saver.names() == ["latest", "step_00000004"]

@@ -33,14 +33,16 @@ def test_a_long_title_widens_the_sheet():
     assert sample_grid(pixels, "AB", "x" * 200, "caption").width > 1500
 
 
-def grid(config: TrainConfig) -> np.ndarray | None:
+def drawn(config: TrainConfig) -> np.ndarray:
     with connect() as world:
-        picture = draw_samples(config, build_unet(config), make_scheduler(config), 1, world, epoch=1)
-        return None if picture is None else np.asarray(picture).astype(int)
+        return draw_samples(config, build_unet(config), make_scheduler(config), 1, world).astype(int)
 
 
-def test_the_processes_share_the_drawing_and_the_main_one_gets_the_picture(small: TrainConfig, monkeypatch):
-    alone = draw_samples(small, build_unet(small), make_scheduler(small), 1, ONE, epoch=1)
-    first, *others = in_processes(grid, 3, replace(small, resolution=28))
-    assert others == [None, None]
-    assert np.abs(first - np.asarray(alone)).max() <= 1
+def test_the_processes_share_the_drawing_and_each_gets_the_whole(small: TrainConfig):
+    alone = draw_samples(small, build_unet(small), make_scheduler(small), 1, ONE)
+    for part in in_processes(drawn, 3, replace(small, resolution=28)):
+        assert np.abs(part - alone).max() <= 1
+
+
+def test_drawing_ends_when_it_is_interrupted(small: TrainConfig):
+    assert draw_samples(small, build_unet(small), make_scheduler(small), 1, ONE, interrupted=lambda: True) is None

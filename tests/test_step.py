@@ -132,7 +132,7 @@ def test_weights_and_optimizer_stay_in_fp32(small, precision: str):
 def gradients(config) -> list[np.ndarray]:
     def learn(world) -> list[np.ndarray]:
         trained = trainer(config, world)
-        mine = slice(world.rank * config.batch_size, (world.rank + 1) * config.batch_size)
+        mine = slice(world.rank * config.images_per_step, (world.rank + 1) * config.images_per_step)
         trained.backward(random_images(64), torch.arange(32)[mine], images_seen=0)
         return [parameter.grad.numpy() for parameter in trained.model.parameters()]
 
@@ -142,10 +142,20 @@ def gradients(config) -> list[np.ndarray]:
 
 def test_two_processes_make_the_gradient_of_one_with_twice_the_batch(small):
     whole = in_processes(gradients, 1, replace(small, batch_size=32))[0]
-    parts = in_processes(gradients, 2, replace(small, batch_size=16))
-    for gradient, first, second in zip(whole, *parts, strict=True):
-        np.testing.assert_array_equal(first, second)
-        np.testing.assert_allclose(first, gradient, rtol=1e-4, atol=1e-6)
+    for accum in (1, 4):
+        parts = in_processes(gradients, 2, replace(small, batch_size=16 // accum, grad_accum=accum))
+        for gradient, first, second in zip(whole, *parts, strict=True):
+            np.testing.assert_array_equal(first, second)
+            np.testing.assert_allclose(first, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_passes_make_the_step_of_the_whole_batch(small):
+    whole, parts = trainer(small), trainer(replace(small, batch_size=8, grad_accum=4))
+    images, chosen = random_images(64), torch.arange(32)
+    for step in range(2):
+        for each in (whole, parts):
+            each.step(images, chosen, 32 * step, 1e-3)
+    np.testing.assert_allclose(whole.record.take(), parts.record.take(), rtol=1e-5)
 
 
 def test_a_compiled_model_is_saved_under_plain_names(small):

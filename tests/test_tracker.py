@@ -100,7 +100,7 @@ def test_a_resumed_run_takes_up_its_rows_and_drops_those_it_trains_again(paths: 
         tracker.add_epoch(row(epoch))
     with open(paths.csv, "a") as file:
         file.write("4,40,torn")  # killed while writing
-    resumed = MetricsTracker(paths, DESCRIPTION, step=20, cause="resumed from step_00000020")
+    resumed = MetricsTracker(paths, DESCRIPTION, step=20, rows=tracker.rows[:2], cause="stopped by SIGTERM")
     resumed.add_epoch(row(3, loss_mean=0.25))
     frame = pd.read_csv(paths.csv)
     assert frame["epoch"].tolist() == [1, 2, 3]
@@ -114,7 +114,7 @@ def test_the_row_of_an_epoch_that_was_cut_short_is_replaced_when_it_is_complete(
     tracker = MetricsTracker(paths, DESCRIPTION)
     tracker.add_epoch(row(1))
     tracker.add_epoch(row(2, step=15))
-    resumed = MetricsTracker(paths, DESCRIPTION, step=15)
+    resumed = MetricsTracker(paths, DESCRIPTION, step=15, rows=tracker.rows)
     assert pd.read_csv(paths.csv)["step"].tolist() == [10, 15]
     resumed.add_epoch(row(2))
     assert pd.read_csv(paths.csv)["step"].tolist() == [10, 20]

@@ -1,0 +1,206 @@
+"""Kill a run at random moments, give the same command again, and compare with the run that nobody killed.
+
+    python -m benchmarks.faults --data-root DIR --rounds 200
+
+Each round is a run of two processes on real EMNIST images. It is killed (SIGKILL) one to three times: both processes or
+one of them, at a random moment of its life or while a checkpoint is being written. Then it runs to its end. A round is
+lost unless the weights, their average and the optimizer's moments are those of the uninterrupted run bit for bit, with
+the same figures in every row (times aside). The processes are forked from one that has torch loaded, which saves the
+seconds of its import; they have nothing else in common.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: the processes share the cores
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from ddpm import idx
+from ddpm.checkpoint import STATE, WEIGHTS
+from ddpm.config import TrainConfig, preset
+from ddpm.paths import RunPaths
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train"])
+SETTINGS = dict(
+    block_out_channels=(8, 16), norm_num_groups=4, batch_size=16, epochs=3, precision="fp32", log_every=3,
+    val_images=94, samples_per_class=1, sample_steps=2, sample_every=1, warmup_steps=0, checkpoint_minutes=0.005,
+    keep_last=2,
+)  # fmt: skip
+TIMES = ["samples_per_sec", "batches_per_sec", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images"]
+DEADLINE = 60.0  # seconds in which processes that are left have to end by themselves
+
+
+def some_of(source: Path, target: Path, images: dict[str, int]) -> Path:
+    """Write the first images of each split of EMNIST Balanced under `target`; returns it, for `--data-root`."""
+    for split, count in images.items():
+        for path, dimensions in zip(idx.split_files(source, split), (3, 1), strict=True):
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            idx.write_idx(copy, idx.read_idx(path, dimensions)[:count])
+    return target
+
+
+def train_one(config: TrainConfig, rank: int, port: int, output: Path) -> None:
+    """Be process `rank` of two."""
+    with open(output, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    import train
+
+    sys.exit(train.main(config, train.StopRequest().install()))
+
+
+class Crew:
+    """The two processes of a run."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.paths = RunPaths(config.output_root, config.run)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        output = config.output_root / f"{config.run}.out"
+        self.processes = [CONTEXT.Process(target=train_one, args=(config, rank, port, output)) for rank in (0, 1)]
+        for process in self.processes:
+            process.start()
+
+    def wait(self) -> bool:
+        """Wait for the end; did it end well?"""
+        for process in self.processes:
+            process.join()
+        return [process.exitcode for process in self.processes] == [0, 0]
+
+    @property
+    def alive(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    @property
+    def saving(self) -> bool:
+        """Is a checkpoint being written?"""
+        return any(self.paths.checkpoints.glob(".step_*.tmp"))
+
+    def phase(self) -> str:
+        try:
+            return json.loads(self.paths.status.read_text())["phase"] + (", saving" if self.saving else "")
+        except (OSError, ValueError):
+            return "before anything is published"
+
+    def kill(self, chance: random.Random) -> None:
+        """Kill both or one; one that is left has to end by itself."""
+        victims = chance.choices([(0, 1), (0,), (1,)], weights=[3, 1, 1])[0]
+        if self.phase() in ("before anything is published", "starting"):
+            victims = (0, 1)  # one that waits for the other to appear has half an hour for that
+        for victim in victims:
+            self.processes[victim].kill()
+        until = time.monotonic() + DEADLINE
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        if self.alive:
+            raise AssertionError(f"a process went on for {DEADLINE} s after the other was killed: {self.paths.run}")
+
+
+def outcome(config: TrainConfig) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
+    """Every tensor of the last checkpoint by name, and the rows without their times."""
+    paths = RunPaths(config.output_root, config.run)
+    state = torch.load(paths.checkpoints / "latest" / STATE, weights_only=True)
+    tensors = {f"model.{name}": value for name, value in state["model"].items()}
+    tensors |= {f"ema.{name}": value for name, value in load_file(paths.checkpoints / "latest" / WEIGHTS).items()}
+    for index, moments in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    return tensors, pd.read_csv(paths.csv).drop(columns=TIMES)
+
+
+def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:
+    """In what the run differs from the one that was never interrupted."""
+    (mine, rows), (expected, expected_rows) = outcome(config), outcome(whole)
+    wrong = [name for name in expected if name not in mine or not mine[name].equal(expected[name])]
+    paths = RunPaths(config.output_root, config.run)
+    left_over = [path.name for path in paths.checkpoints.glob(".*")] + [paths.claim.name] * paths.claim.exists()
+    return wrong + ([] if rows.equals(expected_rows) else ["rows"]) + [f"left over: {name}" for name in left_over]
+
+
+def play(config: TrainConfig, seconds: float, chance: random.Random, killed_in: collections.Counter) -> None:
+    """One round: kill the run a few times, and let it finish. `seconds` is about what the whole run takes."""
+    for _ in range(chance.randint(1, 3)):
+        crew = Crew(config)
+        if chance.random() < 0.4:
+            nth = chance.randint(1, 6)
+            for _ in range(nth):  # the nth checkpoint of this start
+                while crew.alive and crew.saving:
+                    time.sleep(0.001)
+                while crew.alive and not crew.saving:
+                    time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.03))
+        else:
+            until = time.monotonic() + chance.uniform(0, seconds)
+            while crew.alive and time.monotonic() < until:
+                time.sleep(0.005)
+        if not crew.alive:
+            break
+        killed_in[crew.phase()] += 1
+        crew.kill(chance)
+    if not Crew(config).wait():
+        raise AssertionError(f"the run did not end well: see {config.output_root / config.run}.out")
+
+
+def run_rounds(rounds: int, seed: int, data_root: Path, folder: Path) -> tuple[list[str], collections.Counter]:
+    """Play; returns what was lost, a line a round, and in which phases the runs were killed."""
+    data_root = some_of(data_root, folder / "data", {"train": 640, "test": 94})
+    whole = preset("tiny", **SETTINGS, data_root=data_root, output_root=folder, run_name="whole")
+    Crew(whole).wait()  # once to have the fork server up, once to time it
+    began = time.monotonic()
+    whole = preset("tiny", **SETTINGS, data_root=data_root, output_root=folder, run_name="uninterrupted")
+    if not Crew(whole).wait():
+        raise AssertionError(f"the uninterrupted run failed: see {folder}/uninterrupted.out")
+    seconds = time.monotonic() - began
+    lost, killed_in = [], collections.Counter()
+    for number in range(rounds):
+        config = preset("tiny", **SETTINGS, data_root=data_root, output_root=folder, run_name=f"round_{number}")
+        try:
+            play(config, seconds, random.Random(f"{seed} {number}"), killed_in)
+            wrong = differences(config, whole)
+        except (AssertionError, OSError, ValueError, KeyError) as error:
+            wrong = [repr(error)]
+        if wrong:
+            lost.append(f"round {number}: {', '.join(wrong[:5])}")
+        print(f"round {number + 1} of {rounds}: {killed_in.total()} kills, {len(lost)} lost", flush=True)
+    return lost, killed_in
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds EMNIST/raw/")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a folder that is removed)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        lost, killed_in = run_rounds(options.rounds, options.seed, options.data_root, folder.resolve())
+    print(f"{options.rounds} rounds in {(time.monotonic() - began) / 60:.1f} min, {killed_in.total()} kills:")
+    for phase, count in killed_in.most_common():
+        print(f"  {count:4} while {phase}")
+    print("\n".join(lost) or "nothing was lost")
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""One job at a time writes a run: a claim file, which its owner keeps touching for as long as it lives.
+
+It works across the nodes of a shared file system, where locks of the kernel often do not, and asks no clock: what is
+watched is that the file's time changes, not which time it is. An owner that dies stops touching it, and the next one
+takes over. An owner that was only suspended finds, when it wakes, that the claim is another's, and ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from ddpm.errors import RequestError
+
+BEAT = 3.0  # seconds between touches
+SILENCE = 15.0  # an owner on another machine that has not touched its claim for so long is dead
+
+
+class Overtaken(OSError):
+    """The run is another process's by now."""
+
+
+class Claim:
+    """This process's claim on a run. As a context, it is given back at the end; `take` takes it.
+
+    Args:
+        path: the claim file.
+        run: name of the run, for messages.
+    """
+
+    def __init__(self, path: Path, run: str) -> None:
+        self.path, self.run = path, run
+        self._mine = {**_whereabouts(), "id": uuid.uuid4().hex}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
+
+    def take(self) -> None:
+        """Claim the run.
+
+        Raises:
+            RequestError: another process holds the claim and is alive, or the file cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._create():
+                owner = _read(self.path)
+                if self._alive(owner):
+                    job = f", Slurm job {owner['slurm_job_id']}" if owner.get("slurm_job_id") else ""
+                    raise RequestError(
+                        f"{self.run} is being trained by process {owner.get('pid')} on {owner.get('host')}{job}: watch "
+                        f"it with python pretty_logger.py {self.run}, or give another --run-name"
+                    )
+                self._clear_away(owner)
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}"
+            raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises Overtaken if the run is another process's by now."""
+        owner = _read(self.path)
+        if owner and owner.get("id") != self._mine["id"]:
+            raise Overtaken(f"process {owner.get('pid')} on {owner.get('host')} has taken {self.run} over")
+
+    def release(self) -> None:
+        """Give the claim back, unless it is another's by now."""
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if _read(self.path).get("id") == self._mine["id"]:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self.release()
+
+    def _create(self) -> bool:
+        """Make the file if there is none; whether it was made."""
+        try:
+            with open(self.path, "x") as file:
+                json.dump(self._mine, file)
+        except FileExistsError:
+            return False
+        return True
+
+    def _keep(self) -> None:
+        while not self._done.wait(BEAT):
+            try:
+                self.check()
+                os.utime(self.path)
+            except Overtaken as error:  # not a file more from here: they are the other's
+                print(f"error: {error} while this one slept; it ends at once", file=sys.stderr, flush=True)
+                os._exit(1)
+            except FileNotFoundError:  # somebody cleaned up
+                with suppress(OSError):
+                    self._create()
+            except OSError:  # not this time, then
+                pass
+
+    def _alive(self, owner: dict[str, Any]) -> bool:
+        """Is the owner of the claim alive? If nothing here can prove it, watch whether it still touches the file."""
+        here = self._mine
+        if owner.get("machine") == here["machine"]:
+            return owner.get("began") == _began(owner.get("pid"))
+        job, restart = "slurm_job_id", "slurm_restart"
+        if owner.get(job) and owner[job] == here[job] and owner.get(restart) != here[restart]:
+            return False  # an earlier start of this very job: Slurm has ended it
+        seen, patience = _touched(self.path), time.monotonic() + SILENCE
+        while time.monotonic() < patience:
+            time.sleep(0.2)
+            if _touched(self.path) != seen:
+                return self.path.exists()
+        return False
+
+    def _clear_away(self, owner: dict[str, Any]) -> None:
+        """Remove a dead owner's claim; if it is a living one's by now, as two take over at once, put it back."""
+        aside = self.path.with_name(f"{self.path.name}.{self._mine['id']}")
+        with suppress(FileNotFoundError):
+            os.rename(self.path, aside)
+            if _read(aside).get("id") != owner.get("id") and not self.path.exists():
+                os.rename(aside, self.path)
+            aside.unlink(missing_ok=True)
+
+
+def _whereabouts() -> dict[str, Any]:
+    """Who and where this process is."""
+    env = os.environ
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "began": _began(os.getpid()),
+        "machine": _machine(),
+        "slurm_job_id": env.get("SLURM_JOB_ID"),
+        "slurm_restart": env.get("SLURM_RESTART_COUNT", "0"),
+    }
+
+
+def _machine() -> str:
+    """What is the same for two processes only if each can see in /proc whether the other lives."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return uuid.uuid4().hex  # no two are the same
+
+
+def _began(pid: int | None) -> str | None:
+    """When the process began, in ticks since boot, so that a reused number is not taken for it; None if it is gone."""
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The claim's content; nothing if there is none, or if it is not whole (yet)."""
+    with suppress(OSError, ValueError):
+        owner = json.loads(path.read_text())
+        return owner if isinstance(owner, dict) else {}
+    return {}
+
+
+def _touched(path: Path) -> tuple[int, int] | None:
+    """The file's time and number. It is opened, as a network file system asks its server only then."""
+    with suppress(OSError), open(path) as file:
+        stat = os.fstat(file.fileno())
+        return stat.st_mtime_ns, stat.st_ino
+    return None

@@ -1,0 +1,200 @@
+"""Saving while training goes on: copied to host memory at once, written by a thread, old ones removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ddpm.checkpoint import Checkpoint, Contents, write
+from ddpm.config import TrainConfig
+from ddpm.files import replace_link
+from ddpm.hardware import synchronize
+from ddpm.plan import Plan
+from ddpm.progress import Progress
+from ddpm.step import Trainer
+
+
+class Checkpoints:
+    """The checkpoints of a run (main process only): writes new ones, removes old ones, and points out the best.
+
+    Training is held up only while the state is copied to host memory. One checkpoint is written at a time.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        config: TrainConfig,
+        plan: Plan,
+        identity: dict[str, Any],
+        start: Checkpoint | None,
+        log: Callable[[str, str], None],
+        ours: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            start: the checkpoint that the run continues from, if any.
+            ours: raises OSError if the run is no longer ours to write.
+        """
+        self._root, self._config, self._plan, self._identity = root, config, plan, identity
+        self._log, self._ours = log, ours
+        self._saved_step = start.step if start else None
+        self._saved_at = time.monotonic()
+        self._copy = HostCopy()
+        self._writer: threading.Thread | None = None
+        self.unsaved: str | None = None  # why the latest one could not be written
+
+    @property
+    def overdue(self) -> bool:
+        """Has it been `--checkpoint-minutes` since the last one?"""
+        minutes = self._config.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
+
+    def save(self, trainer: Trainer, progress: Progress, rows: list[dict[str, Any]]) -> None:
+        """Copy the state and begin to write it. A failure is loud, but no reason to stop: the old ones still stand.
+
+        Args:
+            rows: the figures of all epochs so far.
+        """
+        self.wait()
+        config, plan, step = self._config, self._plan, progress.step
+        if step == self._saved_step:  # asked to stop just after an epoch's checkpoint
+            return
+        epoch, batch = divmod(step, plan.steps_per_epoch)
+        place = {"step": step, "images_seen": plan.images_seen(step), "epoch": epoch, "batch": batch}
+        meta = {
+            "run": config.run,
+            "data": config.data,
+            "identity": self._identity,
+            "settings": config.to_dict(),
+            "progress": place | {"global_batch": plan.global_batch, "world_size": plan.world_size},
+            "metrics": rows[-1] if rows and rows[-1]["step"] == step else {},
+            "history": list(rows),
+        }
+        state = {**trainer.state_dict(), "progress": progress.state_dict()}
+        state, ema_weights = self._copy([state, trainer.ema.model.state_dict()])
+        contents = Contents(state, ema_weights, trainer.ema.model, trainer.scheduler, meta)
+        self._saved_at = time.monotonic()
+        self._writer = threading.Thread(target=self._write, args=(contents,), name="checkpoint", daemon=True)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written, if any, is there or has failed."""
+        if self._writer:
+            self._writer.join()
+            self._writer = None
+
+    def _write(self, contents: Contents) -> None:
+        step = contents.meta["progress"]["step"]
+        try:
+            newest = write(self._root, contents, self._ours)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as three libraries put it
+            why = error if isinstance(error, OSError) else f"is the disk or the quota full? ({error})"
+            first = self.unsaved is None
+            self.unsaved = f"the checkpoint of step {step} could not be written: {why}"
+            again = "; training goes on, the checkpoints before it stand, and the next one is tried all the same"
+            self._log(self.unsaved + (again if first else ""), "error" if first else "info")
+            return
+        self.unsaved, self._saved_step = None, step
+        self._log(f"checkpoint: {newest.folder}", "info")
+        self._tidy_up(newest)
+
+    def _tidy_up(self, newest: Checkpoint) -> None:
+        """Point out the best and remove the old. What goes wrong here costs no work, so it is only told."""
+        try:
+            if update_best(self._root) == newest.folder:
+                self._log(f"best so far: {newest.folder.name}", "info")
+            for problem in prune(self._root, self._config.keep_last, self._config.keep_every):
+                self._log(problem, "warning")
+        except OSError as error:
+            self._log(f"could not tidy up {self._root}: {error!r}", "warning")
+
+
+class HostCopy:
+    """Copies nested tensors to host memory whose place is kept from one call to the next (page-locked for a GPU)."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, torch.Tensor] = {}
+
+    def __call__(self, tree: Any) -> Any:
+        """`tree` (dicts and lists) with every tensor replaced by its copy, which stands until the next call."""
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        copied = self._placed(tree, "", pairs)
+        if pairs:
+            places, tensors = zip(*pairs, strict=True)
+            torch._foreach_copy_(places, tensors, non_blocking=True)
+            for device in {tensor.device for tensor in tensors}:
+                synchronize(device)
+        return copied
+
+    def _placed(self, tree: Any, name: str, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+        if isinstance(tree, dict):
+            return {key: self._placed(value, f"{name}/{key}", pairs) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [self._placed(value, f"{name}/{index}", pairs) for index, value in enumerate(tree)]
+        if not isinstance(tree, torch.Tensor):
+            return tree
+        place = self._places.get(name)
+        if place is None or (place.shape, place.dtype) != (tree.shape, tree.dtype):
+            place = self._places[name] = torch.empty(tree.shape, dtype=tree.dtype, pin_memory=tree.is_cuda)
+        pairs.append((place, tree))
+        return place
+
+
+def update_best(root: Path) -> Path | None:
+    """Point `best` at the checkpoint with the lowest `val_loss_ema`, the oldest of equals; returns its folder."""
+    scores = {folder: _meta(folder).get("metrics", {}).get("val_loss_ema") for folder in sorted(root.glob("step_*"))}
+    scores = {folder: score for folder, score in scores.items() if score is not None}
+    if not scores:
+        return None
+    best = min(scores, key=scores.get)
+    if (root / "best").resolve() != best.resolve():
+        replace_link(root / "best", best.name)
+    return best
+
+
+def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
+    """Remove old checkpoints, except the newest `keep_last`, every `keep_every`-th epoch's, `best` and `latest`.
+
+    Returns what could not be removed, as messages: that is no reason to stop training.
+    """
+    linked = {(root / name).resolve() for name in ("best", "latest")}
+    problems = []
+    for folder in sorted(root.glob("step_*"))[:-keep_last]:
+        if folder.resolve() in linked or (keep_every and _completed_epoch(folder) % keep_every == 0):
+            continue
+        try:
+            _remove(folder)
+        except OSError as error:
+            problems.append(f"old checkpoint {folder} could not be removed: {error.strerror or error}")
+    return problems
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's meta.json says; nothing if it cannot be read."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _completed_epoch(folder: Path) -> float:
+    """The epoch that ended at this checkpoint; NaN, which divides by nothing, for one taken within an epoch."""
+    progress = _meta(folder).get("progress", {})
+    return progress["epoch"] if progress.get("batch") == 0 else float("nan")
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; its name goes first, so that half of it is never taken for one."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

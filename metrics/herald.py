@@ -1,0 +1,120 @@
+"""All that a run tells of itself, in one place: log and dashboard, figures, TensorBoard, pictures, the report.
+
+Every process has a herald; those of other ranks than 0 only look after the GPUs of their node. What cannot be written
+is said and costs no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from PIL import Image
+
+from ddpm.describe import in_words
+from ddpm.distributed import World
+from ddpm.files import atomic_write
+from ddpm.hardware import device_name, gpu_uuid
+from ddpm.paths import RunPaths
+from ddpm.pictures import png
+from ddpm.plan import Plan
+from metrics.report import write_report
+from metrics.tensorboard import TensorBoard
+from metrics.tracker import MetricsTracker
+from pretty_logger import PrettyLogger
+
+
+class Herald:
+    """Tells of the run `paths`, which follows `plan`. To be used as a context; every process makes one."""
+
+    def __init__(self, paths: RunPaths, plan: Plan, world: World) -> None:
+        fields = {
+            "data": plan.config.data, "world_size": world.world_size, "nodes": world.nodes, "epochs": plan.epochs,
+            "device": device_name(world.device), "total_steps": plan.total_steps,
+        }  # fmt: skip
+        gpus = world.gather((world.node, gpu_uuid(world.device)))
+        here = [uuid for node, uuid in gpus if uuid and node == world.node]
+        self.paths, self._plan = paths, plan
+        self._logger = PrettyLogger(
+            paths, fields, rank=world.rank, local_rank=world.local_rank, node=world.node, gpu_uuids=here
+        )
+        self.log = self._logger.log
+        self._tracker: MetricsTracker | None = None
+
+    def __enter__(self) -> Self:
+        self._logger.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._logger.__exit__(kind, error, trace)
+
+    def begin(
+        self, description: dict[str, Any], step: int, rows: Sequence[dict[str, Any]], cause: str, notes: Sequence[str]
+    ) -> None:
+        """Say what is trained on what, and take up the files of figures (main process only).
+
+        Args:
+            description: settings, environment, data and model, as they stand in the JSON file.
+            step: where this start begins; `rows` are the figures of the epochs before.
+            cause: why this start: "started", or how the one before it ended.
+            notes: what the user should know of files that were found.
+        """
+        for line in in_words(description):
+            self.log(line)
+        for note in notes:
+            self.log(note, "warning")
+        self.log(f"begins at step {step} of {self._plan.total_steps} ({cause})", "success")
+        self._logger.set_progress(start_step=step)
+        self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
+        self._board = TensorBoard(self.paths, self._plan.images_seen(step))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The figures of all epochs so far."""
+        return self._tracker.rows
+
+    def progress(self, phase: str, epoch: int, step: int, **figures: float | None) -> None:
+        """Tell where the run is; with `figures` this is a progress line, else a change of phase."""
+        first, plan = epoch * self._plan.steps_per_epoch, self._plan
+        if figures:
+            figures["step"] = step
+        self._logger.set_progress(
+            phase=phase, epoch=epoch + 1, batch=step - first, batches=plan.epoch_end(epoch) - first,
+            images_seen=plan.images_seen(step), **figures,
+        )  # fmt: skip
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Publish the figures of an epoch that is done."""
+        if self._tracker:
+            with self._logger.going_on("the epoch's metrics"):
+                self._tracker.add_epoch(row)
+                self._board.add_epoch(row)
+        self._logger.log_epoch_summary(row)
+
+    def samples(self, path: Path, picture: Image.Image, step: int) -> None:
+        """Publish a picture of generated characters."""
+        with self._logger.going_on("the sample grid"):
+            atomic_write(path, png(picture))
+            self._board.add_samples(picture, self._plan.images_seen(step))
+            self.log(f"samples: {path}")
+
+    def end(self, state: str, code: int, message: str | None = None, retry: bool = False, report: bool = True) -> int:
+        """Publish how the run ended, whether the same command may get further, and where its files are.
+
+        Returns the exit code.
+        """
+        self._logger.set_progress(retry=retry)
+        if self._tracker:
+            with self._logger.going_on("the metrics"):
+                self._tracker.write(state)
+                self._board.close()
+            if report:
+                self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
+                with self._logger.going_on(f"the report (later: python -m metrics.report {self.paths.run})"):
+                    write_report(self.paths)
+            for label, path in self.paths.artifacts().items():
+                self.log(f"{label}: {self.paths.root / path}")
+        self._logger.stop(state, code, message)
+        return code

@@ -1,0 +1,93 @@
+"""Whole runs of the training script, in this process or others, and what they left."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+import train
+from ddpm.checkpoint import WEIGHTS
+from ddpm.config import TrainConfig
+from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.signals import StopRequest
+from tests.conftest import as_arguments
+
+TIMES = ["samples_per_sec", "batches_per_sec", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images"]
+
+
+def run(config: TrainConfig) -> int:
+    """Train in this process."""
+    return train.main(config, StopRequest())
+
+
+def paths_of(config: TrainConfig) -> RunPaths:
+    return RunPaths(config.output_root, config.run)
+
+
+def rows(config: TrainConfig) -> pd.DataFrame:
+    return pd.read_csv(paths_of(config).csv)
+
+
+def status(config: TrainConfig) -> dict:
+    return json.loads(paths_of(config).status.read_text())
+
+
+def start(config: TrainConfig, *launcher: str, **variables: str) -> subprocess.Popen:
+    """Train in a process of its own, or those of `launcher`."""
+    command = [*(launcher or [sys.executable]), "train.py", *as_arguments(config)]
+    environment = {**os.environ, **variables}
+    return subprocess.Popen(
+        command, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
+    """Read the process's output up to a line that `pattern` is found in; returns all of it."""
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if re.search(pattern, line):
+            return seen
+    raise AssertionError(f"{pattern!r} was never said:\n{seen}")
+
+
+def final_state(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Live weights, averaged weights and the optimizer's moments of the latest checkpoint, by name."""
+    latest = paths_of(config).checkpoints / "latest"
+    saved = torch.load(latest / "train_state.pt", weights_only=True)
+    moments = {
+        f"optimizer.{index}.{name}": value
+        for index, state in saved["optimizer"]["state"].items()
+        for name, value in state.items()
+    }
+    averaged = {f"ema.{name}": value for name, value in load_file(latest / WEIGHTS).items()}
+    return {**saved["model"], **averaged, **moments}
+
+
+def assert_same_run(first: TrainConfig, second: TrainConfig) -> None:
+    """Bit-identical weights, averages and moments; the same rows, times aside."""
+    one, two = final_state(first), final_state(second)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not one[name].equal(two[name])] == []
+    pd.testing.assert_frame_equal(rows(first).drop(columns=TIMES), rows(second).drop(columns=TIMES))
+
+
+def latest_step(config: TrainConfig) -> int:
+    return json.loads((paths_of(config).checkpoints / "latest" / "meta.json").read_text())["progress"]["step"]
+
+
+def causes(config: TrainConfig) -> list[str]:
+    """Why each start of the run was made, as its figures tell."""
+    return [start["cause"] for start in json.loads(paths_of(config).json.read_text())["starts"]]
+
+
+def train_as_one_of_several(config: TrainConfig) -> int:
+    return run(config)

@@ -1,0 +1,47 @@
+"""A run that saves without a training script around it."""
+
+from pathlib import Path
+
+import torch
+
+from ddpm.checkpoint import identity_of
+from ddpm.hardware import choose
+from ddpm.plan import Plan
+from ddpm.progress import Progress
+from ddpm.saving import Checkpoints
+from ddpm.step import Trainer
+from tests.conftest import ONE, random_images
+
+STEPS_PER_EPOCH = 4
+
+
+class Saver:
+    """A run that saves: trains a step now and then, and writes checkpoints under `root`."""
+
+    def __init__(self, config, root: Path) -> None:
+        self.root, self.said = root, []
+        self.plan = Plan(config, 1, STEPS_PER_EPOCH * config.batch_size)
+        self.trainer = Trainer(config, choose(config, ONE.device, 1e8), ONE)
+        self.progress = Progress(ONE.device, config.batch_size)
+        self.identity, self.rows = identity_of(config, self.plan, "0123"), []
+        self.keeper = Checkpoints(root, config, self.plan, self.identity, None, lambda *said: self.said.append(said))
+
+    def learn(self) -> None:
+        self.trainer.step(random_images(64), torch.arange(32), self.progress.step * 32, 1e-3)
+        self.trainer.record.take()
+
+    def save(self, step: int, val_loss_ema: float | None = None) -> Path:
+        self.progress.step = step
+        self.rows.append({"step": step, "val_loss_ema": val_loss_ema})
+        self.keeper.save(self.trainer, self.progress, self.rows)
+        self.keeper.wait()
+        return self.root / f"step_{step:08d}"
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in self.root.iterdir())
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

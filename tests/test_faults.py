@@ -1,0 +1,123 @@
+"""What goes wrong around a run: each fault leads to a clear end or to none at all, and loses nothing."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import run_rounds
+from ddpm import idx, step
+from ddpm.config import TrainConfig
+from ddpm.idx import split_files, write_idx
+from tests.conftest import replace
+from tests.disks import make_read_only, small_disk
+from tests.processes import in_processes
+from tests.runs import (
+    assert_same_run,
+    final_state,
+    paths_of,
+    rows,
+    run,
+    start,
+    status,
+    wait_for_line,
+)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(small: TrainConfig, tmp_path: Path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run(replace(small, output_root=tmp_path / "file")) == 2
+    assert "--output-root" in capsys.readouterr().err
+
+
+def test_a_gradient_that_stays_non_finite_ends_the_run_with_the_last_checkpoint_in_place(small: TrainConfig):
+    good = replace(small, epochs=1)
+    assert run(good) == 0
+    latest = (paths_of(good).checkpoints / "latest").resolve()
+    assert run(replace(small, epochs=50, lr=1e30, grad_clip=0, checkpoint_every=50)) == 1
+    assert (paths_of(good).checkpoints / "latest").resolve() == latest
+    assert (status(small)["state"], status(small)["exit_code"]) == ("failed", 1)
+    assert "25 steps in a row" in status(small)["message"]
+    assert "step_00000008" in status(small)["message"]
+    assert json.loads(paths_of(small).json.read_text())["state"] == "failed"
+
+
+def nan_in_the_second(config: TrainConfig) -> int:
+    """Train as one of two processes, of which the second gets a loss that is not a number in its fourth step."""
+    if os.environ["RANK"] == "1":
+        losses, calls = step.training_loss, iter(range(10**6))
+        step.training_loss = lambda *args: losses(*args) * (float("nan") if next(calls) == 3 else 1.0)
+    return run(config)
+
+
+def test_a_nan_in_one_batch_of_one_process_skips_that_step_on_all(small: TrainConfig):
+    config = replace(small, batch_size=16)
+    assert in_processes(nan_in_the_second, 2, config) == [0, 0]
+    assert rows(config)["nonfinite_steps"].tolist() == [1, 0]
+    assert all(value.isfinite().all() for value in final_state(config).values())
+
+
+def test_the_data_file_may_be_replaced_while_a_run_is_on(small: TrainConfig, small_data: Path, tmp_path: Path, capsys):
+    """The run has its images on the device. One that is taken up with others is another run, and refused."""
+    whole = replace(small, run_name="whole", epochs=4, lr_schedule="constant")
+    assert run(whole) == 0
+    root = shutil.copytree(small_data, tmp_path / "data")
+    config = replace(whole, run_name="disturbed", data_root=root)
+    process = start(config)
+    wait_for_line(process, "step 3/")
+    images, _ = split_files(root, "train")
+    images.write_bytes(images.read_bytes()[::-1])  # in place: even a reader that has it open would see it
+    pixels = idx.read_idx(split_files(small_data, "train")[0], 3)
+    write_idx(images, 255 - pixels)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert_same_run(whole, config)
+    assert run(replace(config, epochs=5)) == 2
+    assert "SHA-256 of the images" in capsys.readouterr().err
+
+
+def test_a_checkpoint_folder_made_read_only_costs_no_training_and_is_not_called_a_success(small: TrainConfig):
+    whole = replace(small, epochs=4, run_name="whole", lr_schedule="constant")
+    assert run(whole) == 0
+    config = replace(whole, run_name="small")
+    checkpoints = paths_of(config).checkpoints
+    checkpoints.parent.mkdir(parents=True, exist_ok=True)
+    with small_disk(checkpoints, "50m"):
+        process = start(config)
+        wait_for_line(process, "checkpoint: .*step_00000008")
+        make_read_only(checkpoints)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, output
+        assert re.findall("could not be written: .* Read-only file system", output)
+        assert len(re.findall("  error    the checkpoint of step", output)) == 1  # loud once, and at the end:
+        assert re.findall(r"failed \(exit code 1\): the checkpoint of step 32 could not be written", output)
+        assert rows(config)["epoch"].tolist() == [1, 2, 3, 4]
+        assert "step_" in os.readlink(checkpoints / "latest")
+        assert run(config) == 2, "found before it trains"
+        subprocess.run(["mount", "-o", "remount,rw", checkpoints], check=True)
+        assert run(config) == 0
+        assert_same_run(whole, config)
+
+
+def test_a_clock_that_is_set_back_spoils_no_time(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    hours = iter(range(10**6))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600 * next(hours))
+    assert run(small) == 0
+    frame = rows(small)
+    assert (frame[["epoch_time_sec", "total_time_sec", "train_time_sec", "samples_per_sec"]] > 0).all(axis=None)
+    assert frame["epoch_time_sec"].sum() == pytest.approx(frame["total_time_sec"].iloc[-1])
+    assert frame["total_time_sec"].iloc[-1] < 300
+    assert status(small)["state"] == "finished"
+
+
+def test_random_kills(emnist: Path, tmp_path: Path):
+    """The short form of `python -m benchmarks.faults`."""
+    lost, killed_in = run_rounds(10, seed=1, data_root=emnist, folder=tmp_path)
+    assert lost == []
+    assert killed_in.total() >= 10

@@ -1,0 +1,152 @@
+"""Taking a run up again: exactly, on any number of processes, and only the same run."""
+
+import json
+
+import pandas as pd
+
+from ddpm.config import TrainConfig
+from tests.conftest import replace
+from tests.processes import in_processes
+from tests.runs import (
+    TIMES,
+    assert_same_run,
+    causes,
+    final_state,
+    paths_of,
+    rows,
+    run,
+    start,
+    status,
+    train_as_one_of_several,
+    wait_for_line,
+)
+
+
+def test_two_processes_with_half_the_batch_make_the_same_run(small: TrainConfig):
+    assert run(small) == 0
+    halves = replace(small, batch_size=small.batch_size // 2, run_name="two")
+    assert in_processes(train_as_one_of_several, 2, halves) == [0, 0]
+    alone, together = rows(small).drop(columns=TIMES), rows(halves).drop(columns=TIMES)
+    pd.testing.assert_frame_equal(alone, together, rtol=1e-4)
+    assert json.loads(paths_of(halves).json.read_text())["environment"]["world_size"] == 2
+    assert final_state(halves).keys() == final_state(small).keys()  # no prefix of DDP in any name
+
+
+def test_a_run_continued_at_an_epoch_boundary_is_the_run_that_never_stopped(small: TrainConfig):
+    whole, parts = replace(small, lr_schedule="constant"), replace(small, lr_schedule="constant", run_name="parts")
+    assert run(whole) == 0
+    assert run(replace(parts, epochs=1)) == 0
+    assert run(parts) == 0
+    assert_same_run(whole, parts)
+    assert causes(parts) == ["started", "finished"]
+    assert json.loads(paths_of(parts).json.read_text())["summary"]["restarts"] == 1
+
+
+def test_a_run_continued_within_an_epoch_covers_the_whole_epoch(small: TrainConfig):
+    whole, parts = replace(small, lr_schedule="constant"), replace(small, lr_schedule="constant", run_name="parts")
+    assert run(whole) == 0
+    assert run(replace(parts, max_steps=11)) == 0
+    assert rows(parts)["step"].tolist() == [8, 11]
+    assert run(parts) == 0
+    assert_same_run(whole, parts)
+
+
+def test_a_finished_run_is_left_alone_when_asked_for_again(small: TrainConfig, capsys):
+    assert run(small) == 0
+    before = paths_of(small).json.read_text()
+    assert run(small) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert paths_of(small).json.read_text() == before
+
+
+def test_a_run_killed_before_its_report_is_finished_by_the_same_command(small: TrainConfig):
+    config = replace(small, max_steps=11)
+    assert run(config) == 0
+    paths = paths_of(config)
+    paths.report.unlink()
+    before = rows(config)
+    paths.status.write_text(json.dumps({**status(config), "state": "running", "heartbeat": 0}))
+    assert run(config) == 0
+    assert paths.report.exists()
+    assert status(config)["state"] == "finished"
+    pd.testing.assert_frame_equal(rows(config), before)
+
+
+def test_beginning_anew_sets_the_old_run_aside(small: TrainConfig):
+    assert run(small) == 0
+    assert run(replace(small, resume="never", epochs=1)) == 0
+    paths = paths_of(small)
+    (old,) = paths.metrics.parent.glob("small.before-*")
+    assert len(pd.read_csv(old / "training_metrics.csv")) == 2
+    assert (next(paths.checkpoints.parent.glob("small.before-*")) / "step_00000016" / "meta.json").exists()
+    assert len(rows(small)) == 1
+
+
+def test_a_command_that_contradicts_the_run_changes_nothing(small: TrainConfig, capsys):
+    assert run(replace(small, epochs=1)) == 0
+    before = {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*")}
+    assert run(replace(small, prediction_type="epsilon")) == 2
+    told, _, table = capsys.readouterr().err.splitlines()
+    assert "is of another run" in told
+    assert table.split() == ["prediction", "type", "v_prediction", "epsilon"]
+    assert {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*")} == before
+
+
+def test_a_run_that_is_alive_is_left_alone(small: TrainConfig):
+    config = replace(small, epochs=100, val_every=0, checkpoint_every=100)
+    process = start(config)
+    try:
+        wait_for_line(process, "step 3/")
+        second, _ = start(config).communicate(timeout=60)
+        assert f"error: small is being trained by process {process.pid} on" in second
+        assert not list(paths_of(config).metrics.parent.glob("small.before-*"))
+        process.kill()  # as the cluster may: nobody says that it is over
+        process.communicate()
+        assert run(replace(config, epochs=1)) == 0
+    finally:
+        process.kill()
+
+
+def test_the_same_run_on_four_two_and_one_processes(small: TrainConfig):
+    """The global batch stays 32: same images, noise and timesteps step by step, sums in another order."""
+    whole = replace(small, lr_schedule="constant", run_name="whole")
+    assert run(whole) == 0
+    for processes, accum, steps in ((4, 1, 5), (2, 2, 11), (1, 4, None)):
+        part = replace(whole, run_name="parts", batch_size=8, grad_accum=accum, max_steps=steps)
+        assert in_processes(train_as_one_of_several, processes, part) == [0] * processes
+    alone, together = (rows(replace(whole, run_name=name)).drop(columns=TIMES) for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(alone, together, rtol=1e-4)
+    log = paths_of(replace(whole, run_name="parts")).log.read_text()
+    assert "changed since: grad accum 1 → 2; max steps 5 → 11; processes 4 → 2" in log
+
+
+def test_a_row_is_not_lost_with_the_files_of_figures(small: TrainConfig):
+    """The checkpoint knows the rows: a damaged or deleted JSON file costs nothing but the list of starts."""
+    whole = replace(small, lr_schedule="constant", run_name="whole")
+    assert run(whole) == 0
+    assert run(replace(small, lr_schedule="constant", epochs=1)) == 0
+    paths_of(small).json.write_text("{torn")
+    paths_of(small).csv.unlink()
+    assert run(replace(small, lr_schedule="constant")) == 0
+    assert_same_run(whole, small)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_place(small: TrainConfig):
+    config = replace(small, epochs=100, val_every=0, checkpoint_every=100)
+    process = start(config)
+    wait_for_line(process, "step 3/")
+    process.kill()
+    process.communicate()
+    assert run(replace(config, epochs=1)) == 0
+    assert not list(paths_of(config).metrics.parent.glob("small.before-*"))
+    first, second = causes(config)
+    assert first == "started"
+    assert second.startswith("killed without a word at step 3 or later, on ")
+    assert second in paths_of(config).report.read_text()
+
+
+def test_checkpoint_minutes_save_within_an_epoch(small: TrainConfig):
+    config = replace(small, checkpoint_minutes=1e-6, checkpoint_every=9, max_steps=8, keep_last=9)
+    assert run(config) == 0
+    steps = sorted(folder.name for folder in paths_of(config).checkpoints.glob("step_*"))
+    assert steps == ["step_00000003", "step_00000006", "step_00000008"]  # at the progress lines, and at the end
