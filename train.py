@@ -210,7 +210,7 @@ class Run:
             if start:
                 notes += checkpoint.set_aside(root, start, damaged)
             checkpoint.sweep(root)
-            return start, was_finished, last_words(status) if start or status else "started", notes
+            return start, was_finished, last_words(status), notes
 
         decided = self.world.together(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
@@ -242,11 +242,11 @@ class Run:
         description = describe_run(
             config, self.choices, self.world, self.plan, self.flops_per_image, self.train_set, self.test_set
         )
-        if start:
-            changed = checkpoint.changes(start, config, self.world.world_size)
-            self.notes.append(f"continues from {start.folder.name}; changed since: {'; '.join(changed) or 'nothing'}")
         rows = start.meta["history"] if start else []
         self.herald.begin(description, self.progress.step, rows, self.cause, self.notes)
+        if start:
+            changed = "; ".join(checkpoint.changes(start, config, self.world.world_size)) or "nothing"
+            self.herald.log(f"resumed from {start.folder.name}; changed since: {changed}")
         self.checkpoints = Checkpoints(
             self.paths.checkpoints, config, self.plan, self.identity, start, self.herald.log, self.claim.check
         )

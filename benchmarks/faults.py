@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults --data-root DIR --rounds 200
 
-Each round is a run of two processes on real EMNIST images. It is killed (SIGKILL) one to three times: both processes or
+Each round is a run of two processes on real EMNIST images. It is killed (SIGKILL) once or twice: both processes or
 one of them, at a random moment of its life or while a checkpoint is being written. Then it runs to its end. A round is
 lost unless the weights, their average and the optimizer's moments are those of the uninterrupted run bit for bit, with
 the same figures in every row (times aside). The processes are forked from one that has torch loaded, which saves the
@@ -137,7 +137,7 @@ def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:
 
 def play(config: TrainConfig, seconds: float, chance: random.Random, killed_in: collections.Counter) -> None:
     """One round: kill the run a few times, and let it finish. `seconds` is about what the whole run takes."""
-    for _ in range(chance.randint(1, 3)):
+    for _ in range(chance.randint(1, 2)):
         crew = Crew(config)
         if chance.random() < 0.4:
             nth = chance.randint(1, 6)

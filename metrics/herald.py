@@ -58,16 +58,16 @@ class Herald:
         Args:
             description: settings, environment, data and model, as they stand in the JSON file.
             step: where this start begins; `rows` are the figures of the epochs before.
-            cause: why this start: "started", or how the one before it ended.
+            cause: how the start before this one ended, if there was one.
             notes: what the user should know of files that were found.
         """
         for line in in_words(description):
             self.log(line)
         for note in notes:
             self.log(note, "warning")
-        self.log(f"begins at step {step} of {self._plan.total_steps} ({cause})", "success")
-        self._logger.set_progress(start_step=step)
         self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
+        why = self._tracker.starts[-1]["cause"]
+        self.log(f"begins at step {step} of {self._plan.total_steps} ({why})", "success")
         self._board = TensorBoard(self.paths, self._plan.images_seen(step))
 
     @property

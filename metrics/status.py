@@ -33,8 +33,18 @@ from ddpm.paths import RunPaths
 
 SEVERITIES = ("debug", "info", "success", "warning", "error")
 ENDED = ("finished", "stopped", "failed")
-PROGRESS = ("slurm_restart", "world_size", "nodes", "device", "epoch", "epochs", "batch", "batches", "step",
-            "total_steps", "images_seen", "start_step")  # fmt: skip
+PROGRESS = (
+    "world_size",
+    "nodes",
+    "device",
+    "epoch",
+    "epochs",
+    "batch",
+    "batches",
+    "step",
+    "total_steps",
+    "images_seen",
+)
 TAIL_BYTES = 64 * 1024
 
 
@@ -61,11 +71,6 @@ class SafeWriter:
             return False
         self.trouble = None
         return True
-
-
-def slurm_restart() -> int:
-    """How often Slurm has started this job anew."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -108,13 +113,12 @@ class StatusPublisher:
         self._heartbeat = heartbeat
         self._fields: dict[str, Any] = {
             **{"run": paths.run, "data": None, "state": "running", "phase": "starting", "message": None},
-            **{"host": socket.gethostname(), "pid": os.getpid()},
-            **{"slurm_job_id": os.environ.get("SLURM_JOB_ID"), "slurm_restart": slurm_restart()},
+            **{"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID")},
             **{"world_size": 1, "nodes": 1, "device": "cpu"},
             **{"started": now, "heartbeat": now, "progress_time": now, "phase_time": now},
             **{"epoch": 0, "epochs": 0, "batch": 0, "batches": 0, "step": 0, "total_steps": 0, "images_seen": 0},
-            **{"start_step": 0, "retry": True},
             **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec", "exit_code")),
+            "retry": True,
             **(fields or {}),
         }
         self._changed = True

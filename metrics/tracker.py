@@ -93,22 +93,29 @@ class MetricsTracker:
         description: dict[str, Any],
         step: int = 0,
         rows: Sequence[dict[str, Any]] = (),
-        cause: str = "started",
+        cause: str = "",
     ) -> None:
         """
         Args:
             description: settings, environment, data and model, as they stand in the JSON file.
             step: optimizer steps that the run has behind it.
             rows: the epochs' figures up to there, from the checkpoint.
-            cause: why this start: "started", or how the one before it ended.
+            cause: how the start before this one ended, if there was one.
         """
         self._paths = paths
         paths.metrics.mkdir(parents=True, exist_ok=True)
         self.rows: list[dict[str, Any]] = list(rows)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        start = {"time": now, "step": step, "epoch": self.rows[-1]["epoch"] if self.rows else 0, "cause": cause}
-        starts = _read_starts(paths.json)
-        self._document = {**description, "state": "running", "starts": [*starts, start]}
+        before = _read_starts(paths.json)
+        self.starts: list[dict[str, Any]] = [
+            *before,
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "step": step,
+                "epoch": self.rows[-1]["epoch"] if self.rows else 0,
+                "cause": cause if before or step else "started",
+            },
+        ]
+        self._document = {**description, "state": "running", "starts": self.starts}
         self._csv_whole = False  # does the file hold the rows, all of them and no others?
         self.write("running")
 
@@ -140,7 +147,7 @@ class MetricsTracker:
             "state": state,
             "generated": datetime.now(UTC).isoformat(timespec="seconds"),
             "epochs": self.rows,
-            "summary": summarise(self.rows, self._document["starts"]),
+            "summary": summarise(self.rows, self.starts),
         }
         self._document["artifacts"] = self._paths.artifacts()
         atomic_write(self._paths.json, json.dumps(jsonable(self._document), indent=2, allow_nan=False))

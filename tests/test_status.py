@@ -36,7 +36,7 @@ def test_status_has_every_field_from_the_start_and_follows_updates(paths):
     first = read_status(paths)
     expected = """run data state phase message host pid slurm_job_id world_size nodes device started heartbeat
     progress_time phase_time epoch epochs batch batches step total_steps images_seen loss lr grad_norm samples_per_sec
-    eta_sec exit_code start_step retry slurm_restart"""
+    eta_sec exit_code retry"""
     assert set(first) == set(expected.split())
     assert (first["run"], first["data"], first["state"], first["phase"]) == ("a_run", "glyphs", "running", "starting")
     publisher.update(step=5, phase="training", loss=0.5)
