@@ -37,8 +37,8 @@ from ddpm.paths import RunPaths
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])
 SETTINGS = dict(
-    block_out_channels=(8, 16), norm_num_groups=4, batch_size=16, epochs=3, precision="fp32", log_every=3,
-    val_images=94, samples_per_class=1, sample_steps=2, sample_every=1, warmup_steps=0, checkpoint_minutes=0.005,
+    block_out_channels=(8, 16), norm_num_groups=4, batch_size=16, epochs=2, precision="fp32", log_every=2,
+    val_images=94, samples_per_class=1, sample_steps=2, sample_every=1, warmup_steps=0, checkpoint_minutes=0.002,
     keep_last=2,
 )  # fmt: skip
 TIMES = ["samples_per_sec", "batches_per_sec", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images"]
@@ -161,7 +161,7 @@ def play(config: TrainConfig, seconds: float, chance: random.Random, killed_in: 
 
 def run_rounds(rounds: int, seed: int, data_root: Path, folder: Path) -> tuple[list[str], collections.Counter]:
     """Play; returns what was lost, a line a round, and in which phases the runs were killed."""
-    data_root = some_of(data_root, folder / "data", {"train": 640, "test": 94})
+    data_root = some_of(data_root, folder / "data", {"train": 384, "test": 94})
     whole = preset("tiny", **SETTINGS, data_root=data_root, output_root=folder, run_name="whole")
     Crew(whole).wait()  # once to have the fork server up, once to time it
     began = time.monotonic()

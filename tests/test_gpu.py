@@ -10,9 +10,11 @@ from ddpm.data import Images
 from ddpm.distributed import World
 from ddpm.hardware import choose
 from ddpm.paths import RunPaths
+from ddpm.saving import HostCopy
 from ddpm.signals import StopRequest
 from ddpm.step import Trainer
 from tests.conftest import random_images, replace
+from tests.runs import assert_same_run, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,3 +72,25 @@ def test_a_non_finite_gradient_changes_nothing_on_the_gpu_either(small, world: W
     hook.remove()
     after = (*trained.model.parameters(), *trained.ema.model.parameters())
     assert all(a.equal(b) for a, b in zip(before, after, strict=True))
+
+
+def test_with_deterministic_kernels_a_resumed_run_is_bit_identical(small):
+    whole = replace(small, deterministic=True, compile=False, lr_schedule="constant", run_name="whole")
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    assert run(replace(parts, max_steps=11)) == 0
+    assert run(parts) == 0
+    assert_same_run(whole, parts)
+
+
+def test_the_copy_in_host_memory_is_of_the_moment(small, world: World):
+    trained = Trainer(small, choose(small, world.device, 1e8), world)
+    images, chosen = on(world.device, random_images(64)), torch.arange(32, device=world.device)
+    trained.step(images, chosen, 0, 1e-3)
+    then = [weight.cpu().clone() for weight in trained.model.state_dict().values()]
+    copied = HostCopy()(trained.state_dict())
+    trained.step(images, chosen, 32, 1e-3)
+    torch.cuda.synchronize()
+    assert all(place.is_pinned() for place in copied["model"].values())
+    for place, weight in zip(copied["model"].values(), then, strict=True):
+        assert place.equal(weight)

@@ -1,6 +1,7 @@
 """Taking a run up again: exactly, on any number of processes, and only the same run."""
 
 import json
+import re
 
 import pandas as pd
 
