@@ -121,7 +121,7 @@ class Run:
                 self.world.expect_answers_within(timedelta(minutes=self.config.hang_minutes))
             if self.trainer.record.full:
                 self.tell_progress(epoch)
-                if self.checkpoints and self.checkpoints.overdue:
+                if self.checkpoints and self.checkpoints.overdue and progress.step < plan.epoch_end(epoch):
                     self.save()
         self.tell_progress(epoch)
         return True

@@ -90,6 +90,17 @@ def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: Non
     return Checkpoint(folder, meta)
 
 
+def amend(folder: Path, **fields: Any) -> Checkpoint:
+    """Replace fields of a checkpoint's meta.json: what became known only after it was written, such as its metrics.
+
+    Raises:
+        OSError: no room or no permission; the checkpoint is as it was.
+    """
+    meta = {**json.loads((folder / "meta.json").read_text()), **fields}
+    atomic_write(folder / "meta.json", json.dumps(meta, indent=2))
+    return Checkpoint(folder, meta)
+
+
 def inspect(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, every file of it compared with its SHA-256 and opened as a safe format.
 

@@ -8,13 +8,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from ddpm.checkpoint import Checkpoint, Contents, write
+from ddpm.checkpoint import Checkpoint, Contents, amend, write
 from ddpm.config import TrainConfig
 from ddpm.files import replace_link
 from ddpm.hardware import synchronize
@@ -46,7 +46,7 @@ class Checkpoints:
         """
         self._root, self._config, self._plan, self._identity = root, config, plan, identity
         self._log, self._ours = log, ours
-        self._saved_step = start.step if start else None
+        self._saved = (start.step, len(start.meta["history"])) if start else None  # step, and rows known then
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
@@ -65,9 +65,14 @@ class Checkpoints:
             rows: the figures of all epochs so far.
         """
         self.wait()
-        config, plan, step = self._config, self._plan, progress.step
-        if step == self._saved_step:  # asked to stop just after an epoch's checkpoint
+        step = progress.step
+        if self._saved == (step, len(rows)):  # asked to stop just after an epoch's checkpoint
             return
+        known = {"metrics": rows[-1] if rows and rows[-1]["step"] == step else {}, "history": list(rows)}
+        if self._saved and self._saved[0] == step:  # before the epoch's figures were there: asked to stop meanwhile
+            self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", **known))
+            return
+        config, plan = self._config, self._plan
         epoch, batch = divmod(step, plan.steps_per_epoch)
         place = {"step": step, "images_seen": plan.images_seen(step), "epoch": epoch, "batch": batch}
         meta = {
@@ -76,15 +81,12 @@ class Checkpoints:
             "identity": self._identity,
             "settings": config.to_dict(),
             "progress": place | {"global_batch": plan.global_batch, "world_size": plan.world_size},
-            "metrics": rows[-1] if rows and rows[-1]["step"] == step else {},
-            "history": list(rows),
+            **known,
         }
         state = {**trainer.state_dict(), "progress": progress.state_dict()}
         state, ema_weights = self._copy([state, trainer.ema.model.state_dict()])
         contents = Contents(state, ema_weights, trainer.ema.model, trainer.scheduler, meta)
-        self._saved_at = time.monotonic()
-        self._writer = threading.Thread(target=self._write, args=(contents,), name="checkpoint", daemon=True)
-        self._writer.start()
+        self._begin(step, len(rows), partial(write, self._root, contents, self._ours))
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written, if any, is there or has failed."""
@@ -92,18 +94,22 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    def _write(self, contents: Contents) -> None:
-        step = contents.meta["progress"]["step"]
+    def _begin(self, step: int, rows: int, task: Callable[[], Checkpoint]) -> None:
+        self._saved_at = time.monotonic()
+        self._writer = threading.Thread(target=self._write, args=(step, rows, task), name="checkpoint", daemon=True)
+        self._writer.start()
+
+    def _write(self, step: int, rows: int, task: Callable[[], Checkpoint]) -> None:
         try:
-            newest = write(self._root, contents, self._ours)
-        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as three libraries put it
-            why = error if isinstance(error, OSError) else f"is the disk or the quota full? ({error})"
+            newest = task()
+        except Exception as error:  # mostly a full disk, which three libraries put in three ways
+            why = error if isinstance(error, OSError) else f"is the disk or the quota full? ({error!r})"
             first = self.unsaved is None
             self.unsaved = f"the checkpoint of step {step} could not be written: {why}"
             again = "; training goes on, the checkpoints before it stand, and the next one is tried all the same"
             self._log(self.unsaved + (again if first else ""), "error" if first else "info")
             return
-        self.unsaved, self._saved_step = None, step
+        self.unsaved, self._saved = None, (step, rows)
         self._log(f"checkpoint: {newest.folder}", "info")
         self._tidy_up(newest)
 

@@ -120,7 +120,7 @@ def test_what_is_damaged_again_is_set_aside_beside_the_first(saver: Saver):
     for expected in ("damaged_step_00000008", "damaged_step_00000008+"):
         flip_a_bit(saver.save(8) / checkpoint.STATE)
         set_aside(saver.root, *find_latest(saver.root))
-        saver.keeper._saved_step = None
+        saver.keeper._saved = None
         assert expected in saver.names()
 
 

@@ -136,10 +136,19 @@ def test_newest_best_and_every_nth_are_kept(small, tmp_path: Path):
 
 def test_a_stop_just_after_a_checkpoint_keeps_it_as_it_is(saver: Saver):
     folder = saver.save(4, val_loss_ema=0.5)
-    before = (folder / "meta.json").read_text()
-    saver.keeper.save(saver.trainer, saver.progress, [])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    saver.keeper.save(saver.trainer, saver.progress, saver.rows)
     saver.keeper.wait()
-    assert (folder / "meta.json").read_text() == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert saver.names() == ["best", "latest", "step_00000004"]
+
+
+def test_figures_that_come_after_the_checkpoint_are_added_to_it(saver: Saver):
+    """Asked to stop while it validated, the run made the epoch's row only after it was taken up again."""
+    begin_to_save(saver, 4)
+    folder = saver.save(4, val_loss_ema=0.5)
+    assert checkpoint.inspect(folder).meta["metrics"]["val_loss_ema"] == 0.5
+    assert [row["step"] for row in checkpoint.inspect(folder).meta["history"]] == [4]
     assert saver.names() == ["best", "latest", "step_00000004"]
 
 
