@@ -11,7 +11,7 @@ installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean-venv
+.PHONY: help install demo test test-slurm lint format clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,9 @@ demo: $(installed) ## train the tiny preset on the embedded data, on whatever de
 
 test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 	$(bin)/python -m pytest $(ARGS)
+
+test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
+	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)
 
 lint: $(installed_test) ## ruff and shellcheck
 	$(bin)/ruff check .

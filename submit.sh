@@ -5,6 +5,8 @@
 #   sbatch --nodes=2 submit.sh
 # Another group sets SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS, which sbatch reads over the lines below.
 # CONDA_ENV names the conda environment; NPROC_PER_NODE the processes per node (default: one for each GPU).
+# At the time limit, or after a crash that came later than a checkpoint, the job saves what it can and queues itself
+# again, until it has been started again MAX_REQUEUES times (default 30).
 #
 #SBATCH --job-name=ddpm
 #SBATCH --partition=hcn1-gpu
@@ -19,6 +21,7 @@
 #SBATCH --output=logs/slurm-%j.out
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@180
+#SBATCH --requeue
 
 say() { printf 'submit.sh: %s\n' "$*"; }
 refuse() { say "$*" >&2; exit 2; }
@@ -76,6 +79,8 @@ listen
 # (Slurm runs a copy of this file from its spool folder, so the file's own path says nothing.)
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 [ -f train.py ] || refuse "no train.py in $PWD: submit from the project folder"
+export MAX_REQUEUES=${MAX_REQUEUES:-30}
+[[ $MAX_REQUEUES =~ ^[0-9]+$ ]] || refuse "MAX_REQUEUES=$MAX_REQUEUES: give a whole number, 0 for never"
 
 # ---- the environment: modules and conda where they are, else .venv ------------------------------------------------
 if command -v module >/dev/null; then
@@ -95,6 +100,10 @@ else
     refuse "no conda environment $CONDA_ENV and no .venv in $PWD: run 'make install' there, or set CONDA_ENV"
 fi
 command -v torchrun >/dev/null || refuse "this environment has no torchrun: 'pip install -r requirements.txt' in it"
+
+# A job that starts again goes on with what it has saved, whatever it began with.
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto
+before=$(python -m metrics.requeue before "$@") || exit # it has said which flag is wrong
 
 # ---- launch -------------------------------------------------------------------------------------------------------
 # The output is a file: unbuffered, and no escape codes, whatever the login shell has set.
@@ -118,12 +127,28 @@ else
 fi
 say "$(printf '%q ' "${command[@]}")"
 if [ "$nodes" -gt 1 ]; then
-    # srun does not take over --cpus-per-task (from 22.05 on). Once a node has ended, the others have 60 s.
+    # srun does not take over --cpus-per-task (from 22.05 on). A node that fails ends the others at once; once a node
+    # has ended well, they have 60 s.
     on_each_node="$(declare -f say listen supervise hand_on tell); listen; supervise \"\$@\""
     command=(srun --nodes="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus" --export=ALL --wait=60
-        bash -c "$on_each_node" submit.sh "${command[@]}")
+        --kill-on-bad-exit=1 bash -c "$on_each_node" submit.sh "${command[@]}")
 fi
 supervise "${command[@]}"
 code=$?
 say "exit code $code"
+
+# ---- the end: queue the job again, or end with the code that makes its state in Slurm true ------------------------
+why=$(python -m metrics.requeue after "$code" "$before" "$@")
+verdict=$?
+[ -z "$why" ] || say "$why"
+if [ "$verdict" -eq 10 ] && [ "$caught" = TERM ]; then
+    say "not queued again from here, as it was TERM: after a preemption Slurm itself does, after scancel nobody"
+elif [ "$verdict" -eq 10 ]; then
+    job=$SLURM_JOB_ID
+    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    say "queueing job $job again"
+    trap '' TERM # which is what it does to this shell
+    scontrol requeue "$job" || say "Slurm does not queue it again: to continue, submit the same command"
+fi
+[ "$verdict" -eq 0 ] || [ "$code" -ne 0 ] || code=75 # not finished: the job must not be called COMPLETED
 exit "$code"

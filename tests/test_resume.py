@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 
+from ddpm.checkpoint import STATE
 from ddpm.config import TrainConfig
 from tests.conftest import replace
 from tests.processes import in_processes
@@ -21,6 +22,7 @@ from tests.runs import (
     train_as_one_of_several,
     wait_for_line,
 )
+from tests.savers import flip_a_bit
 
 
 def test_two_processes_with_half_the_batch_make_the_same_run(small: TrainConfig):
@@ -151,3 +153,15 @@ def test_checkpoint_minutes_save_within_an_epoch(small: TrainConfig):
     assert run(config) == 0
     steps = sorted(folder.name for folder in paths_of(config).checkpoints.glob("step_*"))
     assert steps == ["step_00000003", "step_00000006", "step_00000008"]  # at the progress lines, and at the end
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_its_steps_are_trained_again(small: TrainConfig):
+    whole = replace(small, run_name="whole")
+    assert run(whole) == run(small) == 0
+    flip_a_bit(paths_of(small).checkpoints / "step_00000016" / STATE)
+    assert run(small) == 0
+    assert_same_run(whole, small)
+    log = paths_of(small).log.read_text()
+    assert "step_00000016/train_state.pt is missing or damaged; it is now damaged_step_00000016" in log
+    assert "resumed from step_00000008" in log
+    assert (paths_of(small).checkpoints / "damaged_step_00000016" / STATE).exists()

@@ -1,4 +1,4 @@
-"""submit.sh, run by bash in a folder where torchrun (but for one test), srun and scontrol are small stand-ins."""
+"""submit.sh, run by bash in a folder where what it calls (but for torchrun in one test) are small stand-ins."""
 
 from __future__ import annotations
 
@@ -12,54 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-# Records how it was called, then starts `train.py` as its child and ends with its exit code. Like the real one it has
-# no handler for USR1.
-TORCHRUN = """
-import json, os, subprocess, sys
-with open("torchrun.jsonl", "a") as file:
-    print(json.dumps({"argv": sys.argv[1:], "env": dict(os.environ)}), file=file)
-script = sys.argv.index("train.py")
-sys.exit(subprocess.call([sys.executable, *sys.argv[script:]]))
-"""
-
-# Runs its command as the only task. Like the real one it holds signals back, hands USR1 on once its task runs (before,
-# it is lost), and would kill the task on TERM.
-SRUN = """
-import json, pathlib, signal, subprocess, sys, time
-taken = {signal.SIGUSR1, signal.SIGTERM}
-signal.pthread_sigmask(signal.SIG_BLOCK, taken)
-command = sys.argv[sys.argv.index("bash"):]
-pathlib.Path("srun.json").write_text(json.dumps(sys.argv[1:-len(command)]))
-signal.sigtimedwait(taken, 0.2)
-task = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, taken))
-time.sleep(0.1)
-while task.poll() is None:
-    if caught := signal.sigtimedwait(taken, 0.1):
-        task.send_signal(signal.SIGKILL if caught.si_signo == signal.SIGTERM else caught.si_signo)
-sys.exit(task.returncode)
-"""
-
-SCONTROL = """
-print("nodeA\\nnodeB")
-"""
-
-# Has its handlers only after `--start-up` seconds, says so, and waits for a signal, upon which it "saves".
-WORKER = """
-import pathlib, signal, sys, time
-if "--start-up" in sys.argv:
-    time.sleep(float(sys.argv[sys.argv.index("--start-up") + 1]))
-def save(number, frame):
-    pathlib.Path("saved").write_text(signal.Signals(number).name)
-    sys.exit(0)
-for name in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(name, save)
-if "--exit-code" in sys.argv:
-    sys.exit(int(sys.argv[sys.argv.index("--exit-code") + 1]))
-print("training", flush=True)
-time.sleep(30)
-"""
+from ddpm.paths import PROJECT_ROOT as ROOT
+from tests.submit_stand_ins import WORKER, executable, fill
 
 FINISH = ["--exit-code", "0"]
 ONE_NODE = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "nodeA",
@@ -67,21 +21,10 @@ ONE_NODE = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODE
 TWO_NODES = ONE_NODE | {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[A-B]", "SLURM_RESTART_COUNT": "3"}
 
 
-def executable(path: Path, script: str) -> None:
-    path.write_text(f"#!{sys.executable}{script}")
-    path.chmod(0o755)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A project folder with submit.sh, a stand-in for train.py and a .venv that holds stand-ins for the launchers."""
-    shutil.copy(ROOT / "submit.sh", tmp_path)
-    (tmp_path / "train.py").write_text(WORKER)
-    commands = tmp_path / ".venv" / "bin"
-    commands.mkdir(parents=True)
-    (commands / "activate").write_text(f'PATH="{commands}:$PATH"\n')
-    for name, script in {"torchrun": TORCHRUN, "srun": SRUN, "scontrol": SCONTROL}.items():
-        executable(commands / name, script)
+    """A project folder with submit.sh and stand-ins for what it calls."""
+    fill(tmp_path)
     return tmp_path
 
 
@@ -117,13 +60,26 @@ def launches(folder: Path) -> list[dict]:
 def test_the_shell_scripts_are_clean():
     shellcheck = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which("shellcheck")
     assert shellcheck, "pip install -r requirements-test.txt"
-    subprocess.run([shellcheck, ROOT / "submit.sh", ROOT / ".ci" / "run"], check=True)
+    scripts = [ROOT / "submit.sh", ROOT / ".ci" / "run", *ROOT.glob("tests/*/*.sh")]
+    subprocess.run([shellcheck, *scripts], check=True)
 
 
 def test_the_folder_of_the_output_is_in_the_repository():
     """Slurm does not make it: without it a job fails and leaves no word."""
     output = re.search(r"^#SBATCH --output=(.+)/slurm-%j.out$", (ROOT / "submit.sh").read_text(), re.MULTILINE)[1]
     assert (ROOT / output / "README.md").is_file()
+
+
+def test_a_refused_number_of_restarts_is_one_line(folder: Path):
+    code, output = run(folder, ONE_NODE | {"MAX_REQUEUES": "many"}, *FINISH)
+    assert code == 2
+    assert output == "submit.sh: MAX_REQUEUES=many: give a whole number, 0 for never\n"
+
+
+def test_a_typing_error_launches_nothing(folder: Path):
+    code, _ = run(folder, ONE_NODE, "--typing-error")
+    assert code == 2
+    assert not (folder / "torchrun.jsonl").exists()
 
 
 def test_outside_slurm_it_says_what_to_type(folder: Path):
@@ -166,9 +122,11 @@ def test_two_nodes_meet_at_the_first_one_under_the_name_of_the_job(folder: Path)
     assert code == 0, output
     srun = json.loads((folder / "srun.json").read_text())
     assert {"--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=32", "--export=ALL"} <= set(srun)
+    assert "--kill-on-bad-exit=1" in srun, "else a node that fails leaves the others waiting"
     [launch] = launches(folder)
     assert launch["argv"] == ["--nproc_per_node=4", "--nnodes=2", "--rdzv_backend=c10d", "--rdzv_endpoint=nodeA:11234",
-                              "--rdzv_id=41234_3", "train.py", "--run-name", "two words", *FINISH]  # fmt: skip
+                              "--rdzv_id=41234_3", "train.py",
+                              "--run-name", "two words", *FINISH, "--resume", "auto"]  # fmt: skip
 
 
 @pytest.mark.parametrize("variables", [ONE_NODE, TWO_NODES], ids=["one node", "two nodes"])
@@ -222,7 +180,8 @@ def test_a_launcher_that_dies_while_a_signal_waits_keeps_its_exit_code(folder: P
 def test_a_conda_environment_goes_before_the_venv(folder: Path):
     commands = folder / "envs" / "mine" / "bin"
     commands.mkdir(parents=True)
-    shutil.copy(folder / ".venv" / "bin" / "torchrun", commands)
+    for command in ("torchrun", "python"):
+        shutil.copy(folder / ".venv" / "bin" / command, commands)
     hook = f'conda() {{ [ -d "{folder}/envs/$2" ] && PATH="{folder}/envs/$2/bin:$PATH"; }}'
     executable(folder / "conda", f"\nprint({hook!r})\n")
     conda = {"CONDA_EXE": str(folder / "conda")}
@@ -251,9 +210,63 @@ def test_without_an_environment_it_says_how_to_make_one(folder: Path):
     assert "make install" in output
 
 
+def test_it_asks_what_was_saved_before_and_after(folder: Path):
+    run(folder, ONE_NODE, "--run-name", "two words", "--exit-code", "3")
+    flags = ["--run-name", "two words", "--exit-code", "3"]
+    asked = [json.loads(line) for line in (folder / "requeue.jsonl").read_text().splitlines()]
+    assert asked == [["-m", "metrics.requeue", "before", *flags],
+                     ["-m", "metrics.requeue", "after", "3", "step_3@7", *flags]]  # fmt: skip
+
+
+ARRAY = {"SLURM_ARRAY_JOB_ID": "41230", "SLURM_ARRAY_TASK_ID": "4"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, None], ids=["USR1", "nobody"])
+@pytest.mark.parametrize(
+    ("variables", "name"), [(ONE_NODE, "41234"), (TWO_NODES, "41234"), (ONE_NODE | ARRAY, "41230_4")]
+)
+def test_a_run_that_can_go_on_is_queued_again(folder: Path, variables: dict[str, str], name: str, number):
+    """Also when nobody told the batch shell: preemption may tell the tasks only, and a crash tells nobody."""
+    (folder / "verdict").write_text("10")
+    job = start(folder, variables, *([] if number else ["--exit-code", "1"]))
+    code, output = stop(job, "training", number) if number else (job.wait(60), job.stdout.read())
+    assert (folder / "scontrol").read_text() == f"requeue {name}"
+    assert code == (75 if number else 1)
+    assert "because" in output
+
+
+@pytest.mark.parametrize("variables", [ONE_NODE, TWO_NODES], ids=["one node", "two nodes"])
+def test_upon_term_it_is_not_queued_again(folder: Path, variables: dict[str, str]):
+    (folder / "verdict").write_text("10")
+    code, output = stop(start(folder, variables), "training", signal.SIGTERM)
+    assert code == 75, output
+    assert not (folder / "scontrol").exists()
+
+
+def test_where_slurm_refuses_to_queue_it_says_what_to_do(folder: Path):
+    (folder / "verdict").write_text("10")
+    (folder / "refuse").touch()
+    code, output = run(folder, ONE_NODE, "--exit-code", "3")
+    assert code == 3
+    assert "submit the same command" in output
+
+
+@pytest.mark.parametrize(("verdict", "exit_code", "expected"), [
+    ("0", "0", 0), ("0", "3", 3),
+    ("75", "0", 75), ("75", "3", 3),
+    ("1", "0", 75), ("1", "3", 3),  # the question itself failed
+])  # fmt: skip
+def test_only_a_finished_run_is_completed(folder: Path, verdict: str, exit_code: str, expected: int):
+    (folder / "verdict").write_text(verdict)
+    code, _ = run(folder, ONE_NODE, "--exit-code", exit_code)
+    assert code == expected
+    assert not (folder / "scontrol").exists()
+
+
 def test_the_real_torchrun_ends_well_when_its_workers_have_saved(folder: Path):
     """It would die of USR1 itself, and make a failure of TERM: only its workers may get it."""
-    (folder / ".venv" / "bin" / "activate").write_text(f'PATH="{Path(sys.executable).parent}:$PATH"\n')
+    (folder / ".venv" / "bin" / "torchrun").unlink()
+    (folder / ".venv" / "bin" / "torchrun").symlink_to(Path(sys.executable).parent / "torchrun")
     (folder / "train.py").write_text(WORKER.replace('"saved"', '"saved" + __import__("os").environ["RANK"]'))
     job = start(folder, ONE_NODE | {"NPROC_PER_NODE": "2"}, "--start-up", "0.2")
     code, output = stop(job, "training", signal.SIGUSR1)

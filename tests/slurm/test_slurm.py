@@ -1,0 +1,105 @@
+"""What a user of the cluster relies on, job by job. Each run must end with the weights of an uninterrupted one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from tests.slurm.conftest import scontrol
+
+ONE_NODE = {"sbatch": ("--gres=gpu:1", "--nodelist=hcn1-vn1")}
+TWO_NODES = {"sbatch": ("--gres=gpu:1", "--nodes=2"), "NPROC_PER_NODE": "1"}
+EACH = {"one-node": ONE_NODE, "two-nodes": TWO_NODES}  # side by side, as most of the time is spent on waiting
+RANK_KILLED = r"rank +: {rank} .*\n +exitcode +: -9 .*SIGKILL"  # as torchrun tells it
+NODE_FAILED = "error: hcn1-vn2: task 1: Exited"  # as srun tells it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def job_with_little_time(submit):
+    """Started first, looked at last: it mostly waits. Slurm gives notice 60 to 90 s before the limit."""
+    where = ("--time=3", "--signal=B:USR1@60", "--gres=gpu:1", "--nodelist=hcn1-vn2")
+    return submit("little-time", sbatch=where, SECONDS_PER_STEP="4")
+
+
+def test_a_cancelled_job_saves_and_is_not_queued_again(submit, assert_same_weights):
+    jobs = [submit(f"cancelled-{run}", **where) for run, where in EACH.items()]
+    for job in jobs:
+        job.trains().cancel()
+    for job in jobs:
+        job.ends("CANCELLED")
+        assert "queueing" not in job.output
+    saved = [job.saved for job in jobs]
+    assert all(saved)
+    again = [submit(f"cancelled-{run}", **where | {"SECONDS_PER_STEP": "0"}) for run, where in EACH.items()]
+    for job, checkpoint in zip(again, saved, strict=True):
+        job.ends("COMPLETED")
+        assert f"resumed from {checkpoint}" in job.output
+        assert_same_weights(job)
+
+
+def test_requeued_by_hand_it_saves_and_goes_on(submit, assert_same_weights):
+    job = submit("by-hand", "--resume", "never").trains()
+    scontrol("requeue", job.number)
+    assert_same_weights(job.goes_on_and_completes())
+
+
+def test_preempted_it_saves_and_goes_on(submit, assert_same_weights):
+    """On one node Slurm signals the batch shell after the grace time, on two it signals the tasks before it."""
+    jobs = [submit(f"preempted-{run}", **where, SECONDS_PER_STEP="1") for run, where in EACH.items()]
+    for job in jobs:
+        job.trains()
+    all_of_it = ["--partition=gpu-high", "--nodelist=hcn1-vn1", "--gres=gpu:4", "--cpus-per-task=32"]
+    subprocess.run(["sbatch", *all_of_it, "--output=/dev/null", "--wrap=sleep 1"], check=True)
+    for job in jobs:
+        assert_same_weights(job.goes_on_and_completes())
+
+
+def test_what_is_killed_on_one_node_ends_its_job_and_no_other_and_the_job_goes_on(submit, assert_same_weights):
+    """Two jobs at once, on the same two nodes."""
+    victims = {"train.py": RANK_KILLED, "torchrun": NODE_FAILED}
+    pace = {"SECONDS_PER_STEP": "0.6"}
+    jobs = [submit(f"killed-{program}", "--checkpoint-every", "1", **TWO_NODES, **pace) for program in victims]
+    for job in jobs:
+        job.trains(6)
+    assert [job.state for job in jobs] == ["RUNNING", "RUNNING"]
+    for job, (program, named) in zip(jobs, victims.items(), strict=True):
+        rank = job.kill(program, "hcn1-vn2")
+        job.wait(lambda job: job.state != "RUNNING", "the end of the others", 60)
+        assert re.search(named.format(rank=rank), job.output)
+    for job in jobs:
+        assert_same_weights(job.goes_on_and_completes())
+
+
+def test_a_crash_before_the_first_checkpoint_is_a_failure(submit):
+    job = submit("no-progress").trains()
+    rank = job.kill("train.py")
+    job.ends("FAILED", 60)
+    assert job.restarts == 0
+    assert "no checkpoint was saved" in job.output
+    assert re.search(RANK_KILLED.format(rank=rank), job.output)
+
+
+def test_told_to_stop_with_no_restart_left_it_has_not_completed(submit):
+    job = submit("last-restart", MAX_REQUEUES="0").trains()
+    job.signal("USR1")
+    job.ends("FAILED")
+    assert job.facts["ExitCode"] == "75:0"
+    assert job.saved
+
+
+def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
+    wrong, missing = submit("wrong", "--lr", "zero"), submit("missing", "--data-root", "nowhere")
+    dry = submit("dry", "--dry-run")
+    assert wrong.ends("FAILED").facts["ExitCode"] == "2:0"
+    missing.ends("FAILED")
+    dry.ends("COMPLETED")
+    assert "not queued again: the same command would fail again" in missing.output
+    assert [job.restarts for job in (wrong, missing, dry)] == [0, 0, 0]
+
+
+def test_before_its_time_is_over_it_saves_and_goes_on(job_with_little_time, assert_same_weights):
+    job = job_with_little_time.goes_on_and_completes()
+    assert "USR1 received" in job.output
+    assert_same_weights(job)
