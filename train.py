@@ -38,7 +38,7 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
         sys.exit(refuse(error))
 
 from ddpm import checkpoint, data, hardware
-from ddpm.claim import Claim
+from ddpm.claim import Claim, holder
 from ddpm.describe import describe_run, dry_run
 from ddpm.diffusion import Validation
 from ddpm.distributed import StopVote, World, connect
@@ -50,6 +50,7 @@ from ddpm.progress import Progress
 from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
 from metrics.herald import Herald
+from metrics.report import write_report
 from metrics.status import last_words, publish_failure, read_status
 from metrics.tracker import jsonable, loss_statistics
 
@@ -94,6 +95,7 @@ class Run:
 
     def train(self) -> int:
         """Train epoch by epoch from where the run stands. Returns the exit code."""
+        self.vote.passed()  # so that a request that came meanwhile is known before the first step
         done = -(-self.progress.step // self.plan.steps_per_epoch)  # the last of them may lack its figures or samples
         for epoch in range(max(done - 1, 0), self.plan.epochs):
             if not (self.train_epoch(epoch) and self.finish_epoch(epoch)):
@@ -204,8 +206,9 @@ class Run:
 
         def decide() -> tuple:
             status, root = read_status(self.paths), self.paths.checkpoints
-            start, damaged = checkpoint.choose_start(root, self.config.resume, self.identity)
-            was_finished = status is not None and status["state"] == "finished"
+            resume = "auto" if self.world.restarted else self.config.resume  # what it began with is behind it
+            start, damaged = checkpoint.choose_start(root, resume, self.identity)
+            was_finished = status is not None and status.get("state") == "finished"
             notes = [f"earlier files of this name are now in {old}" for old in self.paths.prepare(afresh=start is None)]
             if start:
                 notes += checkpoint.set_aside(root, start, damaged)
@@ -217,6 +220,8 @@ class Run:
 
     def nothing_to_do(self) -> int:
         if self.world.is_main:
+            if not self.paths.report.exists() or self.paths.report.stat().st_mtime < self.paths.json.stat().st_mtime:
+                write_report(self.paths)  # it was killed meanwhile
             print(f"{self.config.run} is finished: {self.start.step} of {self.plan.total_steps} steps are done; "
                   "raise --epochs to train on, or begin anew with --resume never")  # fmt: skip
             for label, path in self.paths.artifacts().items():
@@ -250,6 +255,8 @@ class Run:
         self.checkpoints = Checkpoints(
             self.paths.checkpoints, config, self.plan, self.identity, start, self.herald.log, self.claim.check
         )
+        if start:
+            self.save()  # here too, if --resume took it from another run's folder
 
     # ---- now and then ------------------------------------------------------------------------------------------------
 
@@ -328,7 +335,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
                 dry_run(config, world)
                 return 0
             with Claim(paths.claim, config.run) as claim:
-                world.together(claim.take, here=world.is_main)
+                claimed = world.together(claim.take, here=world.is_main)
                 try:
                     return Run(config, stop, world, claim).main()
                 except Exception as error:
@@ -339,7 +346,8 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
     except ProcessesLost as error:
         if error.spokesman:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            publish_failure(paths, config.data, 1, str(error), keep=True)
+            if holder(paths.claim) in (claimed, None):  # else the run has been taken over
+                publish_failure(paths, config.data, 1, str(error), keep=True)
         return 1
     except KeyboardInterrupt:
         print("interrupted twice: stopped at once; the last checkpoint stands", file=sys.stderr)
@@ -350,4 +358,9 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(CONFIG, STOP))
+    CODE = main(CONFIG, STOP)
+    if CODE == 1:  # at once: a thread may still write, or NCCL wait for the dead
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(CODE)
+    sys.exit(CODE)

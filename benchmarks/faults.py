@@ -21,6 +21,7 @@ import socket
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: the processes share the cores
@@ -43,6 +44,7 @@ SETTINGS = dict(
 )  # fmt: skip
 TIMES = ["samples_per_sec", "batches_per_sec", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images"]
 DEADLINE = 60.0  # seconds in which processes that are left have to end by themselves
+PATIENCE = 300.0  # seconds that a run may take
 
 
 def some_of(source: Path, target: Path, images: dict[str, int]) -> Path:
@@ -82,8 +84,9 @@ class Crew:
 
     def wait(self) -> bool:
         """Wait for the end; did it end well?"""
+        until = time.monotonic() + PATIENCE
         for process in self.processes:
-            process.join()
+            process.join(max(0.0, until - time.monotonic()))
         return [process.exitcode for process in self.processes] == [0, 0]
 
     @property
@@ -96,10 +99,12 @@ class Crew:
         return any(self.paths.checkpoints.glob(".step_*.tmp"))
 
     def phase(self) -> str:
-        try:
-            return json.loads(self.paths.status.read_text())["phase"] + (", saving" if self.saving else "")
-        except (OSError, ValueError):
-            return "before anything is published"
+        """What the main process says that it is doing, if it has said anything yet."""
+        with suppress(OSError, ValueError):
+            status = json.loads(self.paths.status.read_text())
+            if status["pid"] == self.processes[0].pid:
+                return status["phase"] + (", saving" if self.saving else "")
+        return "before anything is published"
 
     def kill(self, chance: random.Random) -> None:
         """Kill both or one; one that is left has to end by itself."""
@@ -132,11 +137,14 @@ def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:
     wrong = [name for name in expected if name not in mine or not mine[name].equal(expected[name])]
     paths = RunPaths(config.output_root, config.run)
     left_over = [path.name for path in paths.checkpoints.glob(".*")] + [paths.claim.name] * paths.claim.exists()
-    return wrong + ([] if rows.equals(expected_rows) else ["rows"]) + [f"left over: {name}" for name in left_over]
+    wrong += [] if rows.equals(expected_rows) else ["rows"]
+    wrong += [] if json.loads(paths.status.read_text())["state"] == "finished" else ["status"]
+    wrong += [] if paths.report.exists() else ["no report"]
+    return wrong + [f"left over: {name}" for name in left_over]
 
 
 def play(config: TrainConfig, seconds: float, chance: random.Random, killed_in: collections.Counter) -> None:
-    """One round: kill the run a few times, and let it finish. `seconds` is about what the whole run takes."""
+    """One round: kill the run once or twice, and let it finish. `seconds` is about what the whole run takes."""
     for _ in range(chance.randint(1, 2)):
         crew = Crew(config)
         if chance.random() < 0.4:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: Non
         atomic_write(aside / "meta.json", json.dumps(meta, indent=2))
         ours()
         if folder.exists():  # one that this run went back behind and has reached again: kept, under another name
-            folder.rename(root / f"replaced_{folder.name}.{os.getpid()}")
+            folder.rename(root / f"replaced_{folder.name}.{time.time_ns()}")
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -90,13 +92,17 @@ def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: Non
     return Checkpoint(folder, meta)
 
 
-def amend(folder: Path, **fields: Any) -> Checkpoint:
+def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) -> Checkpoint:
     """Replace fields of a checkpoint's meta.json: what became known only after it was written, such as its metrics.
+
+    Args:
+        ours: as for `write`.
 
     Raises:
         OSError: no room or no permission; the checkpoint is as it was.
     """
     meta = {**json.loads((folder / "meta.json").read_text()), **fields}
+    ours()
     atomic_write(folder / "meta.json", json.dumps(meta, indent=2))
     return Checkpoint(folder, meta)
 
@@ -106,6 +112,7 @@ def inspect(folder: Path) -> Checkpoint:
 
     Raises:
         RequestError: it is missing, unfinished, damaged or not one of ours; the message names the file.
+        OSError: it cannot be read now, which says nothing about what is in it.
     """
     path, mend = folder / "meta.json", "give --resume another step_ folder"
     if not path.is_file():
@@ -114,7 +121,7 @@ def inspect(folder: Path) -> Checkpoint:
         meta = json.loads(path.read_text())
         hashes, _, _ = meta["files"], meta["progress"]["step"], meta["identity"]
         unlisted = {STATE, WEIGHTS} - set(hashes)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {mend}") from error
     if unlisted:
         raise RequestError(f"{path} gives no SHA-256 of {', '.join(sorted(unlisted))}: {mend}")
@@ -123,6 +130,8 @@ def inspect(folder: Path) -> Checkpoint:
             raise RequestError(f"{folder / name} is missing or damaged: {mend}")
     try:
         torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)["progress"]
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # each way of not being one of our files has an exception of its own
         why = str(error).splitlines()[0] if str(error) else repr(error)
         raise RequestError(f"{folder / STATE} is not a training state that is safe to load ({why}): {mend}") from error
@@ -225,6 +234,8 @@ def set_aside(root: Path, found: Checkpoint, damaged: dict[Path, str]) -> list[s
         told.append(f"{problem}; it is now {new.name}, and {found.folder.name} is taken instead")
     if damaged:
         replace_link(root / "latest", found.folder.name)
+        if not (root / "best").exists():
+            (root / "best").unlink(missing_ok=True)  # the next save points it at the best of what is left
     return told
 
 
@@ -233,6 +244,9 @@ def sweep(root: Path) -> None:
     for pattern in (".step_*.tmp", ".step_*.old"):
         for folder in root.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
+    for link in root.glob(".*.tmp"):
+        with suppress(OSError):
+            link.unlink()
 
 
 def _files(folder: Path) -> list[str]:

@@ -42,8 +42,8 @@ class Claim:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
 
-    def take(self) -> None:
-        """Claim the run.
+    def take(self) -> str:
+        """Claim the run. Returns the claim's name, as `holder` tells it.
 
         Raises:
             RequestError: another process holds the claim and is alive, or the file cannot be written.
@@ -53,6 +53,7 @@ class Claim:
             while not self._create():
                 owner = _read(self.path)
                 if self._alive(owner):
+                    owner = _read(self.path)  # it may have been half written before
                     job = f", Slurm job {owner['slurm_job_id']}" if owner.get("slurm_job_id") else ""
                     raise RequestError(
                         f"{self.run} is being trained by process {owner.get('pid')} on {owner.get('host')}{job}: watch "
@@ -60,9 +61,10 @@ class Claim:
                     )
                 self._clear_away(owner)
         except OSError as error:
-            what = f"{error.filename}: {error.strerror}"
+            what = f"{error.filename or self.path}: {error.strerror}"
             raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
         self._thread.start()
+        return self._mine["id"]
 
     def check(self) -> None:
         """Raises Overtaken if the run is another process's by now."""
@@ -88,10 +90,15 @@ class Claim:
     def _create(self) -> bool:
         """Make the file if there is none; whether it was made."""
         try:
-            with open(self.path, "x") as file:
-                json.dump(self._mine, file)
+            file = open(self.path, "x")  # noqa: SIM115
         except FileExistsError:
             return False
+        try:
+            with file:
+                json.dump(self._mine, file)
+        except OSError:  # the disk is full
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def _keep(self) -> None:
@@ -131,6 +138,11 @@ class Claim:
             if _read(aside).get("id") != owner.get("id") and not self.path.exists():
                 os.rename(aside, self.path)
             aside.unlink(missing_ok=True)
+
+
+def holder(path: Path) -> str | None:
+    """The name of the claim on a run, None if nobody has claimed it."""
+    return _read(path).get("id")
 
 
 def _whereabouts() -> dict[str, Any]:

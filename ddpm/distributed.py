@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from ddpm.signals import StopRequest
 T = TypeVar("T")
 
 STARTING = datetime.timedelta(minutes=30)  # to compile, to download data; also to write a report at the end
-ROLL_CALL = 5.0  # seconds in which a process that is left answers
+ROLL_CALL = 15.0  # seconds in which a process that is left answers
+NCCL_LATER = datetime.timedelta(minutes=2)  # by then Gloo has found a process that hangs, and named it
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class World:
     local_world_size: int
     device: torch.device
     store: dist.Store | None = None  # where processes leave each other word, also when collectives fail
+    restarted: bool = False  # did torchrun start the processes anew?
 
     @property
     def is_main(self) -> bool:
@@ -89,19 +93,38 @@ class World:
         return next(result for ran, result, _ in outcomes if ran)
 
     def expect_answers_within(self, limit: datetime.timedelta) -> None:
-        """From now on a process that lets the others wait for longer is given up: their collective fails."""
+        """From now on a process that lets the others wait for longer is given up: their collective fails.
+
+        Gloo's failure is an error that can be explained. NCCL's ends the process on the spot, so it is given longer;
+        it is the way out only for hosts that wait for their GPU.
+        """
         if self.world_size > 1:
-            # public only since torch 2.13 or so
-            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-            set_timeout(limit, dist.group.WORLD)
+            for kind in dist.group.WORLD._device_types:
+                later = NCCL_LATER if kind.type == "cuda" else datetime.timedelta(0)
+                dist.group.WORLD._get_backend(kind)._set_default_timeout(limit + later)
 
     def explain(self, error: Exception) -> Exception:
-        """What to raise for an `error` in training: itself, or, if a collective failed, which processes are lost.
-
-        All that are left come here at about the same time, and leave word in the store; who does not is lost.
-        """
+        """What to raise for an `error` in training: itself, or, if a collective failed, which processes are lost."""
         if self.world_size == 1 or not _of_a_collective(error):
             return error
+        lost = [0]  # if the store does not answer, neither does the process that keeps it
+        found: list[list[int]] = []
+        caller = threading.Thread(target=lambda: found.append(self._roll_call()), daemon=True)  # the store may hang
+        caller.start()
+        caller.join(ROLL_CALL + 2)
+        if found:
+            lost = found[0]
+        if not lost:
+            return error
+        which = ", ".join(map(str, lost))
+        return ProcessesLost(
+            f"process {which} of {self.world_size} no longer answers (killed, out of memory, hanging, or its node is "
+            "down); run the same command again to continue from the last checkpoint",
+            spokesman=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
+        )
+
+    def _roll_call(self) -> list[int]:
+        """Ranks that do not answer. All that are left come here at about the same time, and leave word in the store."""
         try:
             self.store.set(f"here/{self.rank}", "")
             patience = time.monotonic() + ROLL_CALL
@@ -109,17 +132,9 @@ class World:
             while lost and time.monotonic() < patience:
                 time.sleep(0.1)
                 lost = [rank for rank in lost if not self.store.check([f"here/{rank}"])]
+            return lost
         except (RuntimeError, dist.DistError):
-            lost = [0]  # the store went with it
-        if not lost:
-            return error
-        left = min(set(range(self.world_size)) - set(lost))
-        which = ", ".join(map(str, lost))
-        return ProcessesLost(
-            f"process {which} of {self.world_size} no longer answers (killed, out of memory, hanging, or its node is "
-            "down); run the same command again to continue from the last checkpoint",
-            spokesman=self.rank == left,
-        )
+            return [0]
 
 
 def _of_a_collective(error: Exception) -> bool:
@@ -176,9 +191,10 @@ def connect() -> Iterator[World]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # More threads than cores slow each other down tenfold, whatever OMP_NUM_THREADS has been set to.
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size)))
-    store = None
+    store, restarted = None, False
     if world_size > 1:
-        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=STARTING))
+        shared, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=STARTING))
+        store, restarted = _private(shared, rank, world_size)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
@@ -187,13 +203,37 @@ def connect() -> Iterator[World]:
             timeout=STARTING,
             device_id=device if device.type == "cuda" else None,
         )
-    world = World(rank, local_rank, world_size, local_world_size, device, store)
+    world = World(rank, local_rank, world_size, local_world_size, device, store, restarted)
     yield world
     if world_size > 1:  # not after an error: the others may be waiting inside a collective
         world.expect_answers_within(STARTING)  # one of them may still be saving
         with suppress(RuntimeError):  # who was killed at the very end is missed by nobody here
             world.gather("leaving")  # together: a process that is still connecting must find its peers
         dist.destroy_process_group()
+
+
+def _private(shared: dist.Store, rank: int, world_size: int) -> tuple[dist.Store, bool]:
+    """A store of these processes alone, and whether they are a restart.
+
+    torchrun keeps its store over restarts, with the words of dead processes in it. So each rank says hello under a name
+    that was never used, and rank 0, which answers every hello it finds, tells it the name of the new session.
+    """
+    if rank > 0:
+        me = uuid.uuid4().hex
+        shared.set(f"hello/{rank}", me)
+        shared.wait([f"welcome/{me}"], STARTING)
+        session = shared.get(f"welcome/{me}").decode()
+        shared.set(f"thanks/{session}/{rank}", "")
+    else:
+        session = f"{shared.add('sessions', 1)}/{uuid.uuid4().hex}"
+        waiting, until = set(range(1, world_size)), time.monotonic() + STARTING.total_seconds()
+        while waiting and time.monotonic() < until:
+            for other in waiting:
+                if shared.check([f"hello/{other}"]):
+                    shared.set(f"welcome/{shared.get(f'hello/{other}').decode()}", session)
+            time.sleep(0.02)
+            waiting = {other for other in waiting if not shared.check([f"thanks/{session}/{other}"])}
+    return dist.PrefixStore(session, shared), not session.startswith("1/")
 
 
 def _ranks() -> tuple[int, int, int, int]:

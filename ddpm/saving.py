@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ class Checkpoints:
         """
         self._root, self._config, self._plan, self._identity = root, config, plan, identity
         self._log, self._ours = log, ours
-        self._saved = (start.step, len(start.meta["history"])) if start else None  # step, and rows known then
+        self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and rows known then
+        if start and start.folder.parent.resolve() == root.resolve():
+            self._saved = start.step, len(start.meta["history"])
+            replace_link(root / "latest", start.folder.name)  # --resume may have named another
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
@@ -70,7 +74,7 @@ class Checkpoints:
             return
         known = {"metrics": rows[-1] if rows and rows[-1]["step"] == step else {}, "history": list(rows)}
         if self._saved and self._saved[0] == step:  # before the epoch's figures were there: asked to stop meanwhile
-            self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", **known))
+            self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", self._ours, **known))
             return
         config, plan = self._config, self._plan
         epoch, batch = divmod(step, plan.steps_per_epoch)
@@ -150,9 +154,17 @@ class HostCopy:
             return tree
         place = self._places.get(name)
         if place is None or (place.shape, place.dtype) != (tree.shape, tree.dtype):
-            place = self._places[name] = torch.empty(tree.shape, dtype=tree.dtype, pin_memory=tree.is_cuda)
+            place = self._places[name] = _host_memory(tree)
         pairs.append((place, tree))
         return place
+
+
+def _host_memory(like: torch.Tensor) -> torch.Tensor:
+    """Room for a tensor, page-locked if it comes from a GPU and the system allows as much."""
+    if like.is_cuda:
+        with suppress(RuntimeError):
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+    return torch.empty(like.shape, dtype=like.dtype)
 
 
 def update_best(root: Path) -> Path | None:

@@ -272,10 +272,11 @@ def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str, ke
     is finished. Where nothing can be written, nothing is said.
 
     Args:
-        keep: the run had begun, so that what is known of its progress stays.
+        keep: the run had begun, in another process: what that one said of its progress, and of its end, stays.
     """
     status = read_status(paths) or {}
-    if status.get("state") == "finished" or status.get("pid") == os.getpid():
+    itself = (status.get("pid"), status.get("host")) == (os.getpid(), socket.gethostname())
+    if itself or status.get("state") in (ENDED if keep else ("finished",)):
         return
     known = {name: status[name] for name in PROGRESS if name in status} if keep else {}
     with contextlib.suppress(OSError):

@@ -60,6 +60,13 @@ def as_arguments(config: TrainConfig) -> list[str]:
     return arguments
 
 
+@pytest.fixture
+def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process end with an empty report: drawing the plots of a real one takes longer than the run."""
+    for module in ("train", "metrics.herald"):
+        monkeypatch.setattr(f"{module}.write_report", lambda paths: paths.report.write_text(""))
+
+
 @pytest.fixture(scope="session")
 def emnist() -> Path:
     """The folder of the real EMNIST Balanced (a part of it will do), from EMNIST_ROOT or the usual places."""

@@ -28,6 +28,8 @@ from tests.runs import (
     wait_for_line,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_reports")
+
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(small: TrainConfig, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("in the way")

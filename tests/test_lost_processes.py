@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from ddpm.paths import RunPaths
 from ddpm.signals import StopRequest
 from tests.conftest import replace
 from tests.processes import in_processes
-from tests.runs import TORCHRUN, assert_same_run, start, status, wait_for_line
+from tests.runs import TORCHRUN, assert_same_run, start, status, train_as_one_of_several, wait_for_line
 
 
 @contextmanager
@@ -44,6 +45,8 @@ def endless(small: TrainConfig) -> TrainConfig:
 def test_who_is_left_ends_within_a_minute_and_names_the_dead(endless: TrainConfig, victim: int):
     with crew(endless) as processes:
         wait_for_line(processes[0], r"step \d\d/")
+        while status(endless)["step"] == 0:  # published once a second
+            time.sleep(0.1)
         processes[victim].kill()
         killed = time.monotonic()
         output, _ = processes[1 - victim].communicate(timeout=60)
@@ -58,17 +61,17 @@ def test_who_is_left_ends_within_a_minute_and_names_the_dead(endless: TrainConfi
 
 
 def test_a_process_that_hangs_is_found_by_the_others(endless: TrainConfig):
-    config = replace(endless, hang_minutes=0.1)
-    with crew(config) as processes:
+    """Even the one that keeps the store in which they leave each other word."""
+    with crew(replace(endless, hang_minutes=0.1)) as processes:
         wait_for_line(processes[0], r"step \d\d/")
-        processes[1].send_signal(signal.SIGSTOP)
-        output, _ = processes[0].communicate(timeout=60)
-    assert processes[0].returncode == 1
-    assert "process 1 of 2 no longer answers" in output, output
+        processes[0].send_signal(signal.SIGSTOP)
+        output, _ = processes[1].communicate(timeout=60)
+    assert processes[1].returncode == 1
+    assert "process 0 of 2 no longer answers" in output, output
 
 
-def train_with_a_bug_in_the_second(config: TrainConfig) -> str:
-    if os.environ["RANK"] == "1":
+def train_with_a_bug(config: TrainConfig, culprit: str) -> str:
+    if os.environ["RANK"] == culprit:
         train.Trainer.step = lambda *_: 1 / 0
     try:
         return f"exit code {train.main(config, StopRequest())}"
@@ -76,18 +79,28 @@ def train_with_a_bug_in_the_second(config: TrainConfig) -> str:
         return str(error)
 
 
-def test_an_error_of_one_s_own_is_not_blamed_on_others(endless: TrainConfig):
-    assert in_processes(train_with_a_bug_in_the_second, 2, endless) == ["exit code 1", "division by zero"]
-    assert "process 1 of 2 no longer answers" in status(endless)["message"]
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_an_error_of_one_s_own_is_not_blamed_on_others(endless: TrainConfig, culprit: int):
+    ends = in_processes(train_with_a_bug, 2, endless, str(culprit))
+    assert (ends[culprit], ends[1 - culprit]) == ("division by zero", "exit code 1")
+    told = "ZeroDivisionError: division by zero" if culprit == 0 else "process 1 of 2 no longer answers"
+    assert told in status(endless)["message"]
 
 
-def test_torchrun_brings_the_run_back_from_its_last_checkpoint(small: TrainConfig):
+LATE = """
+import os, time
+if (os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ.get("RANK")) == ("1", "1"):
+    time.sleep(3)
+"""
+
+
+def test_torchrun_brings_the_run_back_from_its_last_checkpoint(small: TrainConfig, tmp_path: Path):
+    """Though its store still holds the addresses of the dead, one process is late, and it began with --resume never."""
+    (tmp_path / "sitecustomize.py").write_text(LATE)
     whole = replace(small, batch_size=16, epochs=12, val_every=0, checkpoint_every=4, run_name="whole")
-    process = start(whole, *TORCHRUN)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    again = replace(whole, run_name="again")
-    process = start(again, *TORCHRUN, "--max-restarts=1")
+    assert in_processes(train_as_one_of_several, 2, whole) == [0, 0]
+    again = replace(whole, run_name="again", resume="never")
+    process = start(again, *TORCHRUN, "--max-restarts=1", PYTHONPATH=str(tmp_path))
     try:
         wait_for_line(process, "checkpoint: .*step_00000032")
         workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()

@@ -2,11 +2,15 @@
 
 import json
 import re
+import signal
 
 import pandas as pd
+import pytest
 
+import train
 from ddpm.checkpoint import STATE
 from ddpm.config import TrainConfig
+from ddpm.signals import StopRequest
 from tests.conftest import replace
 from tests.processes import in_processes
 from tests.runs import (
@@ -14,6 +18,7 @@ from tests.runs import (
     assert_same_run,
     causes,
     final_state,
+    latest_step,
     paths_of,
     rows,
     run,
@@ -23,6 +28,8 @@ from tests.runs import (
     wait_for_line,
 )
 from tests.savers import flip_a_bit
+
+pytestmark = pytest.mark.usefixtures("quick_reports")
 
 
 def test_two_processes_with_half_the_batch_make_the_same_run(small: TrainConfig):
@@ -145,7 +152,6 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_place(smal
     first, second = causes(config)
     assert first == "started"
     assert re.match(r"killed without a word at step \d+ or later, on ", second)
-    assert second in paths_of(config).report.read_text()
 
 
 def test_checkpoint_minutes_save_within_an_epoch(small: TrainConfig):
@@ -165,3 +171,33 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_steps_are_trained_again(small
     assert "step_00000016/train_state.pt is missing or damaged; it is now damaged_step_00000016" in log
     assert "resumed from step_00000008" in log
     assert (paths_of(small).checkpoints / "damaged_step_00000016" / STATE).exists()
+
+
+def test_a_run_may_begin_with_the_checkpoint_of_another(small: TrainConfig):
+    """From then on it is a run of its own: it has a checkpoint of its own before it makes a step."""
+    first = replace(small, run_name="first", epochs=1, lr_schedule="constant")
+    assert run(first) == 0
+    branch = replace(first, run_name="branch", resume=str(paths_of(first).checkpoints / "latest"))
+    stop = StopRequest()
+    stop._handle(signal.SIGTERM, None)
+    assert train.main(replace(branch, epochs=2), stop) == 75
+    assert latest_step(branch) == 8
+    assert run(replace(branch, epochs=2, resume="auto")) == 0
+    whole = replace(first, run_name="whole", epochs=2)
+    assert run(whole) == 0
+    assert_same_run(whole, branch)
+
+
+def test_an_older_checkpoint_that_was_asked_for_stays_the_one_that_is_continued(small: TrainConfig):
+    assert run(small) == 0
+    stop = StopRequest()
+    stop._handle(signal.SIGTERM, None)
+    assert train.main(replace(small, resume=str(paths_of(small).checkpoints / "step_00000008")), stop) == 75
+    assert latest_step(small) == 8
+
+
+def test_a_run_killed_while_its_report_was_made_gets_it_from_the_same_command(small: TrainConfig):
+    assert run(small) == 0
+    paths_of(small).report.unlink()
+    assert run(small) == 0
+    assert paths_of(small).report.exists()

@@ -27,6 +27,8 @@ from tests.runs import (
     wait_for_line,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_reports")
+
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_within_an_epoch_saves_and_the_same_command_continues(small: TrainConfig, name: str):
