@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from types import FrameType
+
+APART = 1.0  # seconds between two SIGINTs that are two, see StopRequest
+AT_ONCE = 5.0  # seconds in which the second ends the process, wherever it is
 
 
 class StopRequest:
@@ -22,14 +27,32 @@ class StopRequest:
         """Handle SIGINT, SIGTERM and SIGUSR1 from now on (main thread only)."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._handle)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=_end_on_second, args=(reader,), name="signals", daemon=True).start()
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > 1.0:
+        elif number == signal.SIGINT and time.monotonic() - self._since > APART:
             raise KeyboardInterrupt
 
     @property
     def requested(self) -> bool:
         return self.signal is not None
+
+
+def _end_on_second(reader: int) -> None:
+    """End the process after a second SIGINT, for which no handler runs while the main thread is in C++ (waiting for
+    another process, say)."""
+    first = None
+    while True:
+        for number in os.read(reader, 64):
+            now = time.monotonic()
+            if first is None:
+                first = now
+            elif number == signal.SIGINT and now - first > APART:
+                time.sleep(AT_ONCE)
+                os._exit(1)

@@ -122,4 +122,4 @@ def test_random_kills(emnist: Path, tmp_path: Path):
     """The short form of `python -m benchmarks.faults`."""
     lost, killed_in = run_rounds(10, seed=1, data_root=emnist, folder=tmp_path)
     assert lost == []
-    assert killed_in.total() >= 10
+    assert killed_in.total() >= 5

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -132,6 +133,25 @@ def test_a_signal_while_the_report_is_made_lets_the_run_finish(small: TrainConfi
     monkeypatch.setattr("metrics.herald.write_report", lambda _: stop._handle(signal.SIGTERM, None))
     assert train.main(replace(small, epochs=1), stop) == 0
     assert status(small)["state"] == "finished"
+
+
+WAITS_IN_C = """
+from ddpm.signals import StopRequest
+StopRequest().install()
+import datetime, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+print("waiting", flush=True)
+store.wait(["never"], datetime.timedelta(minutes=2))
+"""
+
+
+def test_a_second_ctrl_c_ends_even_a_process_that_waits_for_another():
+    process = subprocess.Popen([sys.executable, "-c", WAITS_IN_C], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "waiting\n"
+    for pause in (1.5, 0):
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    assert process.wait(timeout=30) == 1
 
 
 def test_a_second_ctrl_c_ends_at_once(small: TrainConfig):
