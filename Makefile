@@ -22,7 +22,7 @@ demo: $(installed) ## train the tiny preset on the embedded data, on whatever de
 	$(bin)/python train.py --preset tiny --data glyphs --run-name demo
 
 test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest -n 2 $(ARGS)
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)
