@@ -78,8 +78,9 @@ class Terminal:
         self.resize(size)
         self.before = termios.tcgetattr(self.tty)
         self.process = subprocess.Popen(
-            command, stdin=self.tty, stdout=self.tty, stderr=self.tty, env=environment(**extra), start_new_session=True
-        )
+            command, stdin=self.tty, stdout=self.tty, stderr=self.tty, env=environment(**extra), start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )  # fmt: skip
         self.output = ""
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
 
