@@ -59,6 +59,12 @@ def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
     raise AssertionError(f"{pattern!r} was never said:\n{seen}")
 
 
+def workers_of(torchrun: subprocess.Popen) -> list[int]:
+    """The process numbers of the workers that torchrun has started."""
+    found = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True, check=True)
+    return [int(number) for number in found.stdout.split()]
+
+
 def final_state(config: TrainConfig) -> dict[str, torch.Tensor]:
     """Live weights, averaged weights and the optimizer's moments of the latest checkpoint, by name."""
     latest = paths_of(config).checkpoints / "latest"

@@ -18,7 +18,7 @@ from ddpm.paths import RunPaths
 from ddpm.signals import StopRequest
 from tests.conftest import replace
 from tests.processes import in_processes
-from tests.runs import TORCHRUN, assert_same_run, start, status, train_as_one_of_several, wait_for_line
+from tests.runs import TORCHRUN, assert_same_run, start, status, train_as_one_of_several, wait_for_line, workers_of
 
 
 @contextmanager
@@ -103,8 +103,7 @@ def test_torchrun_brings_the_run_back_from_its_last_checkpoint(small: TrainConfi
     process = start(again, *TORCHRUN, "--max-restarts=1", PYTHONPATH=str(tmp_path))
     try:
         wait_for_line(process, "checkpoint: .*step_00000032")
-        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(workers[-1]), signal.SIGKILL)
+        os.kill(workers_of(process)[-1], signal.SIGKILL)
         output, _ = process.communicate(timeout=200)
     finally:
         process.kill()

@@ -26,6 +26,7 @@ from tests.runs import (
     start,
     status,
     wait_for_line,
+    workers_of,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_reports")
@@ -65,8 +66,7 @@ def test_under_torchrun_one_signalled_worker_stops_all_and_the_job_ends_with_0(s
     process = start(config, *TORCHRUN)
     try:
         wait_for_line(process, r"step 11/")
-        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(workers[-1]), signal.SIGUSR1)
+        os.kill(workers_of(process)[-1], signal.SIGUSR1)
         output, _ = process.communicate(timeout=90)
     finally:
         process.kill()
