@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import inspect
-import io
 import itertools
 import math
 import re
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from ddpm import cli
 from ddpm.errors import RequestError
 from ddpm.paths import PROJECT_ROOT
 
@@ -81,6 +80,10 @@ class TrainConfig:
     """What the network predicts: the noise, or the velocity (Salimans & Ho 2022)."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     """Timesteps drawn independently, or one from each of as many equal bands as the global batch has images."""
+    timestep_power: float = 1.0
+    """Draw timesteps as u^p with u even in [0, 1): below 1 there are more noisy ones, above 1 fewer."""
+    loss_weighting: Literal["none", "min_snr"] = "none"
+    """none: every timestep's error counts alike. min_snr: by min(SNR, 5), as of clean images (Hang et al. 2023)."""
     cfg_dropout_prob: float = 0.1
     """Probability that a label is replaced by the null class, for classifier-free guidance."""
 
@@ -105,6 +108,8 @@ class TrainConfig:
     """Epochs between validations. 0 turns validation off."""
     val_images: int | None = None
     """At most this many test images are used for validation. Left out: 2000, or what a CPU can do in about a minute."""
+    eval_every: int | None = None
+    """Epochs between evaluations of drawn characters (RCA, Fréchet distance). 0: none. Left out: 10, 0 on a CPU."""
     sample_every: int = 10
     """Epochs between sample grids; one is always drawn at the end. 0: only at the end."""
     samples_per_class: int | None = None
@@ -117,10 +122,14 @@ class TrainConfig:
     """Epochs between checkpoints; one is always written at the end."""
     checkpoint_minutes: float = 15.0
     """Also write one at the first progress line after this many minutes without, within an epoch too. 0: never."""
+    best_by: Literal["val_loss", "rca", "fid_features"] = "val_loss"
+    """What `best` is chosen by: the validation loss of the EMA weights, or a figure of --eval-every."""
     keep_last: int = 3
     """How many of the newest checkpoints are kept. The best one is always kept."""
     keep_every: int = 0
     """Keep the checkpoint of every N-th epoch for good. 0: none."""
+    export: bool = True
+    """At the end, make checkpoints/<run>/export/: a folder that diffusers loads, with pictures and a model card."""
     hang_minutes: float = 10.0
     """Give up when a process has not answered the others for so long; starting and compiling may take 30 minutes."""
     dry_run: bool = False
@@ -138,14 +147,18 @@ class TrainConfig:
         bounds = {
             1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
             "resolution layers_per_block norm_num_groups",
-            0: "val_every sample_every samples_per_class keep_every warmup_steps seed weight_decay grad_clip "
-            "guidance_scale checkpoint_minutes",
+            0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
+            "grad_clip guidance_scale checkpoint_minutes",
         }
         return [
             *(
                 (value is not None and not bound <= value < math.inf, f"{flag(name)} {value}: must be {bound} or more")
                 for bound, names in bounds.items()
                 for name, value in ((name, getattr(self, name)) for name in names.split())
+            ),
+            (
+                not 0 < self.timestep_power < math.inf,
+                f"--timestep-power {self.timestep_power}: must be above 0, such as 0.6 (1 for even timesteps)",
             ),
             (not 0 < self.lr < math.inf, f"--lr {self.lr}: must be above 0 and finite, such as 1e-4"),
             (not 0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: must lie in [0, 1), such as 0.999"),
@@ -155,6 +168,10 @@ class TrainConfig:
             (
                 self.sample_steps > self.diffusion_steps,
                 f"--sample-steps {self.sample_steps}: must be at most --diffusion-steps, {self.diffusion_steps}",
+            ),
+            (
+                self.best_by != "val_loss" and self.eval_every == 0,
+                f"--best-by {self.best_by} is measured by evaluations: give --eval-every 1 or more",
             ),
             (
                 min(self.block_out_channels, default=0) < 1,
@@ -231,20 +248,8 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
         RequestError: a flag or value is wrong, with the one line to tell the user.
         SystemExit: `--help` was asked for and printed.
     """
-    import tyro  # here, so that programs that only read settings do without it
-
     arguments = _with_values(list(sys.argv[1:] if argv is None else argv))
-    defaults = preset(_asked_preset(arguments))
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(TrainConfig, args=arguments, default=defaults, prog="train.py")
-    except SystemExit as end:
-        if not end.code:
-            raise
-        what = _first_words(complaint.getvalue())
-        rule = what.removeprefix("Error parsing TrainConfig: ")  # one of ours, which says how to mend it
-        raise RequestError(rule if rule != what else f"{what}; `python train.py --help` lists every flag") from None
+    return cli.parse(TrainConfig, arguments, "train.py", preset(_asked_preset(arguments)))
 
 
 def flag(name: str) -> str:
@@ -279,17 +284,6 @@ def _asked_preset(arguments: list[str]) -> str:
         if name == "--preset":
             asked = value if equals else following
     return asked
-
-
-def _first_words(box: str) -> str:
-    """What is wrong, out of the box that tyro draws around it: the lines above its first rule."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    words = []
-    for line in lines:
-        if set(line) <= {"─"}:
-            break
-        words.append(line)
-    return " ".join(words) or "the command line could not be read"
 
 
 def field_help() -> dict[str, str]:

@@ -35,20 +35,6 @@ class Images:
         return torch.bincount(self.labels, minlength=len(CLASS_NAMES)).tolist()
 
 
-def class_of(character: str) -> int:
-    """The class index of a character; both cases of a merged letter have one class (`s` and `S`).
-
-    Raises:
-        RequestError: EMNIST Balanced has no such character.
-    """
-    for name in (character, character.upper()):
-        if name in CLASS_NAMES:
-            return CLASS_NAMES.index(name)
-    raise RequestError(
-        f"{character!r} is not a character of EMNIST Balanced: it has the digits and the letters A-Z, a-z"
-    )
-
-
 def data_root(config: TrainConfig) -> Path:
     """The folder that holds the data's EMNIST/raw/."""
     return config.data_root / "glyphs" if config.data == "glyphs" else config.data_root

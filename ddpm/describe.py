@@ -82,6 +82,8 @@ def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan) -> dict[s
         "layers_per_block": config.layers_per_block,
         "prediction_type": config.prediction_type,
         "timestep_sampling": config.timestep_sampling,
+        "timestep_power": config.timestep_power,
+        "loss_weighting": config.loss_weighting,
         "lr_schedule": config.lr_schedule,
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,

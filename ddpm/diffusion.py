@@ -1,7 +1,7 @@
-"""The diffusion process: noise schedule, random draws of a step, training loss, validation loss, sampling.
+"""The diffusion process: noise schedule, random draws of a step, training loss, validation loss.
 
-DDPM: Ho et al. 2020; cosine schedule: Nichol & Dhariwal 2021; classifier-free guidance: Ho & Salimans 2022; DDIM: Song
-et al. 2021. Schedule, noising and samplers are diffusers'.
+DDPM: Ho et al. 2020; cosine schedule: Nichol & Dhariwal 2021. Schedule and noising are diffusers'. How characters are
+drawn: `ddpm/pipeline.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 
 from ddpm.config import NULL_CLASS, TrainConfig
 from ddpm.data import Images, to_model_input
@@ -61,7 +61,9 @@ class StepDraws:
         if config.timestep_sampling == "stratified":
             bands = torch.randperm(images, **where)
             uniform[0] = (bands + uniform[0]) / images
-        timesteps = (uniform[0] * config.diffusion_steps).long().clamp_(max=config.diffusion_steps - 1)
+        timesteps = (
+            (uniform[0] ** config.timestep_power * config.diffusion_steps).long().clamp_(max=config.diffusion_steps - 1)
+        )
         noise = torch.randn(images, 1, config.resolution, config.resolution, **where)
         return Draws(timesteps[self._mine], noise[self._mine], (uniform[1] < config.cfg_dropout_prob)[self._mine])
 
@@ -88,14 +90,43 @@ def denoising_errors(
 
 
 def training_loss(
-    model: torch.nn.Module, scheduler: DDPMScheduler, images: torch.Tensor, labels: torch.Tensor, draws: Draws
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    draws: Draws,
+    weighting: str = "none",
 ) -> torch.Tensor:
-    """The loss of a batch (a scalar): mean squared error, with some labels dropped."""
+    """The loss of a batch (a scalar): mean squared error, with some labels dropped.
+
+    Args:
+        weighting: of timesteps, as `--loss-weighting`.
+    """
     labels = labels.masked_fill(draws.dropped, NULL_CLASS)
-    return denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise).mean()
+    errors = denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise)
+    return (errors if weighting == "none" else errors * min_snr_weights(scheduler, draws.timesteps)).mean()
+
+
+MIN_SNR_GAMMA = 5.0
+
+
+def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """min(SNR, 5) in terms of errors of the clean image, put for what the model predicts: [B] (Hang et al. 2023)."""
+    a = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = a / (1 - a)
+    return snr.clamp(max=MIN_SNR_GAMMA) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
 VALIDATION_CHUNK = 100  # test images in one forward pass; fixed, so that the figure is the same for any world size
+BANDS = 4  # equal parts of the timesteps, from the least noise to the most
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The loss over the validation images, and by noise level."""
+
+    mean: float
+    bands: tuple[float, ...]  # [BANDS], of the images whose timestep lies there; NaN where there are none
 
 
 class Validation:
@@ -110,9 +141,12 @@ class Validation:
         self._images = Images(test.pixels[chosen.to(world.device)], test.labels[chosen.to(world.device)])
         spread = (torch.arange(len(chosen), device=world.device) + 0.5) / len(chosen)
         self._timesteps = (spread * config.diffusion_steps).long()
+        self._in_band = F.one_hot(self._timesteps * BANDS // config.diffusion_steps, BANDS).double()
 
     @torch.no_grad()
-    def __call__(self, *models: torch.nn.Module, interrupted: Callable[[], bool] = lambda: False) -> list[float] | None:
+    def __call__(
+        self, *models: torch.nn.Module, interrupted: Callable[[], bool] = lambda: False
+    ) -> list[ValidationLoss] | None:
         """Mean squared error of each model over the images; the processes share the work chunk by chunk.
 
         The chunks and their sum's order do not depend on the number of processes, so neither do the figures.
@@ -121,7 +155,7 @@ class Validation:
             interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
         """
         chunks = range(0, len(self._images), VALIDATION_CHUNK)
-        sums = torch.zeros(len(models), len(chunks), dtype=torch.float64, device=self._world.device)
+        sums = torch.zeros(len(models), len(chunks), BANDS, dtype=torch.float64, device=self._world.device)
         for first in range(0, len(chunks), self._world.world_size):
             if interrupted():
                 return None
@@ -136,34 +170,8 @@ class Validation:
                 errors = denoising_errors(
                     model, self._scheduler, images, self._images.labels[part], self._timesteps[part], noise
                 )
-                sums[row, number] = errors.double().sum()
-        return (self._world.sum_(sums).sum(dim=1) / len(self._images)).tolist()
-
-
-@torch.no_grad()
-def sample(
-    model: torch.nn.Module,
-    scheduler: DDPMScheduler,
-    labels: torch.Tensor,
-    noise: torch.Tensor,
-    steps: int,
-    guidance_scale: float,
-) -> torch.Tensor:
-    """Images [N, 1, R, R] in [-1, 1] from `noise` [N, 1, R, R] and `labels` [N], by DDIM without fresh noise.
-
-    The prediction is uncond + guidance_scale * (cond - uncond), both in one batch: 0 ignores the labels, 1 is plain
-    conditional sampling.
-    """
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(steps)  # on the host, where its tables are; the model takes them from the device
-    guided = guidance_scale != 1
-    both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)]) if guided else labels
-    images = noise
-    for timestep, on_device in zip(ddim.timesteps, ddim.timesteps.to(noise.device), strict=True):
-        inputs = torch.cat([images, images]) if guided else images
-        prediction = model(inputs, on_device, class_labels=both, return_dict=False)[0].float()
-        if guided:
-            conditional, unconditional = prediction.chunk(2)
-            prediction = unconditional + guidance_scale * (conditional - unconditional)
-        images = ddim.step(prediction, timestep, images).prev_sample
-    return images.clamp(-1, 1)
+                sums[row, number] = (errors.double().unsqueeze(1) * self._in_band[part]).sum(dim=0)
+        by_band = self._world.sum_(sums).sum(dim=1)
+        means = (by_band.sum(dim=1) / len(self._images)).tolist()
+        bands = (by_band / self._in_band.sum(dim=0)).tolist()
+        return [ValidationLoss(mean, tuple(each)) for mean, each in zip(means, bands, strict=True)]

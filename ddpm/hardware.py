@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ddpm.config import NUM_CLASSES, TrainConfig
+from ddpm.errors import RequestError
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
 # GPU's name counts. A GPU that is not here gets no MFU rather than a guess.
@@ -49,6 +50,7 @@ class Choices:
     channels_last: bool
     val_images: int
     samples_per_class: int
+    eval_every: int
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -66,7 +68,7 @@ def choose(config: TrainConfig, device: torch.device, flops_per_image: float) ->
     Args:
         flops_per_image: of forward and backward.
     """
-    precision = _best_precision(device) if config.precision == "auto" else (config.precision, ASKED)
+    precision = pick_precision(config.precision, device)
     picked = {
         "precision": precision,
         "compile": _compile_pays(device),
@@ -75,12 +77,42 @@ def choose(config: TrainConfig, device: torch.device, flops_per_image: float) ->
         "samples_per_class": _affordable(
             8, NUM_CLASSES * config.sample_steps * 2 * flops_per_image / 3, device, at_least=0
         ),
+        "eval_every": _evaluation_pays(config, device),
     }
     for name in picked:
         if name != "precision" and getattr(config, name) is not None:
             picked[name] = getattr(config, name), ASKED
     values = {name: value for name, (value, _) in picked.items()}
     return Choices(**values, reasons={name: reason for name, (_, reason) in picked.items()})
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a `--device` names: auto (a GPU if there is one), cpu, cuda, cuda:1.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"--device {name} is not here: take auto, cpu or cuda") from error
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """The autocast type (bf16, fp16 or fp32) that a `--precision` means on the device, and why."""
+    if name != "auto":
+        return name, ASKED
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU has bf16"
+        return "fp16", "the GPU has no bf16; fp16 with loss scaling"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "the CPU has AVX512-BF16"
+    return "fp32", "the CPU has no bf16 arithmetic"
 
 
 def set_up(device: torch.device, deterministic: bool) -> None:
@@ -132,22 +164,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _best_precision(device: torch.device) -> tuple[str, str]:
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "the GPU has bf16"
-        return "fp16", "the GPU has no bf16; fp16 with loss scaling"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "bf16", "the CPU has AVX512-BF16"
-    return "fp32", "the CPU has no bf16 arithmetic"
-
-
 def _affordable(usual: int, flops: float, device: torch.device, at_least: int = 20) -> tuple[int, str]:
     """How many things of `flops` each to do: the usual number, on a CPU no more than its budget allows."""
     affordable = max(at_least, int(CPU_BUDGET / flops))
     if device.type == "cuda" or affordable >= usual:
         return usual, "the usual number"
     return affordable, f"a CPU takes long: {round(flops / 1e12, 2):,} TFLOP each"
+
+
+def _evaluation_pays(config: TrainConfig, device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return 10, "takes seconds on a GPU"
+    return (10, "--best-by needs it") if config.best_by != "val_loss" else (0, "takes minutes on a CPU")
 
 
 def _channels_last_pays(device: torch.device, precision: str) -> tuple[bool, str]:

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddpm.config import NUM_CLASSES, TrainConfig
 from ddpm.data import CLASS_NAMES
-from ddpm.diffusion import sample
 from ddpm.distributed import World
+from ddpm.pipeline import sample, to_bytes
 from ddpm.seeding import Stream, generator
 
 BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (139, 148, 158)
@@ -32,17 +32,19 @@ def draw_samples(
     per_class: int,
     world: World,
     interrupted: Callable[[], bool] = lambda: False,
+    series: int = 0,
 ) -> np.ndarray | None:
     """Generated characters, class by class, from the same noise in every run: uint8 [47 * per_class, H, W].
 
     Every process calls it; they share the work, and each gets the whole.
 
     Args:
+        series: which noise; each number has its own.
         interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
     """
     labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
     shape = (len(labels), 1, config.resolution, config.resolution)
-    noise = torch.randn(shape, device=world.device, generator=generator(world.device, 0, Stream.SAMPLING))
+    noise = torch.randn(shape, device=world.device, generator=generator(world.device, 0, Stream.SAMPLING, series))
     chunk = max(1, CHUNK_PIXELS // config.resolution**2)
     parts = {}
     for first in range(0, len(labels), world.world_size * chunk):
@@ -51,8 +53,11 @@ def draw_samples(
         start = first + world.rank * chunk
         part = slice(start, start + chunk)
         if start < len(labels):
-            images = sample(model, scheduler, labels[part], noise[part], config.sample_steps, config.guidance_scale)
-            parts[start] = to_bytes(images)
+            images = sample(
+                model, scheduler, labels[part], noise[part], steps=config.sample_steps,
+                guidance_scale=config.guidance_scale,
+            )  # fmt: skip
+            parts[start] = to_bytes(images).cpu().numpy()
     everyone = {start: pixels for parts in world.gather(parts) for start, pixels in parts.items()}
     return np.concatenate([everyone[start] for start in sorted(everyone)])
 
@@ -67,11 +72,6 @@ def labelled_grid(config: TrainConfig, pixels: np.ndarray, epoch: int) -> Image.
     return sample_grid(pixels, CLASS_NAMES, config.run, caption)
 
 
-def to_bytes(images: torch.Tensor) -> np.ndarray:
-    """Model output, float [N, 1, H, W] in [-1, 1], as pixels on the host, uint8 [N, H, W]."""
-    return ((images[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-
-
 def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: str, columns: int = 3) -> Image.Image:
     """A sheet with one row of pictures per class, labelled; the classes stand in `columns`.
 
@@ -84,16 +84,16 @@ def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: s
     cell = scale * pixels.shape[-1]
     rows = -(-len(names) // columns)
     width, height, head = LABEL_WIDTH + per_class * cell + MARGIN, cell + 4, 68
-    text_width = int(max(_font(20, bold=True).getlength(title), _font(13).getlength(caption)))
+    text_width = int(max(font(20, bold=True).getlength(title), font(13).getlength(caption)))
     size = MARGIN + max(columns * width, text_width + MARGIN), head + rows * height + MARGIN
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 12), title, font=_font(20, bold=True), fill=INK)
-    draw.text((MARGIN, 40), caption, font=_font(13), fill=FAINT)
+    draw.text((MARGIN, 12), title, font=font(20, bold=True), fill=INK)
+    draw.text((MARGIN, 40), caption, font=font(13), fill=FAINT)
     for index, name in enumerate(names):
         left, top = MARGIN + index // rows * width, head + index % rows * height
         middle = left + (LABEL_WIDTH - 8) // 2, top + cell // 2
-        draw.text(middle, name, font=_font(20, bold=True), fill=FAINT, anchor="mm")
+        draw.text(middle, name, font=font(20, bold=True), fill=FAINT, anchor="mm")
         row = Image.fromarray(np.concatenate(pixels[index * per_class : (index + 1) * per_class], axis=1))
         sheet.paste(row.resize((per_class * cell, cell), Image.Resampling.NEAREST), (left + LABEL_WIDTH, top))
     return sheet
@@ -106,6 +106,14 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def npz(**arrays: np.ndarray) -> bytes:
+    """The arrays as the content of a compressed .npz file."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The typeface of all labels, DejaVu Sans, which comes with matplotlib."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

@@ -82,7 +82,12 @@ class Trainer:
             images = to_model_input(data.pixels[part], self.config.resolution)
             with self._exchanging_gradients(number == passes):
                 with self.autocast():
-                    loss = training_loss(self._network, self.scheduler, images, data.labels[part], draws) / passes
+                    loss = (
+                        training_loss(
+                            self._network, self.scheduler, images, data.labels[part], draws, self.config.loss_weighting
+                        )
+                        / passes
+                    )
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         return total

@@ -43,14 +43,6 @@ def test_classes_are_emnists_own(emnist: Path):
     assert len(data.CLASS_NAMES) == 47
 
 
-def test_both_cases_of_a_merged_letter_are_one_class():
-    assert data.class_of("s") == data.class_of("S") == data.CLASS_NAMES.index("S")
-    assert data.class_of("a") != data.class_of("A")
-    assert [data.class_of(name) for name in data.CLASS_NAMES] == list(range(47))
-    with pytest.raises(RequestError, match="'ß'"):
-        data.class_of("ß")
-
-
 def test_the_order_of_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch():
     order = data.epoch_order(1000, seed=1, epoch=5, device=torch.device("cpu"))
     assert order.sort().values.equal(torch.arange(1000))

@@ -1,13 +1,23 @@
-"""Noise schedule, draws, losses and sampling."""
+"""Noise schedule, draws and losses."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from ddpm import data
 from ddpm.config import NULL_CLASS, preset
-from ddpm.diffusion import Draws, StepDraws, Validation, denoising_errors, make_scheduler, sample, training_loss
+from ddpm.diffusion import (
+    Draws,
+    StepDraws,
+    Validation,
+    ValidationLoss,
+    denoising_errors,
+    make_scheduler,
+    min_snr_weights,
+    training_loss,
+)
 from ddpm.distributed import World, connect
 from ddpm.model import build_unet
 from tests.conftest import ONE, random_images, replace
@@ -99,7 +109,37 @@ def test_timesteps_cover_all_levels_evenly():
     assert 60 < uniform.bincount(minlength=10).min() < 100
 
 
-def validation_loss(config, models: int) -> list[float]:
+def test_a_power_below_one_draws_more_of_the_noisy_timesteps():
+    """u^0.5 is below a half for a quarter of all u."""
+    config = preset("tiny", batch_size=1000, resolution=4, diffusion_steps=10, sample_steps=5, timestep_power=0.5)
+    timesteps = StepDraws(config, ONE)(0).timesteps
+    assert (timesteps < 5).sum() == pytest.approx(250, abs=1)  # stratified
+    assert timesteps.max() == 9
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_the_error_of_the_clean_image_by_at_most_five(prediction_type: str):
+    """A prediction that is off by d is off by d² / SNR (epsilon) or d² / (SNR + 1) (velocity) in the clean image."""
+    scheduler = make_scheduler(preset("large", prediction_type=prediction_type))
+    timesteps = torch.arange(600)
+    a = scheduler.alphas_cumprod.double()
+    snr = a / (1 - a)
+    in_clean_image = snr if prediction_type == "epsilon" else snr + 1
+    weights = min_snr_weights(scheduler, timesteps) * in_clean_image
+    torch.testing.assert_close(weights, snr.clamp(max=5), rtol=1e-3, atol=1e-9, check_dtype=False)
+
+
+def test_the_training_loss_takes_the_weights(small):
+    images, noise = torch.zeros(2, 1, 28, 28), torch.ones(2, 1, 28, 28)
+    draws = Draws(torch.tensor([3, 90]), noise, torch.tensor([False, False]))
+    scheduler = make_scheduler(replace(small, prediction_type="epsilon"))
+    plain = training_loss(Remembers(), scheduler, images, torch.tensor([1, 2]), draws)
+    weighted = training_loss(Remembers(), scheduler, images, torch.tensor([1, 2]), draws, "min_snr")
+    assert plain == 1  # zeros predicted, ones true
+    assert weighted == pytest.approx(min_snr_weights(scheduler, draws.timesteps).mean().item())
+
+
+def validation_loss(config, models: int) -> list[ValidationLoss]:
     with connect() as world:
         test = random_images(1050, seed=3)
         unet = build_unet(config)
@@ -109,7 +149,8 @@ def validation_loss(config, models: int) -> list[float]:
 def test_validation_is_the_same_figure_for_any_number_of_processes(small):
     config = small
     alone = in_processes(validation_loss, 1, config, 2)[0]
-    assert alone[0] == alone[1] > 0
+    assert alone[0] == alone[1]
+    assert alone[0].mean == pytest.approx(np.mean(alone[0].bands), rel=0.05)  # as many images in each, but for a chunk
     for world_size in (2, 3):
         assert in_processes(validation_loss, world_size, config, 2) == [alone] * world_size
 
@@ -122,34 +163,20 @@ def test_validation_uses_at_most_the_images_asked_for_and_ignores_the_seed(small
     assert first != Validation(small, test, 60, scheduler, ONE)(unet)
 
 
-def test_sampling_inverts_a_perfect_model():
-    """A model that knows the one image there is leads DDIM to that image."""
-    config = preset("large", diffusion_steps=100)
+def test_the_loss_is_also_told_by_noise_level(small):
+    """A model that predicts no noise is wrong by the noise's variance, 1, in every band; one that is right only at the
+    upper half of the timesteps has no loss there."""
+    test, scheduler = random_images(200), make_scheduler(small)
+
+    def half_right(noisy, timestep, class_labels, return_dict):
+        a = scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        clean = data.to_model_input(test.pixels[chosen], small.resolution)[: len(noisy)]
+        truth = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
+        return (truth * (timestep >= small.diffusion_steps // 2).view(-1, 1, 1, 1),)
+
+    config = replace(small, prediction_type="epsilon")
+    chosen = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:100]
     scheduler = make_scheduler(config)
-    truth = data.to_model_input(random_images(1).pixels, 28)
-
-    def knows(sample, timestep, class_labels, return_dict):
-        a = scheduler.alphas_cumprod[timestep]
-        return ((sample - a.sqrt() * truth) / (1 - a).sqrt(),)
-
-    drawn = sample(knows, scheduler, torch.zeros(3, dtype=torch.long), torch.randn(3, 1, 28, 28), 20, 1.0)
-    torch.testing.assert_close(drawn, truth.expand(3, -1, -1, -1), atol=2e-2, rtol=0)
-
-
-@pytest.mark.parametrize(("guidance_scale", "expected"), [(0.0, 5.0), (1.0, 3.0), (2.0, 1.0)])
-def test_guidance_mixes_the_predictions_with_and_without_label(guidance_scale: float, expected: float):
-    """uncond + scale * (cond - uncond), with the predictions 3 (with a label) and 5 (null class)."""
-    scheduler = make_scheduler(preset("large"))
-    noise, seen = torch.randn(2, 1, 8, 8), []
-
-    def model(sample, timestep, class_labels, return_dict):
-        seen.append(len(sample))
-        return (torch.where(class_labels == NULL_CLASS, 5.0, 3.0).view(-1, 1, 1, 1).expand_as(sample),)
-
-    def constant(sample, timestep, class_labels, return_dict):
-        return (torch.full_like(sample, expected),)
-
-    labels = torch.tensor([1, 2])
-    guided = sample(model, scheduler, labels, noise, 5, guidance_scale)
-    assert guided.equal(sample(constant, scheduler, labels, noise, 5, 1.0))
-    assert seen == [2 if guidance_scale == 1 else 4] * 5
+    (loss,) = Validation(config, test, 100, scheduler, ONE)(half_right)
+    assert loss.bands == pytest.approx((1, 1, 0, 0), abs=0.05)
+    assert loss.mean == pytest.approx(0.5, abs=0.05)

@@ -1,0 +1,212 @@
+"""Draws characters from noise: samplers, classifier-free guidance, and the pipeline that exported models bring along.
+
+A copy of this file lies in every exported model, so it needs diffusers and nothing else of this project. Annotations
+are not postponed here: diffusers 0.35 reads the types of `__init__`, and cannot read strings.
+
+DDPM: Ho et al. 2020; DDIM: Song et al. 2021; DPM-Solver++: Lu et al. 2022; classifier-free guidance: Ho & Salimans
+2022. The samplers are diffusers'.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+EMNIST_BALANCED = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
+SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+
+
+def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMScheduler, torch.Tensor]:
+    """A sampler of `steps` steps, and the timesteps that the model is asked at, int64 [steps], falling.
+
+    The schedule is respaced as by Nichol & Dhariwal 2021: the sampler gets the noise levels of `steps` even timesteps
+    and no others. diffusers' own spacing is inexact where `steps` does not divide the number of training timesteps.
+
+    Args:
+        scheduler: the noise schedule that the model was trained with.
+
+    Raises:
+        ValueError: there is no such sampler, or it cannot take so many steps.
+    """
+    trained = scheduler.config.num_train_timesteps
+    if name not in SAMPLERS:
+        raise ValueError(f"no sampler is called {name!r}: there are {', '.join(SAMPLERS)}")
+    if not 1 <= steps <= trained:
+        raise ValueError(f"{steps} steps: a sampler of this model takes 1 to {trained}")
+    timesteps = (torch.arange(1, steps + 1) * trained + steps // 2) // steps - 1  # evenly, up to the noisiest
+    kept = scheduler.alphas_cumprod.cpu()[timesteps]  # where the samplers keep their tables
+    betas = 1 - kept.double() / torch.cat([kept.new_ones(1), kept[:-1]])
+    sampler = SAMPLERS[name].from_config(
+        scheduler.config, num_train_timesteps=steps, trained_betas=betas.tolist(), timestep_spacing="trailing"
+    )
+    sampler.alphas_cumprod = kept  # exactly: the last beta rounds to 1, which would leave no signal to divide by
+    sampler.set_timesteps(steps)
+    return sampler, timesteps.flip(0)
+
+
+@torch.no_grad()
+def denoise(
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    labels: torch.Tensor,
+    noise: torch.Tensor,
+    *,
+    steps: int,
+    guidance_scale: float,
+    sampler: str = "ddim",
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield the images after each step, from noise to characters: float32 [N, 1, R, R], the last ones in [-1, 1].
+
+    The prediction is uncond + guidance_scale * (cond - uncond), both in one batch: 0 ignores the labels, 1 is plain
+    conditional sampling. All images take a step before any takes the next, so what is drawn does not depend on
+    `batch_size`.
+
+    Args:
+        labels: int64 [N]; the null class stands for none.
+        noise: float32 [N, 1, R, R], standard normal.
+        generator: of the fresh noise that `ddpm` adds in every step.
+        batch_size: images in one forward pass; all if left out.
+    """
+    stepper, timesteps = make_sampler(sampler, scheduler, steps)
+    images, batch_size = noise, batch_size or len(noise)
+    for number, (index, timestep) in enumerate(zip(stepper.timesteps, timesteps.to(noise.device), strict=True), 1):
+        parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        predictions = [_guided(model, part, timestep, wanted, guidance_scale) for part, wanted in parts]
+        images = stepper.step(torch.cat(predictions), index, images, generator=generator).prev_sample
+        if number == steps:
+            images = images.clamp(-1, 1)
+        yield images
+
+
+def _guided(
+    model: torch.nn.Module, images: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, guidance_scale: float
+) -> torch.Tensor:
+    """The model's prediction for a batch, float32, with guidance."""
+
+    def predict(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return model(images.to(model.dtype), timestep, class_labels=labels, return_dict=False)[0].float()
+
+    if guidance_scale == 1:
+        return predict(images, labels)
+    none = torch.full_like(labels, model.config.num_class_embeds - 1)
+    if guidance_scale == 0:
+        return predict(images, none)
+    conditional, unconditional = predict(torch.cat([images, images]), torch.cat([labels, none])).chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def sample(*arguments, **options) -> torch.Tensor:
+    """The images that `denoise`, called with the same arguments, ends with."""
+    return deque(denoise(*arguments, **options), maxlen=1).pop()
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Images [N, 1, H, W] in [-1, 1] as pixels, uint8 [N, H, W]: 0 is background."""
+    return ((images[:, 0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+class CharacterPipeline(DiffusionPipeline):
+    """Draws handwritten characters of given classes.
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    pipeline("Hello").images[0].show()
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        class_names: str = EMNIST_BALANCED,  # diffusers takes what has no default for a part of the model
+        sampler: str = "ddim",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 2.0,
+    ) -> None:
+        """
+        Args:
+            class_names: the character of each class, in the order of the labels.
+            sampler, num_inference_steps, guidance_scale: what is used when a call does not say.
+        """
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            class_names=class_names,
+            sampler=sampler,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+
+    def label_of(self, character: str) -> int:
+        """The label of a character. Where both cases of a letter share a class, either means it.
+
+        Raises:
+            ValueError: the model has no such character.
+        """
+        names = self.config.class_names
+        for name in (character, character.upper()):
+            if len(name) == 1 and name in names:
+                return names.index(name)
+        raise ValueError(f"{character!r} is not among the characters of this model: {names} (either case)")
+
+    def __call__(
+        self,
+        characters: str | Sequence[int],
+        *,
+        sampler: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int = 256,
+        output_type: str = "pil",
+        on_step: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> ImagePipelineOutput:
+        """Draw one image for each of `characters`.
+
+        Args:
+            characters: text, whose blanks are passed over, or labels; the label after the last class means "any".
+            sampler: ddpm, ddim or dpm++.
+            generator: of all that is random; one on the CPU draws the same on every device.
+            batch_size: images in one forward pass. What is drawn does not depend on it.
+            output_type: "pil", or "np" for uint8 [N, H, W], or "pt" for float32 [N, 1, H, W] in [-1, 1].
+            on_step: called after each step with its number, from 1, and the images so far, as for "pt".
+
+        Raises:
+            ValueError: a character or label that the model does not have, or a sampler or step count that is not one.
+        """
+        chosen = {
+            "sampler": self.config.sampler if sampler is None else sampler,
+            "steps": self.config.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            "guidance_scale": self.config.guidance_scale if guidance_scale is None else guidance_scale,
+        }
+        labels, size = self._labels(characters), self.unet.config.sample_size
+        noise = randn_tensor((len(labels), 1, size, size), generator, self._execution_device, torch.float32)
+        steps = denoise(self.unet, self.scheduler, labels, noise, **chosen, generator=generator, batch_size=batch_size)
+        with self.progress_bar(total=chosen["steps"]) as bar:
+            for number, images in enumerate(steps, 1):
+                bar.update()
+                if on_step:
+                    on_step(number, images)
+        return ImagePipelineOutput(images=_as_asked(images, output_type))
+
+    def _labels(self, characters: str | Sequence[int]) -> torch.Tensor:
+        if isinstance(characters, str):
+            characters = [self.label_of(character) for character in characters if not character.isspace()]
+        labels, none = torch.as_tensor(characters, dtype=torch.long), len(self.config.class_names)
+        if not len(labels):
+            raise ValueError("there is nothing to draw: give text or labels")
+        if labels.min() < 0 or labels.max() > none:
+            raise ValueError(f"labels are 0 to {none}, where {none} means any character")
+        return labels.to(self._execution_device)
+
+
+def _as_asked(images: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    if output_type == "pt":
+        return images
+    pixels = to_bytes(images).cpu().numpy()
+    return pixels if output_type == "np" else [Image.fromarray(each) for each in pixels]

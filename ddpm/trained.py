@@ -1,0 +1,96 @@
+"""A trained model, taken from a run, a checkpoint or an export, ready to draw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from ddpm.checkpoint import WEIGHTS
+from ddpm.data import CLASS_NAMES
+from ddpm.errors import RequestError
+from ddpm.files import sha256_file
+from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.pipeline import CharacterPipeline
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with its averaged weights, and what is known of its training."""
+
+    folder: Path
+    meta: dict[str, Any]  # run, data, settings, progress, metrics: see checkpoints/README.md
+    pipeline: CharacterPipeline
+
+    @property
+    def run(self) -> str:
+        return self.meta["run"]
+
+    @property
+    def data(self) -> str:
+        """`emnist` or `glyphs`."""
+        return self.meta["data"]
+
+    @property
+    def source(self) -> str:
+        """What it was trained on, in words that can stand under a picture."""
+        return "EMNIST Balanced" if self.data == "emnist" else "embedded glyphs, not EMNIST"
+
+    @property
+    def progress(self) -> str:
+        """How long it was trained, in words."""
+        done = self.meta["progress"]
+        return f"epoch {done['epoch']}, step {done['step']}" if done["epoch"] else f"step {done['step']}"
+
+    @property
+    def paths(self) -> RunPaths:
+        """The files of its run: where the folder lies, if it is one of the run's, else where it was trained."""
+        roots = [parent.parent for parent in self.folder.resolve().parents if parent.name == "checkpoints"]
+        return RunPaths(roots[0] if roots else Path(self.meta["settings"]["output_root"]), self.run)
+
+
+def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT) -> Trained:
+    """The model that `what` names, on `device`: a run (its best checkpoint), a checkpoint's or an export's folder.
+
+    Raises:
+        RequestError: there is no such model, or it is damaged.
+    """
+    folder = find(what, output_root)
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        expected, settings, _, _ = meta["files"][WEIGHTS], meta["settings"], meta["run"], meta["progress"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error!r}): give another one") from error
+    if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != expected:
+        raise RequestError(f"{folder / WEIGHTS} is missing or damaged: give another checkpoint")
+    try:
+        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False).to(device)
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{folder} cannot be loaded ({error}): give another checkpoint") from error
+    pipeline = CharacterPipeline(
+        unet, scheduler, CLASS_NAMES, num_inference_steps=settings["sample_steps"],
+        guidance_scale=settings["guidance_scale"],
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return Trained(folder, meta, pipeline)
+
+
+def find(what: str, output_root: Path = PROJECT_ROOT) -> Path:
+    """The folder of weights that `what` names: a folder that has some, or the best checkpoint of a run.
+
+    Raises:
+        RequestError: there is none; the message lists the runs that have checkpoints.
+    """
+    root = output_root.resolve() / "checkpoints"
+    for place in (Path(what), root / what):
+        for folder in (place, place / "best", place / "latest"):
+            if (folder / "unet").is_dir():
+                return folder.resolve()
+    known = sorted({link.parent.name for link in root.glob("*/latest")})
+    there = f"the runs there are: {', '.join(known)}" if known else "no run has one yet"
+    raise RequestError(f"no checkpoint of {what!r} under {root}; {there} (see also --output-root)")

@@ -1,0 +1,131 @@
+"""Samplers, guidance, and the pipeline that draws characters."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm import data
+from ddpm.config import NULL_CLASS, TrainConfig, preset
+from ddpm.data import CLASS_NAMES
+from ddpm.diffusion import make_scheduler
+from ddpm.model import build_unet
+from ddpm.pipeline import SAMPLERS, CharacterPipeline, make_sampler, sample, to_bytes
+from tests.conftest import random_images
+
+
+class Stub:
+    """Stands in for the UNet: predicts what `answer(images, timestep, labels)` says."""
+
+    dtype, config = torch.float32, SimpleNamespace(num_class_embeds=NULL_CLASS + 1)
+
+    def __init__(self, answer) -> None:
+        self.answer, self.batches = answer, []
+
+    def __call__(self, images, timestep, class_labels, return_dict):
+        self.batches.append(len(images))
+        return (self.answer(images, timestep, class_labels),)
+
+
+def pipeline_of(config: TrainConfig) -> CharacterPipeline:
+    pipeline = CharacterPipeline(build_unet(config).eval(), make_scheduler(config), num_inference_steps=4)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_takes_as_many_even_steps_as_it_is_asked_for(name: str):
+    """Every count from 1 to all of them, none twice, from the noisiest on (diffusers' own spacing gets 29 of the 600
+    wrong), at the noise levels of the training."""
+    scheduler = make_scheduler(preset("large"))
+    for steps in (1, 2, 7, 20, 61, 122, 250, 350, 599, 600):
+        sampler, timesteps = make_sampler(name, scheduler, steps)
+        assert len(timesteps) == len(sampler.timesteps) == steps
+        assert timesteps[0] == 599
+        gaps = -timesteps.diff()
+        assert steps == 1 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+        assert sampler.alphas_cumprod.flip(0).equal(scheduler.alphas_cumprod[timesteps])
+
+
+def test_a_sampler_that_is_not_there_is_refused():
+    scheduler = make_scheduler(preset("large"))
+    with pytest.raises(ValueError, match="euler"):
+        make_sampler("euler", scheduler, 20)
+    with pytest.raises(ValueError, match="1 to 600"):
+        make_sampler("ddim", scheduler, 601)
+
+
+@pytest.mark.parametrize("steps", [20, 37])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampling_inverts_a_perfect_model(name: str, steps: int):
+    """A model that knows the one image there is leads every sampler to that image."""
+    scheduler = make_scheduler(preset("large", diffusion_steps=100))
+    truth = data.to_model_input(random_images(1).pixels, 28)
+
+    def noise_in(images, timestep, labels):
+        a = scheduler.alphas_cumprod[timestep]
+        return (images - a.sqrt() * truth) / (1 - a).sqrt()
+
+    labels, noise = torch.zeros(3, dtype=torch.long), torch.randn(3, 1, 28, 28)
+    drawn = sample(Stub(noise_in), scheduler, labels, noise, steps=steps, guidance_scale=1.0, sampler=name)
+    torch.testing.assert_close(drawn, truth.expand(3, -1, -1, -1), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("guidance_scale", "expected"), [(0.0, 5.0), (1.0, 3.0), (2.0, 1.0)])
+def test_guidance_mixes_the_predictions_with_and_without_label(guidance_scale: float, expected: float):
+    """uncond + scale * (cond - uncond), with the predictions 3 (with a label) and 5 (null class), in one batch."""
+    scheduler, noise, labels = make_scheduler(preset("large")), torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+
+    def by_label(images, timestep, labels):
+        return torch.where(labels == NULL_CLASS, 5.0, 3.0).view(-1, 1, 1, 1).expand_as(images)
+
+    model, constant = Stub(by_label), Stub(lambda images, timestep, labels: torch.full_like(images, expected))
+    guided = sample(model, scheduler, labels, noise, steps=5, guidance_scale=guidance_scale)
+    assert guided.equal(sample(constant, scheduler, labels, noise, steps=5, guidance_scale=1.0))
+    assert model.batches == [4 if guidance_scale == 2 else 2] * 5
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_batch_size_does_not_change_what_is_drawn(small: TrainConfig, name: str):
+    """Up to the rounding of sums, which may tip a pixel to the next grey level."""
+    pipeline = pipeline_of(small)
+
+    def draw(batch_size: int) -> np.ndarray:
+        source = torch.Generator().manual_seed(1)
+        options = {"sampler": name, "generator": source, "batch_size": batch_size, "output_type": "np"}
+        return pipeline("Hello World", **options).images.astype(int)
+
+    assert draw(64).std() > 10
+    for batch_size in (1, 3):
+        assert np.abs(draw(batch_size) - draw(64)).max() <= 1
+
+
+def test_text_and_labels_mean_the_same(small: TrainConfig):
+    """Blanks are passed over; either case of a merged letter is its class."""
+    pipeline = pipeline_of(small)
+    by_text = pipeline("a Sx", generator=torch.Generator().manual_seed(0), output_type="pt").images
+    labels = [CLASS_NAMES.index(name) for name in "aSX"]
+    assert by_text.equal(pipeline(labels, generator=torch.Generator().manual_seed(0), output_type="pt").images)
+    assert [image.size for image in pipeline("a").images] == [(small.resolution, small.resolution)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("Größe", "'ö'"), ("  ", "nothing"), ([48], "0 to 47"), ([-1], "0 to 47")]
+)
+def test_what_the_model_cannot_draw_is_named(small: TrainConfig, wrong: str | list[int], message: str):
+    with pytest.raises(ValueError, match=message):
+        pipeline_of(small)(wrong)
+
+
+def test_the_steps_can_be_watched(small: TrainConfig):
+    pipeline, seen = pipeline_of(small), {}
+    images = pipeline("AB", output_type="pt", on_step=seen.__setitem__).images
+    assert list(seen) == [1, 2, 3, 4]
+    assert seen[4].equal(images)
+    assert not seen[3].equal(images)
+
+
+def test_pixels_span_black_to_white():
+    images = torch.tensor([-1.5, -1.0, 0.0, 1.0]).view(4, 1, 1, 1).expand(4, 1, 2, 2)
+    assert to_bytes(images)[:, 0, 0].tolist() == [0, 0, 128, 255]
