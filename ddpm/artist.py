@@ -1,0 +1,135 @@
+"""Fulfils a request for a picture: draws the images that it takes, and puts them together."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from rich.progress import track
+
+from ddpm import film
+from ddpm.data import CLASS_NAMES
+from ddpm.errors import RequestError
+from ddpm.lettering import lay_out, repeated, wrap, write
+from ddpm.pictures import LABEL_WIDTH, MARGIN, png, sample_grid
+from ddpm.pipeline import denoise, make_sampler, to_bytes
+from ddpm.sample_config import SampleConfig, expand
+from ddpm.trained import Trained
+
+AT_ONCE = 400_000  # pixels in one forward pass: some 500 images at 28 px, 40 at 96 px
+SHEET, FILM, STRIP = 8, 3, 1  # pictures of each character, if the request does not say
+
+
+class Artist:
+    """A request, and the model that fulfils it.
+
+    Raises:
+        RequestError: the model does not have such a character, or cannot take so many steps.
+    """
+
+    def __init__(self, config: SampleConfig, trained: Trained) -> None:
+        self.config, self.trained, usual = config, trained, trained.pipeline.config
+        self.sampler = config.sampler or usual.sampler
+        self.steps = config.steps or usual.num_inference_steps
+        self.guidance = usual.guidance_scale if config.guidance_scale is None else config.guidance_scale
+        self.lines = wrap((config.text or "").replace("\\n", "\n"), config.width)
+        try:
+            make_sampler(self.sampler, trained.pipeline.scheduler, self.steps)
+            self.labels = self._labels()
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        if config.strip and not 0 <= min(config.strip) <= max(config.strip) <= self.steps:
+            raise RequestError(f"--strip: its steps are 0 (noise) to {self.steps} (finished)")
+
+    @property
+    def manner(self) -> str:
+        """How it draws, in words."""
+        return f"{self.sampler.upper()}, {self.steps} steps · guidance {self.guidance:g} · seed {self.config.seed}"
+
+    @property
+    def shown(self) -> list[int]:
+        """The steps that the picture shows, rising; 0 is noise."""
+        if self.config.moving:
+            return film.even_steps(self.steps, film.MOST_FRAMES)
+        if self.config.strip is not None:
+            most = 6 if self.config.handwriting else 9
+            return sorted(set(self.config.strip)) or film.even_steps(self.steps, most)
+        return [self.steps]
+
+    def draw(self, device: torch.device, dtype: torch.dtype) -> dict[int, np.ndarray]:
+        """The images, uint8 [N, R, R], after each of the steps `shown` and the last, by the number of the step.
+
+        The finished ones are what `trained.pipeline` draws with a generator of the same seed on the CPU.
+        """
+        pipeline, wanted = self.trained.pipeline, {*self.shown, self.steps}
+        side, source = pipeline.unet.config.sample_size, torch.Generator().manual_seed(self.config.seed)
+        labels = torch.tensor(self.labels, device=device)
+        noise = randn_tensor((len(labels), 1, side, side), source, device, torch.float32)
+        images = denoise(
+            pipeline.unet, pipeline.scheduler, labels, noise, steps=self.steps, guidance_scale=self.guidance,
+            sampler=self.sampler, generator=source, batch_size=self.config.batch_size or max(1, AT_ONCE // side**2),
+        )  # fmt: skip
+        images = track(images, "drawing", self.steps, transient=True, disable=not sys.stdout.isatty())
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            stages = itertools.chain([(0, noise)], enumerate(images, 1))
+            return {step: to_bytes(image).cpu().numpy() for step, image in stages if step in wanted}
+
+    def picture(self, drawn: dict[int, np.ndarray]) -> bytes:
+        """What was asked for, as the content of its file."""
+        config, shown = self.config, {step: drawn[step] for step in self.shown}
+        if config.strip is not None:
+            return png(self._strip(shown, drawn[self.steps]))
+        frame = self._page(drawn[self.steps]) if config.handwriting else self._sheet()
+        if not config.moving:
+            return png(frame(drawn[self.steps]))
+        frames = [frame(pixels) for pixels in shown.values()]
+        return film.gif(frames) if config.suffix == ".gif" else film.mp4(frames)
+
+    @property
+    def _origin(self) -> str:
+        return f"trained on {self.trained.source} · {self.trained.progress} · EMA weights"
+
+    def _labels(self) -> list[int]:
+        """The class of each image, in the order in which they are drawn."""
+        config = self.config
+        if config.text is None:
+            wanted = CLASS_NAMES if config.chars is None else expand(config.chars)
+        else:
+            wanted = "".join(self.lines)
+        labels = [self.trained.pipeline.label_of(each) for each in wanted if not each.isspace()]
+        if config.handwriting:
+            return labels
+        each = config.per_class or (FILM if config.moving else STRIP if config.strip is not None else SHEET)
+        return [label for label in dict.fromkeys(labels) for _ in range(each)]
+
+    @property
+    def _signature(self) -> str:
+        return f"drawn by a diffusion model trained on {self.trained.source}"
+
+    def _page(self, finished: np.ndarray) -> Callable[[np.ndarray], Image.Image]:
+        """Writes images as handwriting, laid out as the finished ones ask for."""
+        return partial(write, lay_out(self.lines, finished), style=self.config.style, caption=self._signature)
+
+    def _strip(self, shown: dict[int, np.ndarray], finished: np.ndarray) -> Image.Image:
+        """The steps side by side, or one below the other if they are handwriting, which runs across."""
+        if self.config.handwriting:
+            page, notes = repeated(lay_out(self.lines, finished), len(shown)), list(map(film.step_name, shown))
+            return write(page, np.concatenate(list(shown.values())), self.config.style, self._signature, notes)
+        names = [CLASS_NAMES[label] for label in self.labels]
+        return film.strip(shown, names, self.trained.run, f"{self._origin} · {self.manner}")
+
+    def _sheet(self) -> Callable[[np.ndarray], Image.Image]:
+        """Sets images as a labelled sheet."""
+        names = [CLASS_NAMES[label] for label in dict.fromkeys(self.labels)]
+        side = self.trained.pipeline.unet.config.sample_size
+        cell = max(side, 56)
+        width = LABEL_WIDTH + len(self.labels) // len(names) * cell + MARGIN
+        columns = film.columns_for(len(names), width, cell + 4)
+        caption = f"{self._origin} · {self.manner}"
+        return partial(sample_grid, names=names, title=self.trained.run, caption=caption, columns=columns)

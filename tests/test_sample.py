@@ -1,0 +1,188 @@
+"""sample.py: what it draws is what the model draws, and what it is not given it asks for in one line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from ddpm import checkpoint
+from ddpm.checkpoint import Contents
+from ddpm.config import preset
+from ddpm.diffusion import make_scheduler
+from ddpm.errors import RequestError
+from ddpm.idx import CLASS_NAMES
+from ddpm.model import build_unet
+from ddpm.sample_config import expand
+from ddpm.trained import load
+from tests.conftest import SMALL
+
+
+def leave_run(root: Path, name: str, data: str = "emnist") -> Path:
+    """A run with one checkpoint of an untrained model that samples in two steps; returns the checkpoint."""
+    config = preset("tiny", **SMALL, output_root=root, run_name=name, data=data)
+    unet, row = build_unet(config), {"epoch": 1, "step": 8, "val_loss_ema": 0.5}
+    place = {"step": 8, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
+    meta = {"run": name, "data": data, "identity": {}, "settings": config.to_dict(), "progress": place,
+            "metrics": row, "history": [row]}  # fmt: skip
+    contents = Contents({"progress": {}}, unet.state_dict(), unet, make_scheduler(config), meta)
+    checkpoint.write(root / "checkpoints" / name, contents)
+    return (root / "checkpoints" / name / "latest").resolve()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    leave_run(root, "small")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def draw(root: Path, *arguments: str) -> int:
+    return sample.main([*arguments, "--output-root", str(root), "--device", "cpu", "--precision", "fp32"])
+
+
+def raw(path: str) -> np.ndarray:
+    return np.load(path)["x"].astype(int)
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+def test_the_raw_images_are_the_pipelines(root: Path):
+    assert draw(root, "small", "--text", "Hi yo", "--seed", "7", "--npz", "--out", "hi.png") == 0
+    pipeline = load("small", torch.device("cpu"), root).pipeline
+    expected = pipeline("Hi yo", generator=torch.Generator().manual_seed(7), output_type="np").images
+    written = np.load("hi.npz")
+    assert written["x"].dtype == np.uint8
+    assert np.abs(written["x"].astype(int) - expected).max() <= 1
+    assert [CLASS_NAMES[label] for label in written["y"]] == list("HIYO")
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_the_seed_alone_decides(root: Path, sampler: str):
+    """Not the batch size, nor how the pictures are put together."""
+    how = ("small", "--text", "abcde", "--sampler", sampler, "--steps", "3", "--npz")
+    draw(root, *how, "--out", "one.png", "--batch-size", "2")
+    draw(root, *how, "--out", "two.png")
+    draw(root, *how, "--out", "film.gif")
+    draw(root, *how, "--out", "other.png", "--seed", "1")
+    assert np.abs(raw("one.npz") - raw("two.npz")).max() <= 1
+    assert np.abs(raw("film.npz") - raw("two.npz")).max() <= 1
+    assert np.abs(raw("other.npz") - raw("two.npz")).mean() > 10
+
+
+def test_a_sheet_has_all_classes_and_each_as_often_as_asked(root: Path):
+    draw(root, "small", "--per-class", "2", "--steps", "1", "--npz", "--out", "all.png")
+    assert np.load("all.npz")["y"].tolist() == [label for label in range(47) for _ in range(2)]
+
+
+def test_both_cases_of_a_letter_and_repeated_ones_are_one_row(root: Path):
+    draw(root, "small", "--text", "Cc Aa", "--grid", "--per-class", "1", "--npz", "--out", "sheet.png")
+    assert [CLASS_NAMES[label] for label in np.load("sheet.npz")["y"]] == ["C", "A", "a"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--text", "a b", "--strip"), ("--chars", "ab", "--strip", "2", "0"), ("--text", "a\\nb", "--style", "night")],
+)
+def test_pictures_of_every_kind_are_whole(root: Path, arguments: tuple[str, ...]):
+    assert draw(root, "small", *arguments, "--out", "new/picture.png") == 0
+    assert np.asarray(Image.open("new/picture.png").convert("L")).std() > 5
+
+
+def test_an_animation_begins_with_noise_and_has_every_step(root: Path):
+    draw(root, "small", "--chars", "ab", "--animate", "--steps", "4", "--out", "film.gif")
+    assert Image.open("film.gif").n_frames == 5
+
+
+# ---- from what, and to where -----------------------------------------------------------------------------------------
+
+
+def test_a_run_its_checkpoint_and_a_folder_elsewhere_are_the_same_model(root: Path, here: Path):
+    folder = (root / "checkpoints" / "small" / "latest").resolve()
+    shutil.copytree(folder, here / "copy")
+    for number, model in enumerate([["small"], [str(folder)], ["copy"], []]):  # the last: the only run there is
+        assert draw(root, *model, "--text", "a", "--npz", "--out", f"{number}.png") == 0
+    assert len({Path(f"{number}.npz").read_bytes() for number in range(4)}) == 1
+
+
+def test_without_a_name_nothing_is_overwritten(root: Path, here: Path):
+    for _ in range(2):
+        assert draw(root, "small", "--text", "Hi you") == 0
+    assert sorted(path.name for path in here.iterdir()) == ["small-Hi-you-2.png", "small-Hi-you.png"]
+
+
+def test_it_says_what_it_made_and_from_what(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    leave_run(tmp_path, "drawn", data="glyphs")
+    assert draw(tmp_path, "drawn", "--text", "a", "--out", "a.png") == 0
+    said = capsys.readouterr().out
+    for part in ("a.png", "step_00000008", "embedded glyphs, not EMNIST", "DDIM, 2 steps", "per image"):
+        assert part in said
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["small", "--text", "Hi!"], "'!' is not among the characters"),
+        (["small", "--text", " "], "--text is empty"),
+        (["small", "--chars", ""], "--chars is empty"),
+        (["small", "--chars", "a", "--text", "b"], "--chars and --text"),
+        (["small", "--out", "a.jpg"], "a.jpg: the name must end in .png"),
+        (["small", "--animate", "--out", "a.png"], "a .png holds no animation"),
+        (["small", "--strip", "--out", "a.gif"], "a strip is one picture"),
+        (["small", "--strip", "--animate"], "give one of them"),
+        (["small", "--strip", "3"], "steps are 0 (noise) to 2 (finished)"),
+        (["small", "--steps", "101"], "takes 1 to 100"),
+        (["small", "--per-class", "0"], "--per-class 0"),
+        (["small", "--device", "abacus"], "--device abacus is not here"),
+        (["other"], "the runs there are: small"),
+    ],
+)
+def test_a_wrong_request_gets_one_line_and_leaves_nothing(
+    root: Path, here: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+):
+    assert sample.main(["--output-root", str(root), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert message in said
+    assert list(here.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(root: Path, here: Path, capsys):
+    (here / "file").write_text("mine")
+    assert draw(root, "small", "--out", "file/a.png") == 2
+    assert "file" in capsys.readouterr().err
+    assert (here / "file").read_text() == "mine"
+
+
+def test_of_several_runs_one_has_to_be_named(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / "checkpoints" / name / "latest").mkdir(parents=True)
+    with pytest.raises(RequestError, match="one, two"):
+        sample.only_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("chars", "expected"), [("0-3xY", "0123xY"), ("a-c X-Z", "abcXYZ"), ("A", "A"), ("-a", "-a"), ("5-5", "5")]
+)
+def test_ranges_are_written_out(chars: str, expected: str):
+    assert expand(chars) == expected
+
+
+@pytest.mark.parametrize("chars", ["9-0", "A-z", "0-9a-Z", "  "])
+def test_what_is_no_range_is_refused(chars: str):
+    with pytest.raises(RequestError):
+        expand(chars)
