@@ -1,0 +1,169 @@
+"""evaluate.py as a user types it, on a checkpoint of a small model."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+from benchmarks.faults import some_of
+from ddpm.config import TrainConfig
+from ddpm.paths import RunPaths
+from tests.conftest import SMALL, preset
+from tests.savers import Saver
+
+E = {"value", "low", "high", "count"}
+FEW = ["--samples-per-class", "1", "--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def saved(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """An untrained model's checkpoint, of a run that is called `small`."""
+    root = tmp_path_factory.mktemp("root")
+    config = preset("tiny", **SMALL, data_root=small_data, output_root=root, run_name="small")
+    Saver(config, RunPaths(root, "small").checkpoints).save(4)
+    return config
+
+
+@pytest.fixture(scope="module")
+def evaluated(saved: TrainConfig, quick: None) -> RunPaths:
+    """The run after `evaluate.py small`, sweeps and all."""
+    arguments = ["small", *FEW, "--sweep-samples-per-class", "1", "--output-root", str(saved.output_root)]
+    assert evaluate.main(arguments) == 0
+    return RunPaths(saved.output_root, "small")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Fewer rounds of the bootstrap, fewer steps; the plots have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("judge.evaluation.FRECHET_ROUNDS", 4)
+        patch.setattr("judge.evaluation.KERNEL_ROUNDS", 4)
+        patch.setattr("evaluate.write_evaluation_plots", lambda paths: [])
+        patch.setattr("judge.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (100, 600)})
+        yield
+
+
+def document(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_every_figure_has_an_interval_and_a_count(evaluated: RunPaths):
+    found = document(evaluated.evaluation)
+    for part, names in {
+        "classifier": ("top1", "top5"),
+        "conditional": ("top1", "top5", "rca"),
+        "class_balance": ("total_variation", "real_total_variation"),
+        "distances": ("frechet", "frechet_real", "kernel", "kernel_real", "precision", "recall"),
+        "memorisation": ("closer_than_heldout_p01",),
+    }.items():
+        for name in names:
+            assert set(found[part][name]) == E, (part, name)
+    assert found["conditional"]["top1"]["count"] == 47 and found["classifier"]["top1"]["count"] == 141
+    assert found["class_balance"]["count"] == 47 and sum(found["class_balance"]["shares"]) == pytest.approx(1)
+    assert sum(map(sum, found["conditional"]["confusion"])) == 47
+    assert [row["name"] for row in found["conditional"]["per_class"]][10:12] == ["A", "B"]
+    assert found["run"] == "small" and found["checkpoint"] == "step_00000004" and found["step"] == 4
+    assert found["command"].startswith("python evaluate.py small --samples-per-class 1")
+
+
+def test_the_sweeps_cover_what_the_model_can_do(evaluated: RunPaths):
+    found = document(evaluated.evaluation)
+    assert [row["guidance_scale"] for row in found["guidance"]] == [0, 1, 1.5, 2, 3, 5]
+    samplers = {(row["sampler"], row["steps"]) for row in found["samplers"]}
+    assert samplers == {("dpm++", 3), ("dpm++", 5), ("ddim", 4), ("ddpm", 100)}  # 600 are more than its 100 levels
+    assert all(row["seconds_per_image"] > 0 and set(row["rca"]) == E for row in found["samplers"])
+    assert (found["recommended"]["sampler"], found["recommended"]["steps"]) in samplers
+
+
+def test_the_images_that_were_judged_are_kept(evaluated: RunPaths):
+    kept = np.load(evaluated.evaluation_files / "generated.npz")
+    assert kept["x"].shape == (47, 28, 28) and kept["x"].dtype == np.uint8 and kept["y"].tolist() == list(range(47))
+    for name in ("worst.png", "closest_pairs.png"):
+        with Image.open(evaluated.evaluation_files / name) as sheet:
+            assert sheet.width > 400
+
+
+def test_the_same_seed_gives_the_same_figures_whatever_the_batch(saved: TrainConfig, tmp_path: Path, capsys):
+    common = ["small", *FEW, "--no-sweeps", "--output-root", str(saved.output_root)]
+    found = []
+    for name, more in {"a": [], "b": ["--batch-size", "10"], "c": ["--seed", "1"]}.items():
+        assert evaluate.main([*common, *more, "--out", str(tmp_path / name)]) == 0
+        found.append(np.load(tmp_path / name / "generated.npz")["x"].astype(int))
+    assert np.abs(found[0] - found[1]).max() <= 1 < np.abs(found[0] - found[2]).max()
+    said = capsys.readouterr().out
+    assert "real test images" in said and "RCA" in said and "\x1b" not in said
+    assert document(tmp_path / "a" / "evaluation.json")["recommended"] is None
+
+
+def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
+    sweep, asked = evaluate.sweep, []
+
+    def interrupted(*arguments):
+        for row in sweep(*arguments):
+            if asked:
+                raise KeyboardInterrupt
+            asked.append(row)
+            yield row
+
+    monkeypatch.setattr(evaluate, "sweep", interrupted)
+    arguments = ["small", *FEW, "--output-root", str(saved.output_root), "--out", str(tmp_path)]
+    assert evaluate.main([*arguments, "--sweep-samples-per-class", "1"]) == 130
+    found = document(tmp_path / "evaluation.json")
+    assert len(found["guidance"]) == 1 and found["samplers"] == [] and found["conditional"]["top1"]["count"] == 47
+    assert str(tmp_path / "evaluation.json") in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required"),
+        (["nobody"], "no checkpoint of 'nobody'"),
+        (["small", "--samples-per-class", "0"], "--samples-per-class 0: must be 1 or more"),
+        (["small", "--steps", "101"], "at most 100"),
+        (["small", "--guidance-scale", "-1"], "--guidance-scale -1.0"),
+        (["small", "--device", "cuda:99"], "--device cuda:99 is not here"),
+        (["small", "--data-root", "/nowhere"], "/nowhere"),
+        (["small", "--sampler", "euler"], "--sampler"),
+    ],
+)
+def test_a_wrong_request_is_one_line(saved: TrainConfig, capfd, arguments: list[str], words: str):
+    assert evaluate.main([*arguments, "--output-root", str(saved.output_root)]) == 2
+    said = capfd.readouterr().err
+    assert words in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_an_out_that_is_a_file_is_refused_before_anything_is_drawn(saved: TrainConfig, tmp_path: Path, capsys):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    assert evaluate.main(["small", "--output-root", str(saved.output_root), "--out", str(file)]) == 2
+    assert "--out" in capsys.readouterr().err and file.read_text() == "kept"
+
+
+def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("ddpm.data.glyphs.ensure_glyphs", lambda root: None)  # these few will do
+    shutil.copytree(saved.data_root / "EMNIST", tmp_path / "glyphs" / "EMNIST")
+    config = replace(saved, data="glyphs", data_root=tmp_path, output_root=tmp_path)
+    Saver(config, RunPaths(tmp_path, "small").checkpoints).save(4)
+    assert evaluate.main(["small", *FEW, "--no-sweeps", "--output-root", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "embedded glyphs, not EMNIST" in said and "EMNIST Balanced" not in said
+    assert document(RunPaths(tmp_path, "small").evaluation)["data"] == "glyphs"
+
+
+@pytest.mark.slow
+def test_an_untrained_model_is_no_better_than_chance_on_real_data(saved: TrainConfig, emnist: Path, tmp_path: Path):
+    some = some_of(emnist, tmp_path / "data", {"train": 2820, "test": 940})
+    arguments = ["small", "--samples-per-class", "5", "--steps", "5", "--no-sweeps", "--device", "cpu"]
+    arguments += ["--data-root", str(some), "--output-root", str(saved.output_root), "--out", str(tmp_path)]
+    assert evaluate.main(arguments) == 0
+    found = document(tmp_path / "evaluation.json")
+    assert found["classifier"]["top1"]["low"] > 0.6  # with all training images 0.88
+    assert found["conditional"]["rca"]["value"] < 0.1
+    assert found["distances"]["frechet"]["low"] > 2 * found["distances"]["frechet_real"]["high"]

@@ -1,0 +1,120 @@
+"""Scores against answers that are known, and the intervals that go with them."""
+
+import math
+
+import pytest
+import torch
+
+from judge.scores import (
+    Estimate,
+    bootstrap,
+    class_shares,
+    confusion,
+    frechet_distance,
+    hits,
+    kernel_distance,
+    precision_recall,
+    relative_accuracy,
+    share,
+    total_variation,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_label_among_the_k_likeliest_is_a_hit():
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    labels = torch.tensor([1, 2])
+    assert hits(probabilities, labels, 1).tolist() == [False, True]
+    assert hits(probabilities, labels, 2).tolist() == [True, True]
+
+
+def test_rows_of_the_confusion_are_what_was_wanted():
+    table = confusion(predicted=torch.tensor([1, 1, 46]), labels=torch.tensor([18, 18, 0]))
+    assert table[18, 1] == 2 and table[0, 46] == 1 and table.sum() == 3
+
+
+def test_relative_accuracy_is_that_of_generated_to_that_of_real():
+    generated, real = torch.tensor([True, False]), torch.tensor([True, True, True, False])
+    assert relative_accuracy(generated, real) == pytest.approx(0.5 / 0.75)
+    assert math.isnan(relative_accuracy(generated, torch.tensor([False])))
+
+
+def test_total_variation_is_the_part_that_is_in_the_wrong_class():
+    assert total_variation(class_shares(torch.arange(47))) == pytest.approx(0)
+    assert total_variation(class_shares(torch.zeros(10, dtype=torch.long))) == pytest.approx(46 / 47)
+
+
+def test_frechet_distance_of_a_shifted_set_is_the_square_of_the_shift():
+    features, shift = normal(500, 8), torch.linspace(0, 1, 8)
+    assert frechet_distance(features, features + shift) == pytest.approx(shift.square().sum().item(), rel=1e-3)
+
+
+def test_frechet_distance_of_a_set_twice_as_wide_is_its_variance():
+    features = normal(500, 8)
+    features -= features.mean(0)
+    assert frechet_distance(features, 2 * features) == pytest.approx(features.var(0).sum().item(), rel=1e-3)
+
+
+def test_kernel_distance_is_near_zero_for_one_distribution_and_not_for_two():
+    same, other = (
+        kernel_distance(normal(400, 8), normal(300, 8, seed=1)),
+        kernel_distance(normal(400, 8), 2 + normal(400, 8)),
+    )
+    assert abs(same) < 0.05 < 1 < other
+
+
+def test_distances_leave_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    kernel_distance(normal(50, 8), normal(50, 8, seed=1))
+    frechet_distance(normal(50, 8), normal(50, 8, seed=1))
+    bootstrap(share, torch.tensor([True, False]))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_set_lies_within_its_own_manifold_and_not_within_one_far_away():
+    features = normal(200, 8)
+    assert all(each.all() for each in precision_recall(features, features))
+    assert not any(each.any() for each in precision_recall(features, features + 100))
+
+
+def test_drawing_half_of_what_there_is_costs_recall_and_not_precision():
+    left, right = normal(100, 8), normal(100, 8, seed=1) + 100
+    precise, recalled = precision_recall(torch.cat([left, right]), left)
+    assert share(precise) == 1 and share(recalled) == 0.5
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    truth, source, inside = 0.7, torch.Generator().manual_seed(0), 0
+    for trial in range(200):
+        estimate = bootstrap(share, torch.rand(150, generator=source) < truth, seed=trial)
+        inside += estimate.low <= truth <= estimate.high
+    assert 0.89 < inside / 200 < 0.99
+
+
+def test_the_interval_of_a_distance_is_not_pushed_upwards_by_resampling():
+    def unevenness(drawn: torch.Tensor) -> float:
+        return total_variation(class_shares(drawn))
+
+    drawn = torch.randint(47, (470,), generator=torch.Generator().manual_seed(0))
+    source = torch.Generator().manual_seed(1)
+    again = drawn[torch.randint(470, (470,), generator=source)]
+    estimate = bootstrap(unevenness, drawn)
+    assert estimate.low < estimate.value < estimate.high < unevenness(again)
+
+
+def test_an_interval_depends_on_the_seed_alone_and_counts_the_first_sample():
+    samples = normal(40, 1), normal(90, 1, seed=1)
+
+    def gap(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a.mean() - b.mean()
+
+    first = bootstrap(gap, *samples, seed=3, least=-9)
+    assert first == bootstrap(gap, *samples, seed=3, least=-9) != bootstrap(gap, *samples, seed=4, least=-9)
+    assert first.count == 40
+
+
+def test_json_has_no_word_for_what_is_not_a_number():
+    assert Estimate(math.nan, 0.0, 1.0, 5).to_dict() == {"value": None, "low": 0.0, "high": 1.0, "count": 5}
