@@ -1,13 +1,16 @@
-"""What plots are made of: the frame, the dark style, words for people, and lines, bands and marks on axes."""
+"""What plots are made of: the frame, the dark style, words for people, the head, and lines, bands and marks on axes."""
 
 from __future__ import annotations
 
+import io
+import re
 import textwrap
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -28,6 +31,9 @@ STYLE = {
     "lines.markersize": 4.5, "text.parse_math": False,
 }  # fmt: skip
 NOTE = {"loc": "right", "fontsize": 9.5, "color": MUTED, "fontweight": "normal"}  # a second, quiet title
+DPI = 180
+BANDS = tuple(f"val_loss_band{band}" for band in (1, 2, 3, 4))  # columns: loss by noise level, 1 = least noise
+QUALITY = ("rca", "top1", "top5", "fid_features")  # columns: what a classifier says of characters drawn in training
 FEW = 40  # up to this many epochs each is drawn apart: a marker, a bar of its own
 
 
@@ -66,6 +72,37 @@ def human_number(value: float | None, digits: int = 6) -> str:
     return f"{value + 0:,.{digits}g}"  # + 0 takes the sign from a -0
 
 
+def headed_figure(width: float, height: float, document: dict, line: str) -> Figure:
+    """A figure (inches) headed by the run's name, a `line` of facts and, never to be missed, its data.
+
+    Args:
+        document: `run` and `data` are read from it.
+    """
+    name = re.findall(rf".{{1,{width * 7:.0f}}}(?:_|$)|.{{1,{width * 7:.0f}}}", document["run"])  # breaks at a _
+    head = 0.62 + 0.23 * len(name)
+    figure = Figure(figsize=(width, height + head), dpi=DPI)
+    inch = 1 / figure.get_figheight()
+    figure.text(0.18 / width, 1 - 0.16 * inch, "\n".join(name), va="top", fontsize=13, fontweight="bold")
+    below = 1 - (head - 0.28) * inch
+    figure.text(0.18 / width, below, line, va="center", fontsize=9.5, color=MUTED)
+    badge = {"ha": "right", "va": "center", "fontsize": 9.5, "fontweight": "bold"}
+    glyphs = document["data"] != "emnist"
+    box = {"boxstyle": "round,pad=0.35", "facecolor": GOLD if glyphs else PANEL, "edgecolor": GOLD if glyphs else GRID}
+    figure.text(1 - 0.26 / width, below, data_words(document), color=PAGE if glyphs else TEXT, bbox=box, **badge)
+    side = 0.1 / width
+    inside = (side, 0.1 * inch, 1 - 2 * side, 1 - head * inch)
+    figure.set_layout_engine("constrained", rect=inside, w_pad=0.09, h_pad=0.09)
+    return figure
+
+
+def png(figure: Figure, document: dict, name: str) -> bytes:
+    """The figure as the content of a PNG file that says what it shows."""
+    picture = io.BytesIO()
+    about = {"Title": f"{document['run']}: {name}, {data_words(document)}", "Software": None}
+    figure.savefig(picture, format="png", dpi=DPI, metadata=about)
+    return picture.getvalue()
+
+
 def draw_line(axes: Axes, series: pd.Series, colour: str, label: str | None = None, **style) -> None:
     """A line that breaks where values are missing; a value without neighbours is a marker."""
     known = series.notna().to_numpy()
@@ -85,11 +122,12 @@ def draw_span(axes: Axes, low: pd.Series, high: pd.Series, colour: str, label: s
     axes.fill_between(x, bottom.ravel(), top.ravel(), color=colour, alpha=alpha, linewidth=0, label=label)
 
 
-def draw_best(axes: Axes, series: pd.Series, colour: str, name: str) -> None:
-    """A star at the smallest value, which the legend spells out."""
+def draw_best(axes: Axes, series: pd.Series, colour: str, name: str, form: str = ".5f", largest: bool = False) -> None:
+    """A star at the smallest (or largest) value, which the legend spells out."""
     if series.notna().any():
-        epoch, value = series.idxmin(), series.min()
-        label = f"best {name}: {value:.5f}, epoch {epoch}"
+        epoch = series.idxmax() if largest else series.idxmin()
+        value = series[epoch]
+        label = f"best {name}: {value:{form}}, epoch {epoch}"
         star = {"markersize": 13, "markeredgecolor": PAGE, "markeredgewidth": 0.9, "linestyle": "none", "zorder": 5}
         axes.plot(epoch, value, "*", color=colour, label=label, **star)
 
@@ -136,18 +174,21 @@ def say(axes: Axes, words: str) -> None:
 
 
 def finish(axes: Axes) -> None:
-    """Ticks, and the legend in one row or more between title and plot, where it can hide nothing."""
-    place = axes.get_subplotspec()
-    width = axes.figure.get_figwidth() * len(place.colspan) / place.get_gridspec().ncols - 1.1  # inches, less the ticks
-    many = 12 if width > 6 else 7
+    """Ticks of epochs, and the legend."""
+    many = 12 if _inches(axes) > 6 else 7
     axes.xaxis.set_major_locator(MaxNLocator(many, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_number(value)))
     axes.set_xlabel("epoch")
+    legend_above(axes)
+
+
+def legend_above(axes: Axes) -> None:
+    """The legend in one row or more between title and plot, where it can hide nothing."""
     labels = axes.get_legend_handles_labels()[1]
     if not labels:
         return
-    points = matplotlib.rcParams["legend.fontsize"]
+    width, points = _inches(axes), matplotlib.rcParams["legend.fontsize"]
     font = FontProperties(family=matplotlib.rcParams["font.family"], size=points)
     widths = [text_to_path.get_text_width_height_descent(label, font, False)[0] / 72 + 0.5 for label in labels]
 
@@ -159,3 +200,9 @@ def finish(axes: Axes) -> None:
     axes.legend(ncols=columns, columnspacing=1.5, handlelength=1.8, labelspacing=0.3, **corner)
     above = 7 + -(-len(labels) // columns) * points * 1.45
     axes.set_title(axes.get_title("right"), pad=above, **NOTE)  # moves the left one too
+
+
+def _inches(axes: Axes) -> float:
+    """The width that the axes will have, less their ticks; columns of the figure are taken to be equal."""
+    place = axes.get_subplotspec()
+    return axes.figure.get_figwidth() * len(place.colspan) / place.get_gridspec().ncols - 1.1

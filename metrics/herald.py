@@ -11,15 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import torch
 from PIL import Image
 
+from ddpm.config import NUM_CLASSES
 from ddpm.describe import in_words
 from ddpm.distributed import World
+from ddpm.export import export
 from ddpm.files import atomic_write
 from ddpm.hardware import device_name, gpu_uuid
 from ddpm.paths import RunPaths
-from ddpm.pictures import png
+from ddpm.pictures import npz, png
 from ddpm.plan import Plan
+from ddpm.trained import load
 from metrics.report import write_report
 from metrics.tensorboard import TensorBoard
 from metrics.tracker import MetricsTracker
@@ -93,12 +98,20 @@ class Herald:
                 self._board.add_epoch(row)
         self._logger.log_epoch_summary(row)
 
-    def samples(self, path: Path, picture: Image.Image, step: int) -> None:
-        """Publish a picture of generated characters."""
+    def samples(self, path: Path, pixels: np.ndarray, picture: Image.Image, step: int) -> None:
+        """Publish generated characters: a picture, and the raw images beside it, class by class (uint8 [N, H, W])."""
         with self._logger.going_on("the sample grid"):
-            atomic_write(path, png(picture))
+            labels = np.arange(NUM_CLASSES).repeat(len(pixels) // NUM_CLASSES)
+            atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels))
+            atomic_write(path, png(picture))  # the last, as it says that they are there
             self._board.add_samples(picture, self._plan.images_seen(step))
             self.log(f"samples: {path}")
+
+    def export(self, device: torch.device) -> None:
+        """Hand the best checkpoint over as a folder that diffusers loads; `device` draws its pictures."""
+        self._logger.set_progress(phase="exporting")
+        with self._logger.going_on(f"the export (later: python -m ddpm.export {self.paths.run})"):
+            export(load(self.paths.run, device, self.paths.root))
 
     def end(self, state: str, code: int, message: str | None = None, retry: bool = False, report: bool = True) -> int:
         """Publish how the run ended, whether the same command may get further, and where its files are.

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from metrics.drawing import (
+    BANDS,
     BLUE,
+    DASH,
     GOLD,
     GREEN,
     MUTED,
@@ -202,6 +204,47 @@ def loss_derivative(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
     draw_nonfinite(axes, frame)
 
 
+@panel(
+    "Validation loss by noise level",
+    "mean squared error of the EMA weights",
+    BANDS[0],
+    "no loss by noise level was recorded",
+)
+def loss_by_noise_level(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
+    steps = (document.get("settings") or {}).get("diffusion_steps")
+    for number, (name, colour) in enumerate(zip(BANDS, (BLUE, GREEN, GOLD, PINK), strict=True)):
+        which = {0: ", least noise", len(BANDS) - 1: ", most noise"}.get(number, "")
+        label = f"band {number + 1}{which}"
+        if steps:
+            first, end = (-(-steps * edge // len(BANDS)) for edge in (number, number + 1))
+            label = f"timesteps {first}{DASH}{end - 1}{which}"
+        draw_line(axes, frame[name].dropna(), colour, label)
+    values = frame[list(BANDS)]
+    if (values > 0).to_numpy().any():
+        log_scale(axes, values)
+
+
+@panel("Readability of drawn characters", "share", "rca", "no readability was measured")
+def readability(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
+    names = {"rca": (GREEN, "RCA: Top-1 relative to test images"), "top1": (BLUE, "Top-1"), "top5": (MUTED, "Top-5")}
+    for name, (colour, label) in names.items():
+        if frame[name].notna().any():
+            draw_line(axes, frame[name].dropna(), colour, label)
+    draw_best(axes, frame["rca"], GREEN, "RCA", ".3f", largest=True)
+    axes.set_ylim(0, 1.04 * max(1, frame[list(names)].max().max()))
+
+
+@panel("Fréchet distance to test images", "in the classifier's features", "fid_features", "no distance was measured")
+def feature_distance(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
+    distance = frame["fid_features"].dropna()
+    draw_line(axes, distance, ORANGE)
+    draw_best(axes, frame["fid_features"], ORANGE, "distance", ".3g")
+    if distance.min() > 0 and distance.max() > 8 * distance.min():
+        log_scale(axes, distance)
+    else:
+        axes.set_ylim(0, 1.1 * distance.max() or 1)
+
+
 PANELS: dict[str, Panel] = {
     draw.__name__: draw
     for draw in (
@@ -209,3 +252,7 @@ PANELS: dict[str, Panel] = {
         epoch_timing, loss_derivative,
     )
 }  # fmt: skip
+MEASURED: dict[str, tuple[Panel, ...]] = {  # plots of what not every run measures
+    "loss_by_noise_level": (loss_by_noise_level,),
+    "quality": (readability, feature_distance),
+}

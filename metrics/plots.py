@@ -1,12 +1,10 @@
-"""The 11 plots of a run, drawn from the document of `training_metrics.json` and nothing else.
+"""The plots of a run, drawn from the document of `training_metrics.json` and nothing else.
 
-A plot is one panel (`metrics/plot_panels.py`) on its own figure; the dashboard is most of them on one.
+A plot is a panel or two (`metrics/plot_panels.py`) on a figure of their own; the dashboard is most of them on one.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from pathlib import Path
 
 import matplotlib
@@ -15,53 +13,44 @@ from matplotlib.figure import Figure
 
 from ddpm.files import atomic_write
 from metrics.drawing import (
+    BANDS,
     DASH,
-    GOLD,
-    GRID,
     MUTED,
-    PAGE,
-    PANEL,
+    QUALITY,
     STYLE,
-    TEXT,
-    data_words,
     device_words,
     epochs_frame,
+    headed_figure,
+    png,
     shown,
 )
-from metrics.plot_panels import PANELS
+from metrics.plot_panels import MEASURED, PANELS
 
-DPI = 180
 PLOTS = (*PANELS, "dashboard")
+NEEDS = {"loss_by_noise_level": BANDS, "quality": QUALITY}  # plot: columns, of which any has to hold a value
+
+
+def plots_of(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The plots that a run has: the 11 of every run, and those of what was measured in it besides."""
+    return PLOTS + tuple(name for name, columns in NEEDS.items() if frame[list(columns)].notna().to_numpy().any())
 
 
 def new_figure(width: float, height: float, frame: pd.DataFrame, document: dict) -> Figure:
-    """A figure (inches) headed by the run's name, what it ran on and, never to be missed, its data."""
-    name = re.findall(rf".{{1,{width * 7:.0f}}}(?:_|$)|.{{1,{width * 7:.0f}}}", document["run"])  # breaks at a _
-    head = 0.62 + 0.23 * len(name)
-    figure = Figure(figsize=(width, height + head), dpi=DPI)
-    inch = 1 / figure.get_figheight()
-    figure.text(0.18 / width, 1 - 0.16 * inch, "\n".join(name), va="top", fontsize=13, fontweight="bold")
+    """A figure (inches) headed by the run's name, how far it is and what it ran on."""
     planned = (document.get("settings") or {}).get("epochs") or "?"
     state = {"running": "in progress", "finished": "finished"}.get(document["state"], document["state"])
     done = f"{frame.index[-1] if len(frame) else 0} of {planned} epochs, {state}"
     precision = (document.get("environment") or {}).get("precision")
     line = "  ·  ".join(part for part in (done, device_words(document), precision) if part)
-    below = 1 - (head - 0.28) * inch
-    figure.text(0.18 / width, below, line, va="center", fontsize=9.5, color=MUTED)
-    badge = {"ha": "right", "va": "center", "fontsize": 9.5, "fontweight": "bold"}
-    glyphs = document["data"] != "emnist"
-    box = {"boxstyle": "round,pad=0.35", "facecolor": GOLD if glyphs else PANEL, "edgecolor": GOLD if glyphs else GRID}
-    figure.text(1 - 0.26 / width, below, data_words(document), color=PAGE if glyphs else TEXT, bbox=box, **badge)
-    side = 0.1 / width
-    inside = (side, 0.1 * inch, 1 - 2 * side, 1 - head * inch)
-    figure.set_layout_engine("constrained", rect=inside, w_pad=0.09, h_pad=0.09)
-    return figure
+    return headed_figure(width, height, document, line)
 
 
 def draw_plot(name: str, frame: pd.DataFrame, document: dict) -> Figure:
-    """One panel on a figure of its own."""
-    figure = new_figure(10, 5, frame, document)
-    PANELS[name](figure.add_subplot(), frame, document)
+    """A plot's panels, mostly one, on a figure of their own."""
+    panels = MEASURED.get(name) or (PANELS[name],)
+    figure = new_figure(10 if len(panels) == 1 else 13, 5, frame, document)
+    for place, panel in enumerate(panels, 1):
+        panel(figure.add_subplot(1, len(panels), place), frame, document)
     return figure
 
 
@@ -95,7 +84,7 @@ def draw_dashboard(frame: pd.DataFrame, document: dict) -> Figure:
 
 
 def make_plots(document: dict, folder: Path) -> list[Path]:
-    """Draw the 11 plots of `document` as PNG files in `folder`, each replaced in one step; returns their paths.
+    """Draw the plots of `document` as PNG files in `folder`, each replaced in one step; returns their paths.
 
     Raises:
         OSError: `folder` cannot be made or written.
@@ -104,11 +93,8 @@ def make_plots(document: dict, folder: Path) -> list[Path]:
     frame = epochs_frame(document)
     paths = []
     with matplotlib.rc_context(STYLE):
-        for name in PLOTS:
+        for name in plots_of(frame):
             figure = draw_dashboard(frame, document) if name == "dashboard" else draw_plot(name, frame, document)
-            picture = io.BytesIO()
-            about = {"Title": f"{document['run']}: {name}, {data_words(document)}", "Software": None}
-            figure.savefig(picture, format="png", dpi=DPI, metadata=about)
             paths.append(folder / f"{name}.png")
-            atomic_write(paths[-1], picture.getvalue())
+            atomic_write(paths[-1], png(figure, document, name))
     return paths

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
-from metrics.drawing import DASH, data_words, device_words, shown
-from metrics.plots import PLOTS, make_plots
+from metrics import strip as strips
+from metrics.drawing import DASH, data_words, device_words, epochs_frame, shown
+from metrics.evaluation import evaluation_section, model_index, write_evaluation_plots
+from metrics.markdown import link, picture, table
+from metrics.plots import make_plots, plots_of
 
 LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
 
@@ -34,7 +36,13 @@ SUMMARY = {  # row: (format, what it is)
     "avg_throughput_sps": (",.1f", "images per second of training of the whole job: sum of images / sum of seconds"),
     "peak_gpu_mem_mb": (",.0f", "most memory allocated on one GPU, in MB of 2^20 bytes"),
     "best_val_epoch": (".0f", "the epoch of `best_val_loss_ema`"),
-    "best_val_loss_ema": (".5f", "smallest validation loss of the EMA weights; decides which checkpoint is `best`"),
+    "best_val_loss_ema": (
+        ".5f",
+        "smallest validation loss of the EMA weights; decides what is `best` unless --best-by does",
+    ),
+    "final_rca": (".3f", "RCA of the last evaluation in training: Top-1 of drawn characters / of test images"),
+    "best_rca": (".3f", "the largest of them"),
+    "final_fid_features": (".3f", "Fréchet distance to test images, in the classifier's features, likewise"),
     "nonfinite_steps": (".0f", "steps that were skipped because the gradient was not finite"),
     "restarts": (".0f", "how often the run was taken up again"),
 }
@@ -59,15 +67,6 @@ EPOCH_NOTES = """\
 - **Time (s)**: from the end of the epoch before to the end of this one, everything included."""
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], numbers: bool = False) -> str:
-    """A Markdown table; with `numbers` its columns are set to the right."""
-
-    def line(cells: Sequence[Any]) -> str:
-        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(heads), line(["---:" if numbers else "---"] * len(heads)), *map(line, rows)])
-
-
 def load_document(paths: RunPaths) -> dict[str, Any]:
     """What `training_metrics.json` holds, every part of it there.
 
@@ -88,13 +87,14 @@ def load_document(paths: RunPaths) -> dict[str, Any]:
     return {**empty, **document}
 
 
-def front_matter(document: dict) -> str:
-    """A model card's YAML head. Strings are quoted as JSON, which is YAML too; glyphs name no data set."""
+def front_matter(document: dict, results: Sequence[str] = ()) -> str:
+    """A model card's YAML head, `results` of an evaluation included. Strings are quoted as JSON, which is YAML too;
+    glyphs name no data set."""
     emnist = document["data"] == "emnist"
     tags = ["diffusers", "ddpm", "class-conditional-image-generation", "handwriting", "emnist" if emnist else "glyphs"]
     lines = ["---", "license: mit", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
     lines += [f"- {tag}" for tag in tags] + (["datasets:", "- emnist"] if emnist else [])
-    return "\n".join([*lines, f"model_name: {json.dumps(document['run'])}", "---"])
+    return "\n".join([*lines, f"model_name: {json.dumps(document['run'])}", *results, "---"])
 
 
 def head(document: dict) -> str:
@@ -181,29 +181,26 @@ def artifacts_section(document: dict, paths: RunPaths) -> str:
     return "## Saved Artifacts\n\nPaths are relative to the output root.\n\n" + table(["What", "Path"], rows)
 
 
-def link(paths: RunPaths, target: Path) -> str:
-    """A link to `target` that works from the report's folder."""
-    return quote(Path(os.path.relpath(target, paths.metrics)).as_posix())
-
-
 def render(document: dict, paths: RunPaths) -> str:
     """The report as Markdown."""
     samples = sorted(paths.samples.glob("*.png"), reverse=True)
     large, linked = samples[:LARGE_SAMPLES], samples[LARGE_SAMPLES:]
-
-    def picture(path: Path) -> str:
-        return f"![{path.stem}]({link(paths, path)})"
-
-    sections = [front_matter(document), head(document)]
+    strip, show = paths.plots / f"{strips.NAME}.png", partial(picture, paths)
+    sections = [front_matter(document, model_index(paths)), head(document)]
+    if strip.is_file():
+        sections.append(f"{show(strip)}\n\nWhat the same noise became as training went on.")
     if samples:
-        sections.append(f"{picture(large[0])}\n\nThe newest sample grid: a row per class, EMA weights.")
-    sections += [summary_section(document), picture(paths.plots / "dashboard.png")]
+        sections.append(f"{show(large[0])}\n\nThe newest sample grid: a row per class, EMA weights.")
+    sections += [summary_section(document), show(paths.plots / "dashboard.png")]
+    if evaluation := evaluation_section(paths):
+        sections.append("\n".join(evaluation))
     sections += [hyperparameters_section(document), starts_section(document), epochs_section(document)]
     sections.append("## Plots")
-    sections += [f"### {name}\n\n{picture(paths.plots / f'{name}.png')}" for name in PLOTS if name != "dashboard"]
+    names = (name for name in plots_of(epochs_frame(document)) if name != "dashboard")
+    sections += [f"### {name}\n\n{show(paths.plots / f'{name}.png')}" for name in names]
     if samples:
         sections.append("## Samples")
-        sections += [f"### {path.stem}\n\n{picture(path)}" for path in large]
+        sections += [f"### {path.stem}\n\n{show(path)}" for path in large]
     if linked:
         sections.append("Earlier: " + ", ".join(f"[{path.stem}]({link(paths, path)})" for path in linked))
     return "\n\n".join([*sections, data_section(document), artifacts_section(document, paths)]) + "\n"
@@ -218,6 +215,8 @@ def write_report(paths: RunPaths) -> Path:
     """
     document = load_document(paths)
     make_plots(document, paths.plots)
+    strips.samples_through_training(paths)
+    write_evaluation_plots(paths)
     atomic_write(paths.report, render(document, paths))
     return paths.report
 

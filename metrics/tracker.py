@@ -20,7 +20,8 @@ COLUMNS = (
     "epoch", "step", "images_seen", "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median", "val_loss",
     "val_loss_ema", "lr", "grad_norm", "grad_norm_max", "nonfinite_steps", "samples_per_sec", "batches_per_sec", "mfu",
     "gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb", "ema_delta_norm", "epoch_time_sec",
-    "total_time_sec", "train_time_sec", "train_images", "data",
+    "total_time_sec", "train_time_sec", "train_images", "data", "val_loss_band1", "val_loss_band2", "val_loss_band3",
+    "val_loss_band4", "rca", "top1", "top5", "fid_features",
 )  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def summarise(rows: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[
     last = rows[-1]
     best = frame["loss_mean"].idxmin() if frame["loss_mean"].notna().any() else None
     best_val = frame["val_loss_ema"].idxmin() if frame["val_loss_ema"].notna().any() else None
+    judged = frame.loc[frame["rca"].notna()] if "rca" in frame else frame[:0]
     train_time = frame["train_time_sec"].sum()
     summary = {
         "total_epochs": last["epoch"],
@@ -68,6 +70,9 @@ def summarise(rows: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[
         "peak_gpu_mem_mb": frame["gpu_mem_peak_mb"].max(),
         "best_val_epoch": None if best_val is None else int(frame["epoch"][best_val]),
         "best_val_loss_ema": None if best_val is None else float(frame["val_loss_ema"][best_val]),
+        "final_rca": None if judged.empty else float(judged["rca"].iloc[-1]),
+        "best_rca": None if judged.empty else float(judged["rca"].max()),
+        "final_fid_features": None if judged.empty else float(judged["fid_features"].iloc[-1]),
         "nonfinite_steps": int(frame["nonfinite_steps"].sum()),
         "restarts": max(len(starts) - 1, 0),
     }

@@ -1,0 +1,87 @@
+"""The sample grids of a run as one picture: what the same noise became as training went on."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ddpm.files import atomic_write
+from ddpm.idx import CLASS_NAMES
+from ddpm.paths import RunPaths
+from metrics.drawing import STYLE, headed_figure, png
+
+SHOWN = "0258ABEGKMQRSagt"  # shapes that differ, some of them hard
+MOST_ROWS = 12
+GAP = 2  # pixels between the pictures
+NAME = "samples_through_training"
+
+
+def samples_through_training(paths: RunPaths) -> Path | None:
+    """Draw `plots/samples_through_training.png`: a row per sample grid, at most 12, and 16 classes as columns.
+
+    Read from the arrays that training saves beside the grids (`samples/<data>_epoch_0010.npz`: `x` uint8 [N, H, W],
+    `y` class index [N]). Those that cannot be read, or that lack a class, are passed over.
+
+    Returns:
+        the picture's path; None, and no picture, if there are fewer than two grids to compare.
+
+    Raises:
+        OSError: the folder of plots cannot be written.
+    """
+    labels = [CLASS_NAMES.index(name) for name in SHOWN]
+    read = {file: _read(file, labels) for file in sorted(paths.samples.glob("*_epoch_*.npz"))}
+    rows = {file: row for file, row in read.items() if row is not None}
+    rows = {file: row for file, row in rows.items() if row.shape == list(rows.values())[-1].shape}
+    picture = paths.plots / f"{NAME}.png"
+    if len(rows) < 2:
+        picture.unlink(missing_ok=True)
+        return None
+    files = list(rows)
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_ROWS)).round().astype(int))
+    document = {"run": paths.run, "data": files[-1].stem.split("_epoch_")[0]}
+    with matplotlib.rc_context(STYLE):
+        figure = _draw([rows[files[index]] for index in chosen], [_epoch(files[index]) for index in chosen], document)
+        content = png(figure, document, NAME)
+    paths.plots.mkdir(parents=True, exist_ok=True)
+    atomic_write(picture, content)
+    return picture
+
+
+def _epoch(file: Path) -> int:
+    return int(re.search(r"_epoch_(\d+)", file.stem)[1])
+
+
+def _read(file: Path, labels: list[int]) -> np.ndarray | None:
+    """The first picture of each of `labels`, uint8 [labels, H, W]; None if they are not all there."""
+    try:
+        with np.load(file) as arrays:
+            pixels, classes = arrays["x"], list(arrays["y"])
+            row = pixels[[classes.index(label) for label in labels]]
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+        return None
+    return row if row.ndim == 3 else None
+
+
+def _draw(rows: list[np.ndarray], epochs: list[int], document: dict) -> Figure:
+    """A mosaic whose rows are named by their epochs and whose columns by their classes."""
+    count, height, width = rows[0].shape
+    sheet = np.full((len(rows), count, height + GAP, width + GAP), np.nan)
+    sheet[:, :, :height, :width] = rows
+    mosaic = sheet.swapaxes(1, 2).reshape(len(rows) * (height + GAP), -1)[:-GAP, :-GAP]
+    cell = 0.56  # inches
+    what = f"the same noise in every row  ·  EMA weights  ·  epoch {epochs[0]} to {epochs[-1]}"
+    figure = headed_figure(cell * count + 1.1, cell * len(rows) * height / width + 0.36, document, what)
+    axes = figure.add_subplot()
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_facecolor("none")
+    axes.set_xticks((np.arange(count) + 0.5) * (width + GAP) - GAP / 2, list(SHOWN), fontsize=13, fontweight="bold")
+    axes.set_yticks((np.arange(len(rows)) + 0.5) * (height + GAP) - GAP / 2, [f"epoch {epoch}" for epoch in epochs])
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    return figure

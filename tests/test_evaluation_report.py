@@ -1,0 +1,355 @@
+"""The report's evaluation: true to evaluation.json, plain where something is missing; the strip through training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import matplotlib
+import numpy as np
+import pytest
+import yaml
+from matplotlib.text import Annotation
+from PIL import Image
+
+from ddpm.paths import RunPaths
+from metrics.drawing import STYLE, epochs_frame
+from metrics.evaluation import evaluation_section, write_evaluation_plots
+from metrics.evaluation_plots import FIGURES, strongest_confusions
+from metrics.plots import draw_plot, plots_of
+from metrics.report import load_document, render, write_report
+from metrics.strip import SHOWN, samples_through_training
+from tests.metrics_documents import CLASSES, make_document
+
+EVERY_PLOT = ["confusion", "per_class", "class_balance", "memorisation"]
+PER_CLASS = 100
+SAMPLERS = (("ddpm", 600), ("ddpm", 250), ("ddim", 100), ("ddim", 50), ("ddim", 25), ("dpm++", 30), ("dpm++", 20),
+            ("dpm++", 15), ("dpm++", 10))  # fmt: skip
+
+
+def estimate(value: float, half: float, count: int) -> dict:
+    return {"value": value, "low": value - half, "high": value + half, "count": count}
+
+
+def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
+    """A plausible evaluation: `I`, `O` and `F` are mistaken as people mistake them, the rest is mostly right."""
+    confusion = np.full((47, 47), 0)
+    for asked, read, times in (("I", "1", 38), ("O", "0", 33), ("F", "f", 24), ("L", "1", 20), ("q", "9", 11)):
+        confusion[CLASSES.index(asked), CLASSES.index(read)] = times
+    for label in range(47):
+        confusion[label, (label * 7 + 3) % 47] += 2
+        confusion[label, label] += PER_CLASS - confusion[label].sum()
+    right = confusion.diagonal() / PER_CLASS
+    tests = np.clip(right + 0.04 * np.sin(np.arange(47)), 0, 1)
+    count, edges = 47 * PER_CLASS, np.linspace(0, 12, 61)
+    bell = [1000 * np.exp(-(((edges[:-1] - middle) / 1.6) ** 2)) for middle in (5.1, 5.6)]
+    rows = [
+        {"rca": estimate(0.97 - 0.2 / steps, 0.03, 470), "frechet": estimate(3 + 30 / steps, 0.5, 470),
+         "sampler": sampler, "steps": steps, "seconds_per_image": 0.0021 * steps}
+        for sampler, steps in SAMPLERS
+    ]  # fmt: skip
+    scales = [
+        {"guidance_scale": scale, "rca": estimate(0.9 - 0.7 * np.exp(-2 * scale), 0.03, 470),
+         "top1": estimate(0.8, 0.03, 470), "frechet": estimate(4 + (scale - 1.6) ** 2, 0.6, 470),
+         "frechet_real": estimate(1.9, 0.3, 470)}
+        for scale in (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
+    ]  # fmt: skip
+    take = {"sampler": "dpm++", "steps": 15, "why": "the fastest that cannot be told from the best of 9 measured"}
+    return {
+        "generated": "2026-05-04T03:02:01+0000", "run": "a_run", "checkpoint": "step_00028200", "step": 28200,
+        "data": data, "device": "NVIDIA L40S", "torch": "2.14.1", "command": "python evaluate.py a_run --seed 3",
+        "seed": 3, "samples_per_class": PER_CLASS,
+        "classifier": {
+            "top1": estimate(0.8893, 0.004, 18800), "top5": estimate(0.991, 0.001, 18800), "train_images": 112800,
+            "test_images": 18800, "epochs": 12, "seconds": 210.0, "data_sha256": "0" * 64,
+            "per_class_top1": tests.tolist(),
+        },
+        "sampler": {"name": "ddim", "steps": 50, "guidance_scale": 2.0, "seconds_per_image": 0.0123},
+        "conditional": {
+            "top1": estimate(right.mean(), 0.01, count), "top5": estimate(0.98, 0.004, count),
+            "rca": estimate(right.mean() / 0.8893, 0.012, count),
+            "per_class": [
+                {"name": name, "top1": ours, "real_top1": real, "rca": ours / real, "count": PER_CLASS}
+                for name, ours, real in zip(CLASSES, right, tests, strict=True)
+            ],
+            "confusion": confusion.tolist(),
+        },
+        "class_balance": {
+            "shares": ((1 + 0.3 * np.sin(np.arange(47))) / 47).tolist(), "real_shares": [1 / 47] * 47,
+            "total_variation": estimate(0.0931, 0.006, count), "real_total_variation": estimate(0.031, 0.004, count),
+            "count": count,
+        },
+        "distances": {
+            "frechet": estimate(3.24, 0.21, count), "frechet_real": estimate(0.81, 0.05, count),
+            "kernel": estimate(0.0123, 0.001, 1000), "kernel_real": estimate(0.0001, 0.0002, 1000),
+            "precision": estimate(0.873, 0.01, count), "recall": estimate(0.702, 0.012, count),
+            "feature_size": 128, "reference_images": 9400,
+        },
+        "memorisation": {
+            "generated": {"p01": 2.5, "p05": 3.1, "p50": 5.2, "p95": 7.9},
+            "heldout": {"p01": 2.6, "p05": 3.3, "p50": 5.6, "p95": 8.4},
+            "closer_than_heldout_p01": estimate(0.0104, 0.003, count),
+            "histogram": {"edges": edges.tolist(), "generated": bell[0].tolist(), "heldout": bell[1].tolist()},
+            "train_images": 112800,
+        },
+        "guidance": scales if sweeps else [], "samplers": rows if sweeps else [],
+        "recommended": take if sweeps else None,
+    }  # fmt: skip
+
+
+def publish(root: Path, evaluation: dict | str | None) -> RunPaths:
+    """A run's folder with its metrics and, as evaluate.py leaves it, an evaluation."""
+    paths = RunPaths(root, "a_run")
+    paths.metrics.mkdir(parents=True)
+    paths.json.write_text(json.dumps(make_document(2, run="a_run")))
+    if evaluation is not None:
+        paths.evaluation.write_text(evaluation if isinstance(evaluation, str) else json.dumps(evaluation))
+    return paths
+
+
+def section(root: Path, evaluation: dict | str | None) -> str:
+    return "\n".join(evaluation_section(publish(root, evaluation)))
+
+
+def cells(text: str, figure: str) -> list[str]:
+    """The row of the table of figures that begins with `figure`."""
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {figure} |")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_every_figure_with_its_interval_and_count(tmp_path: Path) -> None:
+    text = section(tmp_path, make_evaluation())
+    assert cells(text, "classifier on test images, Top-1")[1:4] == ["88.9%", "[88.5%, 89.3%]", "18,800"]
+    assert cells(text, "Fréchet distance, generated")[1:4] == ["3.24", "[3.03, 3.45]", "4,700"]
+    assert cells(text, "Fréchet distance, test images")[1:4] == ["0.81", "[0.76, 0.86]", "4,700"]
+    assert cells(text, "kernel distance × 1000, generated")[1:4] == ["12.3", "[11.3, 13.3]", "1,000"]
+    assert cells(text, "recall")[1:4] == ["70.2%", "[69.0%, 71.4%]", "4,700"]
+    assert text.index("88.9%") < text.index("(RCA)") < text.index("### Figures")  # the check first, words before tables
+
+
+def test_what_was_done_stands_there_to_be_done_again(tmp_path: Path) -> None:
+    text = section(tmp_path, make_evaluation())
+    for fact in ("`python evaluate.py a_run --seed 3`", "step_00028200", "ddim, 50 steps, guidance 2", "**Seed:** 3"):
+        assert fact in text
+
+
+def test_the_strongest_confusions_are_named_in_order() -> None:
+    evaluation = make_evaluation()
+    assert [pair[:3] for pair in strongest_confusions(evaluation, 3)] == [
+        ("I", "1", 38),
+        ("O", "0", 33),
+        ("F", "f", 24),
+    ]
+    evaluation["conditional"]["confusion"] = (np.eye(47, dtype=int) * 5).tolist()
+    assert strongest_confusions(evaluation, 3) == []
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.0074, "no sign of copying"), (0.012, "look at the closest pairs")])
+def test_memorisation_is_judged_by_its_interval(tmp_path: Path, low: float, said: str) -> None:
+    evaluation = make_evaluation()
+    evaluation["memorisation"]["closer_than_heldout_p01"] |= {"value": low + 0.001, "low": low}
+    assert said in section(tmp_path, evaluation)
+
+
+def test_the_recommended_sampler_is_given_as_flags_and_stands_out(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    text = section(tmp_path, evaluation)
+    assert f"`--sampler dpm++ --steps 15`**: {evaluation['recommended']['why']}." in text
+    assert cells(text, "**dpm++ 15**")[1] == "31.5 ms"
+    assert text.count("**dpm++ ") == 1
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPaths, str]:
+    """A run whose report was written: evaluated without sweeps after an evaluation with them; two sample grids."""
+    paths = publish(tmp_path_factory.mktemp("root"), make_evaluation(sweeps=False))
+    paths.evaluation_files.mkdir()
+    for name in ("worst", "closest_pairs", "guidance", "samplers"):
+        Image.new("L", (8, 8)).save(paths.evaluation_files / f"{name}.png")
+    for epoch in (10, 20):
+        save_grid(paths, epoch, 90)
+        Image.new("L", (8, 8)).save(paths.samples / f"emnist_epoch_{epoch:04d}.png")
+    with pytest.MonkeyPatch.context() as patch:  # those have tests of their own, and take seconds
+        patch.setattr("metrics.report.make_plots", lambda *_: [])
+        return paths, write_report(paths).read_text()
+
+
+def test_sweeps_that_were_not_run_are_said_and_not_drawn(reported: tuple[RunPaths, str]) -> None:
+    paths, report = reported
+    files = {file.stem for file in paths.evaluation_files.iterdir()}
+    assert files == {*EVERY_PLOT, "worst", "closest_pairs"}  # plots of the earlier evaluation are gone
+    assert "Samplers were not compared" in report and "Guidance scales were not compared" in report
+    assert "--steps" not in report and "evaluation/samplers" not in report
+
+
+def test_the_plots_are_dark_and_at_180_dpi(reported: tuple[RunPaths, str]) -> None:
+    for name in EVERY_PLOT:
+        with Image.open(reported[0].evaluation_files / f"{name}.png") as picture:
+            assert picture.info["dpi"] == pytest.approx((180, 180), abs=0.1)
+            assert max(picture.convert("RGB").getpixel((2, 2))) < 40
+
+
+def test_the_report_shows_it_after_the_summary_and_in_its_head(reported: tuple[RunPaths, str]) -> None:
+    paths, report = reported
+    places = [report.index(f"\n## {name}\n") for name in ("Summary", "Evaluation", "Per-Epoch Metrics")]
+    assert places == sorted(places)
+    targets = [unquote(target) for target in re.findall(r"\]\(([^)]*)\)", report)]
+    for name in ("worst", "closest_pairs", *EVERY_PLOT):
+        assert f"evaluation/{name}.png" in targets and (paths.evaluation_files / f"{name}.png").exists()
+    assert "[`metrics/output/a_run/evaluation.json`](evaluation.json)" in report
+    (index,) = yaml.safe_load(report.split("---\n")[1])["model-index"]
+    (result,) = index["results"]
+    assert result["dataset"]["name"] == "EMNIST Balanced"
+    assert result["metrics"][0]["value"] == make_evaluation()["conditional"]["rca"]["value"]
+
+
+def test_the_report_shows_the_strip_above_the_grids(reported: tuple[RunPaths, str]) -> None:
+    paths, report = reported
+    assert (paths.plots / "samples_through_training.png").exists()
+    assert report.index("](plots/samples_through_training.png)") < report.index("](samples/emnist_epoch_0020.png)")
+
+
+def test_a_run_that_was_not_evaluated_has_no_section(tmp_path: Path) -> None:
+    paths = publish(tmp_path, None)
+    assert evaluation_section(paths) == [] and write_evaluation_plots(paths) == []
+    report = render(load_document(paths), paths)
+    assert "Evaluation" not in report and "model-index" not in report
+
+
+def without(part: str, name: str) -> str:
+    evaluation = make_evaluation()
+    del evaluation[part][name]
+    return json.dumps(evaluation)
+
+
+def uneven() -> str:
+    evaluation = make_evaluation()
+    evaluation["conditional"]["confusion"].pop()
+    return json.dumps(evaluation)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("", "Expecting value"), ("{", "Expecting property"), ("[]", "the file is not an object"),
+        (without("distances", "frechet"), "distances.frechet"), (uneven(), "differ in length"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_costs_one_line(tmp_path: Path, content: str, what: str) -> None:
+    paths = publish(tmp_path, content)
+    assert write_evaluation_plots(paths) == [] and not paths.evaluation_files.exists()
+    report = render(load_document(paths), paths)
+    (line,) = [line for line in report.splitlines() if "evaluation.json` cannot be read" in line]
+    assert what in line and "evaluate.py again" in line
+    assert "\n## Per-Epoch Metrics\n" in report and paths.evaluation.read_text() == content
+
+
+def test_figures_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    for part, name in (("conditional", "rca"), ("distances", "kernel"), ("memorisation", "closer_than_heldout_p01")):
+        evaluation[part][name] |= {"value": None, "low": float("nan"), "high": None}
+    evaluation["conditional"]["per_class"][5]["rca"] = None
+    evaluation["guidance"][0]["frechet"]["value"] = None
+    paths = publish(tmp_path, evaluation)
+    assert cells("\n".join(evaluation_section(paths)), "RCA")[1:3] == ["–", "[–, –]"]
+    with matplotlib.rc_context(STYLE):
+        for name in ("memorisation", "guidance"):
+            read = json.loads(paths.evaluation.read_text(), parse_constant=lambda _: None)
+            FIGURES[name](read).draw_without_rendering()
+
+
+def test_glyphs_are_not_taken_for_emnist(tmp_path: Path) -> None:
+    text = section(tmp_path, make_evaluation(data="glyphs"))
+    assert text.index("embedded glyphs, not EMNIST") < text.index("88.9%")
+    assert "EMNIST Balanced" not in text
+
+
+def test_each_sampler_is_named_at_its_point_and_no_name_hides_another() -> None:
+    with matplotlib.rc_context(STYLE):
+        figure = FIGURES["samplers"](make_evaluation())
+        figure.draw_without_rendering()
+    labels = figure.findobj(Annotation)
+    for axes in figure.axes:
+        names = [label for label in labels if label.axes is axes]
+        assert sorted(label.get_text() for label in names) == sorted(f"{name} {steps}" for name, steps in SAMPLERS)
+        boxes = [label.get_window_extent() for label in names]
+        assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def test_times_that_are_close_together_are_plain_numbers_too() -> None:
+    evaluation = make_evaluation()
+    evaluation["samplers"] = evaluation["samplers"][3:]  # less than a decade
+    with matplotlib.rc_context(STYLE):
+        figure = FIGURES["samplers"](evaluation)
+        figure.draw_without_rendering()
+    said = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels(which="both")]
+    assert {"0.02", "0.05", "0.1"} <= set(said) and all(re.fullmatch(r"[\d.]*", text) for text in said)
+
+
+def with_measurements(document: dict, every: int) -> dict:
+    document = copy.deepcopy(document)
+    for row in document["epochs"]:
+        row |= {f"val_loss_band{band}": 0.2 / band + 0.1 / row["epoch"] for band in (1, 2, 3, 4)}
+        if row["epoch"] % every == 0:
+            row |= {"rca": 0.5 + 0.04 * row["epoch"], "top1": 0.4, "top5": 0.8, "fid_features": 90 / row["epoch"]}
+    return document
+
+
+def test_plots_of_what_was_measured_in_training_are_there_if_it_was(tmp_path: Path) -> None:
+    document = with_measurements(make_document(10, run="a_run"), every=2)
+    frame = epochs_frame(document)
+    assert plots_of(frame)[-2:] == ("loss_by_noise_level", "quality")
+    with matplotlib.rc_context(STYLE):
+        left, right = draw_plot("quality", frame, document).axes
+        (bands,) = draw_plot("loss_by_noise_level", frame, document).axes
+    rca, distance = (axes.lines[0].get_xydata() for axes in (left, right))
+    assert (
+        rca[:, 0].tolist() == distance[:, 0].tolist() == [2, 4, 6, 8, 10]
+    )  # epochs that were not measured are no gaps
+    assert rca[-1, 1] == pytest.approx(0.9) and distance[-1, 1] == pytest.approx(9)
+    last = [line.get_ydata()[-1] for line in bands.lines]
+    assert last == pytest.approx([0.21, 0.11, 0.2 / 3 + 0.01, 0.06])
+    paths = publish(tmp_path, None)
+    paths.json.write_text(json.dumps(with_measurements(make_document(3, run="a_run"), every=5)))
+    report = render(load_document(paths), paths)  # too short to have been evaluated
+    assert "loss_by_noise_level.png" in report and "quality.png" not in report
+
+
+def save_grid(paths: RunPaths, epoch: int, shade: int) -> Path:
+    """As training saves it: two of each class, the first of `shade`."""
+    paths.samples.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((94, 28, 28), np.uint8)
+    pixels[::2] = shade
+    file = paths.samples / f"emnist_epoch_{epoch:04d}.npz"
+    np.savez_compressed(file, x=pixels, y=np.arange(47).repeat(2))
+    return file
+
+
+def test_the_strip_shows_twelve_epochs_from_the_first_to_the_last(tmp_path: Path, monkeypatch) -> None:
+    paths = publish(tmp_path, None)
+    for index in range(20):
+        save_grid(paths, 5 * (index + 1), 10 * index)
+    drawn = {}
+    monkeypatch.setattr("metrics.strip._draw", lambda rows, epochs, document: drawn.update(rows=rows, epochs=epochs))
+    monkeypatch.setattr("metrics.strip.png", lambda *_: b"")
+    samples_through_training(paths)
+    assert len(drawn["epochs"]) == 12 and drawn["epochs"][0] == 5 and drawn["epochs"][-1] == 100
+    for row, epoch in zip(drawn["rows"], drawn["epochs"], strict=True):
+        assert row.shape == (len(SHOWN), 28, 28) and (row == 10 * (epoch // 5 - 1)).all()
+
+
+def test_the_strip_passes_over_what_it_cannot_read(tmp_path: Path) -> None:
+    paths = publish(tmp_path, None)
+    first, last = save_grid(paths, 10, 60), save_grid(paths, 30, 180)
+    (paths.samples / "emnist_epoch_0020.npz").write_bytes(first.read_bytes()[:200])
+    np.savez(paths.samples / "emnist_epoch_0025.npz", x=np.zeros((3, 28, 28), np.uint8), y=np.arange(3))
+    picture = samples_through_training(paths)
+    assert picture == paths.plots / "samples_through_training.png"
+    with Image.open(picture) as opened:
+        grey = set(np.unique(np.asarray(opened.convert("L"))))
+    assert {60, 180} <= grey
+    last.unlink()
+    assert samples_through_training(paths) is None and not picture.exists()  # one row tells nothing
