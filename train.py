@@ -12,6 +12,7 @@ ddpm/saving.py, what is told in metrics/herald.py, figures in metrics/tracker.py
 import os
 import sys
 from datetime import timedelta
+from functools import partial
 
 from ddpm.config import TrainConfig, parse_args
 from ddpm.errors import ProcessesLost, RequestError, TrainingFailed
@@ -49,6 +50,7 @@ from ddpm.plan import Plan
 from ddpm.progress import Progress
 from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
+from judge.in_training import Evaluation
 from metrics.herald import Herald
 from metrics.report import write_report
 from metrics.status import last_words, publish_failure, read_status
@@ -154,28 +156,42 @@ class Run:
             return every > 0 and (last or (epoch + 1) % every == 0)
 
         if progress.row_step != progress.step:
-            row = self.epoch_row(epoch, validate=due(config.val_every))
-            if row is None:
+            evaluate = due(self.choices.eval_every)
+            measured = self.measure(epoch, validate=due(config.val_every), evaluate=evaluate)
+            if measured is None:
                 return False
-            self.herald.epoch(row)
+            self.herald.epoch(self.epoch_row(epoch, measured))
             if progress.step % self.plan.steps_per_epoch == 0:
                 progress.begin_epoch()
-            if due(config.checkpoint_every):
+            if due(config.checkpoint_every) or (evaluate and config.best_by != "val_loss"):
                 self.save()
         if self.choices.samples_per_class and (last or due(config.sample_every)):
             return self.draw_samples(epoch)
         return True
 
-    def epoch_row(self, epoch: int, validate: bool) -> dict | None:
-        """The epoch's figures, of all processes (every process calls it). None if asked to stop meanwhile."""
-        progress, plan, trainer, world = self.progress, self.plan, self.trainer, self.world
-        losses = [None, None]
-        if validate:
-            self.publish("validating", epoch)
-            with trainer.autocast():
+    def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict | None:
+        """The row's columns that take forward passes to find out (every process calls it). None if asked to stop."""
+        trainer, columns = self.trainer, {}
+        with trainer.autocast():
+            if validate:
+                self.publish("validating", epoch)
                 losses = self.validation(trainer.model, trainer.ema.model, interrupted=self.vote.passed)
-            if losses is None:
-                return None
+                if losses is None:
+                    return None
+                live, averaged = losses
+                columns = {"val_loss": live.mean, "val_loss_ema": averaged.mean}
+                columns |= {f"val_loss_band{number}": loss for number, loss in enumerate(averaged.bands, start=1)}
+            if evaluate:
+                self.publish("evaluating", epoch)
+                scores = self.evaluation(trainer.ema.model, trainer.scheduler, interrupted=self.vote.passed)
+                if scores is None:
+                    return None
+                columns |= scores
+        return columns
+
+    def epoch_row(self, epoch: int, measured: dict) -> dict:
+        """The epoch's figures, of all processes (every process calls it)."""
+        progress, plan, trainer, world = self.progress, self.plan, self.trainer, self.world
         rate = progress.images_per_sec
         memory = [max(of_each) for of_each in zip(*world.gather(hardware.memory_mb(world.device)), strict=True)]
         row = {
@@ -183,7 +199,7 @@ class Run:
             "step": progress.step,
             "images_seen": plan.images_seen(progress.step),
             **loss_statistics(progress.losses, progress.grad_norms),
-            **dict(zip(("val_loss", "val_loss_ema"), losses, strict=True)),
+            **measured,
             "lr": plan.learning_rate(progress.step - 1),
             "samples_per_sec": rate,
             "batches_per_sec": rate / plan.global_batch,
@@ -239,6 +255,12 @@ class Run:
             self.progress.load_state_dict(state["progress"])
         if self.world.is_main:
             self.open_files()
+        self.evaluation = Evaluation(config, self.train_set, self.test_set, self.world)
+        if self.choices.eval_every:
+            self.publish("preparing", self.progress.step // self.plan.steps_per_epoch)
+            where, asked = self.paths.classifiers, lambda: self.vote.requested
+            prepare = partial(self.evaluation.prepare, where, self.herald.log, interrupted=asked)
+            self.world.together(prepare, here=self.world.is_main)
         self.progress.start_clock()
 
     def open_files(self) -> None:
@@ -281,7 +303,7 @@ class Run:
         with self.trainer.autocast():
             drawn = draw_samples(self.config, model, scheduler, per_class, self.world, interrupted=self.vote.passed)
         if drawn is not None and self.world.is_main:
-            self.herald.samples(path, labelled_grid(self.config, drawn, epoch + 1), self.progress.step)
+            self.herald.samples(path, drawn, labelled_grid(self.config, drawn, epoch + 1), self.progress.step)
         return drawn is not None
 
     # ---- ending ------------------------------------------------------------------------------------------------------
@@ -289,6 +311,8 @@ class Run:
     def finished(self) -> int:
         self.vote.close()
         unsaved = self.last_checkpoint()
+        if self.config.export and self.world.is_main and not unsaved:
+            self.herald.export(self.world.device)
         return self.herald.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved)
 
     def stopped(self) -> int:

@@ -40,7 +40,7 @@ CONTEXT.set_forkserver_preload(["train"])
 SETTINGS = dict(
     block_out_channels=(8, 16), norm_num_groups=4, batch_size=16, epochs=2, precision="fp32", log_every=2,
     val_images=94, samples_per_class=1, sample_steps=2, sample_every=1, warmup_steps=0, checkpoint_minutes=0.002,
-    keep_last=2,
+    keep_last=2, export=False,
 )  # fmt: skip
 TIMES = ["samples_per_sec", "batches_per_sec", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images"]
 DEADLINE = 60.0  # seconds in which processes that are left have to end by themselves

@@ -166,6 +166,11 @@ class StopVote:
         return agreed
 
     @property
+    def requested(self) -> bool:
+        """Has this process been asked to stop? The others may not know of it yet."""
+        return self._stop.requested
+
+    @property
     def reason(self) -> str:
         return f"stopped by {self._stop.signal.name}" if self._stop.signal else "another process was asked to stop"
 

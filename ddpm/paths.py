@@ -28,6 +28,11 @@ class RunPaths:
         return self.root / "checkpoints" / f".{self.run}.claim"
 
     @property
+    def classifiers(self) -> Path:
+        """Reference classifiers that generated characters are judged by, one for each set of training images."""
+        return self.root / "checkpoints" / "reference_classifiers"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics" / "output" / self.run
 
@@ -50,6 +55,15 @@ class RunPaths:
     @property
     def samples(self) -> Path:
         return self.metrics / "samples"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.metrics / "evaluation.json"
+
+    @property
+    def evaluation_files(self) -> Path:
+        """Plots and pictures of the evaluation, and the images that were judged."""
+        return self.metrics / "evaluation"
 
     @property
     def status(self) -> Path:
@@ -83,6 +97,8 @@ class RunPaths:
             "plots": self.plots,
             "report": self.report,
             **({"samples": pictures[-1]} if pictures else {}),
+            "evaluation": self.evaluation,
+            "evaluation, pictures": self.evaluation_files,
             "log": self.log,
             "TensorBoard": self.tensorboard,
         }

@@ -23,6 +23,8 @@ from ddpm.plan import Plan
 from ddpm.progress import Progress
 from ddpm.step import Trainer
 
+BEST_BY = {"val_loss": "val_loss_ema", "rca": "rca", "fid_features": "fid_features"}  # the row's column
+
 
 class Checkpoints:
     """The checkpoints of a run (main process only): writes new ones, removes old ones, and points out the best.
@@ -120,7 +122,7 @@ class Checkpoints:
     def _tidy_up(self, newest: Checkpoint) -> None:
         """Point out the best and remove the old. What goes wrong here costs no work, so it is only told."""
         try:
-            if update_best(self._root) == newest.folder:
+            if update_best(self._root, self._config.best_by) == newest.folder:
                 self._log(f"best so far: {newest.folder.name}", "info")
             for problem in prune(self._root, self._config.keep_last, self._config.keep_every):
                 self._log(problem, "warning")
@@ -167,13 +169,14 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
     return torch.empty(like.shape, dtype=like.dtype)
 
 
-def update_best(root: Path) -> Path | None:
-    """Point `best` at the checkpoint with the lowest `val_loss_ema`, the oldest of equals; returns its folder."""
-    scores = {folder: _meta(folder).get("metrics", {}).get("val_loss_ema") for folder in sorted(root.glob("step_*"))}
+def update_best(root: Path, by: str) -> Path | None:
+    """Point `best` at the checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its folder."""
+    column = BEST_BY[by]
+    scores = {folder: _meta(folder).get("metrics", {}).get(column) for folder in sorted(root.glob("step_*"))}
     scores = {folder: score for folder, score in scores.items() if score is not None}
     if not scores:
         return None
-    best = min(scores, key=scores.get)
+    best = (max if by == "rca" else min)(scores, key=scores.get)
     if (root / "best").resolve() != best.resolve():
         replace_link(root / "best", best.name)
     return best

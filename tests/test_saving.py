@@ -134,6 +134,17 @@ def test_newest_best_and_every_nth_are_kept(small, tmp_path: Path):
     assert not os.path.isabs(os.readlink(saver.root / "latest"))  # the folder can be moved
 
 
+@pytest.mark.parametrize(("best_by", "best"), [("val_loss", 1), ("rca", 2), ("fid_features", 3)])
+def test_best_is_what_it_is_asked_to_be(small, tmp_path: Path, best_by: str, best: int):
+    """The lowest loss, the highest accuracy, the lowest distance; checkpoints that were not evaluated do not count."""
+    saver = Saver(replace(small, keep_last=9, best_by=best_by), tmp_path / "kept")
+    saver.save(1, 0.1)
+    saver.save(2, 0.3, rca=0.9, fid_features=7.0)
+    saver.save(3, 0.2, rca=0.8, fid_features=5.0)
+    saver.save(4, 0.4, rca=0.8, fid_features=9.0)
+    assert (saver.root / "best").resolve().name == f"step_{best:08d}"
+
+
 def test_a_stop_just_after_a_checkpoint_keeps_it_as_it_is(saver: Saver):
     folder = saver.save(4, val_loss_ema=0.5)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

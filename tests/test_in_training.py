@@ -1,0 +1,60 @@
+"""Evaluation while training: the same figures for any number of processes, and no trace in what is learned."""
+
+import json
+
+import pytest
+
+from ddpm.config import TrainConfig
+from ddpm.diffusion import make_scheduler
+from ddpm.distributed import connect
+from ddpm.model import build_unet
+from judge.in_training import Evaluation
+from tests.conftest import ONE, random_images, replace
+from tests.processes import in_processes
+from tests.runs import final_state, paths_of, rows, run
+
+
+def evaluated(config: TrainConfig) -> dict:
+    with connect() as world:
+        evaluation = Evaluation(config, random_images(200), random_images(100, seed=1), world)
+        folder = config.output_root / f"classifiers_{world.world_size}"
+        if world.is_main:
+            evaluation.prepare(folder, print, interrupted=lambda: False)
+        return evaluation(build_unet(config).eval(), make_scheduler(config), interrupted=lambda: False)
+
+
+@pytest.mark.slow
+def test_a_run_with_evaluations_learns_what_one_without_learns(small: TrainConfig, quick_reports: None):
+    """Bit for bit: the judge, its pictures and the classifier's training leave no trace."""
+    without = replace(small, run_name="without")
+    judged = replace(small, run_name="judged", eval_every=1, best_by="rca")
+    assert run(without) == run(judged) == 0
+    expected, weights = final_state(without), final_state(judged)
+    assert all(weights[name].equal(tensor) for name, tensor in expected.items())
+    figures = rows(judged)
+    assert figures[["rca", "top1", "top5", "fid_features"]].notna().all(axis=None)
+    assert (figures["top1"] <= figures["top5"]).all()
+    assert rows(without)["rca"].isna().all()
+    best = paths_of(judged).checkpoints / "best"
+    assert json.loads((best / "meta.json").read_text())["metrics"]["rca"] == figures["rca"].max()
+
+
+@pytest.mark.slow
+def test_the_processes_share_an_evaluation(small: TrainConfig):
+    """The main process tells the figures, the same as if it had drawn all by itself; the others have none."""
+    alone = in_processes(evaluated, 1, small)[0]
+    main, other = in_processes(evaluated, 2, small)
+    assert other == {}
+    assert main == pytest.approx(alone, rel=0.02)  # sums of another order may tip a pixel to the next grey level
+
+
+def test_an_evaluation_ends_when_it_is_interrupted(small: TrainConfig):
+    evaluation = Evaluation(small, random_images(200), random_images(100, seed=1), ONE)
+    assert evaluation(build_unet(small), make_scheduler(small), interrupted=lambda: True) is None
+
+
+def test_the_classifier_is_not_trained_to_its_end_when_the_run_is_asked_to_stop(small: TrainConfig):
+    said = []
+    evaluation = Evaluation(small, random_images(200), random_images(100, seed=1), ONE)
+    evaluation.prepare(small.output_root, said.append, interrupted=lambda: True)
+    assert not list(small.output_root.rglob("*.safetensors"))
