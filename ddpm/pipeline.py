@@ -22,7 +22,8 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMult
 
 
 def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMScheduler, torch.Tensor]:
-    """A sampler of `steps` steps, and the timesteps that the model is asked at, int64 [steps], falling.
+    """A sampler of `steps` steps, which takes clean images for the model's output, and the timesteps that the model is
+    asked at, int64 [steps], falling.
 
     The schedule is respaced as by Nichol & Dhariwal 2021: the sampler gets the noise levels of `steps` even timesteps
     and no others. diffusers' own spacing is inexact where `steps` does not divide the number of training timesteps.
@@ -42,8 +43,9 @@ def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMS
     kept = scheduler.alphas_cumprod.cpu()[timesteps]  # where the samplers keep their tables
     betas = 1 - kept.double() / torch.cat([kept.new_ones(1), kept[:-1]])
     sampler = SAMPLERS[name].from_config(
-        scheduler.config, num_train_timesteps=steps, trained_betas=betas.tolist(), timestep_spacing="trailing"
-    )
+        scheduler.config, num_train_timesteps=steps, trained_betas=betas.tolist(), timestep_spacing="trailing",
+        prediction_type="sample", clip_sample=False,
+    )  # fmt: skip
     sampler.alphas_cumprod = kept  # exactly: the last beta rounds to 1, which would leave no signal to divide by
     sampler.set_timesteps(steps)
     return sampler, timesteps.flip(0)
@@ -65,8 +67,9 @@ def denoise(
     """Yield the images after each step, from noise to characters: float32 [N, 1, R, R], the last ones in [-1, 1].
 
     The prediction is uncond + guidance_scale * (cond - uncond), both in one batch: 0 ignores the labels, 1 is plain
-    conditional sampling. All images take a step before any takes the next, so what is drawn does not depend on
-    `batch_size`.
+    conditional sampling. The clean image that it means is clipped to [-1, 1], and the sampler goes on from that one
+    (static thresholding, Saharia et al. 2022): a noise that belongs to an image that was not clipped would add up from
+    step to step. All images take a step before any takes the next, so what is drawn does not depend on `batch_size`.
 
     Args:
         labels: int64 [N]; the null class stands for none.
@@ -78,8 +81,9 @@ def denoise(
     images, batch_size = noise, batch_size or len(noise)
     for number, (index, timestep) in enumerate(zip(stepper.timesteps, timesteps.to(noise.device), strict=True), 1):
         parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-        predictions = [_guided(model, part, timestep, wanted, guidance_scale) for part, wanted in parts]
-        images = stepper.step(torch.cat(predictions), index, images, generator=generator).prev_sample
+        predictions = torch.cat([_guided(model, part, timestep, wanted, guidance_scale) for part, wanted in parts])
+        clean = _clean(images, predictions, stepper.alphas_cumprod[index].item(), scheduler.config.prediction_type)
+        images = stepper.step(clean.clamp(-1, 1), index, images, generator=generator).prev_sample
         if number == steps:
             images = images.clamp(-1, 1)
         yield images
@@ -100,6 +104,14 @@ def _guided(
         return predict(images, none)
     conditional, unconditional = predict(torch.cat([images, images]), torch.cat([labels, none])).chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def _clean(noisy: torch.Tensor, predictions: torch.Tensor, signal: float, prediction_type: str) -> torch.Tensor:
+    """The clean images that predictions of noise, or of velocity (Salimans & Ho 2022), mean; `signal` is the share of
+    variance that is left of them (alphas_cumprod)."""
+    if prediction_type == "epsilon":
+        return (noisy - (1 - signal) ** 0.5 * predictions) / signal**0.5
+    return signal**0.5 * noisy - (1 - signal) ** 0.5 * predictions
 
 
 def sample(*arguments, **options) -> torch.Tensor:

@@ -45,7 +45,7 @@ def quick() -> Iterator[None]:
         patch.setattr("judge.evaluation.FRECHET_ROUNDS", 4)
         patch.setattr("judge.evaluation.KERNEL_ROUNDS", 4)
         patch.setattr("evaluate.write_evaluation_plots", lambda paths: [])
-        patch.setattr("judge.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (100, 600)})
+        patch.setattr("judge.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (12, 600)})
         yield
 
 
@@ -76,7 +76,7 @@ def test_the_sweeps_cover_what_the_model_can_do(evaluated: RunPaths):
     found = document(evaluated.evaluation)
     assert [row["guidance_scale"] for row in found["guidance"]] == [0, 1, 1.5, 2, 3, 5]
     samplers = {(row["sampler"], row["steps"]) for row in found["samplers"]}
-    assert samplers == {("dpm++", 3), ("dpm++", 5), ("ddim", 4), ("ddpm", 100)}  # 600 are more than its 100 levels
+    assert samplers == {("dpm++", 3), ("dpm++", 5), ("ddim", 4), ("ddpm", 12)}  # 600 are more than its 100 levels
     assert all(row["seconds_per_image"] > 0 and set(row["rca"]) == E for row in found["samplers"])
     assert (found["recommended"]["sampler"], found["recommended"]["steps"]) in samplers
 
@@ -159,11 +159,11 @@ def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_an_untrained_model_is_no_better_than_chance_on_real_data(saved: TrainConfig, emnist: Path, tmp_path: Path):
-    some = some_of(emnist, tmp_path / "data", {"train": 2820, "test": 940})
+    some = some_of(emnist, tmp_path / "data", {"train": 1410, "test": 940})
     arguments = ["small", "--samples-per-class", "5", "--steps", "5", "--no-sweeps", "--device", "cpu"]
     arguments += ["--data-root", str(some), "--output-root", str(saved.output_root), "--out", str(tmp_path)]
     assert evaluate.main(arguments) == 0
     found = document(tmp_path / "evaluation.json")
-    assert found["classifier"]["top1"]["low"] > 0.6  # with all training images 0.88
+    assert found["classifier"]["top1"]["low"] > 0.5  # with all training images 0.88
     assert found["conditional"]["rca"]["value"] < 0.1
     assert found["distances"]["frechet"]["low"] > 2 * found["distances"]["frechet_real"]["high"]

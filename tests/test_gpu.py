@@ -7,14 +7,17 @@ import torch
 
 import train
 from ddpm.data import Images
+from ddpm.diffusion import make_scheduler
 from ddpm.distributed import World
 from ddpm.hardware import choose
+from ddpm.model import build_unet
 from ddpm.paths import RunPaths
+from ddpm.pipeline import SAMPLERS, CharacterPipeline
 from ddpm.saving import HostCopy
 from ddpm.signals import StopRequest
 from ddpm.step import Trainer
 from tests.conftest import random_images, replace
-from tests.runs import assert_same_run, run
+from tests.runs import assert_same_run, final_state, rows, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -94,3 +97,24 @@ def test_the_copy_in_host_memory_is_of_the_moment(small, world: World):
     assert all(place.is_pinned() for place in copied["model"].values())
     for place, weight in zip(copied["model"].values(), then, strict=True):
         assert place.equal(weight)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_gpu_draws_what_a_cpu_draws(small, world: World, sampler: str):
+    """The same noise, by a generator on the CPU, and sums of another order: a pixel may tip to the next grey level."""
+    drawn = []
+    for device in ("cpu", world.device):
+        pipeline = CharacterPipeline(build_unet(small, device).eval(), make_scheduler(small), num_inference_steps=8)
+        pipeline.set_progress_bar_config(disable=True)
+        source = torch.Generator().manual_seed(0)
+        drawn.append(pipeline("Hello", sampler=sampler, generator=source, output_type="np").images.astype(int))
+    assert np.abs(drawn[0] - drawn[1]).max() <= 2
+
+
+def test_evaluations_leave_no_trace_in_what_is_learned(small):
+    without = replace(small, deterministic=True, compile=False, eval_every=0, run_name="without")
+    judged = replace(without, eval_every=1, run_name="judged")
+    assert run(without) == run(judged) == 0
+    expected, found = final_state(without), final_state(judged)
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    assert rows(judged)["rca"].notna().all()

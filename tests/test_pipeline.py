@@ -11,7 +11,7 @@ from ddpm.config import NULL_CLASS, TrainConfig, preset
 from ddpm.data import CLASS_NAMES
 from ddpm.diffusion import make_scheduler
 from ddpm.model import build_unet
-from ddpm.pipeline import SAMPLERS, CharacterPipeline, make_sampler, sample, to_bytes
+from ddpm.pipeline import SAMPLERS, CharacterPipeline, denoise, make_sampler, sample, to_bytes
 from tests.conftest import random_images
 
 
@@ -70,6 +70,25 @@ def test_sampling_inverts_a_perfect_model(name: str, steps: int):
     labels, noise = torch.zeros(3, dtype=torch.long), torch.randn(3, 1, 28, 28)
     drawn = sample(Stub(noise_in), scheduler, labels, noise, steps=steps, guidance_scale=1.0, sampler=name)
     torch.testing.assert_close(drawn, truth.expand(3, -1, -1, -1), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_clipping_keeps_image_and_noise_in_step(name: str):
+    """A model that always means an image of 3, which no image can be: the samplers go straight to 1, along one noise.
+    (diffusers' DDIM clips the image but keeps the noise that belongs to 3; strong guidance then ruins the pictures.)"""
+    scheduler, noise = make_scheduler(preset("large", diffusion_steps=100)), torch.randn(1, 1, 8, 8)
+
+    def means_three(images, timestep, labels):
+        a = scheduler.alphas_cumprod[timestep]
+        return (images - a.sqrt() * 3) / (1 - a).sqrt()
+
+    _, timesteps = make_sampler(name, scheduler, 10)
+    steps = denoise(
+        Stub(means_three), scheduler, torch.tensor([0]), noise, steps=10, guidance_scale=1.0, sampler=name
+    )  # fmt: skip
+    for images, timestep in zip(steps, [*timesteps[1:], None], strict=True):
+        a = torch.tensor(1.0) if timestep is None else scheduler.alphas_cumprod[timestep]
+        torch.testing.assert_close(images, (a.sqrt() + (1 - a).sqrt() * noise), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("guidance_scale", "expected"), [(0.0, 5.0), (1.0, 3.0), (2.0, 1.0)])
