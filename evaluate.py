@@ -148,6 +148,8 @@ class Evaluation:
         self.log(f"device: {self.document['device']}, precision {self.precision}")
         self.check_classifier()
         self.measure()
+        if self.json.exists():  # its sweeps may have taken an hour
+            atomic_write(self.json.with_suffix(".previous.json"), self.json.read_bytes())
         self.save()
         self.console.print(figures_table(self.document))
         if self.config.sweeps:

@@ -92,6 +92,7 @@ class RunPaths:
         places = {
             "checkpoint": self.checkpoints / "latest",
             "best checkpoint": self.checkpoints / "best",
+            "export": self.checkpoints / "export",
             "metrics": self.csv,
             "metrics (JSON)": self.json,
             "plots": self.plots,

@@ -94,7 +94,7 @@ class Herald:
         """Publish the figures of an epoch that is done."""
         if self._tracker:
             with self._logger.going_on("the epoch's metrics"):
-                self._tracker.add_epoch(row)
+                row = self._tracker.add_epoch(row)  # with all columns
                 self._board.add_epoch(row)
         self._logger.log_epoch_summary(row)
 

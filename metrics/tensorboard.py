@@ -12,6 +12,8 @@ from ddpm.paths import RunPaths
 
 GROUPS = {
     "loss": ("loss_mean", "loss_std", "loss_min", "loss_max", "loss_median", "val_loss", "val_loss_ema"),
+    "loss_by_noise_level": ("val_loss_band1", "val_loss_band2", "val_loss_band3", "val_loss_band4"),
+    "quality": ("rca", "top1", "top5", "fid_features"),
     "optimizer": ("lr", "grad_norm", "grad_norm_max", "nonfinite_steps", "ema_delta_norm"),
     "speed": ("samples_per_sec", "batches_per_sec", "mfu", "epoch_time_sec"),
     "memory": ("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"),

@@ -81,6 +81,14 @@ def test_the_sweeps_cover_what_the_model_can_do(evaluated: RunPaths):
     assert (found["recommended"]["sampler"], found["recommended"]["steps"]) in samplers
 
 
+def test_an_evaluation_does_not_cost_the_one_before(evaluated: RunPaths, saved: TrainConfig, tmp_path: Path):
+    shutil.copy(evaluated.evaluation, tmp_path / "evaluation.json")
+    again = ["small", *FEW, "--no-sweeps", "--output-root", str(saved.output_root), "--out", str(tmp_path)]
+    assert evaluate.main(again) == 0
+    assert document(tmp_path / "evaluation.json")["samplers"] == []
+    assert document(tmp_path / "evaluation.previous.json") == document(evaluated.evaluation)
+
+
 def test_the_images_that_were_judged_are_kept(evaluated: RunPaths):
     kept = np.load(evaluated.evaluation_files / "generated.npz")
     assert kept["x"].shape == (47, 28, 28) and kept["x"].dtype == np.uint8 and kept["y"].tolist() == list(range(47))

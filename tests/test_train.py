@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from ddpm.config import TrainConfig, preset
@@ -70,6 +71,17 @@ def test_a_run_leaves_everything_the_design_promises(small: TrainConfig, tmp_pat
     assert UNet2DModel.from_pretrained(checkpoint, subfolder="unet").config.num_class_embeds == 48
     leftovers = [path for path in tmp_path.rglob("*") if ".tmp" in path.name or ".old" in path.name]
     assert leftovers == []
+
+
+def test_figures_that_are_not_measured_every_epoch_are_left_out_where_they_are_not(small: TrainConfig, quick_reports):
+    config = replace(small, val_every=2)
+    assert run(config) == 0
+    assert "could not write" not in paths_of(config).log.read_text()
+    assert rows(config)["val_loss_ema"].notna().tolist() == [False, True]
+    board = EventAccumulator(str(paths_of(config).tensorboard)).Reload()
+    assert [event.step for event in board.Scalars("loss/loss_mean")] == [256, 512]
+    assert [event.step for event in board.Scalars("loss/val_loss_ema")] == [512]
+    assert [event.step for event in board.Scalars("loss_by_noise_level/val_loss_band4")] == [512]
 
 
 def test_a_glyphs_run_says_so_everywhere(small: TrainConfig, small_data: Path, tmp_path: Path, monkeypatch):
