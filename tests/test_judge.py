@@ -196,6 +196,9 @@ def test_nothing_is_recommended_where_nothing_is_compared():
 
 @pytest.mark.slow
 def test_real_characters_are_recognised(emnist: Path, tmp_path: Path):
-    said: list[str] = []
-    judge = load_or_train(*data.load(TrainConfig(data_root=emnist), ONE), tmp_path, said.append)
-    assert judge.meta["top1"] > 0.865 and judge.meta["top5"] > 0.985, judge.meta
+    """Some of them, seen a few times; the whole recipe on 18,800 gets 88%."""
+    train, test = data.load(TrainConfig(data_root=emnist), ONE)
+    some = Images(train.pixels[: 200 * 47], train.labels[: 200 * 47])
+    judge = load_or_train(some, test, tmp_path, print, Recipe(images=6 * len(some)))
+    assert judge.meta["epochs"] == 6
+    assert judge.meta["top1"] > 0.78 and judge.meta["top5"] > 0.96, judge.meta

@@ -160,7 +160,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for file in (*PROJECT_ROOT.glob("*.py"), PROJECT_ROOT / "submit.sh"):
         shutil.copy(file, folder)
-    for package in ("ddpm", "metrics"):
+    for package in ("ddpm", "judge", "metrics"):
         shutil.copytree(PROJECT_ROOT / package, folder / package, ignore=shutil.ignore_patterns("output"))
     for file, lines in CHANGES.items():
         with (folder / file).open("a") as module:
