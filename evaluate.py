@@ -23,7 +23,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from ddpm import cli, data, hardware
-from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig
+from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
 from ddpm.distributed import World
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
@@ -263,7 +263,7 @@ class Evaluation:
 
     @property
     def real(self) -> str:
-        return "EMNIST Balanced" if self.data == "emnist" else "embedded glyphs, not EMNIST"
+        return data_words(self.data)
 
     def labels(self, per_class: int) -> torch.Tensor:
         """All classes in turn, so that any first part holds them evenly: int64 [47 * per_class]."""

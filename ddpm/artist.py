@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from rich.progress import track
+from rich.progress import Progress
 
 from ddpm import film
 from ddpm.data import CLASS_NAMES
 from ddpm.errors import RequestError
 from ddpm.lettering import lay_out, repeated, wrap, write
-from ddpm.pictures import LABEL_WIDTH, MARGIN, png, sample_grid
-from ddpm.pipeline import denoise, make_sampler, to_bytes
+from ddpm.pictures import LABEL_WIDTH, MARGIN, images_at_once, png, sample_grid
+from ddpm.pipeline import make_sampler, to_bytes
 from ddpm.sample_config import SampleConfig, expand
 from ddpm.trained import Trained
 
-AT_ONCE = 400_000  # pixels in one forward pass: some 500 images at 28 px, 40 at 96 px
 SHEET, FILM, STRIP = 8, 3, 1  # pictures of each character, if the request does not say
 
 
@@ -65,20 +62,25 @@ class Artist:
     def draw(self, device: torch.device, dtype: torch.dtype) -> dict[int, np.ndarray]:
         """The images, uint8 [N, R, R], after each of the steps `shown` and the last, by the number of the step.
 
-        The finished ones are what `trained.pipeline` draws with a generator of the same seed on the CPU.
+        All that is random is from a generator on the CPU, so that devices draw the same up to rounding.
         """
-        pipeline, wanted = self.trained.pipeline, {*self.shown, self.steps}
+        pipeline, wanted, stages = self.trained.pipeline, {*self.shown, self.steps}, {}
         side, source = pipeline.unet.config.sample_size, torch.Generator().manual_seed(self.config.seed)
-        labels = torch.tensor(self.labels, device=device)
-        noise = randn_tensor((len(labels), 1, side, side), source, device, torch.float32)
-        images = denoise(
-            pipeline.unet, pipeline.scheduler, labels, noise, steps=self.steps, guidance_scale=self.guidance,
-            sampler=self.sampler, generator=source, batch_size=self.config.batch_size or max(1, AT_ONCE // side**2),
-        )  # fmt: skip
-        images = track(images, "drawing", self.steps, transient=True, disable=not sys.stdout.isatty())
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            stages = itertools.chain([(0, noise)], enumerate(images, 1))
-            return {step: to_bytes(image).cpu().numpy() for step, image in stages if step in wanted}
+        off = not sys.stdout.isatty()
+        with Progress(transient=True, disable=off) as bar, torch.autocast(device.type, dtype, dtype != torch.float32):
+            task = bar.add_task("drawing", total=self.steps)
+
+            def keep(step: int, images: torch.Tensor) -> None:
+                bar.update(task, completed=step)
+                if step in wanted:
+                    stages[step] = to_bytes(images).cpu().numpy()
+
+            pipeline(
+                self.labels, sampler=self.sampler, num_inference_steps=self.steps, guidance_scale=self.guidance,
+                generator=source, batch_size=self.config.batch_size or images_at_once(side, device),
+                output_type="pt", on_step=keep,
+            )  # fmt: skip
+        return stages
 
     def picture(self, drawn: dict[int, np.ndarray]) -> bytes:
         """What was asked for, as the content of its file."""

@@ -252,6 +252,11 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
     return cli.parse(TrainConfig, arguments, "train.py", preset(_asked_preset(arguments)))
 
 
+def data_words(name: str) -> str:
+    """What the data set of `--data` is called where people read it; glyphs are never taken for EMNIST."""
+    return "EMNIST Balanced" if name == "emnist" else "embedded glyphs, not EMNIST"
+
+
 def flag(name: str) -> str:
     """The command-line flag of a field: `batch_size` → `--batch-size`."""
     return "--" + name.replace("_", "-")

@@ -14,7 +14,7 @@ import diffusers
 import torch
 
 from ddpm import data, hardware
-from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig
+from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
 from ddpm.distributed import World
 from ddpm.hardware import Choices
 from ddpm.model import activation_bytes, build_unet, count_parameters, flops_per_image
@@ -144,8 +144,7 @@ def counts_in_words(name: str, summary: dict[str, Any]) -> str:
         else:
             each = " ".join(f"{label}:{count}" for label, count in zip(summary["class_names"], counts, strict=True))
             words.append(f"{split} {images} images, classes NOT equal: {each}")
-    source = "EMNIST Balanced" if name == "emnist" else "embedded glyphs (not EMNIST)"
-    return f"{source}: {'; '.join(words)}"
+    return f"{data_words(name)}: {'; '.join(words)}"
 
 
 def dry_run(config: TrainConfig, world: World) -> None:

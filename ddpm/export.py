@@ -31,7 +31,7 @@ from ddpm.errors import RequestError
 from ddpm.files import atomic_write, fsync_folder, sha256_file
 from ddpm.model import count_parameters
 from ddpm.paths import PROJECT_ROOT
-from ddpm.pictures import CHUNK_PIXELS, png, sample_grid
+from ddpm.pictures import images_at_once, png, sample_grid
 from ddpm.pipeline import CharacterPipeline
 from ddpm.trained import Trained, load
 
@@ -165,7 +165,7 @@ def _samples(trained: Trained) -> tuple[bytes, str]:
             steps = min(steps, QUICKLY[1])
             names = names[:: -(-len(names) // max(FEWEST, int(affordable / steps)))]
     labels = [config.class_names.index(name) for name in names for _ in range(per_class)]
-    at_once = max(1, CHUNK_PIXELS // pipeline.unet.config.sample_size**2)
+    at_once = images_at_once(pipeline.unet.config.sample_size, pipeline.device)
     seeded = torch.Generator().manual_seed(0)
     pixels = pipeline(
         labels, sampler=sampler, num_inference_steps=steps, generator=seeded, batch_size=at_once, output_type="np"

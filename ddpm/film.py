@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from ddpm.pictures import BACKGROUND, FAINT, INK, LABEL_WIDTH, MARGIN, font
+from ddpm.pictures import FAINT, LABEL_WIDTH, MARGIN, font, headed_sheet
 
 HEAD, GAP = 88, 2  # height of a strip's title, and between its pictures, in pixels
 COLOURS = 24  # of a GIF: noise does not compress, so each bit of depth counts
@@ -51,12 +51,7 @@ def strip(pictures: Mapping[int, np.ndarray], names: Sequence[str], title: str, 
     width = LABEL_WIDTH + steps * cell + MARGIN
     columns = columns_for(count, width, cell) if count > 12 else 1
     rows = -(-count // columns)
-    text_width = int(max(font(20, bold=True).getlength(title), font(13).getlength(caption)))
-    size = MARGIN + max(columns * width, text_width + MARGIN), HEAD + rows * cell + MARGIN
-    sheet = Image.new("RGB", size, BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 12), title, font=font(20, bold=True), fill=INK)
-    draw.text((MARGIN, 40), caption, font=font(13), fill=FAINT)
+    sheet, draw = headed_sheet(columns * width, HEAD + rows * cell + MARGIN, title, caption)
     for column in range(columns):
         for number, step in enumerate(pictures):
             middle = MARGIN + column * width + LABEL_WIDTH + number * cell + cell // 2

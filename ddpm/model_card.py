@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ddpm.config import data_words
 from ddpm.idx import CLASS_NAMES, MERGED
 
 TASK = "unconditional-image-generation"  # the Hub's nearest: it has no task for classes
@@ -115,7 +116,7 @@ def _front_matter(meta: dict[str, Any], facts: Facts) -> ModelCardData:
         model_name=meta["run"],
         eval_results=[
             EvalResult(
-                task_type=TASK, dataset_type=data, dataset_name=_data_words(data), dataset_split="test",
+                task_type=TASK, dataset_type=data, dataset_name=data_words(data), dataset_split="test",
                 metric_type=kind, metric_name=name, metric_value=value,
             )
             for data, kind, name, value in measured
@@ -174,7 +175,7 @@ def _evaluation(meta: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
     how = (
         f"{evaluation['samples_per_class']} characters of each class, drawn with {drawn['name']}, {drawn['steps']} "
         f"steps, guidance {drawn['guidance_scale']:g}, compared with "
-        + _data_words(evaluation.get("data", meta["data"]))
+        + data_words(evaluation.get("data", meta["data"]))
     )
     other = ""
     if not _same_checkpoint(meta, evaluation):
@@ -228,10 +229,6 @@ def _references(meta: dict[str, Any]) -> str:
 
 def _same_checkpoint(meta: dict[str, Any], evaluation: dict[str, Any]) -> bool:
     return evaluation.get("step") == meta["progress"]["step"]
-
-
-def _data_words(name: str) -> str:
-    return "EMNIST Balanced" if name == "emnist" else "embedded glyphs, not EMNIST"
 
 
 def _at(document: dict[str, Any], place: str | None) -> dict[str, Any] | None:

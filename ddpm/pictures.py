@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image, ImageDraw, ImageFont
 
-from ddpm.config import NUM_CLASSES, TrainConfig
+from ddpm.config import NUM_CLASSES, TrainConfig, data_words
 from ddpm.data import CLASS_NAMES
 from ddpm.distributed import World
 from ddpm.pipeline import sample, to_bytes
@@ -22,7 +22,7 @@ BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (139, 148, 158)
 MARGIN, LABEL_WIDTH = 16, 30
 
 
-CHUNK_PIXELS = 400_000  # pixels that are drawn at once: some 500 images at 28 px, 24 at 128 px
+PIXELS_AT_ONCE = {"cpu": 50_000, "cuda": 400_000}  # in one forward pass: some 64 or 500 images at 28 px
 
 
 def draw_samples(
@@ -45,7 +45,7 @@ def draw_samples(
     labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
     shape = (len(labels), 1, config.resolution, config.resolution)
     noise = torch.randn(shape, device=world.device, generator=generator(world.device, 0, Stream.SAMPLING, series))
-    chunk = max(1, CHUNK_PIXELS // config.resolution**2)
+    chunk = images_at_once(config.resolution, world.device)
     parts = {}
     for first in range(0, len(labels), world.world_size * chunk):
         if interrupted():
@@ -62,11 +62,15 @@ def draw_samples(
     return np.concatenate([everyone[start] for start in sorted(everyone)])
 
 
+def images_at_once(resolution: int, device: torch.device) -> int:
+    """How many images to draw in one forward pass."""
+    return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // resolution**2)
+
+
 def labelled_grid(config: TrainConfig, pixels: np.ndarray, epoch: int) -> Image.Image:
     """A sheet of what `draw_samples` has drawn after `epoch`, with what it is written on it."""
-    source = "EMNIST Balanced" if config.data == "emnist" else "embedded glyphs, not EMNIST"
     caption = (
-        f"trained on {source} · epoch {epoch} · EMA weights · DDIM, {config.sample_steps} steps · "
+        f"trained on {data_words(config.data)} · epoch {epoch} · EMA weights · DDIM, {config.sample_steps} steps · "
         f"guidance {config.guidance_scale:g}"
     )
     return sample_grid(pixels, CLASS_NAMES, config.run, caption)
@@ -84,12 +88,7 @@ def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: s
     cell = scale * pixels.shape[-1]
     rows = -(-len(names) // columns)
     width, height, head = LABEL_WIDTH + per_class * cell + MARGIN, cell + 4, 68
-    text_width = int(max(font(20, bold=True).getlength(title), font(13).getlength(caption)))
-    size = MARGIN + max(columns * width, text_width + MARGIN), head + rows * height + MARGIN
-    sheet = Image.new("RGB", size, BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 12), title, font=font(20, bold=True), fill=INK)
-    draw.text((MARGIN, 40), caption, font=font(13), fill=FAINT)
+    sheet, draw = headed_sheet(columns * width, head + rows * height + MARGIN, title, caption)
     for index, name in enumerate(names):
         left, top = MARGIN + index // rows * width, head + index % rows * height
         middle = left + (LABEL_WIDTH - 8) // 2, top + cell // 2
@@ -97,6 +96,22 @@ def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: s
         row = Image.fromarray(np.concatenate(pixels[index * per_class : (index + 1) * per_class], axis=1))
         sheet.paste(row.resize((per_class * cell, cell), Image.Resampling.NEAREST), (left + LABEL_WIDTH, top))
     return sheet
+
+
+def headed_sheet(width: int, height: int, title: str, caption: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty sheet below a title and a caption, and what draws on it.
+
+    Args:
+        width: of what stands below, without the left margin; the head may need more.
+        height: of the whole.
+    """
+    large, small = font(20, bold=True), font(13)
+    text = int(max(large.getlength(title), small.getlength(caption))) + MARGIN
+    sheet = Image.new("RGB", (MARGIN + max(width, text), height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 12), title, font=large, fill=INK)
+    draw.text((MARGIN, 40), caption, font=small, fill=FAINT)
+    return sheet, draw
 
 
 def png(picture: Image.Image) -> bytes:

@@ -186,7 +186,7 @@ class CharacterPipeline(DiffusionPipeline):
             generator: of all that is random; one on the CPU draws the same on every device.
             batch_size: images in one forward pass. What is drawn does not depend on it.
             output_type: "pil", or "np" for uint8 [N, H, W], or "pt" for float32 [N, 1, H, W] in [-1, 1].
-            on_step: called after each step with its number, from 1, and the images so far, as for "pt".
+            on_step: called with 0 and the noise, then after each step with its number and the images, as for "pt".
 
         Raises:
             ValueError: a character or label that the model does not have, or a sampler or step count that is not one.
@@ -199,11 +199,12 @@ class CharacterPipeline(DiffusionPipeline):
         labels, size = self._labels(characters), self.unet.config.sample_size
         noise = randn_tensor((len(labels), 1, size, size), generator, self._execution_device, torch.float32)
         steps = denoise(self.unet, self.scheduler, labels, noise, **chosen, generator=generator, batch_size=batch_size)
+        on_step = on_step or (lambda number, images: None)
+        on_step(0, noise)
         with self.progress_bar(total=chosen["steps"]) as bar:
             for number, images in enumerate(steps, 1):
                 bar.update()
-                if on_step:
-                    on_step(number, images)
+                on_step(number, images)
         return ImagePipelineOutput(images=_as_asked(images, output_type))
 
     def _labels(self, characters: str | Sequence[int]) -> torch.Tensor:

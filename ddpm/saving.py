@@ -23,7 +23,7 @@ from ddpm.plan import Plan
 from ddpm.progress import Progress
 from ddpm.step import Trainer
 
-BEST_BY = {"val_loss": "val_loss_ema", "rca": "rca", "fid_features": "fid_features"}  # the row's column
+BEST_BY = {"val_loss": ("val_loss_ema", min), "rca": ("rca", max), "fid_features": ("fid_features", min)}  # the column
 
 
 class Checkpoints:
@@ -171,12 +171,12 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
 
 def update_best(root: Path, by: str) -> Path | None:
     """Point `best` at the checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its folder."""
-    column = BEST_BY[by]
+    column, best_of = BEST_BY[by]
     scores = {folder: _meta(folder).get("metrics", {}).get(column) for folder in sorted(root.glob("step_*"))}
     scores = {folder: score for folder, score in scores.items() if score is not None}
     if not scores:
         return None
-    best = (max if by == "rca" else min)(scores, key=scores.get)
+    best = best_of(scores, key=scores.get)
     if (root / "best").resolve() != best.resolve():
         replace_link(root / "best", best.name)
     return best

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm.checkpoint import WEIGHTS
+from ddpm.config import data_words
 from ddpm.data import CLASS_NAMES
 from ddpm.errors import RequestError
 from ddpm.files import sha256_file
@@ -38,7 +39,7 @@ class Trained:
     @property
     def source(self) -> str:
         """What it was trained on, in words that can stand under a picture."""
-        return "EMNIST Balanced" if self.data == "emnist" else "embedded glyphs, not EMNIST"
+        return data_words(self.data)
 
     @property
     def progress(self) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
 from ddpm.hardware import DTYPES, synchronize
-from ddpm.pictures import CHUNK_PIXELS
+from ddpm.pictures import images_at_once
 from ddpm.pipeline import CharacterPipeline
 from metrics.text import rough_duration
 
@@ -60,8 +60,7 @@ class Artist:
         """
         self.pipeline, self.device, self.dtype = pipeline, pipeline.device, DTYPES[precision]
         self.resolution = pipeline.unet.config.sample_size
-        pixels = CHUNK_PIXELS * 4 if self.device.type == "cuda" else CHUNK_PIXELS // 8  # a CPU's caches are small
-        self.batch_size = batch_size or max(1, pixels // self.resolution**2)
+        self.batch_size = batch_size or images_at_once(self.resolution, self.device)
         self._console, self._log = console, log
 
     def draw(self, labels: torch.Tensor, manner: Manner, seed: int, what: str) -> Drawn:
@@ -79,7 +78,7 @@ class Artist:
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
         with Progress(*columns, console=self._console, transient=True, disable=off) as progress:
             task = progress.add_task(what, total=manner.steps)
-            pixels, seconds = self._timed(labels, manner, seed, lambda number, _: progress.update(task, advance=1))
+            pixels, seconds = self._timed(labels, manner, seed, lambda step, _: progress.update(task, completed=step))
         return Drawn(pixels, seconds / len(labels))
 
     def _timed(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ddpm.data import CLASS_NAMES
-from ddpm.pictures import BACKGROUND, FAINT, INK, MARGIN, font
+from ddpm.pictures import FAINT, INK, MARGIN, font, headed_sheet
 from judge.classifier import Verdicts
 
 TILE, GAP, TEXT = 84, 14, 22  # pixels: a picture, between tiles, the line below
@@ -63,14 +63,11 @@ def closest_sheet(
 
 def _sheet(tiles: Sequence[tuple[list[np.ndarray], str, str]], title: str, caption: str, columns: int) -> Image.Image:
     """Tiles of pictures side by side, each with a text below at the left and a fainter one at the right."""
-    heading, small, below = font(20, bold=True), font(13), font(14, bold=True)
+    small, below = font(13), font(14, bold=True)
     wide = TILE * max((len(pictures) for pictures, *_ in tiles), default=1)
     rows, head = -(-len(tiles) // columns), 72
-    across = max(columns * (wide + GAP) - GAP, int(max(heading.getlength(title), small.getlength(caption))))
-    sheet = Image.new("RGB", (2 * MARGIN + across, head + rows * (TILE + TEXT + GAP) + MARGIN), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 12), title, font=heading, fill=INK)
-    draw.text((MARGIN, 42), caption, font=small, fill=FAINT)
+    across = columns * (wide + GAP) - GAP + MARGIN
+    sheet, draw = headed_sheet(across, head + rows * (TILE + TEXT + GAP) + MARGIN, title, caption)
     for number, (pictures, text, aside) in enumerate(tiles):
         left, top = MARGIN + number % columns * (wide + GAP), head + number // columns * (TILE + TEXT + GAP)
         for place, picture in enumerate(pictures):

@@ -15,6 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ddpm import config
 from metrics.tracker import COLUMNS
 
 PAGE, PANEL, GRID, TEXT, MUTED = "#0d1117", "#131a24", "#263041", "#e6edf3", "#95a2b3"
@@ -47,8 +48,8 @@ def epochs_frame(document: dict) -> pd.DataFrame:
 
 
 def data_words(document: dict) -> str:
-    """What the run was trained on; glyphs are never taken for EMNIST."""
-    return "EMNIST Balanced" if document["data"] == "emnist" else "embedded glyphs, not EMNIST"
+    """What the run was trained on."""
+    return config.data_words(document["data"])
 
 
 def device_words(document: dict) -> str:

@@ -140,7 +140,8 @@ def test_what_the_model_cannot_draw_is_named(small: TrainConfig, wrong: str | li
 def test_the_steps_can_be_watched(small: TrainConfig):
     pipeline, seen = pipeline_of(small), {}
     images = pipeline("AB", output_type="pt", on_step=seen.__setitem__).images
-    assert list(seen) == [1, 2, 3, 4]
+    assert list(seen) == [0, 1, 2, 3, 4]
+    assert seen[0].std() == pytest.approx(1, abs=0.1)  # the noise that it begins with
     assert seen[4].equal(images)
     assert not seen[3].equal(images)
 
