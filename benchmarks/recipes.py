@@ -3,19 +3,23 @@
     python -m benchmarks.recipes --data-root DIR --minutes 5                     every recipe, a table at the end
     python -m benchmarks.recipes --data-root DIR --minutes 10 --recipes tiny --seeds 0 1 2
 
-Each recipe is the `tiny` preset with some flags changed. How many steps fit into the time is measured first, with the
-recipe's own step, as the learning rate has to reach zero at the last one. Then `train.py` runs, and its final weights
-draw characters with the preset's sampler (DDIM, 20 steps) at several guidance scales. Nothing else should run then.
+Each recipe is the `tiny` preset with some flags changed. How many steps fit into the time is measured first, in rounds,
+for every kind of step that the recipes have: the learning rate has to reach zero at the last one. Nothing else should
+run during that. Then `train.py` takes so many steps, and its final weights draw characters with the preset's
+sampler (DDIM, 20 steps). These trainings may share the machine (`--at-once`): their steps are fixed, not their time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,11 +41,10 @@ from judge.scores import bootstrap, frechet_distance, hits, relative_accuracy
 
 RECIPES: dict[str, str] = {
     "tiny": "",
-    "DESIGN's recipe": "--prediction-type epsilon --timestep-sampling uniform --timestep-power 1 --lr 1e-4 "
+    "DESIGN's recipe": "--prediction-type epsilon --timestep-sampling uniform --lr 1e-4 "
     "--lr-schedule constant --warmup-steps 0 --ema-decay 0.999",
     "epsilon": "--prediction-type epsilon",
     "uniform timesteps": "--timestep-sampling uniform",
-    "timestep power 1": "--timestep-power 1",
     "timestep power 0.8": "--timestep-power 0.8",
     "timestep power 0.6": "--timestep-power 0.6",
     "timestep power 0.45": "--timestep-power 0.45",
@@ -65,11 +68,13 @@ RECIPES: dict[str, str] = {
     "weight decay 0": "--weight-decay 0",
     "fp32": "--precision fp32",
 }
-MEASURED_STEPS = 80
-GUIDANCE = (1.0, 1.5, 2.0)
+CHANGES_THE_STEP = ("--batch-size", "--block-out-channels", "--layers-per-block", "--mid-attention", "--precision")
+MEASURED_STEPS, ROUNDS = 30, 3
 
 
-def train(flags: str, seed: int, steps: int, data_root: Path, root: Path, name: str) -> dict[str, Any]:
+def train(
+    flags: str, seed: int, steps: int, data_root: Path, root: Path, name: str, threads: int | None = None
+) -> dict[str, Any]:
     """Train `tiny` with `flags` for so many steps; returns the last row of its figures, with the time of all."""
     command = [
         sys.executable, "train.py", "--preset", "tiny", "--data-root", str(data_root), "--output-root", str(root),
@@ -78,7 +83,8 @@ def train(flags: str, seed: int, steps: int, data_root: Path, root: Path, name: 
         "--no-export",
         *flags.split(),
     ]  # fmt: skip
-    subprocess.run(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, check=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads or os.cpu_count())}
+    subprocess.run(command, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
     rows = pd.read_csv(RunPaths(root, name).csv)
     return {**rows.iloc[-1].to_dict(), "train_time_sec": rows["train_time_sec"].sum()}
 
@@ -96,12 +102,12 @@ class Jury:
         self.reference = Reference.of(self.judge, test_set, config.resolution)
         self.labels = torch.arange(NUM_CLASSES).repeat(per_class)
 
-    def judged(self, checkpoint: Path) -> list[dict[str, Any]]:
+    def judged(self, checkpoint: Path, guidance: list[float]) -> list[dict[str, Any]]:
         """RCA and Fréchet distance at each guidance scale."""
         console, precision = Console(quiet=True), hardware.pick_precision("auto", self.device)[0]
         artist = Artist(load(str(checkpoint), self.device).pipeline, precision, None, console, lambda said: None)
         figures = []
-        for guidance_scale in GUIDANCE:
+        for guidance_scale in guidance:
             drawn = artist.draw(self.labels, Manner("ddim", 20, guidance_scale), 0, "drawing")
             verdicts = self.judge(drawn.pixels)
             rca = bootstrap(relative_accuracy, hits(verdicts.probabilities, self.labels, 1), self.reference.hits)
@@ -117,63 +123,87 @@ class Jury:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown, the best first."""
-    rows = [
-        "| recipe | seed | steps | seconds | val. loss (EMA) | "
-        + " | ".join(f"RCA g={scale:g}" for scale in GUIDANCE)
-        + " | "
-        + " | ".join(f"FD g={scale:g}" for scale in GUIDANCE)
-        + " |",
-        "|---" * (5 + 2 * len(GUIDANCE)) + "|",
-    ]
+    scales = [figure["guidance_scale"] for figure in results[0]["figures"]]
+    heads = ["recipe", "seed", "steps", "ms per step", "val. loss (EMA)"]
+    heads += [f"RCA at guidance {scale:g}" for scale in scales] + [f"Fréchet at {scale:g}" for scale in scales]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for result in sorted(results, key=lambda each: -max(figure["rca"]["value"] for figure in each["figures"])):
-        cells = [
-            result["recipe"],
-            result["seed"],
-            result["steps"],
-            f"{result['seconds']:.0f}",
-            f"{result['val_loss_ema']:.4f}",
-        ]
-        cells += [f"{figure['rca']['value']:.3f}" for figure in result["figures"]]
-        cells += [f"{figure['frechet']:.1f}" for figure in result["figures"]]
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
+        cells = [result["recipe"], result["seed"], result["steps"], f"{result['ms_per_step']:.0f}"]
+        cells += [f"{result['val_loss_ema']:.4f}"]
+        for figure in result["figures"]:
+            low, high = figure["rca"]["low"], figure["rca"]["high"]
+            cells.append(f"{figure['rca']['value']:.3f} [{low:.3f}, {high:.3f}]")
+        cells += [f"{figure['frechet']:.2f}" for figure in result["figures"]]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
+
+
+def step_flags(recipe: str) -> str:
+    """The flags that make a step of `recipe` cost what it does."""
+    parts = RECIPES[recipe].replace(" --", "\n--").splitlines()
+    return " ".join(part for part in parts if part.startswith(CHANGES_THE_STEP))
+
+
+def step_seconds(recipes: list[str], data_root: Path, root: Path) -> dict[str, float]:
+    """Seconds of a step, the median of interleaved rounds, by `step_flags`."""
+    seconds: dict[str, list[float]] = {step_flags(recipe): [] for recipe in recipes}
+    for _ in range(ROUNDS):
+        for flags, measured in seconds.items():
+            row = train(flags, 0, MEASURED_STEPS, data_root, root, "measure")
+            measured.append(row["images_seen"] / row["samples_per_sec"] / MEASURED_STEPS)
+    for flags, measured in seconds.items():
+        print(f"{flags or 'tiny'}: {' '.join(f'{1000 * each:.0f}' for each in measured)} ms per step", flush=True)
+    return {flags: statistics.median(measured) for flags, measured in seconds.items()}
+
+
+def trained(options: argparse.Namespace, root: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Train every recipe with every seed for the steps that fit into the time; yields each as it ends."""
+    place = (options.data_root.resolve(), root)
+    seconds = step_seconds(options.recipes, *place)
+
+    def run(recipe: str, seed: int) -> tuple[dict[str, Any], Path]:
+        steps = int(60 * options.minutes / seconds[step_flags(recipe)])
+        name = f"{recipe}_{seed}".replace(" ", "_").replace("'", "")
+        threads = max(1, (os.cpu_count() or 1) // options.at_once)
+        row = train(RECIPES[recipe], seed, steps, *place, name, threads)
+        result = {
+            "recipe": recipe, "flags": RECIPES[recipe], "seed": seed, "steps": steps,
+            "ms_per_step": 1000 * seconds[step_flags(recipe)], "seconds_taken": row["train_time_sec"],
+            "images_seen": int(row["images_seen"]), "val_loss_ema": row["val_loss_ema"],
+        }  # fmt: skip
+        return result, RunPaths(root, name).checkpoints / "latest"
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        jobs = [pool.submit(run, recipe, seed) for recipe in options.recipes for seed in options.seeds]
+        yield from (job.result() for job in as_completed(jobs))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, required=True, help="folder that holds EMNIST/raw/")
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each run")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each run, on an idle machine")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--per-class", type=int, default=20, help="characters of each class that are judged")
+    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0])
+    parser.add_argument("--per-class", type=int, default=10, help="characters of each class that are judged")
+    parser.add_argument("--at-once", type=int, default=1, help="trainings that share the machine's cores")
     parser.add_argument("--out", type=Path, default=PROJECT_ROOT / "benchmarks" / "results" / "recipes.json")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a folder that is removed)")
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.folder or Path(scratch)).resolve()
-        jury, results = Jury(options.data_root, root, options.per_class), []
-        for recipe in options.recipes:
-            for seed in options.seeds:
-                place = (options.data_root.resolve(), root)
-                tried = train(RECIPES[recipe], seed, MEASURED_STEPS, *place, "measure")
-                steps = int(60 * options.minutes * tried["samples_per_sec"] * MEASURED_STEPS / tried["images_seen"])
-                name = f"{recipe}_{seed}".replace(" ", "_").replace("'", "")
-                row = train(RECIPES[recipe], seed, steps, *place, name)
-                result = {"recipe": recipe, "flags": RECIPES[recipe], "seed": seed, "steps": steps,
-                          "seconds": row["train_time_sec"], "images_seen": int(row["images_seen"]),
-                          "val_loss_ema": row["val_loss_ema"],
-                          "figures": jury.judged(RunPaths(root, name).checkpoints / "latest")}  # fmt: skip
-                results.append(result)
-                print(table([result]).splitlines()[-1], flush=True)
-                document = {
-                    "generated": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": options.minutes,
-                    "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-                    "torch": torch.__version__, "classifier_top1": jury.judge.meta["top1"],
-                    "images_judged": len(jury.labels), "results": results,
-                }  # fmt: skip
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(options.out, json.dumps(document, indent=2))
-    print(table(results))
+        jury = Jury(options.data_root, root, options.per_class)
+        document = {
+            "generated": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": options.minutes,
+            "machine": f"{hardware.device_name(jury.device)}, {os.cpu_count()} threads", "torch": torch.__version__,
+            "classifier_top1": jury.judge.meta["top1"], "images_judged": len(jury.labels), "results": [],
+        }  # fmt: skip
+        for result, checkpoint in trained(options, root):
+            document["results"].append({**result, "figures": jury.judged(checkpoint, options.guidance)})
+            print(table(document["results"][-1:]).splitlines()[-1], flush=True)
+            atomic_write(options.out, json.dumps(document, indent=2))
+    print(table(document["results"]))
 
 
 if __name__ == "__main__":
