@@ -51,6 +51,8 @@ class EvaluateConfig:
 
     model: Positional[str]
     """A run (its best checkpoint), or the folder of a checkpoint or an export."""
+    weights: Literal["ema", "swa"] = "ema"
+    """The moving average of the weights, or the average over epochs, if --swa-start-epoch made one."""
     samples_per_class: int = 100
     """Characters of each class that are drawn and judged."""
     data: Literal["emnist", "glyphs"] | None = None
@@ -106,7 +108,7 @@ class Evaluation:
         """
         self.config, self.console, self.started = config, console, time.monotonic()
         device = hardware.pick_device(config.device)
-        self.model = load_model(config.model, device, config.output_root)
+        self.model = load_model(config.model, device, config.output_root, config.weights)
         settings = self.model.meta["settings"]
         self.manner = Manner(
             config.sampler,
@@ -137,6 +139,7 @@ class Evaluation:
         self.artist = Artist(self.model.pipeline, self.precision, config.batch_size, console, self.log)
         self.document: dict[str, Any] = {
             "generated": "", "run": self.model.run, "checkpoint": self.model.folder.name,
+            "weights": config.weights,
             "step": self.model.meta["progress"]["step"], "data": self.data, "trained_on": self.model.data,
             "device": hardware.device_name(device), "precision": self.precision, "torch": torch.__version__,
             "command": command, "seed": config.seed, "samples_per_class": config.samples_per_class,

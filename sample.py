@@ -52,7 +52,7 @@ def make(config: SampleConfig) -> Path:
     device = hardware.pick_device(config.device)
     hardware.set_up(device, deterministic=False)
     precision, _ = hardware.pick_precision(config.precision, device)
-    model = trained.load(config.model or only_run(config.output_root), device, config.output_root)
+    model = trained.load(config.model or only_run(config.output_root), device, config.output_root, config.weights)
     artist = Artist(config, model)
     path = config.out or free_name(model.run, config)
     check_writable(path)

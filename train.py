@@ -44,6 +44,7 @@ from ddpm.claim import Claim, holder
 from ddpm.describe import describe_run, dry_run
 from ddpm.diffusion import Validation
 from ddpm.distributed import StopVote, World, connect
+from ddpm.early_stop import out_of_patience
 from ddpm.model import flops_per_image
 from ddpm.paths import RunPaths
 from ddpm.pictures import draw_samples, labelled_grid
@@ -78,7 +79,7 @@ class Run:
     def main(self) -> int:
         """Train to the end, or until asked to stop. Returns the exit code."""
         self.take_up()
-        if self.was_finished and self.start and self.start.step >= self.plan.total_steps:
+        if self.was_finished and self.start and (self.start.step >= self.plan.total_steps or self.ended_early):
             return self.nothing_to_do()
         with Herald(self.paths, self.plan, self.world) as self.herald:
             try:
@@ -103,6 +104,8 @@ class Run:
         for epoch in range(max(done - 1, 0), self.plan.epochs):
             if not (self.train_epoch(epoch) and self.finish_epoch(epoch)):
                 return self.stopped()
+            if self.ended_early:
+                break
         return self.finished()
 
     def train_epoch(self, epoch: int) -> bool:
@@ -129,6 +132,7 @@ class Run:
                 if self.checkpoints and self.checkpoints.overdue and progress.step < plan.epoch_end(epoch):
                     self.save()
         self.tell_progress(epoch)
+        self.trainer.end_epoch(epoch)
         return True
 
     def tell_progress(self, epoch: int) -> None:
@@ -151,24 +155,34 @@ class Run:
         False if the processes agreed to stop before that.
         """
         config, progress = self.config, self.progress
-        last = progress.step == self.plan.total_steps
+
+        def last() -> bool:
+            return progress.step == self.plan.total_steps or self.ended_early is not None
 
         def due(every: int) -> bool:
-            return every > 0 and (last or (epoch + 1) % every == 0)
+            return every > 0 and (last() or (epoch + 1) % every == 0)
 
         if progress.row_step != progress.step:
             evaluate = due(self.choices.eval_every)
             measured = self.measure(epoch, validate=due(config.val_every), evaluate=evaluate)
             if measured is None:
                 return False
-            self.herald.epoch(self.epoch_row(epoch, measured))
+            self.publish_row(self.epoch_row(epoch, measured))
             if progress.step % self.plan.steps_per_epoch == 0:
                 progress.begin_epoch()
             if due(config.checkpoint_every) or (evaluate and config.best_by != "val_loss"):
                 self.save()
-        if self.choices.samples_per_class and (last or due(config.sample_every)):
+        if self.choices.samples_per_class and (last() or due(config.sample_every)):
             return self.draw_samples(epoch)
         return True
+
+    def publish_row(self, row: dict) -> None:
+        """Publish an epoch's figures, and learn from all of them whether the run has stopped getting better."""
+        self.herald.epoch(row)
+        if self.config.early_stop_patience:
+            self.ended_early = self.world.together(
+                lambda: out_of_patience(self.herald.rows, self.config), here=self.world.is_main
+            )
 
     def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict | None:
         """The row's columns that take forward passes to find out (every process calls it). None if asked to stop."""
@@ -176,15 +190,19 @@ class Run:
         with trainer.autocast():
             if validate:
                 self.publish("validating", epoch)
-                losses = self.validation(trainer.model, trainer.ema.model, interrupted=self.vote.passed)
+                models = [trainer.model, *trainer.averages().values()]
+                with self.progress.spending("val_time_sec"):
+                    losses = self.validation(*models, interrupted=self.vote.passed)
                 if losses is None:
                     return None
-                live, averaged = losses
-                columns = {"val_loss": live.mean, "val_loss_ema": averaged.mean}
-                columns |= {f"val_loss_band{number}": loss for number, loss in enumerate(averaged.bands, start=1)}
+                names = ("val_loss", "val_loss_ema", "val_loss_swa")
+                columns = {name: loss.mean for name, loss in zip(names, losses, strict=False)}
+                columns |= {f"val_loss_band{number}": loss for number, loss in enumerate(losses[1].bands, start=1)}
+                columns |= self.validation.slowest_rank()
             if evaluate:
                 self.publish("evaluating", epoch)
-                scores = self.evaluation(trainer.ema.model, trainer.scheduler, interrupted=self.vote.passed)
+                with self.progress.spending("eval_time_sec"):
+                    scores = self.evaluation(trainer.ema.model, trainer.scheduler, interrupted=self.vote.passed)
                 if scores is None:
                     return None
                 columns |= scores
@@ -234,13 +252,14 @@ class Run:
 
         decided = self.world.together(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
+        self.ended_early = out_of_patience(self.start.meta["history"], self.config) if self.start else None
 
     def nothing_to_do(self) -> int:
         if self.world.is_main:
             if not self.paths.report.exists() or self.paths.report.stat().st_mtime < self.paths.json.stat().st_mtime:
                 write_report(self.paths)  # it was killed meanwhile
             print(f"{self.config.run} is finished: {self.start.step} of {self.plan.total_steps} steps are done; "
-                  "raise --epochs to train on, or begin anew with --resume never")  # fmt: skip
+                  f"{self.ended_early or 'raise --epochs to train on'}, or begin anew with --resume never")  # fmt: skip
             for label, path in self.paths.artifacts().items():
                 print(f"{label}: {self.paths.root / path}")
         return 0
@@ -251,8 +270,8 @@ class Run:
         self.trainer = Trainer(config, self.choices, self.world)
         self.validation = Validation(config, self.test_set, self.choices.val_images, self.trainer.scheduler, self.world)
         if self.start:
-            state, ema_weights = self.start.load()
-            self.trainer.load_state_dict(state, ema_weights)
+            state, averages = self.start.load()
+            self.trainer.load_state_dict(state, averages)
             self.progress.load_state_dict(state["progress"])
         if self.world.is_main:
             self.open_files()
@@ -289,7 +308,8 @@ class Run:
     def save(self) -> None:
         """Begin to write a checkpoint of the current step (on the main process)."""
         if self.checkpoints:
-            self.checkpoints.save(self.trainer, self.progress, self.herald.rows)
+            with self.progress.spending("checkpoint_time_sec"):
+                self.checkpoints.save(self.trainer, self.progress, self.herald.rows)
 
     def draw_samples(self, epoch: int) -> bool:
         """Draw a grid of generated characters with the averaged weights, unless it is there (every process calls it).
@@ -301,7 +321,7 @@ class Run:
             return True
         self.publish("sampling", epoch)
         model, scheduler, per_class = self.trainer.ema.model, self.trainer.scheduler, self.choices.samples_per_class
-        with self.trainer.autocast():
+        with self.trainer.autocast(), self.progress.spending("sample_time_sec"):
             drawn = draw_samples(self.config, model, scheduler, per_class, self.world, interrupted=self.vote.passed)
         if drawn is not None and self.world.is_main:
             self.herald.samples(path, drawn, labelled_grid(self.config, drawn, epoch + 1), self.progress.step)
@@ -314,7 +334,7 @@ class Run:
         unsaved = self.last_checkpoint()
         if self.config.export and self.world.is_main and not unsaved:
             self.herald.export(self.world.device)
-        return self.herald.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved)
+        return self.herald.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved or self.ended_early)
 
     def stopped(self) -> int:
         """Save first: the cluster may give no more than half a minute."""

@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or absent, verified before use, loadable by diffusers.
 
 step_00028200/  unet/ and scheduler/ (diffusers folders; moving-average weights, safetensors)
+                unet_swa/ (with --swa-start-epoch: the average of the weights at the ends of epochs)
                 train_state.pt (live weights, optimizer, scaler)
                 meta.json (identity, settings, counters, metrics, SHA-256 of every file), written last
 """
@@ -26,7 +27,8 @@ from ddpm.errors import RequestError
 from ddpm.files import atomic_write, fsync_folder, replace_link, sha256_file
 from ddpm.plan import Plan
 
-STATE, WEIGHTS = "train_state.pt", "unet/diffusion_pytorch_model.safetensors"
+STATE, WEIGHTS_NAME = "train_state.pt", "diffusion_pytorch_model.safetensors"
+WEIGHTS = f"unet/{WEIGHTS_NAME}"
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Checkpoint:
     def step(self) -> int:
         return self.meta["progress"]["step"]
 
-    def load(self) -> tuple[dict, dict[str, torch.Tensor]]:
-        """The training state and the moving average's weights, on the CPU. Only safe formats are read."""
+    def load(self) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
+        """The training state, and the averaged weights by folder, on the CPU. Only safe formats are read."""
         state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
-        return state, load_file(self.folder / WEIGHTS)
+        return state, {path.parent.name: load_file(path) for path in self.folder.glob(f"unet*/{WEIGHTS_NAME}")}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Contents:
     """What goes into a checkpoint, in host memory."""
 
     state: dict[str, Any]  # train_state.pt
-    ema_weights: dict[str, torch.Tensor]
+    averages: dict[str, dict[str, torch.Tensor]]  # averaged weights by folder: unet (EMA), unet_swa
     unet: UNet2DModel  # of this and the next, only the settings are read
     scheduler: DDPMScheduler
     meta: dict[str, Any]
@@ -72,9 +74,11 @@ def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: Non
     folder = root / f"step_{contents.meta['progress']['step']:08d}"
     aside = root / f".{folder.name}.{os.getpid()}.tmp"
     try:
-        contents.unet.save_config(aside / "unet")
-        save_file(contents.ema_weights, aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / WEIGHTS).chmod((aside / "unet" / "config.json").stat().st_mode)  # safetensors lets only the owner read
+        for name, weights in contents.averages.items():
+            contents.unet.save_config(aside / name)
+            path = aside / name / WEIGHTS_NAME
+            save_file(weights, path, metadata={"format": "pt"})
+            path.chmod((aside / name / "config.json").stat().st_mode)  # safetensors lets only the owner read
         contents.scheduler.save_pretrained(aside / "scheduler")
         torch.save(contents.state, aside / STATE)
         _make_durable(aside)

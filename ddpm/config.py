@@ -6,8 +6,6 @@ import ast
 import dataclasses
 import inspect
 import itertools
-import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ddpm import cli
+from ddpm.config_file import read_arguments
 from ddpm.errors import RequestError
 from ddpm.paths import PROJECT_ROOT
+from ddpm.rules import flag, mistakes
 
 NUM_CLASSES = 47
 NULL_CLASS = NUM_CLASSES  # the label that stands for "no label" (classifier-free guidance)
@@ -61,8 +61,16 @@ class TrainConfig:
 
     lr: float = 1e-4
     """Peak learning rate of AdamW."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after warm-up: constant, or falling to zero along half a cosine at the last step."""
+    scale_lr: bool = False
+    """Multiply --lr by the global batch over the preset's --batch-size (Goyal et al. 2017)."""
+    lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step"] = "constant"
+    """Learning rate after warm-up: constant, half a cosine to zero at the last step, several of them, or in steps."""
+    lr_cycles: int = 4
+    """Cosines of cosine_restarts, of equal length (Loshchilov & Hutter 2017)."""
+    lr_step_epochs: float = 30.0
+    """Epochs between the steps of the step schedule."""
+    lr_step_factor: float = 0.1
+    """What each step of the step schedule multiplies the learning rate by."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
@@ -71,6 +79,16 @@ class TrainConfig:
     """Largest L2 norm of the gradient; larger ones are scaled down to it. 0 turns clipping off."""
     ema_decay: float = 0.999
     """Decay per step of the exponential moving average of the weights, in [0, 1)."""
+    swa_start_epoch: int = 0
+    """From the end of this epoch on, also average the weights at the end of each (Izmailov et al. 2018). 0: never."""
+    early_stop_patience: int = 0
+    """End the run when --early-stop-metric has not improved for so many epochs. 0: train to the end."""
+    early_stop_metric: Literal["val_loss_ema", "val_loss", "val_loss_swa", "loss_mean", "rca", "fid_features"] = (
+        "val_loss_ema"
+    )
+    """The column of training_metrics.csv that --early-stop-patience watches."""
+    min_delta: float = 0.0
+    """What counts as an improvement: better than the best by more than this."""
 
     diffusion_steps: int = 600
     """Noise levels of the forward process."""
@@ -132,65 +150,20 @@ class TrainConfig:
     """At the end, make checkpoints/<run>/export/: a folder that diffusers loads, with pictures and a model card."""
     hang_minutes: float = 10.0
     """Give up when a process has not answered the others for so long; starting and compiling may take 30 minutes."""
+    target: str | None = None
+    """A figure to reach, such as val_loss=0.004; training_log.md tells how far it is. Training goes on all the same."""
+    baseline: str | None = None
+    """A run of the same --output-root that training_log.md compares this one with."""
+    wandb: bool = False
+    """Log to Weights & Biases too, if the package wandb is installed."""
+    config: Path | None = None
+    """A YAML or JSON file of settings, such as a run's training_metrics.json; flags that are typed go before it."""
     dry_run: bool = False
     """Print the resolved settings and what the run would need, then exit."""
 
     def __post_init__(self) -> None:
-        for wrong, message in self._mistakes():
-            if wrong:
-                raise RequestError(message)
-
-    def _mistakes(self) -> list[tuple[bool, str]]:
-        """Every rule on the settings as (is it broken, what to say then)."""
-        levels = len(self.block_out_channels)
-        factor = 2 ** max(levels - 1, 0)
-        bounds = {
-            1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
-            "resolution layers_per_block norm_num_groups",
-            0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
-            "grad_clip guidance_scale checkpoint_minutes",
-        }
-        return [
-            *(
-                (value is not None and not bound <= value < math.inf, f"{flag(name)} {value}: must be {bound} or more")
-                for bound, names in bounds.items()
-                for name, value in ((name, getattr(self, name)) for name in names.split())
-            ),
-            (
-                not 0 < self.timestep_power < math.inf,
-                f"--timestep-power {self.timestep_power}: must be above 0, such as 0.6 (1 for even timesteps)",
-            ),
-            (not 0 < self.lr < math.inf, f"--lr {self.lr}: must be above 0 and finite, such as 1e-4"),
-            (not 0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: must lie in [0, 1), such as 0.999"),
-            (not 0 <= self.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {self.cfg_dropout_prob}: must lie in [0, 1]"),
-            (not 0 < self.hang_minutes < math.inf, f"--hang-minutes {self.hang_minutes}: must be above 0, such as 10"),
-            (self.diffusion_steps < 2, f"--diffusion-steps {self.diffusion_steps}: must be 2 or more"),
-            (
-                self.sample_steps > self.diffusion_steps,
-                f"--sample-steps {self.sample_steps}: must be at most --diffusion-steps, {self.diffusion_steps}",
-            ),
-            (
-                self.best_by != "val_loss" and self.eval_every == 0,
-                f"--best-by {self.best_by} is measured by evaluations: give --eval-every 1 or more",
-            ),
-            (
-                min(self.block_out_channels, default=0) < 1,
-                "--block-out-channels: give one or more widths, such as 64 128 256",
-            ),
-            (
-                self.resolution % factor != 0,
-                f"--resolution {self.resolution} cannot be halved {levels - 1} times, as the {levels} levels of "
-                f"--block-out-channels ask for: take a multiple of {factor}, or fewer levels",
-            ),
-            (
-                any(width % max(self.norm_num_groups, 1) for width in self.block_out_channels),
-                f"--norm-num-groups {self.norm_num_groups}: must divide every width of --block-out-channels",
-            ),
-            (
-                self.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", self.run_name),
-                f"--run-name {self.run_name}: use letters, digits and . _ + = - only, a letter or digit first",
-            ),
-        ]
+        for mistake in mistakes(self):
+            raise RequestError(mistake)
 
     @property
     def model_name(self) -> str:
@@ -205,6 +178,11 @@ class TrainConfig:
     def run(self) -> str:
         """The run's name: `--run-name`, else built from the settings."""
         return self.run_name or f"{self.model_name}_{self.preset}"
+
+    @property
+    def usual_batch(self) -> int:
+        """The preset's batch on one process: what `--lr` is meant for, as `--scale-lr` has it."""
+        return PRESETS[self.preset].get("batch_size", TrainConfig.batch_size)
 
     @property
     def images_per_step(self) -> int:
@@ -242,24 +220,29 @@ def preset(name: str, **changes: Any) -> TrainConfig:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
-    """The settings that a command line asks for: the preset's, and over them what is typed.
+    """The settings that a command line asks for: the preset's, over them the file's of `--config`, over them what is
+    typed.
 
     Raises:
         RequestError: a flag or value is wrong, with the one line to tell the user.
         SystemExit: `--help` was asked for and printed.
     """
     arguments = _with_values(list(sys.argv[1:] if argv is None else argv))
-    return cli.parse(TrainConfig, arguments, "train.py", preset(_asked_preset(arguments)))
+    path = _asked("--config", arguments)
+    if path is not None:
+        names = [field.name for field in dataclasses.fields(TrainConfig)]
+        in_file = _with_values(read_arguments(Path(path), names))
+        try:
+            _parse(in_file)
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from error
+        arguments = in_file + arguments
+    return _parse(arguments)
 
 
 def data_words(name: str) -> str:
     """What the data set of `--data` is called where people read it; glyphs are never taken for EMNIST."""
     return "EMNIST Balanced" if name == "emnist" else "embedded glyphs, not EMNIST"
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a field: `batch_size` → `--batch-size`."""
-    return "--" + name.replace("_", "-")
 
 
 def _plain(value: Any) -> Any:
@@ -281,12 +264,18 @@ def _with_values(arguments: list[str]) -> list[str]:
     ]
 
 
-def _asked_preset(arguments: list[str]) -> str:
-    """The value of the last `--preset`; the other defaults depend on it, so it is read first."""
-    asked = TrainConfig.preset
+def _parse(arguments: list[str]) -> TrainConfig:
+    # the other defaults depend on the preset, so it is read first
+    asked = _asked("--preset", arguments)
+    return cli.parse(TrainConfig, arguments, "train.py", preset(TrainConfig.preset if asked is None else asked))
+
+
+def _asked(option: str, arguments: list[str]) -> str | None:
+    """The value of the last `option`, if there is one."""
+    asked = None
     for argument, following in itertools.pairwise([*arguments, ""]):
         name, equals, value = argument.partition("=")
-        if name == "--preset":
+        if name == option:
             asked = value if equals else following
     return asked
 

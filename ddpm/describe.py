@@ -64,7 +64,7 @@ def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan) -> dict[s
         "block_out_channels": list(config.block_out_channels),
         "dataset_split": "balanced" if config.data == "emnist" else "glyphs (embedded, not EMNIST)",
         "epochs": config.epochs,
-        "learning_rate": config.lr,
+        "learning_rate": plan.peak_lr,
         "diffusion_steps": config.diffusion_steps,
         "beta_schedule": config.beta_schedule,
         "ema_decay": config.ema_decay,
@@ -84,10 +84,18 @@ def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan) -> dict[s
         "timestep_sampling": config.timestep_sampling,
         "timestep_power": config.timestep_power,
         "loss_weighting": config.loss_weighting,
+        "scale_lr": config.scale_lr,
         "lr_schedule": config.lr_schedule,
+        "lr_cycles": config.lr_cycles if config.lr_schedule == "cosine_restarts" else None,
+        "lr_step_epochs": config.lr_step_epochs if config.lr_schedule == "step" else None,
+        "lr_step_factor": config.lr_step_factor if config.lr_schedule == "step" else None,
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
         "grad_clip": config.grad_clip,
+        "swa_start_epoch": config.swa_start_epoch,
+        "early_stop_patience": config.early_stop_patience,
+        "early_stop_metric": config.early_stop_metric if config.early_stop_patience else None,
+        "min_delta": config.min_delta if config.early_stop_patience else None,
         "seed": config.seed,
         "compile": choices.compile,
         "channels_last": choices.channels_last,
@@ -130,8 +138,17 @@ def in_words(description: dict[str, Any]) -> list[str]:
         counts_in_words(description["data"], description["data_summary"]),
         f"{machine['world_size']} process(es) on {machine['gpu'] or 'CPU'}, global batch {plan['global_batch_size']}, "
         f"{plan['steps_per_epoch']} steps per epoch, {plan['total_steps']} steps",
+        *_lr_in_words(settings, plan),
         "; ".join(f"{name} {choice}" for name, choice in machine["choices"].items()),
     ]
+
+
+def _lr_in_words(settings: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    """What `--scale-lr` made of the learning rate."""
+    if not settings["scale_lr"]:
+        return []
+    factor = plan["learning_rate"] / settings["lr"]
+    return [f"learning rate {plan['learning_rate']:.3g}: --lr {settings['lr']:g} times {factor:g} (--scale-lr)"]
 
 
 def counts_in_words(name: str, summary: dict[str, Any]) -> str:
@@ -170,6 +187,7 @@ def dry_run(config: TrainConfig, world: World) -> None:
         "compute": f"{flops / 1e9:.1f} GFLOP per image, forward and backward",
         "global batch": f"{plan.global_batch} images",
         "training images": f"{plan.train_images:,}" + ("" if data.present(config) else " (not here yet)"),
+        "learning rate": f"{plan.peak_lr:.3g} ({config.lr_schedule})",
         "steps": f"{plan.steps_per_epoch} per epoch, {plan.total_steps} in {plan.epochs} epochs",
         "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "
         f"({training_bytes / 2**30:.1f} for the weights, {batch_bytes / 2**30:.1f} for the batch)",

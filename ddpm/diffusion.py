@@ -6,6 +6,8 @@ drawn: `ddpm/pipeline.py`.
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from diffusers import DDPMScheduler
 from ddpm.config import NULL_CLASS, TrainConfig
 from ddpm.data import Images, to_model_input
 from ddpm.distributed import World
+from ddpm.hardware import synchronize
 from ddpm.seeding import Stream, derive, generator
 
 
@@ -141,6 +144,7 @@ class Validation:
         self._images = Images(test.pixels[chosen.to(world.device)], test.labels[chosen.to(world.device)])
         spread = (torch.arange(len(chosen), device=world.device) + 0.5) / len(chosen)
         self._timesteps = (spread * config.diffusion_steps).long()
+        self._seconds_per_chunk: float | None = None  # of this process, in the latest call; None if it had no chunk
         self._in_band = F.one_hot(self._timesteps * BANDS // config.diffusion_steps, BANDS).double()
 
     @torch.no_grad()
@@ -155,6 +159,7 @@ class Validation:
             interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
         """
         chunks = range(0, len(self._images), VALIDATION_CHUNK)
+        seconds: list[float] = []
         sums = torch.zeros(len(models), len(chunks), BANDS, dtype=torch.float64, device=self._world.device)
         for first in range(0, len(chunks), self._world.world_size):
             if interrupted():
@@ -162,6 +167,7 @@ class Validation:
             number = first + self._world.rank
             if number >= len(chunks):
                 continue
+            began = time.monotonic()
             part = slice(chunks[number], chunks[number] + VALIDATION_CHUNK)
             images = to_model_input(self._images.pixels[part], self._config.resolution)
             source = generator(self._world.device, 0, Stream.VALIDATION, number)
@@ -171,7 +177,25 @@ class Validation:
                     model, self._scheduler, images, self._images.labels[part], self._timesteps[part], noise
                 )
                 sums[row, number] = (errors.double().unsqueeze(1) * self._in_band[part]).sum(dim=0)
+            synchronize(images.device)
+            seconds.append(time.monotonic() - began)
+        self._seconds_per_chunk = statistics.median(seconds) if seconds else None
         by_band = self._world.sum_(sums).sum(dim=1)
         means = (by_band.sum(dim=1) / len(self._images)).tolist()
         bands = (by_band / self._in_band.sum(dim=0)).tolist()
         return [ValidationLoss(mean, tuple(each)) for mean, each in zip(means, bands, strict=True)]
+
+    def slowest_rank(self) -> dict[str, float]:
+        """The process that took longest for an equal share of the latest validation, and how much longer than the
+        median one (every process calls it): its GPU may be throttled or shared, and each training step waits for it.
+
+        Empty for a single process, and if one had no share.
+        """
+        seconds = self._world.gather(self._seconds_per_chunk)
+        if len(seconds) == 1 or None in seconds:
+            return {}
+        slowest = max(seconds)
+        return {
+            "slowest_rank": seconds.index(slowest),
+            "slowest_rank_ratio": slowest / statistics.median(seconds),
+        }

@@ -51,10 +51,33 @@ class Plan:
     def images_seen(self, step: int) -> int:
         return step * self.global_batch
 
+    @property
+    def peak_lr(self) -> float:
+        """`--lr`, scaled by the global batch if `--scale-lr` asks for it."""
+        return self.config.lr * (self.global_batch / self.config.usual_batch if self.config.scale_lr else 1)
+
     def learning_rate(self, step: int) -> float:
-        """The learning rate of the step that follows `step` others: linear warm-up, then constant or half a cosine."""
+        """The learning rate of the step that follows `step` others: linear warm-up, times the schedule's factor.
+
+        A function of the images seen, of which every step takes `global_batch`, and so of no number of processes.
+        """
         config = self.config
         warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        if config.lr_schedule == "constant":
-            return config.lr * warmup
-        return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+        return self.peak_lr * warmup * self._schedule(step)
+
+    def _schedule(self, step: int) -> float:
+        config = self.config
+        match config.lr_schedule:
+            case "cosine":
+                return _half_cosine(step / self.total_steps)
+            case "cosine_restarts":
+                return _half_cosine(step * config.lr_cycles / self.total_steps % 1)
+            case "step":
+                return config.lr_step_factor ** int(step / self.steps_per_epoch / config.lr_step_epochs)
+            case _:
+                return 1.0
+
+
+def _half_cosine(done: float) -> float:
+    """From 1 to 0 as `done` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * done))

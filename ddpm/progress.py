@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from ddpm.hardware import synchronize
+
+SPENT = ("val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec")  # seconds, columns of a row
 
 
 class Progress:
@@ -27,6 +31,7 @@ class Progress:
         self._forget_epoch()
 
     def _forget_epoch(self) -> None:
+        self._spent = dict.fromkeys(SPENT, 0.0)
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
         self._train_sec, self._train_images = 0.0, 0
@@ -40,6 +45,15 @@ class Progress:
     def elapsed(self) -> float:
         """Seconds of training so far, over all starts, with everything that is done between steps."""
         return self._elapsed_before + time.monotonic() - self._clock
+
+    @contextmanager
+    def spending(self, column: str) -> Iterator[None]:
+        """What is done meanwhile counts as `column`, one of `SPENT`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[column] += time.monotonic() - began
 
     def resume_timing(self) -> None:
         """Steps follow from here on, after something else was done."""
@@ -85,6 +99,7 @@ class Progress:
             "total_time_sec": now,
             "train_time_sec": self._train_sec,
             "train_images": self._train_images,
+            **self._spent,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,10 +112,12 @@ class Progress:
             "train_images": self._train_images,
             "elapsed": self.elapsed,
             "epoch_began": self._epoch_began,
+            "spent": dict(self._spent),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.row_step = state["step"], state["row_step"]
         self.losses, self.grad_norms = state["losses"].tolist(), state["grad_norms"].tolist()
         self._train_sec, self._train_images = state["train_sec"], state["train_images"]
+        self._spent |= state.get("spent", {})
         self._elapsed_before, self._epoch_began = state["elapsed"], state["epoch_began"]

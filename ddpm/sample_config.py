@@ -20,6 +20,8 @@ class SampleConfig:
 
     model: Positional[str | None] = None
     """A run (its best checkpoint), or the folder of a checkpoint or an export. Left out: the run, if there is one."""
+    weights: Literal["ema", "swa"] = "ema"
+    """The moving average of the weights, or the average over epochs, if --swa-start-epoch made one."""
     chars: str | None = None
     """Characters for a sheet, with ranges, such as 0-9A-F. Left out: all 47 classes."""
     text: str | None = None

@@ -90,8 +90,9 @@ class Checkpoints:
             **known,
         }
         state = {**trainer.state_dict(), "progress": progress.state_dict()}
-        state, ema_weights = self._copy([state, trainer.ema.model.state_dict()])
-        contents = Contents(state, ema_weights, trainer.ema.model, trainer.scheduler, meta)
+        averages = {name: model.state_dict() for name, model in trainer.averages().items()}
+        state, averages = self._copy([state, averages])
+        contents = Contents(state, averages, trainer.ema.model, trainer.scheduler, meta)
         self._begin(step, len(rows), partial(write, self._root, contents, self._ours))
 
     def wait(self) -> None:

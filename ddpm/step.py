@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import AveragedModel
 
 from ddpm.config import TrainConfig
 from ddpm.data import Images, to_model_input
@@ -36,6 +37,7 @@ class Trainer:
         if choices.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.ema = EMA(self.model, config.ema_decay)
+        self.swa = AveragedModel(self.model).eval().requires_grad_(False) if config.swa_start_epoch else None
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -114,19 +116,37 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm
 
+    def end_epoch(self, epoch: int) -> None:
+        """Average the weights in, if it is time for stochastic weight averaging (`--swa-start-epoch`); from 0."""
+        if self.swa and epoch + 1 >= self.config.swa_start_epoch:
+            self.swa.update_parameters(self.model)
+
+    @property
+    def swa_model(self) -> torch.nn.Module | None:
+        """The model with the averaged weights of `--swa-start-epoch`, once there are any."""
+        return self.swa.module if self.swa and self.swa.n_averaged else None
+
+    def averages(self) -> dict[str, torch.nn.Module]:
+        """The models with averaged weights, by the folder of a checkpoint that they are kept in."""
+        return {"unet": self.ema.model} | ({"unet_swa": self.swa_model} if self.swa_model else {})
+
     def state_dict(self) -> dict:
-        """All that a resumed run needs beside the moving average, which has a folder of its own."""
+        """All that a resumed run needs beside the averages, which have folders of their own."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "nonfinite_in_a_row": self.record.nonfinite_in_a_row,
+            "swa_epochs": int(self.swa.n_averaged) if self.swa else 0,
         }
 
-    def load_state_dict(self, state: dict, ema_weights: dict[str, torch.Tensor]) -> None:
-        """Continue from a checkpoint's `train_state.pt` and the weights of its `unet/` folder."""
+    def load_state_dict(self, state: dict, averages: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Continue from a checkpoint's `train_state.pt` and the weights of its `unet` folders."""
         self.model.load_state_dict(state["model"])
-        self.ema.model.load_state_dict(ema_weights)
+        self.ema.model.load_state_dict(averages["unet"])
+        if self.swa and "unet_swa" in averages:
+            self.swa.module.load_state_dict(averages["unet_swa"])
+            self.swa.n_averaged.fill_(state["swa_epochs"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay  # may have changed, as lr may
         for parameter, moments in self.optimizer.state.items():  # fused AdamW takes them to be laid out as the weights

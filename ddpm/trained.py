@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ddpm.checkpoint import WEIGHTS
+from ddpm.checkpoint import WEIGHTS_NAME
 from ddpm.config import data_words
 from ddpm.data import CLASS_NAMES
 from ddpm.errors import RequestError
 from ddpm.files import sha256_file
 from ddpm.paths import PROJECT_ROOT, RunPaths
 from ddpm.pipeline import CharacterPipeline
+
+Weights = Literal["ema", "swa"]
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,29 @@ class Trained:
         return RunPaths(roots[0] if roots else Path(self.meta["settings"]["output_root"]), self.run)
 
 
-def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT) -> Trained:
+def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT, weights: Weights = "ema") -> Trained:
     """The model that `what` names, on `device`: a run (its best checkpoint), a checkpoint's or an export's folder.
 
+    Args:
+        weights: the moving average (ema), or the average over epochs that `--swa-start-epoch` makes (swa).
+
     Raises:
-        RequestError: there is no such model, or it is damaged.
+        RequestError: there is no such model, or it is damaged, or lacks these weights.
     """
     folder = find(what, output_root)
+    unet = "unet" if weights == "ema" else "unet_swa"
+    file = f"{unet}/{WEIGHTS_NAME}"
+    if weights != "ema" and not (folder / unet).is_dir():
+        raise RequestError(f"--weights {weights}: {folder} has none; --swa-start-epoch makes them in training")
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        expected, settings, _, _ = meta["files"][WEIGHTS], meta["settings"], meta["run"], meta["progress"]
+        expected, settings, _, _ = meta["files"][file], meta["settings"], meta["run"], meta["progress"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error!r}): give another one") from error
-    if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != expected:
-        raise RequestError(f"{folder / WEIGHTS} is missing or damaged: give another checkpoint")
+    if not (folder / file).is_file() or sha256_file(folder / file) != expected:
+        raise RequestError(f"{folder / file} is missing or damaged: give another checkpoint")
     try:
-        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False).to(device)
+        unet = UNet2DModel.from_pretrained(folder / unet, use_safetensors=True, low_cpu_mem_usage=False).to(device)
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     except (OSError, ValueError) as error:
         raise RequestError(f"{folder} cannot be loaded ({error}): give another checkpoint") from error

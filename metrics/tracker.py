@@ -21,7 +21,8 @@ COLUMNS = (
     "val_loss_ema", "lr", "grad_norm", "grad_norm_max", "nonfinite_steps", "samples_per_sec", "batches_per_sec", "mfu",
     "gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb", "ema_delta_norm", "epoch_time_sec",
     "total_time_sec", "train_time_sec", "train_images", "data", "val_loss_band1", "val_loss_band2", "val_loss_band3",
-    "val_loss_band4", "rca", "top1", "top5", "fid_features",
+    "val_loss_band4", "rca", "top1", "top5", "fid_features", "val_time_sec", "eval_time_sec", "sample_time_sec",
+    "checkpoint_time_sec", "slowest_rank", "slowest_rank_ratio", "val_loss_swa",
 )  # fmt: skip
 
 

@@ -40,8 +40,8 @@ def test_a_trainer_that_loads_a_checkpoint_goes_on_as_the_one_that_wrote_it(save
     other = Saver(small, saver.root)
     other.learn()
     other.learn()
-    state, ema_weights = inspect(saver.root / "latest").load()
-    other.trainer.load_state_dict(state, ema_weights)
+    state, averages = inspect(saver.root / "latest").load()
+    other.trainer.load_state_dict(state, averages)
     other.progress.load_state_dict(state["progress"])
     for each in (saver, other):
         each.learn()

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
-from ddpm.config import PRESETS, TrainConfig, field_help, flag, markdown_table, parse_args, preset
+from ddpm.config import PRESETS, TrainConfig, field_help, markdown_table, parse_args, preset
 from ddpm.errors import RequestError
 from ddpm.paths import PROJECT_ROOT
+from ddpm.rules import flag
+from tests.conftest import replace
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,14 @@ def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
         (["--sample-steps", "1000"], "--diffusion-steps"),
         (["--run-name", "../elsewhere"], "--run-name"),
         (["--run-name", ""], "--run-name"),
+        (["--lr-schedule", "cosine_restarts", "--lr-cycles", "0"], "--lr-cycles 0: must be 1 or more"),
+        (["--lr-schedule", "step", "--lr-step-factor", "2"], "(0, 1]"),
+        (["--early-stop-patience", "3", "--val-every", "0"], "--val-every 1 or more"),
+        (["--early-stop-patience", "3", "--early-stop-metric", "rca", "--eval-every", "0"], "--eval-every 1 or more"),
+        (["--early-stop-patience", "3", "--early-stop-metric", "val_loss_swa"], "--swa-start-epoch"),
+        (["--target", "val_loss"], "such as val_loss=0.004"),
+        (["--target", "speed=3"], "--target speed=3"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
 )
 def test_a_wrong_request_is_refused_with_the_reason(arguments, told):
@@ -109,6 +119,46 @@ def test_help_explains_every_field_and_needs_no_torch():
 def test_every_field_is_documented_once_and_readme_shows_them_all():
     assert list(field_help()) == list(vars(TrainConfig()))
     assert markdown_table() in (PROJECT_ROOT / "README.md").read_text()
+
+
+def test_a_file_of_settings_stands_between_the_preset_and_what_is_typed(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "preset: tiny\nlr: 1e-4  # YAML takes this for a text\nblock-out-channels: [16, 32]\ncompile: false\n"
+    )
+    config = parse_args(["--config", str(file), "--lr", "2e-4"])
+    assert (config.preset, config.lr, config.block_out_channels, config.compile) == ("tiny", 2e-4, (16, 32), False)
+    assert config.batch_size == PRESETS["tiny"]["batch_size"]
+    assert config.config == file
+
+
+def test_what_a_run_wrote_can_be_given_back(tmp_path):
+    before = preset("tiny", data="glyphs", lr=1e-3, compile=True, run_name="mine", max_steps=7, export=False)
+    file = tmp_path / "training_metrics.json"
+    file.write_text(json.dumps({"epochs": [], "settings": {**before.to_dict(), "dry_run": True, "resume": "never"}}))
+    assert parse_args([f"--config={file}"]) == replace(before, config=file)  # and nothing is begun anew by it
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("bach_size: 3", "did you mean batch_size?"),
+        ("lr: fast", "--lr"),
+        ("epochs: 0", "--epochs 0: must be 1 or more"),
+        ("- tiny", "no mapping"),
+        ("a: b: c", "cannot be read"),
+        ("preset: huge", "tiny, small, medium, large, xl"),
+        ("", "no mapping"),
+    ],
+)
+def test_a_mistake_in_a_file_of_settings_is_told_with_the_files_name(tmp_path, content, told):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(RequestError) as refusal:
+        parse_args(["--config", str(file)])
+    assert told in str(refusal.value)
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_run_on_glyphs_is_never_called_balanced():

@@ -39,6 +39,37 @@ def test_learning_rate_warms_up_and_ends_near_zero():
     assert {constant.learning_rate(step) for step in range(45)} == {1e-3}
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "cosine_restarts", "step"])
+def test_the_learning_rate_after_so_many_images_is_that_of_any_number_of_processes(schedule):
+    settings = dict(lr=1e-3, lr_schedule=schedule, warmup_steps=7, lr_step_epochs=0.5)
+    alone, four = plan(batch_size=64, **settings), plan(world_size=4, batch_size=16, **settings)
+    for step in range(alone.total_steps):
+        assert alone.images_seen(step) == four.images_seen(step)
+        assert alone.learning_rate(step) == four.learning_rate(step)
+
+
+def test_cosine_restarts_begins_each_cycle_at_the_top():
+    schedule = plan(lr=1e-3, lr_schedule="cosine_restarts", lr_cycles=3, warmup_steps=0)  # 45 steps, 15 a cycle
+    rates = [schedule.learning_rate(step) for step in range(45)]
+    assert [step for step in range(45) if rates[step] == pytest.approx(1e-3)] == [0, 15, 30]
+    assert rates[:15] == pytest.approx(rates[15:30])
+    assert rates[14] < 2e-5
+
+
+def test_the_step_schedule_falls_by_its_factor_every_few_epochs():
+    schedule = plan(lr=1e-3, lr_schedule="step", lr_step_epochs=1, lr_step_factor=0.5, warmup_steps=0)
+    assert [schedule.learning_rate(step) for step in (0, 14, 15, 29, 30, 44)] == pytest.approx(
+        [1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4]
+    )
+
+
+def test_scale_lr_follows_the_global_batch():
+    for world_size, grad_accum in ((1, 1), (4, 1), (2, 3)):
+        config = preset("tiny", lr=1e-3, lr_schedule="constant", warmup_steps=0, scale_lr=True, grad_accum=grad_accum)
+        scaled = Plan(config, world_size, 10_000)
+        assert scaled.learning_rate(3) == pytest.approx(1e-3 * world_size * grad_accum)
+
+
 def test_a_global_batch_larger_than_the_data_set_is_refused():
     with pytest.raises(RequestError, match=r"global batch of 128, but there are only 100"):
         plan(world_size=2, images=100)

@@ -3,13 +3,18 @@
 import json
 import re
 import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import train
-from ddpm.checkpoint import STATE
+from ddpm import trained
+from ddpm.checkpoint import STATE, WEIGHTS_NAME
 from ddpm.config import TrainConfig
+from ddpm.errors import RequestError
 from ddpm.signals import StopRequest
 from tests.conftest import replace
 from tests.processes import in_processes
@@ -201,3 +206,32 @@ def test_a_run_killed_while_its_report_was_made_gets_it_from_the_same_command(sm
     paths_of(small).report.unlink()
     assert run(small) == 0
     assert paths_of(small).report.exists()
+
+
+def test_stochastic_weight_averaging_is_the_mean_of_the_epochs_ends_and_survives_a_restart(small: TrainConfig):
+    whole = replace(small, epochs=3, swa_start_epoch=2, lr_schedule="constant", keep_last=9)
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    ends = [torch.load(each / STATE, weights_only=True)["model"] for each in checkpoints_of(whole)]
+    swa = load_file(checkpoints_of(whole)[-1] / "unet_swa" / WEIGHTS_NAME)
+    assert not (checkpoints_of(whole)[0] / "unet_swa").exists()
+    for name, average in swa.items():
+        torch.testing.assert_close(average, (ends[1][name] + ends[2][name]) / 2)
+    assert rows(whole)["val_loss_swa"].notna().tolist() == [False, True, True]
+    assert rows(whole)["val_loss_swa"][1] == pytest.approx(rows(whole)["val_loss"][1])  # of a single epoch so far
+
+    assert run(replace(parts, epochs=2)) == 0
+    assert run(parts) == 0
+    assert_same_run(whole, parts)
+    again = load_file(checkpoints_of(parts)[-1] / "unet_swa" / WEIGHTS_NAME)
+    assert all(again[name].equal(swa[name]) for name in swa)
+
+    ema, averaged = (trained.load(whole.run, torch.device("cpu"), whole.output_root, of) for of in ("ema", "swa"))
+    assert averaged.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
+    assert not ema.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
+    with pytest.raises(RequestError, match="--swa-start-epoch makes them"):
+        trained.load(str(checkpoints_of(whole)[0]), torch.device("cpu"), weights="swa")
+
+
+def checkpoints_of(config: TrainConfig) -> list[Path]:
+    return sorted(paths_of(config).checkpoints.glob("step_*"))

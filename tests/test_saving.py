@@ -36,14 +36,14 @@ def begin_to_save(saver: Saver, step: int) -> None:
 def test_training_goes_on_while_the_state_of_the_moment_is_written(saver: Saver, held_back: threading.Event):
     saver.learn()
     then = {name: weight.clone() for name, weight in saver.trainer.model.state_dict().items()}
-    averages = {name: weight.clone() for name, weight in saver.trainer.ema.model.state_dict().items()}
+    averaged = {name: weight.clone() for name, weight in saver.trainer.ema.model.state_dict().items()}
     begin_to_save(saver, 1)
     saver.learn()
     held_back.set()
     saver.keeper.wait()
-    state, ema_weights = checkpoint.inspect(saver.root / "latest").load()
+    state, averages = checkpoint.inspect(saver.root / "latest").load()
     assert all(state["model"][name].equal(weight) for name, weight in then.items())
-    assert all(ema_weights[name].equal(weight) for name, weight in averages.items())
+    assert all(averages["unet"][name].equal(weight) for name, weight in averaged.items())
     assert not all(weight.equal(then[name]) for name, weight in saver.trainer.model.state_dict().items())
 
 

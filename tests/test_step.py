@@ -175,7 +175,7 @@ def test_a_compiled_step_equals_an_eager_one(small, monkeypatch: pytest.MonkeyPa
 
 def resumed(trained: Trainer, **changes) -> Trainer:
     other = trainer(replace(trained.config, **changes))
-    other.load_state_dict(copy.deepcopy(trained.state_dict()), trained.ema.model.state_dict())
+    other.load_state_dict(copy.deepcopy(trained.state_dict()), {"unet": trained.ema.model.state_dict()})
     return other
 
 

@@ -1,0 +1,116 @@
+"""What settings must obey: every rule with the one line that says how to mend it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddpm.config import TrainConfig
+
+BOUNDS = {  # smallest value → settings
+    1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
+    "resolution layers_per_block norm_num_groups lr_cycles",
+    0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
+    "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
+}
+EXAMPLES = {  # what must be above 0 and finite → a value that is
+    "lr": "1e-4", "timestep_power": "0.6 (1 for even timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
+}  # fmt: skip
+MEASURED = ("loss_mean", "val_loss", "val_loss_ema", "val_loss_swa", "rca", "top1", "top5", "fid_features")
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting: `batch_size` → `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def mistakes(config: TrainConfig) -> Iterator[str]:
+    """What is wrong with the settings, a line each; nothing if all is well."""
+    for bound, names in BOUNDS.items():
+        for name in names.split():
+            value = getattr(config, name)
+            if value is not None and not bound <= value < math.inf:
+                yield f"{flag(name)} {value}: must be {bound} or more"
+    for name, example in EXAMPLES.items():
+        if not 0 < getattr(config, name) < math.inf:
+            yield f"{flag(name)} {getattr(config, name)}: must be above 0 and finite, such as {example}"
+    for broken, message in (*_of_training(config), *_of_the_model(config), *_of_names(config)):
+        if broken:
+            yield message
+
+
+def _of_training(config: TrainConfig) -> list[tuple[bool, str]]:
+    """Rules as (is it broken, what to say then)."""
+    watched, patience = config.early_stop_metric, config.early_stop_patience > 0
+    return [
+        (not 0 <= config.ema_decay < 1, f"--ema-decay {config.ema_decay}: must lie in [0, 1), such as 0.999"),
+        (not 0 <= config.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {config.cfg_dropout_prob}: must lie in [0, 1]"),
+        (not 0 < config.lr_step_factor <= 1, f"--lr-step-factor {config.lr_step_factor}: must lie in (0, 1]"),
+        (config.diffusion_steps < 2, f"--diffusion-steps {config.diffusion_steps}: must be 2 or more"),
+        (
+            config.sample_steps > config.diffusion_steps,
+            f"--sample-steps {config.sample_steps}: must be at most --diffusion-steps, {config.diffusion_steps}",
+        ),
+        (
+            config.best_by != "val_loss" and config.eval_every == 0,
+            f"--best-by {config.best_by} is measured by evaluations: give --eval-every 1 or more",
+        ),
+        (
+            patience and watched in ("rca", "fid_features") and config.eval_every == 0,
+            f"--early-stop-metric {watched} is measured by evaluations: give --eval-every 1 or more",
+        ),
+        (
+            patience and watched.startswith("val_loss") and config.val_every == 0,
+            f"--early-stop-metric {watched} is measured by validation: give --val-every 1 or more",
+        ),
+        (
+            patience and watched == "val_loss_swa" and not config.swa_start_epoch,
+            "--early-stop-metric val_loss_swa needs an average of weights: give --swa-start-epoch",
+        ),
+    ]
+
+
+def _of_the_model(config: TrainConfig) -> list[tuple[bool, str]]:
+    levels = len(config.block_out_channels)
+    factor = 2 ** max(levels - 1, 0)
+    return [
+        (
+            min(config.block_out_channels, default=0) < 1,
+            "--block-out-channels: give one or more widths, such as 64 128 256",
+        ),
+        (
+            config.resolution % factor != 0,
+            f"--resolution {config.resolution} cannot be halved {levels - 1} times, as the {levels} levels of "
+            f"--block-out-channels ask for: take a multiple of {factor}, or fewer levels",
+        ),
+        (
+            any(width % max(config.norm_num_groups, 1) for width in config.block_out_channels),
+            f"--norm-num-groups {config.norm_num_groups}: must divide every width of --block-out-channels",
+        ),
+    ]
+
+
+def _of_names(config: TrainConfig) -> list[tuple[bool, str]]:
+    return [
+        (
+            config.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", config.run_name),
+            f"--run-name {config.run_name}: use letters, digits and . _ + = - only, a letter or digit first",
+        ),
+        (
+            config.target is not None and parse_target(config.target) is None,
+            f"--target {config.target}: give one of {', '.join(MEASURED)}, = and a number, such as val_loss=0.004",
+        ),
+    ]
+
+
+def parse_target(text: str) -> tuple[str, float] | None:
+    """`val_loss=0.004` → the column and its value; None if it is not one."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return (name, number) if name in MEASURED and math.isfinite(number) else None

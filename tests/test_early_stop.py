@@ -1,0 +1,57 @@
+"""A run that has stopped getting better ends by itself, if it was asked to."""
+
+import json
+
+import pytest
+
+from ddpm.config import TrainConfig, preset
+from ddpm.early_stop import out_of_patience
+from tests.conftest import replace
+from tests.runs import latest_step, paths_of, rows, run, status
+
+pytestmark = pytest.mark.usefixtures("quick_reports")
+
+
+def told(values: list[float | None], **settings) -> str | None:
+    config = preset("tiny", **{"early_stop_patience": 3, **settings})
+    name = config.early_stop_metric
+    return out_of_patience([{"epoch": epoch, name: value} for epoch, value in enumerate(values, start=1)], config)
+
+
+def test_it_waits_for_so_many_epochs_without_an_improvement():
+    assert told([0.5, 0.4, 0.41, 0.42]) is None
+    assert "has not improved for 3 epochs (best 0.4, epoch 2)" in told([0.5, 0.4, 0.41, 0.42, 0.4])
+    assert told([0.5, 0.4, 0.41, 0.42, 0.39]) is None
+    assert told([0.5, 0.4, 0.41, 0.42, 0.43], early_stop_patience=0) is None
+    assert told([]) is None
+
+
+def test_an_improvement_has_to_be_larger_than_min_delta():
+    creeping = [0.5, 0.499, 0.498, 0.497]
+    assert told(creeping) is None
+    assert "by more than 0.01 for 3 epochs" in told(creeping, min_delta=0.01)
+
+
+def test_it_knows_which_way_is_better_and_skips_what_was_not_measured():
+    assert told([0.1, 0.2, 0.3, 0.4], early_stop_metric="rca", eval_every=1) is None
+    assert told([0.4, None, None, 0.3], early_stop_metric="rca", eval_every=3) is not None
+    assert told([0.4, 0.3, 0.2, 0.1], early_stop_metric="fid_features", eval_every=1) is None
+
+
+def test_a_run_ends_early_with_all_that_a_run_leaves_and_goes_on_with_more_patience(small: TrainConfig, capsys):
+    config = replace(small, epochs=9, early_stop_patience=2, min_delta=1e3, checkpoint_every=9)  # nothing improves so
+    assert run(config) == 0
+    assert rows(config)["epoch"].tolist() == [1, 2, 3]
+    assert latest_step(config) == rows(config)["step"].iloc[-1]
+    ended = status(config)
+    assert (ended["state"], ended["exit_code"]) == ("finished", 0)
+    assert "stopped early after epoch 3: val_loss_ema has not improved by more than 1000" in ended["message"]
+    assert list(paths_of(config).samples.glob("*_epoch_0003.png"))
+    assert json.loads(paths_of(config).json.read_text())["state"] == "finished"
+
+    assert run(config) == 0  # the same command again
+    assert "raise --early-stop-patience to train on" in capsys.readouterr().out
+    assert len(rows(config)) == 3
+
+    assert run(replace(config, early_stop_patience=4)) == 0
+    assert rows(config)["epoch"].tolist() == [1, 2, 3, 4, 5]
