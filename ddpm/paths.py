@@ -49,6 +49,11 @@ class RunPaths:
         return self.metrics / "training_report.md"
 
     @property
+    def report_html(self) -> Path:
+        """The same report as one web page."""
+        return self.report.with_suffix(".html")
+
+    @property
     def plots(self) -> Path:
         return self.metrics / "plots"
 
@@ -97,6 +102,7 @@ class RunPaths:
             "metrics (JSON)": self.json,
             "plots": self.plots,
             "report": self.report,
+            "report (HTML)": self.report_html,
             **({"samples": pictures[-1]} if pictures else {}),
             "evaluation": self.evaluation,
             "evaluation, pictures": self.evaluation_files,

@@ -1,4 +1,5 @@
-"""`training_report.md` and the plots of a run, made from its `training_metrics.json` and the files beside it.
+"""`training_report.md`, the same as a web page, and the plots of a run, made from its `training_metrics.json` and the
+files beside it.
 
 python -m metrics.report RUN [--output-root DIR]        rebuild them, at any time, also for a run in progress
 """
@@ -19,6 +20,7 @@ from ddpm.paths import RunPaths, find_run
 from metrics import strip as strips
 from metrics.drawing import DASH, data_words, device_words, epochs_frame, shown
 from metrics.evaluation import evaluation_section, model_index, write_evaluation_plots
+from metrics.html import write_html
 from metrics.markdown import link, picture, table
 from metrics.plots import make_plots, plots_of
 
@@ -172,11 +174,12 @@ def data_section(document: dict) -> str:
 
 def artifacts_section(document: dict, paths: RunPaths) -> str:
     """Links to what exists, by paths relative to the output root."""
-    report = {"report": paths.report.relative_to(paths.root)}  # written in a moment
-    places = {**report, **(document.get("artifacts") or {}), **paths.artifacts()}
+    reports = {"report": paths.report, "report (HTML)": paths.report_html}  # written in a moment
+    here = {label: path.relative_to(paths.root) for label, path in reports.items()}
+    places = {**here, **(document.get("artifacts") or {}), **paths.artifacts()}
     rows = []
     for label, place in places.items():
-        if (paths.root / place).exists() or label == "report":
+        if (paths.root / place).exists() or label in reports:
             rows.append((label, f"[`{place}`]({link(paths, paths.root / place)})"))
     return "## Saved Artifacts\n\nPaths are relative to the output root.\n\n" + table(["What", "Path"], rows)
 
@@ -207,7 +210,7 @@ def render(document: dict, paths: RunPaths) -> str:
 
 
 def write_report(paths: RunPaths) -> Path:
-    """Draw the plots and write the report of a run; returns the report's path.
+    """Draw the plots and write the report of a run, as Markdown and as a web page; returns the Markdown's path.
 
     Raises:
         RequestError: `training_metrics.json` is missing or is not one; nothing has been written then.
@@ -218,6 +221,7 @@ def write_report(paths: RunPaths) -> Path:
     strips.samples_through_training(paths)
     write_evaluation_plots(paths)
     atomic_write(paths.report, render(document, paths))
+    write_html(paths)
     return paths.report
 
 

@@ -1,0 +1,208 @@
+"""A run's Markdown page as one web page that needs nothing besides: pictures inside, light and dark, on phones too.
+
+python -m metrics.html RUN [--output-root DIR]        training_report.html from the run's training_report.md
+python -m metrics.html PAGE.md                        PAGE.html from another page, such as health.md
+
+The page asks no host for anything, which its Content-Security-Policy also enforces; markup in names and log texts is
+shown as text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.front_matter import front_matter_plugin
+from PIL import Image
+
+from ddpm.errors import RequestError
+from ddpm.files import atomic_write
+from ddpm.paths import RunPaths, find_run
+
+AS_IT_IS = 256 * 1024  # bytes; a larger picture is put into the page as WebP, which is two to six times smaller
+WEBP_QUALITY = 85
+DETAILS = re.compile(r"<details>\s*<summary>(.*)</summary>")
+COMMENT = re.compile(r"<!--((?!-->).)*-->", re.DOTALL)
+NO_PICTURE = (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError)  # what Pillow says of damage
+
+
+class PageRenderer(RendererHTML):
+    """Tables in a box that scrolls, pictures inside the page, JSON folded. `env["folder"]` is the page's folder."""
+
+    def table_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        return '<div class="table" tabindex="0" role="region" aria-label="table">' + self.renderToken(
+            tokens, idx, options, env
+        )
+
+    def table_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        return self.renderToken(tokens, idx, options, env) + "</div>"
+
+    def fence(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        code = super().fence(tokens, idx, options, env).replace("<pre>", '<pre tabindex="0">', 1)
+        if tokens[idx].info != "json":
+            return code
+        return f"<details><summary>Show the JSON ({tokens[idx].content.count(chr(10))} lines)</summary>{code}</details>"
+
+    def image(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        """The picture inside a link to its file, which `page.js` makes a view to enlarge it; else a line that says
+        that it could not be shown."""
+        token = tokens[idx]
+        place = str(token.attrs["src"])
+        name = escape(self.renderInlineAsText(token.children, options, env))
+        if urlsplit(place).scheme or urlsplit(place).netloc:
+            return f'<a href="{escape(place)}" rel="noreferrer">{name}</a>'  # of another host: never fetched unasked
+        try:
+            source, (width, height) = embedded(env["folder"] / unquote(place))
+        except NO_PICTURE as error:
+            why = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read as a picture"
+            return f'<span class="missing">{name}: <code>{escape(unquote(place))}</code> {why}</span>'
+        size = f'width="{width}" height="{height}"'
+        picture = f'<img src="{source}" alt="{name}" {size}>'
+        return f'<a class="picture" href="{escape(place)}" title="Enlarge">{picture}</a>'
+
+
+def embedded(path: Path) -> tuple[str, tuple[int, int]]:
+    """A picture as a `data:` URI, and its width and height in pixels. A large file is encoded anew.
+
+    Raises:
+        OSError, ValueError, SyntaxError, KeyError, DecompressionBombError: it is missing, or not a whole picture.
+    """
+    content = path.read_bytes()
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.load()  # half a file is found out here
+        kind, size = Image.MIME[picture.format], picture.size
+        if len(content) > AS_IT_IS:
+            smaller = io.BytesIO()
+            picture.convert("RGB").save(smaller, "WEBP", quality=WEBP_QUALITY)
+            kind, content = min((kind, content), ("image/webp", smaller.getvalue()), key=lambda kept: len(kept[1]))
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}", size
+
+
+def to_html(markdown_path: Path, title: str) -> str:
+    """A Markdown page (CommonMark and tables; front matter is left out) as one web page.
+
+    Pictures are looked for by their paths from the page's folder; one that is missing or damaged becomes a line that
+    says so. Links stay as they are. Of HTML only a folded part is known (`<details><summary>…</summary>` and
+    `</details>` as paragraphs), and comments are left out; all else is shown as the text that it is.
+
+    Raises:
+        OSError: `markdown_path` cannot be read.
+        UnicodeDecodeError: it is not a text.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}, renderer_cls=PageRenderer).enable("table")
+    markdown.use(front_matter_plugin).use(anchors_plugin, max_level=3)
+    tokens = markdown.parse(markdown_path.read_text(encoding="utf-8"))
+    script = _beside("page.js")
+    return Template(_beside("page.html")).substitute(
+        title=escape(title),
+        style=_beside("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        contents=_contents(tokens),
+        body=markdown.renderer.render(_folded(tokens), markdown.options, {"folder": markdown_path.parent}),
+    )
+
+
+def write_page(markdown_path: Path, title: str) -> Path:
+    """Write `to_html` of a Markdown page beside it, as `.html`; returns where.
+
+    Raises:
+        RequestError: there is no such page, or it is not a text; nothing has been written then.
+        OSError: the folder cannot be written.
+    """
+    try:
+        page = to_html(markdown_path, title)
+    except FileNotFoundError:
+        raise RequestError(f"{markdown_path} is not there: write it first (python -m metrics.report RUN)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{markdown_path} cannot be read as Markdown ({error}); write it anew") from error
+    target = markdown_path.with_suffix(".html")
+    atomic_write(target, page)
+    return target
+
+
+def write_html(paths: RunPaths) -> Path:
+    """Write `training_report.html` from `training_report.md` and the pictures beside it; returns its path.
+
+    Raises: as `write_page`.
+    """
+    return write_page(paths.report, f"{paths.run}: training report")
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _contents(tokens: Sequence[Token]) -> str:
+    """The headings of the second and third level as a list of links."""
+    return "\n".join(
+        f'<li class="{head.tag}"><a href="#{escape(str(head.attrs["id"]))}">'
+        f"{escape(''.join(part.content for part in words.children or []))}</a></li>"
+        for head, words in pairwise(tokens)
+        if head.type == "heading_open" and head.tag in ("h2", "h3")
+    )
+
+
+def _folded(tokens: list[Token]) -> list[Token]:
+    """The tokens, with each pair of the paragraphs `<details><summary>…</summary>` and `</details>` made a part that
+    folds, and without comments. HTML is off for the sake of run names and log texts, so this is where it is let
+    through."""
+
+    def replace(place: int, html: str) -> None:
+        tokens[place - 1].hidden = tokens[place + 1].hidden = True  # the paragraph around it
+        tokens[place] = Token("html_block", "", 0, content=html)
+
+    opened: list[tuple[int, str]] = []
+    for index, token in enumerate(tokens):
+        if token.type != "inline" or tokens[index - 1].type != "paragraph_open":
+            continue
+        if COMMENT.fullmatch(token.content):
+            replace(index, "")
+        elif found := DETAILS.fullmatch(token.content):
+            opened.append((index, found[1]))
+        elif token.content == "</details>" and opened:
+            first, words = opened.pop()
+            replace(first, f"<details><summary>{escape(words)}</summary>")
+            replace(index, "</details>")
+    return tokens
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m metrics.html", description="Make a run's Markdown report one self-contained web page."
+    )
+    parser.add_argument("run", help="name of the run, its folder under metrics/output/, or a Markdown page")
+    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
+    options = parser.parse_args(arguments)
+    page = Path(options.run)
+    try:
+        if page.suffix == ".md" and page.is_file():
+            print(write_page(page, page.stem))
+        else:
+            print(write_html(find_run(options.run, options.output_root)))
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write the page: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
