@@ -54,6 +54,10 @@ class RunPaths:
         return self.report.with_suffix(".html")
 
     @property
+    def training_log(self) -> Path:
+        return self.metrics / "training_log.md"
+
+    @property
     def plots(self) -> Path:
         return self.metrics / "plots"
 
@@ -103,6 +107,7 @@ class RunPaths:
             "plots": self.plots,
             "report": self.report,
             "report (HTML)": self.report_html,
+            "training log": self.training_log,
             **({"samples": pictures[-1]} if pictures else {}),
             "evaluation": self.evaluation,
             "evaluation, pictures": self.evaluation_files,

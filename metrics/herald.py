@@ -28,6 +28,7 @@ from ddpm.trained import load
 from metrics.report import write_report
 from metrics.tensorboard import TensorBoard
 from metrics.tracker import MetricsTracker
+from metrics.training_log import write_training_log
 from pretty_logger import PrettyLogger
 
 
@@ -96,6 +97,7 @@ class Herald:
             with self._logger.going_on("the epoch's metrics"):
                 row = self._tracker.add_epoch(row)  # with all columns
                 self._board.add_epoch(row)
+            self._write_training_log()
         self._logger.log_epoch_summary(row)
 
     def samples(self, path: Path, pixels: np.ndarray, picture: Image.Image, step: int) -> None:
@@ -130,4 +132,10 @@ class Herald:
             for label, path in self.paths.artifacts().items():
                 self.log(f"{label}: {self.paths.root / path}")
         self._logger.stop(state, code, message)
+        if self._tracker:
+            self._write_training_log()  # once more, as only now the status says how the run ended
         return code
+
+    def _write_training_log(self) -> None:
+        with self._logger.going_on(f"the training log (later: python -m metrics.training_log {self.paths.run})"):
+            write_training_log(self.paths)

@@ -1,0 +1,226 @@
+"""The curves of one run or several as text charts, for people in a terminal.
+
+python -m metrics.curves RUN [RUN ...] [--columns loss_mean val_loss_ema ...] [--log] [--output-root DIR]
+
+Needs only `training_metrics.json` of each run, also of one in progress. Off a terminal there are no colours, and where
+the encoding knows no line drawing, the charts are ASCII.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotext
+
+from ddpm.config import data_words
+from ddpm.errors import RequestError
+from ddpm.paths import RunPaths, find_run
+from metrics.status import read_json
+from metrics.tracker import COLUMNS
+
+FIGURES = tuple(name for name in COLUMNS if name not in ("epoch", "data"))
+LOSSES = ("loss_mean", "val_loss", "val_loss_ema", "val_loss_swa")
+TOGETHER = {  # columns of one unit share a chart: its title
+    "loss": (*LOSSES, *(name for name in COLUMNS if name.startswith(("loss_", "val_loss")) and name not in LOSSES)),
+    "quality": ("rca", "top1", "top5"),
+    "gradient norm": ("grad_norm", "grad_norm_max"),
+    "GPU memory, MB": ("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"),
+    "seconds": tuple(name for name in COLUMNS if name.endswith("_time_sec") and name != "total_time_sec"),
+}
+USUAL = (*LOSSES, "rca", "top1", "top5", "fid_features")
+MARKS, COLOURS = "ox+*#@%&=~", ("blue+", "orange", "green+", "magenta+", "cyan+", "red+")
+WIDTH, HEIGHT = 78, 16  # of a chart, in characters, where there is no terminal to ask
+LEAST_WIDTH, LEAST_HEIGHT = 40, 8
+SPAN = 3.0  # a curve whose largest value is so many times its smallest is easier to read on a logarithmic axis
+ASCII = str.maketrans("┌┐└┘─│┤├┬┴┼·–…×", "++++-|++++++-~x")
+
+
+def read_document(paths: RunPaths) -> dict[str, Any]:
+    """What `training_metrics.json` holds; parts that are missing or of another kind are there and empty.
+
+    Raises:
+        RequestError: there is no such file, or it is not one.
+    """
+    document = read_json(paths.json)
+    needed = {"data": str, "state": str, "epochs": list}
+    if document is None or not all(isinstance(document.get(name), kind) for name, kind in needed.items()):
+        torn = "cannot be read as metrics; restore it, or let the run write it again at the end of its next epoch"
+        what = torn if paths.json.exists() else "is not there: has the run begun to train?"
+        raise RequestError(f"{paths.json} {what}")
+    kinds = {"settings": dict, "hyperparameters": dict, "environment": dict, "starts": list}
+    parts = {name: document[name] if isinstance(document.get(name), kind) else kind() for name, kind in kinds.items()}
+    parts["starts"] = [start for start in parts["starts"] if isinstance(start, dict)]
+    return {**document, **parts, "run": paths.run}
+
+
+def read_frame(document: dict[str, Any]) -> pd.DataFrame:
+    """The rows by epoch, every column of figures there, as floats; what is missing or no finite number is NaN."""
+    rows = [row for row in document["epochs"] if isinstance(row, dict)]
+    frame = pd.DataFrame(rows, columns=["epoch", *FIGURES], dtype=object).apply(pd.to_numeric, errors="coerce")
+    frame = frame.astype(float).replace([math.inf, -math.inf], math.nan).dropna(subset="epoch")
+    frame = frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last")
+    return frame.set_index("epoch").sort_index()
+
+
+def spans_decades(curves: dict[str, pd.Series]) -> bool:
+    """Whether the curves are easier to read on a logarithmic axis."""
+    values = pd.concat([*curves.values(), pd.Series(dtype=float)]).dropna()
+    return bool(len(values) and values.min() > 0 and values.max() > SPAN * values.min())
+
+
+def chart(
+    title: str,
+    curves: dict[str, pd.Series],
+    *,
+    log: bool = False,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    colour: bool = False,
+    ascii_only: bool = False,
+) -> str:
+    """A text chart of `curves` (name → values by epoch) with a line of title and legend above.
+
+    Values that are missing are bridged; on a logarithmic axis those that are not positive are left out, which the title
+    says. A sentence stands for a chart without values.
+
+    Args:
+        width, height: of the chart itself, in characters.
+        colour: tell the curves apart by colour, with the terminal's escape codes; else by the characters they are of.
+    """
+    known = {name: curve.dropna() for name, curve in curves.items()}
+    dropped = sum(int((curve <= 0).sum()) for curve in known.values()) if log else 0
+    known = {name: curve[curve > 0] if log else curve for name, curve in known.items()}
+    known = {name: curve for name, curve in known.items() if len(curve)}
+    if not known:
+        return f"{title}: no values" + (f" above 0 for a logarithmic axis ({dropped} are not)" if dropped else " yet")
+    smooth = not ascii_only and (colour or len(known) == 1)
+    figure = plotext.figure
+    figure.clear()  # plotext keeps one figure
+    figure.theme("simple" if colour else "colorless")
+    figure.plot_size(width, height)
+    legend = []
+    for number, (name, curve) in enumerate(known.items()):
+        hue, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+        marker = "braille" if smooth else mark
+        drawn = plotext.marker(marker, hue) if colour else marker
+        heights = np.log10(curve) if log else curve
+        figure.draw(figure.signal(curve.index.tolist(), heights.tolist(), marker=drawn).lines())
+        sign = "" if smooth and not colour else ("──" if smooth else mark) + " "
+        legend.append(plotext.colorize(f"{sign}{name}", hue).string() if colour else f"{sign}{name}")
+    _ticks(figure, known, log, height)
+    notes = ["logarithmic"] if log else []
+    notes += [f"{dropped} values not above 0 left out"] if dropped else []
+    named = "" if list(known) == [title] and not colour and smooth else f": {'   '.join(legend)}"
+    head = f"{title} ({', '.join(notes)}){named}" if notes else f"{title}{named}"
+    text = figure.build().string(colorless=not colour).rstrip("\n")
+    figure.clear()
+    text = "\n".join([head, *(line.rstrip() for line in text.splitlines())])
+    return text.translate(ASCII).encode("ascii", "replace").decode() if ascii_only else text
+
+
+def _ticks(figure: Any, curves: dict[str, pd.Series], log: bool, height: int) -> None:
+    """Whole epochs below, values with four digits at the side, lines apart; a curve of one point has room about it."""
+    values = pd.concat(list(curves.values()))
+    epochs = np.unique(np.linspace(values.index.min(), values.index.max(), 7).round())
+    low, high = float(values.min()), float(values.max())
+    if log:
+        low, high = math.log10(low), math.log10(high)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = low - (0.1 * abs(low) or 1.0), high + (0.1 * abs(high) or 1.0)
+    if values.index.min() == values.index.max():
+        figure.ruler("x").lim(epochs[0] - 1, epochs[0] + 1)
+    places = np.linspace(low, high, min(5, (height - 3) // 2))
+    figure.ruler("y").lim(low, high)
+    figure.ruler("y").ticks(places.tolist(), [f"{10**place if log else place:.4g}" for place in places])
+    figure.ruler("x").ticks(epochs.tolist(), [f"{epoch:.0f}" for epoch in epochs])
+    figure.label("epoch", "x")
+
+
+def charts(runs: dict[str, pd.DataFrame], columns: Sequence[str], log: bool | None = False, **look: Any) -> list[str]:
+    """Charts of `columns` of the runs (name → rows by epoch): of one run, columns of one unit share a chart; of
+    several, each column has a chart with a curve per run. Columns that no run has measured are left out.
+
+    Args:
+        log: None for a logarithmic axis where the values ask for it.
+        look: width, height, colour, ascii_only, as `chart` takes them.
+    """
+    measured = [name for name in columns if any(frame[name].notna().any() for frame in runs.values())]
+    drawn = []
+    if len(runs) == 1:
+        frame = next(iter(runs.values()))
+        drawn = [(title, {name: frame[name] for name in family}) for title, family in _families(measured).items()]
+    else:
+        drawn = [(column, {run: frame[column] for run, frame in runs.items()}) for column in measured]
+    return [chart(title, curves, log=spans_decades(curves) if log is None else log, **look) for title, curves in drawn]
+
+
+def _families(columns: Sequence[str]) -> dict[str, list[str]]:
+    """The columns by the title of the chart that they share."""
+    families: dict[str, list[str]] = {}
+    for column in columns:
+        title = next((title for title, family in TOGETHER.items() if column in family), column)
+        families.setdefault(title, []).append(column)
+    return families
+
+
+def _checked(columns: Sequence[str]) -> Sequence[str]:
+    for name in columns:
+        if name not in FIGURES:
+            raise RequestError(f"--columns {name}: no such column of figures; there are {', '.join(FIGURES)}")
+    return columns
+
+
+def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """The rows of each run by its name, and what is to be known of each in a line."""
+    runs, lines = {}, []
+    for paths in dict.fromkeys(places):
+        document = read_document(paths)
+        name = paths.run if paths.run not in runs else f"{paths.run} ({len(runs) + 1})"
+        frame = runs[name] = read_frame(document)
+        done = f"{frame.index[-1]} epochs" if len(frame) else "no epoch has finished yet"
+        lines.append(f"{name}: {data_words(document['data'])}; {document['state']}, {done}")
+    return runs, lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m metrics.curves", description="Curves of runs as text charts.")
+    parser.add_argument("runs", nargs="+", metavar="run", help="name of a run, or its folder under metrics/output/")
+    parser.add_argument("--columns", nargs="+", default=USUAL, metavar="COLUMN",
+                        help="columns of training_metrics.csv (default: losses and quality)")  # fmt: skip
+    parser.add_argument("--log", action="store_true", help="logarithmic axes")
+    parser.add_argument("--width", type=int, help="of a chart, in characters (default: the terminal's)")
+    parser.add_argument("--height", type=int, default=HEIGHT, help="of a chart, in lines (default: %(default)s)")
+    parser.add_argument("--output-root", type=Path, help="where the runs wrote to (default: the project folder)")
+    options = parser.parse_args(arguments)
+    terminal = sys.stdout.isatty()
+    width = options.width or (shutil.get_terminal_size((WIDTH, 0)).columns if terminal else WIDTH)
+    try:
+        if width < LEAST_WIDTH or options.height < LEAST_HEIGHT:
+            raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
+        columns = _checked(options.columns)
+        runs, lines = _read_runs([find_run(name, options.output_root) for name in options.runs])
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    colour = terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+    look = {"width": width, "height": options.height, "colour": colour, "ascii_only": ascii_only}
+    drawn = charts(runs, columns, options.log, **look) or [f"nothing to draw yet of {', '.join(columns)}"]
+    try:
+        print("\n".join(lines), *drawn, sep="\n\n", flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

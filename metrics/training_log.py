@@ -1,0 +1,287 @@
+"""`training_log.md`: what a researcher would write down after a night of training. Milestones, phases, words, curves.
+
+python -m metrics.training_log RUN [--output-root DIR] [--target NAME=VALUE] [--baseline RUN]
+
+Training writes it after every epoch; by hand it can be made at any time, with another target or baseline. It is made
+from `training_metrics.json` and, for the times of milestones, `events.jsonl` and `status.json` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddpm.config import data_words
+from ddpm.errors import RequestError
+from ddpm.files import atomic_write
+from ddpm.paths import PROJECT_ROOT, RunPaths, find_run
+from ddpm.rules import MEASURED, parse_target
+from metrics import against, trend
+from metrics.curves import USUAL, charts, read_document, read_frame
+from metrics.markdown import link, table
+from metrics.milestones import DASH, Clock, milestones_section, read_clock
+from metrics.run_state import RunState
+from metrics.status import ENDED, read_status
+from metrics.text import number
+from metrics.tracker import human_time
+
+BANDS = tuple(f"val_loss_band{band}" for band in (1, 2, 3, 4))
+BEST = ("val_loss_ema", "val_loss", "val_loss_swa", *BANDS, "loss_mean", "rca", "top1", "top5", "fid_features")
+SPENT = {
+    "train_time_sec": "training", "val_time_sec": "validation", "eval_time_sec": "evaluation of drawn characters",
+    "sample_time_sec": "sample grids", "checkpoint_time_sec": "waiting for checkpoints",
+}  # fmt: skip
+FILES = ("report", "metrics", "plots", "samples", "best checkpoint", "export", "evaluation", "log")
+COMMANDS = {
+    "python pretty_logger.py {run}": "the dashboard, live",
+    "python -m metrics.health {run}": "is it healthy?",
+    "python -m metrics.curves {run}": "the curves in this terminal",
+    "python -m metrics.report {run}": "report and plots anew",
+    "python -m metrics.training_log {run}": "this page anew",
+    "python sample.py {run}": "draw characters",
+    "python evaluate.py {run}": "how good they are",
+}
+
+
+def write_training_log(paths: RunPaths, target: str | None = None, baseline: RunPaths | None = None) -> Path:
+    """Write `training_log.md` beside the report; returns its path. Odd figures become dashes.
+
+    Args:
+        target, baseline: in place of the settings of these names.
+
+    Raises:
+        RequestError: `training_metrics.json` is missing or is not one; nothing is written then.
+        OSError: the run's folder cannot be written.
+    """
+    document = read_document(paths)
+    settings = document["settings"]
+    target = target or settings.get("target")
+    if baseline is None and settings.get("baseline"):
+        baseline = RunPaths(paths.root, str(settings["baseline"]))
+    page = render(document, paths, read_clock(paths), read_status(paths) or {}, target, baseline)
+    atomic_write(paths.training_log, page)
+    return paths.training_log
+
+
+def render(
+    document: dict[str, Any],
+    paths: RunPaths,
+    clock: Clock,
+    status: dict[str, Any],
+    target: str | None,
+    baseline: RunPaths | None,
+) -> str:
+    """The page as Markdown."""
+    frame = read_frame(document)
+    best_of, column = main_loss(frame), main_loss(frame, trend.SHORTEST)
+    found = trend.phases(frame[column])
+    sections = [*head(document, status), quick_reference(document, frame, paths), best_results(frame)]
+    sections.append(milestones_section(document, frame, clock, status, best_of, column, found, target))
+    sections.append(phases_section(frame, column, found))
+    if target:
+        sections.append(against.target_section(frame, target, planned_epochs(document)))
+    if baseline:
+        sections.append(against.baseline_section(document, frame, baseline, itself=baseline == paths))
+    sections += [time_section(frame), curves_section(document, frame)]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def main_loss(frame: pd.DataFrame, least: int = 1) -> str:
+    """The loss that most says how good the run is, of those with `least` values."""
+    return next((name for name in ("val_loss_ema", "val_loss") if frame[name].count() >= least), "loss_mean")
+
+
+def planned_epochs(document: dict[str, Any]) -> int | None:
+    """How many epochs the run is to have, `--max-steps` included."""
+    known = document["hyperparameters"]
+    total, each = number(known.get("total_steps")), number(known.get("steps_per_epoch"))
+    if total and each:
+        return math.ceil(total / each)
+    epochs = number(document["settings"].get("epochs"))
+    return int(epochs) if epochs else None
+
+
+def head(document: dict[str, Any], status: dict[str, Any]) -> list[str]:
+    """Title, and what must not be overlooked."""
+    parts = [f"# Training log: {document['run']}"]
+    if document["data"] != "emnist":
+        parts.append(
+            f"> **Trained on the {data_words(document['data'])}.** No figure here says anything about handwriting."
+        )
+    state, now = document["state"], status.get("state")
+    beat = number(status.get("heartbeat"))
+    age = max(0.0, time.time() - beat) if beat else 0.0
+    notice = RunState(document["run"], time.time(), status=status or None, heartbeat_age=age).notice
+    if notice:
+        parts.append(f"> **Take care:** {' '.join(notice.split())}.")
+    elif now in ENDED and now != state and state != "running":
+        parts.append(f"> The latest start {now}" + (f": {status['message']}." if status.get("message") else "."))
+    return parts
+
+
+def quick_reference(document: dict[str, Any], frame: pd.DataFrame, paths: RunPaths) -> str:
+    environment, planned = document["environment"], planned_epochs(document)
+    done = int(frame.index[-1]) if len(frame) else 0
+    states = {"running": f"in progress as of {document.get('generated') or DASH}"}
+    facts = [f"epoch {done} of {planned or DASH}"]
+    if len(frame):
+        facts += [f"step {_count(frame['step'].iloc[-1])}", f"{_count(frame['images_seen'].iloc[-1])} images seen"]
+    machine = f"{environment.get('world_size') or DASH} × {environment.get('gpu') or environment.get('device') or DASH}"
+    lines = {
+        "Run": f"`{document['run']}`, {data_words(document['data'])}",
+        "State": f"{states.get(document['state'], document['state'])}: {', '.join(facts)}",
+        "Time": _time_words(document, frame, planned),
+        "Best so far": _best_words(frame),
+        "Machine": f"{machine}, {environment.get('host') or DASH}",
+        "Files": ", ".join(_links(paths)),
+        "Started by": f"`{environment['command']}`" if environment.get("command") else None,
+    }
+    root = "" if paths.root == PROJECT_ROOT else f" --output-root {shlex.quote(str(paths.root))}"
+    commands = [(form.format(run=shlex.quote(paths.run)) + root, what) for form, what in COMMANDS.items()]
+    width = max(len(command) for command, _ in commands)
+    listed = "\n".join(f"{command:<{width}}   # {what}" for command, what in commands)
+    body = "\n".join(f"- **{name}:** {words}" for name, words in lines.items() if words)
+    return f"## Quick reference\n\n{body}\n\n```\n{listed}\n```"
+
+
+def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | None) -> str:
+    total, each = frame["total_time_sec"].dropna(), frame["epoch_time_sec"].dropna().iloc[-trend.WINDOW :]
+    if total.empty:
+        return DASH
+    starts = max(len(document["starts"]), 1)
+    words = f"{human_time(total.iloc[-1])} over {starts} start{'s' * (starts > 1)}"
+    left = (planned or 0) - int(frame.index[-1])
+    if len(each):
+        latest = f"the last {len(each)} epochs" if len(each) > 1 else "the last epoch"
+        words += f"; {latest} took {each.median():,.1f} s" + (" each (median)" if len(each) > 1 else "")
+        if document["state"] == "running" and left > 0:
+            words += f", so the {left} to come would take {human_time(left * each.median())}"
+    return words
+
+
+def _best_words(frame: pd.DataFrame) -> str | None:
+    names = (main_loss(frame), "rca")
+    found = {name: trend.best(frame[name], name in trend.LARGER_IS_BETTER) for name in names}
+    return ", ".join(f"`{name}` {_figure(at[1])} (epoch {at[0]})" for name, at in found.items() if at) or None
+
+
+def _links(paths: RunPaths) -> list[str]:
+    there = {label: paths.root / place for label, place in paths.artifacts().items()}
+    return [f"[{label}]({link(paths, there[label])})" for label in FILES if label in there]
+
+
+def best_results(frame: pd.DataFrame) -> str:
+    rows = []
+    for name in BEST:
+        larger = name in trend.LARGER_IS_BETTER
+        if not (found := trend.best(frame[name], larger)):
+            continue
+        smooth, last = trend.best_smoothed(frame[name], larger), frame[name].dropna()
+        means = (_figure(smooth.value), f"{smooth.first}–{smooth.last}") if smooth else (DASH, DASH)
+        away = f" ({last.iloc[-1] / found[1] - 1:+.1%})" if found[1] and last.index[-1] != found[0] else ""
+        rows.append(
+            (f"`{name}`", _figure(found[1]), found[0], *means, f"{_figure(last.iloc[-1])}{away}", last.index[-1])
+        )
+    if not rows:
+        return "## Best results\n\nNo loss has been measured yet."
+    heads = ["Figure", "Best", "Epoch", "Best smoothed", "Epochs", "Last (against the best)", "Epoch"]
+    note = (
+        f"Smoothed: the mean of {trend.SMOOTH} measured values in a row, {DASH} where there are fewer. Larger is better"
+        f" of {', '.join(f'`{name}`' for name in trend.LARGER_IS_BETTER)}, smaller of the others."
+    )
+    return f"## Best results\n\n{table(heads, rows)}\n\n{note}"
+
+
+def phases_section(frame: pd.DataFrame, column: str, found: list[trend.Phase]) -> str:
+    if not found:
+        return f"## Phases\n\nNo phases yet: `{column}` has fewer than {trend.SHORTEST} values."
+    rows = []
+    for phase in found:
+        rate = phase.rate
+        what = phase.kind + (f" at {_figure(phase.mean)} ± {phase.deviation:.2g}" if phase.kind == "plateau" else "")
+        lr = " → ".join(_figure(value, 3) for value in frame["lr"].loc[[rate.first, rate.last]])
+        values = f"{_figure(phase.begin)} → {_figure(phase.end)}"
+        each = f"{100 * rate.value:+.3g} % ± {100 * rate.error:.2g} %"
+        rows.append((f"{rate.first}–{rate.last}", what, values, each, lr))
+    note = (
+        "Found by straight lines through the logarithm, as many as the Bayesian information criterion is for. Per "
+        f"epoch: the slope ± its standard error. A fast descent is more than {trend.FAST:.0%} per epoch; a plateau is "
+        f"less than {trend.FLAT:.1%} per epoch and {trend.FLAT_IN_ALL:.0%} in all, or not told from 0 by two standard "
+        f"errors of less than {trend.UNSURE:.1%}; its ± is the standard deviation of the values."
+    )
+    heads = ["Epochs", "What", f"`{column}`", "Per epoch", "Learning rate"]
+    return f"## Phases of `{column}`\n\n{table(heads, rows)}\n\n{note}"
+
+
+def time_section(frame: pd.DataFrame) -> str | None:
+    """Where the time went, and which epochs took longer than the others."""
+    total = frame["epoch_time_sec"].sum()
+    if not total > 0:
+        return None
+    parts = {words: frame[name].sum() for name, words in SPENT.items() if frame[name].sum() > 0}
+    parts["everything else"] = total - sum(parts.values())
+    listed = ", ".join(f"{words} {human_time(spent)} ({spent / total:.1%})" for words, spent in parts.items())
+    lines = [f"- Of {human_time(total)}: {listed}."]
+    each = frame["epoch_time_sec"].dropna()
+    if len(each) > 2:
+        slowest = each.idxmax()
+        lines.append(f"- Slowest epoch: {slowest}, {each[slowest]:,.1f} s; median of all {each.median():,.1f} s.")
+    both = frame[["train_images", "train_time_sec"]].dropna().sum()
+    if both["train_time_sec"] > 0:
+        lines.append(f"- {both['train_images'] / both['train_time_sec']:,.1f} images per second of training.")
+    return "## Where the time went\n\n" + "\n".join(lines)
+
+
+def curves_section(document: dict[str, Any], frame: pd.DataFrame) -> str:
+    drawn = charts({document["run"]: frame}, USUAL, log=None)
+    if not drawn:
+        return "## Curves\n\nNothing to draw yet."
+    return "## Curves\n\n```text\n" + "\n\n".join(drawn) + "\n```"
+
+
+def _figure(value: float, digits: int = 5) -> str:
+    return DASH if pd.isna(value) else f"{value:.{digits}g}"
+
+
+def _count(value: float | None) -> str:
+    return DASH if value is None or pd.isna(value) else f"{value:,.0f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m metrics.training_log",
+        description="Rebuild a run's training_log.md, with milestones and curves.",
+    )
+    parser.add_argument("run", help="name of the run, or its folder under metrics/output/")
+    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
+    parser.add_argument("--target", metavar="NAME=VALUE", help="a figure to reach, such as val_loss=0.004")
+    parser.add_argument("--baseline", metavar="RUN", help="a run to compare with: its name, or its folder")
+    options = parser.parse_args(arguments)
+    try:
+        if options.target and not parse_target(options.target):
+            known = ", ".join(MEASURED)
+            raise RequestError(
+                f"--target {options.target}: give one of {known}, = and a number, such as val_loss=0.004"
+            )
+        paths = find_run(options.run, options.output_root)
+        baseline = find_run(options.baseline, paths.root) if options.baseline else None
+        print(write_training_log(paths, options.target, baseline))
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write the training log: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
