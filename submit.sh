@@ -3,6 +3,8 @@
 #   sbatch submit.sh
 #   sbatch submit.sh --preset medium --epochs 50
 #   sbatch --nodes=2 submit.sh
+#   sbatch --array=0-4 submit.sh --seed %a --run-name seed-%a     # five jobs; %a is the number of each
+#   sbatch --gres=none submit.sh run python -m metrics.report RUN # any other command in the environment below
 # Another group sets SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS, which sbatch reads over the lines below.
 # CONDA_ENV names the conda environment; NPROC_PER_NODE the processes per node (default: one for each GPU).
 # At the time limit, or after a crash that came later than a checkpoint, the job saves what it can and queues itself
@@ -81,6 +83,7 @@ cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 [ -f train.py ] || refuse "no train.py in $PWD: submit from the project folder"
 export MAX_REQUEUES=${MAX_REQUEUES:-30}
 [[ $MAX_REQUEUES =~ ^[0-9]+$ ]] || refuse "MAX_REQUEUES=$MAX_REQUEUES: give a whole number, 0 for never"
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "${@//%a/$SLURM_ARRAY_TASK_ID}"
 
 # ---- the environment: modules and conda where they are, else .venv ------------------------------------------------
 if command -v module >/dev/null; then
@@ -100,6 +103,8 @@ else
     refuse "no conda environment $CONDA_ENV and no .venv in $PWD: run 'make install' there, or set CONDA_ENV"
 fi
 command -v torchrun >/dev/null || refuse "this environment has no torchrun: 'pip install -r requirements.txt' in it"
+
+[ "${1:-}" != run ] || exec "${@:2}"
 
 # A job that starts again goes on with what it has saved, whatever it began with.
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto

@@ -7,6 +7,8 @@ Each recipe is the `tiny` preset with some flags changed. How many steps fit int
 for every kind of step that the recipes have: the learning rate has to reach zero at the last one. Nothing else should
 run during that. Then `train.py` takes so many steps, and its final weights draw characters with the preset's
 sampler (DDIM, 20 steps). These trainings may share the machine (`--at-once`): their steps are fixed, not their time.
+Cut short, the same command goes on: what is in the results' file is neither measured nor trained again, nor are runs
+in `--folder` that have finished.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def train(
     """Train `tiny` with `flags` for so many steps; returns the last row of its figures, with the time of all."""
     command = [
         sys.executable, "train.py", "--preset", "tiny", "--data-root", str(data_root), "--output-root", str(root),
-        "--run-name", name, "--resume", "never", "--seed", str(seed), "--max-steps", str(steps), "--epochs", "1000",
+        "--run-name", name, "--seed", str(seed), "--max-steps", str(steps), "--epochs", "1000",
         "--samples-per-class", "0", "--val-every", "1000", "--checkpoint-every", "1000", "--eval-every", "0",
         "--no-export",
         *flags.split(),
@@ -144,38 +146,55 @@ def step_flags(recipe: str) -> str:
     return " ".join(part for part in parts if part.startswith(CHANGES_THE_STEP))
 
 
-def step_seconds(recipes: list[str], data_root: Path, root: Path) -> dict[str, float]:
-    """Seconds of a step, the median of interleaved rounds, by `step_flags`."""
-    seconds: dict[str, list[float]] = {step_flags(recipe): [] for recipe in recipes}
+def measure_steps(recipes: list[str], known: dict[str, list[float]], data_root: Path, root: Path) -> None:
+    """Add to `known` the milliseconds of a step in each of some interleaved rounds, by `step_flags`."""
+    unknown = {step_flags(recipe) for recipe in recipes} - set(known)
     for _ in range(ROUNDS):
-        for flags, measured in seconds.items():
-            row = train(flags, 0, MEASURED_STEPS, data_root, root, "measure")
-            measured.append(row["images_seen"] / row["samples_per_sec"] / MEASURED_STEPS)
-    for flags, measured in seconds.items():
-        print(f"{flags or 'tiny'}: {' '.join(f'{1000 * each:.0f}' for each in measured)} ms per step", flush=True)
-    return {flags: statistics.median(measured) for flags, measured in seconds.items()}
+        for flags in sorted(unknown):
+            row = train(f"{flags} --resume never", 0, MEASURED_STEPS, data_root, root, "measure")
+            seconds = row["images_seen"] / row["samples_per_sec"]
+            known.setdefault(flags, []).append(1000 * seconds / MEASURED_STEPS)
+    for flags, measured in known.items():
+        print(f"{flags or 'tiny'}: {' '.join(f'{each:.0f}' for each in measured)} ms per step", flush=True)
 
 
-def trained(options: argparse.Namespace, root: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+def trained(options: argparse.Namespace, document: dict[str, Any], root: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """Train every recipe with every seed for the steps that fit into the time; yields each as it ends."""
     place = (options.data_root.resolve(), root)
-    seconds = step_seconds(options.recipes, *place)
+    measure_steps(options.recipes, document["ms_per_step"], *place)
 
     def run(recipe: str, seed: int) -> tuple[dict[str, Any], Path]:
-        steps = int(60 * options.minutes / seconds[step_flags(recipe)])
+        ms_per_step = statistics.median(document["ms_per_step"][step_flags(recipe)])
+        steps = int(60_000 * options.minutes / ms_per_step)
         name = f"{recipe}_{seed}".replace(" ", "_").replace("'", "")
         threads = max(1, (os.cpu_count() or 1) // options.at_once)
         row = train(RECIPES[recipe], seed, steps, *place, name, threads)
         result = {
-            "recipe": recipe, "flags": RECIPES[recipe], "seed": seed, "steps": steps,
-            "ms_per_step": 1000 * seconds[step_flags(recipe)], "seconds_taken": row["train_time_sec"],
-            "images_seen": int(row["images_seen"]), "val_loss_ema": row["val_loss_ema"],
+            "recipe": recipe, "flags": RECIPES[recipe], "seed": seed, "steps": steps, "ms_per_step": ms_per_step,
+            "seconds_taken": row["train_time_sec"], "images_seen": int(row["images_seen"]),
+            "val_loss_ema": row["val_loss_ema"],
         }  # fmt: skip
         return result, RunPaths(root, name).checkpoints / "latest"
 
+    done = {(result["recipe"], result["seed"]) for result in document["results"]}
+    asked = [(recipe, seed) for recipe in options.recipes for seed in options.seeds if (recipe, seed) not in done]
     with ThreadPoolExecutor(options.at_once) as pool:
-        jobs = [pool.submit(run, recipe, seed) for recipe in options.recipes for seed in options.seeds]
-        yield from (job.result() for job in as_completed(jobs))
+        yield from (job.result() for job in as_completed([pool.submit(run, *each) for each in asked]))
+
+
+def begun(options: argparse.Namespace, jury: Jury) -> dict[str, Any]:
+    """The results so far, if there are any of as many minutes, else a file of none."""
+    if options.out.exists():
+        document = json.loads(options.out.read_text())
+        if document["minutes"] == options.minutes and document["images_judged"] == len(jury.labels):
+            return document
+        sys.exit(f"error: {options.out} is of {document['minutes']:g} minutes and {document['images_judged']} images "
+                 "judged: give another --out")  # fmt: skip
+    return {
+        "generated": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": options.minutes,
+        "machine": f"{hardware.device_name(jury.device)}, {os.cpu_count()} threads", "torch": torch.__version__,
+        "classifier_top1": jury.judge.meta["top1"], "images_judged": len(jury.labels), "ms_per_step": {}, "results": [],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -194,12 +213,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.folder or Path(scratch)).resolve()
         jury = Jury(options.data_root, root, options.per_class)
-        document = {
-            "generated": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": options.minutes,
-            "machine": f"{hardware.device_name(jury.device)}, {os.cpu_count()} threads", "torch": torch.__version__,
-            "classifier_top1": jury.judge.meta["top1"], "images_judged": len(jury.labels), "results": [],
-        }  # fmt: skip
-        for result, checkpoint in trained(options, root):
+        document = begun(options, jury)
+        for result, checkpoint in trained(options, document, root):
             document["results"].append({**result, "figures": jury.judged(checkpoint, options.guidance)})
             print(table(document["results"][-1:]).splitlines()[-1], flush=True)
             atomic_write(options.out, json.dumps(document, indent=2))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import scontrol
+from tests.conftest import SMALL
+from tests.slurm.conftest import scontrol, wait_until
 
 ONE_NODE = {"sbatch": ("--gres=gpu:1", "--nodelist=hcn1-vn1")}
 TWO_NODES = {"sbatch": ("--gres=gpu:1", "--nodes=2"), "NPROC_PER_NODE": "1"}
@@ -97,6 +102,20 @@ def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
     dry.ends("COMPLETED")
     assert "not queued again: the same command would fail again" in missing.output
     assert [job.restarts for job in (wrong, missing, dry)] == [0, 0, 0]
+
+
+def test_a_sweep_is_an_array_of_runs_that_ends_with_their_comparison(project: Path, small_data: Path):
+    base = SMALL | {"preset": "tiny", "data_root": str(small_data), "samples_per_class": 0, "max_steps": 8}
+    plan = {"name": "rates", "base": base, "grid": {"lr": [0.001, 0.002]}}
+    (project / "plan.yaml").write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "metrics.sweep", "plan.yaml", "--submit", "--nproc-per-node", "1"]
+    few = ["--cpus-per-task=1", "--mem=1G", "--gres=gpu:1"]
+    subprocess.run([*command, "--", *few], cwd=project, env=dict(os.environ) | {"CONDA_ENV": "none"}, check=True)
+    page = project / "metrics" / "comparisons" / "rates" / "comparison.md"
+    wait_until(page.exists, "the comparison", 240)
+    text = page.read_text()
+    assert "# Comparison of 2 runs" in text
+    assert text.count("| finished |") == 2, "it waited for both"
 
 
 def test_before_its_time_is_over_it_saves_and_goes_on(job_with_little_time, assert_same_weights):

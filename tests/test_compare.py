@@ -1,0 +1,327 @@
+"""The comparison of runs: its figures are those of the CSV files, and it says what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ddpm.idx import CLASS_NAMES
+from ddpm.paths import RunPaths
+from metrics.compare import PAGE, main
+from metrics.compare_figures import loss_levels, reached, read_runs
+from metrics.compare_plots import draw_curves, draw_samples
+from metrics.tracker import COLUMNS
+from tests.metrics_documents import make_document
+
+TINY = {"preset": "tiny", "seed": 0, "lr": 0.003, "prediction_type": "v_prediction", "run_name": "x"}
+
+
+def make_run(root: Path, name: str, epochs: int = 4, factor: float = 1.0, data: str = "emnist", **settings) -> RunPaths:
+    """A run whose losses are `factor` times those of the others."""
+    document = make_document(epochs, gpu=False, data=data, run=name)
+    document["settings"] |= TINY | {"run_name": name, "data": data} | settings
+    for row in document["epochs"]:
+        for column in ("loss_mean", "val_loss", "val_loss_ema"):
+            row[column] *= factor
+    paths = RunPaths(root, name)
+    paths.samples.mkdir(parents=True)
+    save(paths, document)
+    return paths
+
+
+def save(paths: RunPaths, document: dict) -> None:
+    paths.json.write_text(json.dumps(document))
+    pd.DataFrame(document["epochs"], columns=list(COLUMNS)).to_csv(paths.csv, index=False)
+
+
+def draw_grid(paths: RunPaths, epoch: int, resolution: int = 28) -> None:
+    pixels = np.full((len(CLASS_NAMES), resolution, resolution), epoch, np.uint8)
+    np.savez(paths.samples / f"emnist_epoch_{epoch:04d}.npz", x=pixels, y=np.arange(len(CLASS_NAMES)))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An output root with the runs `slow` and `fast`, which is better."""
+    make_run(tmp_path, "slow", lr=0.001)
+    make_run(tmp_path, "fast", epochs=6, factor=0.9)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def few_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take longer than all the rest; the tests that look at them draw them themselves."""
+    monkeypatch.setattr("metrics.compare.draw_plots", lambda runs, column: {})
+
+
+def page_of(root: Path, *arguments: str) -> str:
+    assert main([*arguments, "--output-root", str(root), "--out", str(root / "page")]) == 0
+    return (root / "page" / PAGE).read_text()
+
+
+def refusal(capsys: pytest.CaptureFixture, root: Path, *arguments: str) -> str:
+    assert main([*arguments, "--output-root", str(root), "--out", str(root / "page")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert not (root / "page").exists()
+    return line
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    """The cells of every table of the page."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE)
+    lines = [[line for line in block.splitlines() if "---" not in line] for block in blocks]
+    return [[[cell.strip("`* ") for cell in line.strip("|").split("|")] for line in block] for block in lines]
+
+
+def table_headed(page: str, heading: str) -> dict[str, dict[str, str]]:
+    """The rows of the first table that has the heading, by their first or second cell."""
+    heads, *rows = next(table for table in tables(page) if heading in table[0])
+    return {row[0] if not row[0].isdigit() else row[1]: dict(zip(heads, row, strict=True)) for row in rows}
+
+
+def number(cell: str) -> float:
+    return float(re.match(r"[\d.,e+-]+", cell)[0].replace(",", ""))
+
+
+def csv(root: Path, run: str) -> pd.DataFrame:
+    return pd.read_csv(RunPaths(root, run).csv, index_col="epoch")
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_winner_is_the_smallest_loss_of_the_csv_files_and_the_gap_is_their_difference(root: Path):
+    page = page_of(root, "slow", "fast")
+    slow, fast = csv(root, "slow")["val_loss_ema"], csv(root, "fast")["val_loss_ema"]
+    gap = slow.min() - fast.min()
+    sentence = next(line for line in page.splitlines() if "is best by" in line)
+    assert sentence == (
+        f"**`fast` is best by `val_loss_ema`**, smaller is better: {fast.min():.5g} (epoch {fast.idxmin()}), "
+        f"{gap:.3g} ({100 * gap / slow.min():.2f}%) below `slow`, {slow.min():.5g}."
+    )
+    places = table_headed(page, "Behind")
+    assert list(places) == ["fast", "slow"]
+    assert number(places["slow"]["Behind, % of the best"]) == pytest.approx(100 * gap / fast.min(), abs=0.006)
+
+
+def test_what_is_larger_is_better_for_throughput_which_is_all_images_over_all_seconds(root: Path):
+    page = page_of(root, "slow", "fast", "--rank-by", "samples_per_sec")
+    expected = {}
+    for run in ("slow", "fast"):
+        rows = csv(root, run)
+        expected[run] = rows["train_images"].sum() / rows["train_time_sec"].sum()
+    places = table_headed(page, "Behind")
+    assert list(places) == sorted(expected, key=expected.get, reverse=True)
+    for run, value in expected.items():
+        assert number(places[run]["samples_per_sec"]) == pytest.approx(value, rel=1e-4)
+
+
+def test_the_best_rca_is_the_largest_and_the_final_one_the_last_that_was_measured(root: Path):
+    for run, values in {"slow": [0.5, None, 0.9, 0.8], "fast": [None, 0.7, None, None, None, 0.75]}.items():
+        document = json.loads(RunPaths(root, run).json.read_text())
+        for row, value in zip(document["epochs"], values, strict=True):
+            row["rca"] = value
+        save(RunPaths(root, run), document)
+    page = page_of(root, "slow", "fast", "--rank-by", "rca")
+    assert "`slow` is best by `rca`**, larger is better: 0.9 (epoch 3), 0.15 (20.00%) above `fast`, 0.75." in page
+    assert "| best `rca` | **0.9**, epoch 3 | 0.75 (−0.15), epoch 6 |" in page
+    assert "| final `rca` | **0.8** | 0.75 (−0.05) |" in page
+
+
+def test_best_and_final_figures_and_their_distance_from_the_first_run(root: Path):
+    page = page_of(root, "slow", "fast")
+    for which, pick in {"best": "min", "final": "last"}.items():
+        heads, *rows = next(t for t in tables(page) if any(row[0] == f"{which} `val_loss_ema" for row in t))
+        row = dict(zip(heads, next(row for row in rows if row[0] == f"{which} `val_loss_ema"), strict=True))
+        values = {r: csv(root, r)["val_loss_ema"] for r in ("slow", "fast")}
+        values = {r: v.min() if pick == "min" else v.iloc[-1] for r, v in values.items()}
+        for run, value in values.items():
+            assert number(row[run]) == pytest.approx(value, rel=1e-4)
+        delta = float(re.search(r"\(−([\d.e-]+)\)", row["fast"])[1])
+        assert delta == pytest.approx(values["slow"] - values["fast"], rel=1e-2)
+
+
+def test_a_loss_counts_as_reached_at_the_end_of_the_first_epoch_below_it(root: Path):
+    slow, fast = csv(root, "slow"), csv(root, "fast")
+    level = float(f"{slow['val_loss_ema'].iloc[2]:.4g}") * 1.001
+    page = page_of(root, "slow", "fast", "--loss-levels", str(level), "1e-9")
+    kinds = [table for table in tables(page) if table[0][0] in ("Time", "Images", "FLOP")]
+    assert [table[0][0] for table in kinds] == ["Time", "Images", "FLOP"]
+    for rows, (_, *cells) in ((slow, kinds[1][1]), (fast, kinds[1][2])):
+        first = rows[rows["val_loss_ema"] <= level].iloc[0]
+        assert number(cells[0]) == first["images_seen"]
+        assert cells[1] == "–", "nobody reached it"
+    runs, _ = read_runs([RunPaths(root, "slow"), RunPaths(root, "fast")])
+    figures = reached(runs[0], "val_loss_ema", level)
+    first = slow[slow["val_loss_ema"] <= level].iloc[0]
+    assert figures["seconds"] == pytest.approx(first["total_time_sec"])
+    assert figures["flop"] == first["images_seen"] * runs[0].document["model"]["flops_per_image"]
+
+
+def test_the_levels_are_chosen_so_that_all_reach_one_and_only_the_best_the_last(root: Path):
+    runs, _ = read_runs([RunPaths(root, "slow"), RunPaths(root, "fast")])
+    levels = loss_levels(runs, "val_loss_ema")
+    reach = [[not math.isnan(reached(run, "val_loss_ema", level)["images"]) for run in runs] for level in levels]
+    assert levels == sorted(levels, reverse=True)
+    assert [True, True] in reach
+    assert reach[-1] == [False, True]
+
+
+def test_only_settings_that_differ_are_shown_and_the_others_counted(root: Path):
+    page = page_of(root, "slow", "fast")
+    section = page.split("## Settings that differ")[1].split("##")[0]
+    shown = [row[0] for table in tables(section) for row in table]
+    assert "lr" in shown and "preset" not in shown and "run_name" not in section
+    same = {name for name in TINY if name not in ("lr", "run_name")} | {"grad_clip", "data"}
+    assert f"{len(same)} settings are the same." in section
+
+
+def test_over_seeds_there_is_a_mean_and_a_standard_deviation(root: Path):
+    make_run(root, "fast-1", epochs=6, factor=0.95, seed=1)
+    page = page_of(root, "slow", "fast", "fast-1")
+    values = [csv(root, run)["val_loss_ema"].min() for run in ("fast", "fast-1")]
+    row = next(row for table in tables(page) for row in table if row[1] == "0, 1")
+    assert number(row[2]) == pytest.approx(np.mean(values), rel=1e-4)
+    assert number(row[3]) == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+
+
+# ---- what cannot be compared -----------------------------------------------------------------------------------------
+
+
+def test_glyphs_and_emnist_are_not_ranked_against_each_other(root: Path):
+    make_run(root, "drawn", data="glyphs", factor=0.1)
+    page = page_of(root, "slow", "fast", "drawn")
+    assert "**Not all of these runs are comparable**" in page
+    assert "`drawn` trained on the embedded glyphs, not EMNIST" in page
+    assert "`fast` is best" in page and "`drawn` is best" not in page
+
+
+def test_losses_of_different_targets_are_not_ranked_but_throughput_is(root: Path):
+    make_run(root, "epsilon", factor=0.1, prediction_type="epsilon")
+    page = page_of(root, "fast", "epsilon")
+    assert "`epsilon` is best" not in page
+    best = next(line for line in page.splitlines() if line.startswith("| best `val_loss_ema`"))
+    assert "(" not in best and "**" not in best, "no distance between what is not comparable"
+    assert "comparable**" not in page_of(root, "fast", "epsilon", "--rank-by", "samples_per_sec")
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"epochs": 9}, r"differ in length \(4, 9 epochs\)"),
+    ({"seed": 3}, r"Seeds: 0, 3; no settings were trained with two seeds"),
+])  # fmt: skip
+def test_what_makes_a_comparison_doubtful_is_said(root: Path, changes: dict, words: str):
+    make_run(root, "other", **changes)
+    assert re.search(words, page_of(root, "slow", "other"))
+
+
+def test_a_run_in_progress_is_called_that(root: Path):
+    save(paths := RunPaths(root, "slow"), json.loads(paths.json.read_text()) | {"state": "running"})
+    assert "In progress: `slow`." in page_of(root, "slow", "fast")
+
+
+def test_older_runs_without_the_newer_columns_and_settings_are_compared_all_the_same(root: Path):
+    paths = RunPaths(root, "slow")
+    document = json.loads(paths.json.read_text())
+    for row in document["epochs"]:
+        del row["val_loss_ema"], row["train_images"], row["mfu"]
+    del document["settings"]["prediction_type"]
+    save(paths, document)
+    page = page_of(root, "slow", "fast")
+    assert table_headed(page, "Behind")["slow"]["val_loss_ema"] == "–"
+    assert "Not recorded by all" in page
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_run_and_one_without_rows_are_left_out_with_a_line(root: Path, capsys):
+    make_run(root, "empty", epochs=0)
+    make_run(root, "damaged").json.write_text('{"run": ')
+    page = page_of(root, "slow", "damaged", "empty", "fast")
+    left_out = [line for line in page.splitlines() if line.startswith("Left out: ")]
+    assert [line.split()[2] for line in left_out] == ["damaged:", "empty:"]
+    assert "left out: empty" in capsys.readouterr().out
+    assert page.startswith("<!--") and "# Comparison of 2 runs" in page
+
+
+def test_one_run_is_no_comparison(root: Path, capsys):
+    make_run(root, "empty", epochs=0)
+    line = refusal(capsys, root, "slow", "slow", "empty")
+    assert "two different runs" in line and "empty" in line
+
+
+@pytest.mark.parametrize(("arguments", "mend"), [
+    (["slow", "fastt"], "the runs there are: fast, slow"),
+    (["slow", "fast", "--rank-by", "quality"], "there are step"),
+    (["slow", "fast", "--rank-by", "grad_norm"], "grad_norm:down"),
+    (["slow", "fast", "--rank-by", "rca"], "there are values of val_loss_ema"),
+])  # fmt: skip
+def test_a_wrong_request_is_one_line_that_says_what_to_do(root: Path, capsys, arguments: list[str], mend: str):
+    assert mend in refusal(capsys, root, *arguments)
+
+
+def test_a_folder_that_is_no_comparison_is_not_written_over_and_a_comparison_is(root: Path, capsys):
+    (root / "page").mkdir()
+    (root / "page" / PAGE).write_text("my notes")
+    assert main(["slow", "fast", "--output-root", str(root), "--out", str(root / "page")]) == 2
+    assert (root / "page" / PAGE).read_text() == "my notes"
+    (root / "page" / PAGE).unlink()
+    assert page_of(root, "slow", "fast") != ""
+    assert "best by `loss_mean`" in page_of(root, "slow", "fast", "--rank-by", "loss_mean")
+
+
+def test_runs_may_be_folders_of_several_output_roots_and_need_no_names_of_their_own(root: Path, tmp_path_factory):
+    other = make_run(tmp_path_factory.mktemp("other"), "fast", factor=0.5)
+    page = page_of(root, "fast", str(other.metrics))
+    assert "`fast (2)` is best" in page
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_ten_runs_have_ten_different_lines_with_the_values_of_their_csv_files(root: Path):
+    places = [make_run(root, f"a-plan-of-runs-lr={k}", factor=1 + k / 50) for k in range(10)]
+    runs, _ = read_runs(places)
+    figure = draw_curves(runs, "val_loss_ema")
+    for axes, column in zip(figure.axes, ("images_seen", "step", "total_time_sec"), strict=True):
+        assert len({(line.get_color(), str(line.get_linestyle())) for line in axes.lines}) == 10
+        for line, paths in zip(axes.lines, places, strict=True):
+            rows = pd.read_csv(paths.csv)
+            np.testing.assert_allclose(line.get_ydata(), rows["val_loss_ema"])
+            x = np.asarray(line.get_xdata(), float)
+            np.testing.assert_allclose(x / x[-1], rows[column] / rows[column].iloc[-1])
+    assert runs[0].short == "…lr=0"
+    page = page_of(root, *(paths.run for paths in places))
+    assert max(len(table[0]) for table in tables(page)) <= 9
+
+
+def test_samples_are_of_the_latest_epoch_that_all_runs_have(root: Path):
+    slow, fast = RunPaths(root, "slow"), RunPaths(root, "fast")
+    for paths, epochs in ((slow, (2, 4)), (fast, (2, 4, 6))):
+        for epoch in epochs:
+            draw_grid(paths, epoch, resolution=28 if paths is slow else 32)
+    runs, _ = read_runs([slow, fast])
+    figure = draw_samples(runs)
+    shown = [np.ma.filled(axes.images[0].get_array(), 0) for axes in figure.axes]
+    assert [picture.max() for picture in shown] == [4, 4]
+    assert [picture.shape[0] for picture in shown] == [28, 32]
+
+
+def test_without_samples_there_is_no_picture_of_them(root: Path):
+    runs, _ = read_runs([RunPaths(root, "slow"), RunPaths(root, "fast")])
+    (RunPaths(root, "slow").samples / "emnist_epoch_0004.npz").write_bytes(b"PK damaged")
+    assert draw_samples(runs) is None
+
+
+def test_the_page_shows_the_plots_that_are_there_and_old_ones_are_deleted(root: Path, monkeypatch):
+    monkeypatch.setattr("metrics.compare.draw_plots", lambda runs, column: {column: draw_curves(runs, column)})
+    page_of(root, "slow", "fast", "--rank-by", "loss_mean")
+    page = page_of(root, "slow", "fast")
+    plots = sorted(file.name for file in (root / "page" / "plots").iterdir())
+    assert plots == ["val_loss_ema.png"] and re.findall(r"!\[.*\]\((.*)\)", page) == ["plots/val_loss_ema.png"]
