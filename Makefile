@@ -11,15 +11,18 @@ installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm lint format clean-venv
+.PHONY: help install demo tensorboard test test-slurm lint format clean-venv
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(installed) ## make the environment (VENV, default .venv) and install what training needs
 
 demo: $(installed) ## train the tiny preset on the embedded data, on whatever device there is: minutes
 	$(bin)/python train.py --preset tiny --data glyphs --run-name demo
+
+tensorboard: $(installed) ## every run's curves, pictures, weights and settings, in a browser
+	$(bin)/tensorboard --logdir logs/tensorboard
 
 test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 	$(bin)/python -m pytest -n 2 $(ARGS)

@@ -29,7 +29,7 @@ from ddpm.errors import RequestError
 from ddpm.paths import RunPaths, find_run
 from metrics.gpus import GpuSampler
 from metrics.run_state import RunReader
-from metrics.screen import POLL, LineCatcher, Screen, on_terminal, snapshot, watch
+from metrics.screen import POLL, HealthWord, LineCatcher, Screen, on_terminal, snapshot, watch
 from metrics.status import SEVERITIES, SafeWriter, StatusPublisher, append_line, read_epochs, read_events
 from metrics.text import clean, clock, ending_line, epoch_line, number, plain_line, progress_line
 
@@ -231,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         watch(paths)
     else:
         width = os.get_terminal_size(1).columns if os.isatty(1) else 0
-        _say(snapshot(RunReader(paths).read(), width or PLAIN_WIDTH))
+        state = RunReader(paths).read()
+        _say(snapshot(state, width or PLAIN_WIDTH, HealthWord(paths)(state)))
     return 0
 
 

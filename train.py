@@ -53,6 +53,7 @@ from ddpm.progress import Progress
 from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
 from judge.in_training import Evaluation
+from metrics import wandb_board
 from metrics.herald import Herald
 from metrics.report import write_report
 from metrics.status import last_words, publish_failure, read_status
@@ -179,6 +180,9 @@ class Run:
     def publish_row(self, row: dict) -> None:
         """Publish an epoch's figures, and learn from all of them whether the run has stopped getting better."""
         self.herald.epoch(row)
+        if self.world.is_main:
+            models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
+            self.herald.weights(row["epoch"], row["step"], models)
         if self.config.early_stop_patience:
             self.ended_early = self.world.together(
                 lambda: out_of_patience(self.herald.rows, self.config), here=self.world.is_main
@@ -375,6 +379,8 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
             publish_failure(paths, config.data, code, message)
 
     try:
+        if config.wandb:
+            wandb_board.require()
         with connect() as world:
             if config.dry_run:
                 dry_run(config, world)

@@ -50,6 +50,7 @@ RECIPES: dict[str, str] = {
     "timestep power 0.8": "--timestep-power 0.8",
     "timestep power 0.6": "--timestep-power 0.6",
     "timestep power 0.45": "--timestep-power 0.45",
+    "timestep power 0.6 and batch 32": "--timestep-power 0.6 --batch-size 32",
     "min-SNR": "--loss-weighting min_snr",
     "lr 1e-3": "--lr 1e-3",
     "lr 2e-3": "--lr 2e-3",

@@ -25,8 +25,8 @@ from ddpm.paths import RunPaths
 from ddpm.pictures import npz, png
 from ddpm.plan import Plan
 from ddpm.trained import load
+from metrics.boards import Boards
 from metrics.report import write_report
-from metrics.tensorboard import TensorBoard
 from metrics.tracker import MetricsTracker
 from metrics.training_log import write_training_log
 from pretty_logger import PrettyLogger
@@ -74,7 +74,7 @@ class Herald:
         self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
         why = self._tracker.starts[-1]["cause"]
         self.log(f"begins at step {step} of {self._plan.total_steps} ({why})", "success")
-        self._board = TensorBoard(self.paths, self._plan.images_seen(step))
+        self._boards = Boards(self.paths, description, self._plan.images_seen(step), self.log)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -96,9 +96,20 @@ class Herald:
         if self._tracker:
             with self._logger.going_on("the epoch's metrics"):
                 row = self._tracker.add_epoch(row)  # with all columns
-                self._board.add_epoch(row)
+                self._boards.add_epoch(row)
             self._write_training_log()
         self._logger.log_epoch_summary(row)
+
+    def weights(self, epoch: int, step: int, models: dict[str, torch.nn.Module]) -> None:
+        """Publish histograms of the weights of `models`, if it is time (main process only; `epoch` from 1)."""
+        if self._boards.weights_due(epoch, self._plan.epochs):
+            with self._logger.going_on("the histograms of the weights"):
+                named = {
+                    f"{kind}/{name}": weight
+                    for kind, model in models.items()
+                    for name, weight in model.named_parameters()
+                }
+                self._boards.add_weights(named, self._plan.images_seen(step))
 
     def samples(self, path: Path, pixels: np.ndarray, picture: Image.Image, step: int) -> None:
         """Publish generated characters: a picture, and the raw images beside it, class by class (uint8 [N, H, W])."""
@@ -106,7 +117,7 @@ class Herald:
             labels = np.arange(NUM_CLASSES).repeat(len(pixels) // NUM_CLASSES)
             atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels))
             atomic_write(path, png(picture))  # the last, as it says that they are there
-            self._board.add_samples(picture, self._plan.images_seen(step))
+            self._boards.add_samples(picture, self._plan.images_seen(step))
             self.log(f"samples: {path}")
 
     def export(self, device: torch.device) -> None:
@@ -123,8 +134,7 @@ class Herald:
         self._logger.set_progress(retry=retry)
         if self._tracker:
             with self._logger.going_on("the metrics"):
-                self._tracker.write(state)
-                self._board.close()
+                self._boards.close(state, self._tracker.write(state)["summary"])
             if report:
                 self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
                 with self._logger.going_on(f"the report (later: python -m metrics.report {self.paths.run})"):

@@ -1,4 +1,4 @@
-"""The four panels of the dashboard: progress, GPUs, epochs, log. Each is drawn from a `RunState` for a given room.
+"""Panels of the dashboard: progress, epochs, log (GPUs: gpu_panel.py), each drawn from a `RunState` for a given room.
 
 They are lines of text whose columns we reckon ourselves: training pays for every drawing, and with Rich's tables one
 would cost three times as much.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,7 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from metrics.run_state import RunState
-from metrics.text import NONE, clock, duration, fixed, loss, number, rate, speed
+from metrics.text import clock, duration, fixed, loss, number, rate, speed
 
 ACCENT = "cyan"
 SEVERITY_MARKS = {
@@ -26,6 +29,18 @@ SEVERITY_MARKS = {
     "error": ("✗", "bold red"),
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
+CELL_WIDTH = 9  # of the table of epochs, at least
+EPOCH_COLUMNS = (
+    ("epoch", "epoch", str), ("loss", "loss_mean", loss), ("val loss", "val_loss", loss),
+    ("val EMA", "val_loss_ema", loss), ("val SWA", "val_loss_swa", loss), ("RCA", "rca", partial(fixed, digits=3)),
+    ("FID", "fid_features", partial(fixed, digits=2)), ("lr", "lr", rate), ("grad", "grad_norm", loss),
+    ("images/s", "samples_per_sec", speed), ("time", "epoch_time_sec", duration),
+)  # fmt: skip
+IMPORTANCE = (
+    *("epoch", "loss_mean", "val_loss_ema", "rca", "epoch_time_sec", "val_loss", "fid_features", "samples_per_sec"),
+    *("lr", "grad_norm", "val_loss_swa"),
+)
+OPTIONAL = ("rca", "fid_features", "val_loss_swa")  # shown if any epoch has them
 
 
 def panel(content: RenderableType, title: str, subtitle: str | None = None) -> Panel:
@@ -133,98 +148,44 @@ def _trend(state: RunState, width: int) -> Text:
     return line(("trend ", "bright_black"), f"{first} ", (blocks, "green"), f" {last}")
 
 
-def gpus_of(state: RunState) -> list[tuple[str, dict[str, Any]]]:
-    """Every GPU of the job as (node, figures)."""
-    return [(str(node.get("node")), gpu) for node in state.nodes for gpu in node.get("gpus") or []]
-
-
-def _short_name(gpu: dict[str, Any]) -> str:
-    return str(gpu.get("name")).removeprefix("NVIDIA ")
-
-
-def _heat(value: Any, warm: float, hot: float) -> str:
-    value = number(value)
-    return "default" if value is None else "red" if value >= hot else "yellow" if value >= warm else "green"
-
-
-def _gigabytes(gpu: dict[str, Any]) -> str:
-    used, total = (number(gpu.get(f"memory_{name}_mb")) for name in ("used", "total"))
-    return f"{fixed(used and used / 1024, 1)}/{fixed(total and total / 1024)} GB"
-
-
-def gpu_panel(state: RunState, width: int, rows: int) -> Panel:
-    """A line a GPU; where they do not all fit, the last line sums up the others."""
-    gpus = gpus_of(state)
-    if not gpus:
-        return panel(Text("no GPU" if state.nodes else "no word of any GPU yet", style="bright_black italic"), "GPUs")
-    shown = gpus if len(gpus) <= rows else gpus[: rows - 1]
-    several = len(state.nodes) > 1
-    names = [
-        f"{node}:{gpu.get('index')}" if several else f"{gpu.get('index')} {_short_name(gpu)}" for node, gpu in shown
-    ]
-    name_width = min(18, max(map(len, names), default=0))
-    lines = []
-    for name, (_, gpu) in zip(names, shown, strict=True):
-        use, heat, watts, limit = (
-            number(gpu.get(key)) for key in ("utilization", "temperature_c", "power_w", "power_limit_w")
-        )
-        figures = [
-            (f" {fixed(use, 0, ' %'):>5} ", ""),
-            (f"{fixed(heat, 0, '°C'):>5} ", _heat(heat, 75, 85)),
-            (f"{_gigabytes(gpu):>13} ", ""),
-            (f"{fixed(watts):>5}", ""),
-            (f"/{fixed(limit)} W" if limit is not None else " W", "bright_black"),
-        ]
-        room = width - 4 - name_width - 1 - sum(len(text) for text, _ in figures)
-        lines.append(line((f"{name[:18]:<{name_width}} ", "bold"), bar((use or 0) / 100, room, "green"), *figures))
-    if len(shown) == len(gpus):
-        return panel(Group(*lines), "GPUs", _gpu_subtitle(gpus) if several else None)
-    others = gpus[len(shown) :]
-    return panel(Group(*lines, gpu_summary(others, f"… {len(others)} more:")), "GPUs", _gpu_subtitle(gpus))
-
-
-def _gpu_subtitle(gpus: list[tuple[str, dict[str, Any]]]) -> str:
-    names = sorted({_short_name(gpu) for _, gpu in gpus})
-    nodes = len({node for node, _ in gpus})
-    return f"{len(gpus)} x {', '.join(names)}" + (f" on {nodes} nodes" if nodes > 1 else "")
-
-
-def gpu_summary(gpus: list[tuple[str, dict[str, Any]]], title: str) -> Text:
-    """Several GPUs in a line: the mean of what they do, the hottest, the memory of the fullest, the power of all."""
-
-    def values(name: str) -> list[float]:
-        return [value for _, gpu in gpus if (value := number(gpu.get(name))) is not None]
-
-    use, heat, watts = values("utilization"), values("temperature_c"), values("power_w")
-    fullest = max((gpu for _, gpu in gpus), key=lambda gpu: number(gpu.get("memory_used_mb")) or 0.0)
-    parts = [
-        title,
-        f"{sum(use) / len(use):.0f} %" if use else NONE,
-        f"{max(heat):.0f}°C" if heat else NONE,
-        _gigabytes(fullest),
-        f"{sum(watts):,.0f} W" if watts else NONE,
-    ]
-    return line("  ".join(parts))
-
-
 def epochs_panel(state: RunState, width: int, rows: int) -> Panel:
-    """The latest epochs; the best one, by the validation loss of the EMA weights, carries a star."""
+    """The latest epochs; the best one, by the validation loss of the EMA weights, carries a star.
+
+    Where the columns do not all fit, the least important are left out; those without any figure are left out anyway.
+    """
     if not state.epochs:
         return panel(Text("no epoch is done yet", style="bright_black italic"), "epochs")
-    columns = [("epoch", "epoch", str), ("loss", "loss_mean", loss), ("val loss", "val_loss", loss)]
-    columns += [("val EMA", "val_loss_ema", loss), ("lr", "lr", rate), ("grad", "grad_norm", loss)]
-    columns += [("images/s", "samples_per_sec", speed), ("time", "epoch_time_sec", duration)]
-    scores = [(number(row.get("val_loss_ema")) or math.inf, row.get("epoch")) for row in state.epochs]
-    best = min(scores)[1] if min(scores)[0] < math.inf else None
+    scores = [(number(row.get("val_loss_ema")), row.get("epoch")) for row in state.epochs]
+    scores = [(score, epoch) for score, epoch in scores if score is not None and math.isfinite(score)]
+    best = min(scores, key=itemgetter(0), default=None)
+    columns = epoch_columns(state, width)
     cell_width = (width - 4) // len(columns)
     lines = [line(("".join(title.rjust(cell_width) for title, _, _ in columns), "bright_black"))]
     for row in state.epochs[-max(1, rows) :]:
-        is_best = best is not None and row.get("epoch") == best
+        is_best = best is not None and row.get("epoch") == best[1]
         cells = [form(row.get(key)) for _, key, form in columns]
         cells[0] = f"★ {cells[0]}" if is_best else cells[0]
         lines.append(line(("".join(cell.rjust(cell_width) for cell in cells), "bold green" if is_best else "")))
-    legend = None if best is None else f"best: epoch {best}, val EMA {loss(min(scores)[0])}"
-    return panel(Group(*lines), "epochs", legend)
+    return panel(Group(*lines), "epochs", _legend(state, best))
+
+
+def epoch_columns(state: RunState, width: int) -> list[tuple[str, str, Callable[[Any], str]]]:
+    """What the table of epochs shows in a panel of `width` columns: (title, column of the CSV, its form)."""
+    given = [
+        name
+        for name in IMPORTANCE
+        if name not in OPTIONAL or any(row.get(name) is not None for row in reversed(state.epochs))
+    ]
+    chosen = given[: max(1, (width - 4) // CELL_WIDTH)]
+    return [column for column in EPOCH_COLUMNS if column[1] in chosen]
+
+
+def _legend(state: RunState, best: tuple[float, Any] | None) -> str | None:
+    """The best epoch, and the latest word on quality: `best: epoch 30, val EMA 0.0350 · RCA 0.931 (epoch 30)`."""
+    parts = [] if best is None else [f"best: epoch {best[1]}, val EMA {loss(best[0])}"]
+    judged = next((row for row in reversed(state.epochs) if number(row.get("rca")) is not None), None)
+    parts += [f"RCA {fixed(judged['rca'], 3)} (epoch {judged.get('epoch')})"] if judged else []
+    return " · ".join(parts) or None
 
 
 def log_panel(state: RunState, width: int, rows: int) -> Panel:

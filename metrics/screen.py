@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -19,8 +19,10 @@ from rich.live import Live
 from ddpm.paths import RunPaths
 from metrics.dashboard import natural_height, render
 from metrics.run_state import RunReader, RunState
+from metrics.status import read_json
 
 POLL = 0.25  # seconds between looks at the terminal's size and the keyboard
+REJUDGE = 10.0  # seconds between judgements of the run's health
 REDRAW = 1.0  # seconds between drawings: the status is not published more often
 
 
@@ -30,11 +32,39 @@ def on_terminal(stream: TextIO) -> bool:
     return stream.isatty() and capable and (stream.encoding or "").lower().startswith("utf")
 
 
+class HealthWord:
+    """A run's health in one word, as `python -m metrics.health` finds it, anew every 10 s; None if it can't."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self._paths = paths
+        self._judged = -REJUDGE
+        self._read: tuple[Any, dict[str, Any]] = (None, {})  # when the settings were written, and what they are
+        self._word: str | None = None
+
+    def __call__(self, state: RunState) -> str | None:
+        if state.status is not None and time.monotonic() - self._judged >= REJUDGE:
+            self._word = self._judge(state)
+            self._judged = time.monotonic()
+        return self._word if state.status is not None else None
+
+    def _judge(self, state: RunState) -> str | None:
+        try:
+            from metrics.health import in_one_word  # here, as it is not needed for the rest of the view
+
+            written = self._paths.json.stat().st_mtime_ns
+            if self._read[0] != written:
+                self._read = written, (read_json(self._paths.json) or {}).get("settings") or {}
+            return in_one_word(state, self._read[1])
+        except Exception:  # a view does not fail because a judgement does
+            return None
+
+
 class Screen:
     """The dashboard on the alternate screen of the terminal `out`: a context that leaves the terminal as it was."""
 
     def __init__(self, reader: RunReader, out: TextIO) -> None:
         self._reader = reader
+        self._health = HealthWord(reader.paths)
         self._out = out
         self._drawn = -REDRAW
         self._size = (0, 0)
@@ -61,7 +91,7 @@ class Screen:
             return None
         state = self._reader.read()
         self.console.size = self._size = size
-        self._live.update(render(state, size), refresh=True)
+        self._live.update(render(state, size, self._health(state)), refresh=True)
         self._drawn = time.monotonic()
         return state
 
@@ -103,13 +133,13 @@ class LineCatcher(io.TextIOBase):
         return self.behind.encoding
 
 
-def snapshot(state: RunState, width: int) -> str:
-    """The view as plain text, `width` columns wide."""
+def snapshot(state: RunState, width: int, health: str | None = None) -> str:
+    """The view as plain text, `width` columns wide; `health` is the run's health in one word, if that is known."""
     out, height = io.StringIO(), natural_height(state, width)
     console = Console(
         file=out, width=width, height=height, color_system=None, force_terminal=False, force_jupyter=False
     )
-    console.print(render(state, (width, height)), height=height)
+    console.print(render(state, (width, height), health), height=height)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
@@ -125,7 +155,7 @@ def watch(paths: RunPaths) -> None:
     if state and state.ended:
         width = screen.console.width
         height = natural_height(state, width)
-        screen.console.print(render(state, (width, height)), height=height)
+        screen.console.print(render(state, (width, height), HealthWord(paths)(state)), height=height)
 
 
 @contextmanager

@@ -1,43 +1,115 @@
-"""The rows and sample grids of a run as TensorBoard shows them."""
+"""A run as TensorBoard shows it: TIME SERIES, HISTOGRAMS, TEXT, and a line in the table of HPARAMS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from ddpm.config import data_words
 from ddpm.paths import RunPaths
+from metrics.text import number
 
 GROUPS = {
-    "loss": ("loss_mean", "loss_std", "loss_min", "loss_max", "loss_median", "val_loss", "val_loss_ema"),
+    "loss": (
+        "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median", "val_loss", "val_loss_ema", "val_loss_swa",
+    ),
     "loss_by_noise_level": ("val_loss_band1", "val_loss_band2", "val_loss_band3", "val_loss_band4"),
     "quality": ("rca", "top1", "top5", "fid_features"),
     "optimizer": ("lr", "grad_norm", "grad_norm_max", "nonfinite_steps", "ema_delta_norm"),
-    "speed": ("samples_per_sec", "batches_per_sec", "mfu", "epoch_time_sec"),
+    "speed": ("samples_per_sec", "batches_per_sec", "mfu", "epoch_time_sec", "slowest_rank", "slowest_rank_ratio"),
+    "time": (
+        "total_time_sec", "train_time_sec", "val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec",
+    ),
     "memory": ("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"),
-}
+    "progress": ("epoch", "step", "train_images"),
+}  # fmt: skip
+GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+PRACTICAL = ("data_root", "output_root", "run_name", "resume", "download", "config", "dry_run", "wandb")
+METRICS = (
+    *("loss/loss_mean", "loss/val_loss_ema", "quality/rca", "quality/fid_features", "speed/samples_per_sec"),
+    *("summary/best_loss", "summary/best_val_loss_ema", "summary/best_rca", "summary/total_time_sec"),
+)
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an epoch's row as `group/column`; a column that no group knows is under `other`."""
+    return {
+        f"{GROUP_OF.get(name, 'other')}/{name}": value
+        for name, value in row.items()
+        if name != "images_seen" and number(value) is not None
+    }
+
+
+def finals(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a run's summary as `summary/name`."""
+    return {f"summary/{name}": value for name, value in summary.items() if number(value) is not None}
 
 
 class TensorBoard:
-    """Writes under `logs/tensorboard/<run>/`; the horizontal axis is images seen."""
+    """Writes under `logs/tensorboard/<run>/`, one folder a run, whatever is shown of it."""
 
-    def __init__(self, paths: RunPaths, images_seen: int) -> None:
-        """A resumed run hides what was written after `images_seen`, as it will be trained again."""
-        self._writer = SummaryWriter(str(paths.tensorboard), purge_step=images_seen + 1 if images_seen else None)
+    def __init__(self, paths: RunPaths, images_seen: int, description: Mapping[str, Any]) -> None:
+        """A resumed run hides what was written after `images_seen`, as it will be trained again.
 
-    def add_epoch(self, row: dict[str, Any]) -> None:
-        for group, names in GROUPS.items():
-            for name in names:
-                if row[name] is not None:
-                    self._writer.add_scalar(f"{group}/{name}", row[name], row["images_seen"])
+        Args:
+            description: settings, environment, data and model, as they stand in the JSON file, for HPARAMS and TEXT.
+                Of settings that changed on resuming, HPARAMS shows the first: TensorBoard takes no second ones.
+        """
+        # always, as TensorBoard takes the first such mark in a folder for a beginning, and only later ones for a resume
+        self._writer = SummaryWriter(str(paths.tensorboard), purge_step=images_seen + 1)
+        # not by add_hparams: it makes a folder of its own, which is shown as a second run
+        experiment, start, self._success = hparams(_flat(description), dict.fromkeys(METRICS, 0.0))
+        self._writer.file_writer.add_summary(experiment)
+        self._writer.file_writer.add_summary(start)
+        machine = description["environment"]
+        words = f"{data_words(description['data'])}, on {machine['host']}: `{machine['command']}`"
+        self._writer.add_text("run", words, images_seen)
         self._writer.flush()
+
+    def add_epoch(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch's row, the CSV's columns as keys."""
+        self._add_scalars(scalars(row), row["images_seen"])
 
     def add_samples(self, picture: Image.Image, images_seen: int) -> None:
         """Add a sample grid."""
         self._writer.add_image("samples", np.asarray(picture), images_seen, dataformats="HWC")
         self._writer.flush()
 
-    def close(self) -> None:
+    def add_histograms(self, histograms: Mapping[str, tuple[np.ndarray, np.ndarray]], images_seen: int) -> None:
+        """Add histograms as (counts [N], edges [N + 1])."""
+        for name, (counts, edges) in histograms.items():
+            centres = (edges[:-1] + edges[1:]) / 2
+            self._writer.add_histogram_raw(
+                name, min=edges[0], max=edges[-1], num=counts.sum(), sum=counts @ centres,
+                sum_squares=counts @ centres**2, bucket_limits=edges[1:].tolist(), bucket_counts=counts.tolist(),
+                global_step=images_seen,
+            )  # fmt: skip
+        self._writer.flush()
+
+    def close(self, state: str, summary: Mapping[str, Any]) -> None:
+        """Add the final figures; only a run that is finished is marked as a success, as that cannot be taken back."""
+        self._add_scalars(finals(summary), summary["total_samples"])
+        if state == "finished":
+            self._writer.file_writer.add_summary(self._success)
         self._writer.close()
+
+    def _add_scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, images_seen)
+        self._writer.flush()
+
+
+def _flat(description: Mapping[str, Any]) -> dict[str, float | str]:
+    """The settings as HPARAMS can show them, and what was chosen for the machine; without what is not set."""
+    machine = {name: description["environment"].get(name) for name in ("world_size", "precision", "compile", "gpu")}
+    settings = {**description["settings"], **machine, "data": data_words(description["data"])}
+    return {
+        name: value if isinstance(value, (int, float, str)) and not isinstance(value, bool) else str(value)
+        for name, value in settings.items()
+        if value is not None and name not in PRACTICAL
+    }

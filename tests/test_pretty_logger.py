@@ -19,6 +19,7 @@ import subprocess
 import sys
 import termios
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from ddpm.paths import PROJECT_ROOT, RunPaths
 from metrics.dashboard import render
 from metrics.gpus import read_gpus
 from metrics.run_state import RunReader, RunState
-from metrics.screen import snapshot
+from metrics.screen import HealthWord, snapshot
 from metrics.status import StatusPublisher, append_line, read_events, read_status
 from pretty_logger import PrettyLogger
 
@@ -331,9 +332,101 @@ def test_many_gpus_are_summed_up_and_gpus_of_an_earlier_start_are_left_out(paths
     publish(paths)
     record = json.loads((paths.gpus / "vn1.json").read_text())
     (paths.gpus / "old.json").write_text(json.dumps(record | {"node": "old", "time": record["time"] - 5000}))
-    (paths.gpus / "vn3.json").write_text(json.dumps(record | {"node": "vn3", "gpus": record["gpus"] * 30}))
     text = snapshot(RunReader(paths).read(), 80)
-    assert "64 x L40S on 3 nodes" in text and "more:  97 %  61°C" in text and "old:" not in text
+    assert "4 x L40S on 2 nodes" in text and "old:" not in text
+    (paths.gpus / "vn2.json").unlink()
+    (paths.gpus / "vn1.json").write_text(json.dumps(record | {"gpus": record["gpus"] * 6}))
+    text = snapshot(RunReader(paths).read(), 80)
+    assert "12 x L40S on 1 of 2 nodes" in text and "more:  97 %  61°C  30.0/45 GB" in text
+
+
+def cluster(paths: RunPaths, nodes: int, gpus: int, expected: int = 0, **status: object) -> RunState:
+    """A run on so many nodes (of as many as are `expected`), the last of which has one idle GPU."""
+    publish(paths, nodes=expected or nodes, world_size=nodes * gpus, **status)
+    for old in paths.gpus.iterdir():
+        old.unlink()
+    for number in range(1, nodes + 1):
+        gpu = {"name": "NVIDIA H200", "utilization": 96, "memory_used_mb": 102400, "memory_total_mb": 143360}
+        gpu |= {"temperature_c": 60 + number, "power_w": 600.0, "power_limit_w": 700.0}
+        each = [gpu | {"index": index} for index in range(gpus)]
+        if number == nodes:
+            each[2]["utilization"] = 3
+        record = {"time": time.time(), "node": f"vn{number}", "gpus": each, "note": None}
+        (paths.gpus / f"vn{number}.json").write_text(json.dumps(record))
+    return RunReader(paths).read()
+
+
+def shown(state: RunState, size: tuple[int, int], health: str | None = None) -> str:
+    console = Console(width=size[0], height=size[1], color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(render(state, size, health), height=size[1])
+    return capture.get()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+@pytest.mark.parametrize("nodes", [2, 8])
+def test_every_gpu_of_many_nodes_has_a_block_in_the_line_of_its_node(paths, nodes, size):
+    text = shown(cluster(paths, nodes, 8), size)
+    assert f"{8 * nodes} x H200 on {nodes} nodes" in text
+    for number in range(1, nodes):
+        assert re.search(rf"vn{number} ████████ +96 % +{60 + number}°C", text), text
+    assert re.search(rf"vn{nodes} ██▁█████ +84 % +{60 + nodes}°C", text), text  # (7 * 96 + 3) / 8
+    assert "more" not in text
+
+
+def test_nodes_without_room_are_summed_up_with_the_gpu_that_does_least(paths):
+    text = shown(cluster(paths, 40, 8), (80, 24))
+    assert "320 x H200 on 40 nodes" in text
+    rest = re.search(r"… (\d+) more nodes:  96 %  100°C  least 3 % on vn40:2", text)
+    assert rest, text
+    assert len(re.findall(r"vn\d+ +[█▁]", text)) + int(rest[1]) == 40
+    small = shown(cluster(paths, 2, 8), (50, 12))
+    assert "16 GPUs  90 %  62°C  least 3 % on vn2:2" in small  # (15 * 96 + 3) / 16
+
+
+def test_a_node_that_is_silent_or_has_not_spoken_yet_is_named(paths):
+    cluster(paths, 4, 8, expected=5, started=time.time() - 4000)
+    record = json.loads((paths.gpus / "vn2.json").read_text())
+    (paths.gpus / "vn2.json").write_text(json.dumps(record | {"time": time.time() - 400}))
+    text = shown(RunReader(paths).read(), (120, 40))
+    assert "32 x H200 on 4 of 5 nodes" in text
+    assert re.search(r"vn2 +silent for 6 min", text) and "vn3 █" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (60, ["epoch", "loss", "val loss", "val EMA", "RCA", "time"]),
+        (80, ["epoch", "loss", "val loss", "val EMA", "RCA", "FID", "images/s", "time"]),
+        (120, ["epoch", "loss", "val loss", "val EMA", "RCA", "FID", "lr", "grad", "images/s", "time"]),
+    ],
+)
+def test_quality_is_in_the_table_of_epochs_where_it_was_measured(paths, width, columns):
+    publish(paths)
+    assert "RCA" not in shown(RunReader(paths).read(), (width, 40))
+    lines = paths.csv.read_text().splitlines()
+    scored = [line + (",0.9,12.25" if line.startswith("20,") else ",,") for line in lines]
+    paths.csv.write_text("\n".join([lines[0] + ",rca,fid_features", *scored[1:]]) + "\n")
+    text = shown(RunReader(paths).read(), (width, 60))
+    header = next(line for line in text.splitlines() if "val EMA" in line and "best" not in line)
+    assert re.findall(r"val (?:loss|EMA)|[\w/]+", header) == columns
+    assert "RCA 0.900 (epoch 20)" in text
+
+
+def test_health_is_one_word_of_the_header_and_its_absence_costs_nothing(paths, monkeypatch):
+    publish(paths)
+    state = RunReader(paths).read()
+    paths.json.write_text(json.dumps({"settings": {"epochs": 100}}))
+    asked = []
+    judge = types.SimpleNamespace(in_one_word=lambda state, settings: asked.append(settings) or "warnings")
+    monkeypatch.setitem(sys.modules, "metrics.health", judge)
+    word = HealthWord(paths)
+    assert [word(state), word(state)] == ["warnings", "warnings"]
+    assert asked == [{"epochs": 100}]  # once for both
+    for size in ((120, 40), (50, 12)):
+        assert "training 0:09  warnings" in shown(state, size, "warnings")
+    monkeypatch.setitem(sys.modules, "metrics.health", None)  # importing it fails
+    assert HealthWord(paths)(state) is None
 
 
 def test_the_heartbeat_is_judged_by_our_own_clock_once_it_is_seen_to_beat(paths):

@@ -1,0 +1,138 @@
+"""What TensorBoard is given: read back as TensorBoard reads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.util import tensor_util
+
+from ddpm.paths import RunPaths
+from metrics.boards import Boards, histogram
+from metrics.tensorboard import GROUP_OF, GROUPS, scalars
+from metrics.tracker import COLUMNS
+from tests.metrics_documents import IMAGES, make_document
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return RunPaths(tmp_path, "a_run")
+
+
+def boards(paths: RunPaths, document: dict, images_seen: int = 0) -> Boards:
+    return Boards(paths, document, images_seen, lambda message, severity: pytest.fail(message))
+
+
+def read(paths: RunPaths) -> EventAccumulator:
+    return EventAccumulator(str(paths.tensorboard)).Reload()
+
+
+def values(board: EventAccumulator, tag: str) -> dict[int, float]:
+    """The points of a curve, by images seen."""
+    return {event.step: tensor_util.make_ndarray(event.tensor_proto).item() for event in board.Tensors(tag)}
+
+
+def test_every_column_is_a_curve_over_images_seen_and_empty_cells_are_left_out(paths):
+    document = make_document(3, gpu=False)
+    board = boards(paths, document)
+    for row in document["epochs"]:
+        board.add_epoch(row)
+    board.close("finished", document["summary"])
+    written = read(paths)
+    for row in document["epochs"]:
+        for name in ("loss_mean", "val_loss_ema", "lr", "total_time_sec"):
+            assert values(written, f"{GROUP_OF[name]}/{name}")[row["images_seen"]] == pytest.approx(row[name], rel=1e-6)
+    curves = {tag.split("/")[1] for tag in written.Tags()["tensors"] if tag.split("/")[0] in GROUPS}
+    given = {name for name, value in document["epochs"][0].items() if value is not None}
+    assert curves == given - {"images_seen", "data"}
+
+
+def test_a_column_without_a_group_is_not_lost_and_all_of_the_csv_have_one():
+    assert scalars({"images_seen": 5, "new_figure": 2.0, "rca": None, "data": "emnist"}) == {"other/new_figure": 2.0}
+    assert set(COLUMNS) - set(GROUP_OF) == {"images_seen", "data"}
+
+
+def test_settings_and_final_figures_are_a_line_of_hparams_in_the_runs_own_folder(paths):
+    document = make_document(2, data="glyphs")
+    document["settings"] |= {"lr": 3e-3, "block_out_channels": [16, 32], "max_steps": None, "output_root": "/somewhere"}
+    board = boards(paths, document)
+    for row in document["epochs"]:
+        board.add_epoch(row)
+    board.close("finished", document["summary"])
+    assert [path.name for path in paths.tensorboard.parent.iterdir()] == ["a_run"]
+    assert not any(path.is_dir() for path in paths.tensorboard.iterdir())
+
+    written = read(paths)
+    content = written.PluginTagToContent(metadata.PLUGIN_NAME)
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+    shown = {name: value.number_value or value.string_value for name, value in start.hparams.items()}
+    assert shown["lr"] == 3e-3 and shown["block_out_channels"] == "[16, 32]" and shown["precision"] == "bf16"
+    assert shown["data"] == "embedded glyphs, not EMNIST"
+    assert not {"max_steps", "output_root"} & shown.keys()
+    end = metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG])
+    assert end.status == api_pb2.STATUS_SUCCESS
+    experiment = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG])
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    best = values(written, "summary/best_val_loss_ema")
+    assert "summary/best_val_loss_ema" in metrics and "loss/val_loss_ema" in metrics
+    assert best == {document["summary"]["total_samples"]: pytest.approx(document["summary"]["best_val_loss_ema"])}
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_run_that_may_go_on_is_not_called_a_success(paths, state):
+    document = make_document(1)
+    boards(paths, document).close(state, document["summary"])
+    assert metadata.SESSION_END_INFO_TAG not in read(paths).PluginTagToContent(metadata.PLUGIN_NAME)
+
+
+def test_a_resumed_run_replaces_what_it_trains_again(paths):
+    rows = make_document(3)["epochs"]
+    first = boards(paths, make_document(3))
+    for row in rows:
+        first.add_epoch(row)
+    first.close("stopped", {"total_samples": rows[-1]["images_seen"]})
+    resumed = boards(paths, make_document(3), images_seen=rows[0]["images_seen"])
+    resumed.add_epoch({**rows[1], "loss_mean": 0.5})
+    resumed.close("stopped", {"total_samples": rows[1]["images_seen"]})
+    losses = values(read(paths), "loss/loss_mean")
+    assert losses == {rows[0]["images_seen"]: pytest.approx(rows[0]["loss_mean"]), rows[1]["images_seen"]: 0.5}
+
+
+def test_sample_grids(paths):
+    board = boards(paths, make_document(1))
+    board.add_samples(Image.new("RGB", (40, 30)), IMAGES)
+    board.close("stopped", {"total_samples": IMAGES})
+    picture = read(paths).Tensors("samples")[0]
+    assert picture.step == IMAGES and picture.tensor_proto.string_val[:2] == [b"40", b"30"]
+
+
+def test_histograms_of_weights_are_those_of_the_moment_they_were_given(paths):
+    weights = torch.linspace(-1, 1, 6400).reshape(80, 80)
+    broken = torch.full((3,), torch.nan)
+    board = boards(paths, make_document(1))
+    board.add_weights({"weights_live/conv_in.weight": weights, "weights_live/broken": broken}, 64)
+    weights.fill_(7.0)  # training goes on
+    board.close("stopped", {"total_samples": 64})
+    written = read(paths)
+    event = written.Tensors("weights_live/conv_in.weight")[0]
+    left, right, counts = tensor_util.make_ndarray(event.tensor_proto).T
+    assert event.step == 64 and counts.sum() == 6400
+    assert (left.min(), right.max()) == (-1, 1)
+    assert counts.max() < 2 * 6400 / len(counts)  # evenly spread, as given
+    assert "weights_live/broken" not in written.Tags()["tensors"]
+
+
+def test_histogram_leaves_out_what_is_not_finite():
+    counts, edges = histogram(np.array([np.nan, np.inf, 1.0, 2.0, 2.0]))
+    assert counts.sum() == 3 and (edges[0], edges[-1]) == (1.0, 2.0)
+    assert histogram(np.array([np.nan])) is None
+
+
+@pytest.mark.parametrize(("epochs", "due"), [(1, [1]), (5, [1, 2, 3, 4, 5]), (25, [*range(2, 25, 2), 25])])
+def test_weights_are_shown_some_ten_times_a_run_and_at_its_end(paths, epochs, due):
+    board = boards(paths, make_document(1))
+    assert [epoch for epoch in range(1, epochs + 1) if board.weights_due(epoch, epochs)] == due
+    board.close("stopped", {"total_samples": 0})
