@@ -58,6 +58,10 @@ class RunPaths:
         return self.metrics / "training_log.md"
 
     @property
+    def health(self) -> Path:
+        return self.metrics / "health.md"
+
+    @property
     def plots(self) -> Path:
         return self.metrics / "plots"
 

@@ -18,12 +18,25 @@ from ddpm.paths import RunPaths
 from metrics.status import SafeWriter, read_json
 
 MEBIBYTE = 2**20
+THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an idle GPU is not slowed down
+    0x02: "applications_clocks",
+    0x04: "sw_power_cap",
+    0x08: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal",
+    0x40: "hw_thermal",
+    0x80: "hw_power_brake",
+    0x100: "display_clocks",
+}
+ECC = {"ecc_corrected": 0, "ecc_uncorrected": 1}  # NVML's types of memory errors, counted since the driver was loaded
+VOLATILE = 0  # NVML's name for that count
 
 
 class GpuSampler:
     """Writes what the GPUs `uuids` (with or without "GPU-" in front) of the node `node` are doing, every `interval` s.
 
-    A figure that a GPU does not give (a MIG slice has no temperature, say) is null. Where there is no NVIDIA driver, or
+    A figure that a GPU does not give (a MIG slice has no temperature, say) is null; why it is slowed down, and its
+    memory errors, are there if NVML gives them. Where there is no NVIDIA driver, or
     there are no UUIDs, it writes one file that says "no GPU" and rests. `nvml` stands in for the module `pynvml`.
     """
 
@@ -130,4 +143,18 @@ def _sample(nvml: Any, handle: Any | None, uuid: str, position: int) -> dict[str
         "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
         "power_w": scaled(ask("nvmlDeviceGetPowerUsage"), 1000),
         "power_limit_w": scaled(ask("nvmlDeviceGetEnforcedPowerLimit"), 1000),
+        **_troubles(ask),
     }
+
+
+def _troubles(ask: Callable[..., Any]) -> dict[str, Any]:
+    """`throttle`, what slows the clock down now (names of `THROTTLE`), and `ecc_corrected`, `ecc_uncorrected`, memory
+    errors since the driver was loaded; those that NVML does not give, for want of them or of rights, are left out."""
+    bits = ask("nvmlDeviceGetCurrentClocksEventReasons")
+    if bits is None:  # drivers before 535
+        bits = ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+    found: dict[str, Any] = {}
+    if bits is not None:
+        found["throttle"] = [name for bit, name in THROTTLE.items() if bits & bit]
+    errors = {name: ask("nvmlDeviceGetTotalEccErrors", kind, VOLATILE) for name, kind in ECC.items()}
+    return found | {name: count for name, count in errors.items() if count is not None}

@@ -1,0 +1,243 @@
+"""Is the run healthy? Its progress, losses, GPUs, speed, data, model, checkpoints and weights, judged from what it has
+published: of a run that has finished, goes on or has died, from any shell or node that sees its files.
+
+python -m metrics.health RUN [--watch | --json] [--checkpoint step_…] [--threshold name=value …] [--output-root DIR]
+
+Ends with 0 (healthy), 1 (warnings) or 2 (unhealthy, or the request is wrong). Writes `health.md` beside the report, and
+nothing else. With --watch it looks again every few seconds, until Ctrl-C or until the run has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from ddpm.errors import RequestError
+from ddpm.files import atomic_write
+from ddpm.paths import RunPaths, find_run
+from metrics import health_checks as checks
+from metrics.health_files import CheckpointReader, data, model
+from metrics.health_losses import losses
+from metrics.health_page import Health, to_console, to_json, to_markdown, to_table, verdict
+from metrics.health_speed import performance
+from metrics.run_state import CLOCK_SKEW, RunReader, RunState
+from metrics.status import read_json
+from metrics.text import number
+from metrics.thresholds import Thresholds, parse_thresholds
+
+LOOK_AGAIN = 5.0  # seconds between two looks of --watch
+BEAT = 6.0  # seconds in which a living run renews its heartbeat
+PLAIN_WIDTH = 120  # columns where there is no terminal to ask
+PARTS = ("settings", "environment", "model", "data_summary")
+
+
+def in_one_word(state: RunState, settings: dict[str, Any] | None = None) -> str:
+    """`healthy`, `warnings` or `unhealthy`: the verdict on the published files alone (progress, losses, GPUs, speed).
+
+    Cheap enough to be asked every second: no file is read, no checkpoint opened. `settings` are the run's, if known.
+    """
+    return verdict(_published(state, None, settings or {}, Thresholds()))
+
+
+def _published(
+    state: RunState, starts: list[dict[str, Any]] | None, settings: dict[str, Any], limits: Thresholds
+) -> list[checks.Section]:
+    rows = _rows(state)
+    return [
+        checks.progress(state, starts, limits),
+        losses(rows, settings, limits, state.ended),
+        checks.gpus(state, limits),
+        performance(rows, limits),
+    ]
+
+
+def _rows(state: RunState) -> list[dict[str, Any]]:
+    return [row for row in state.epochs if number(row.get("epoch")) is not None]
+
+
+class Examiner:
+    """Looks at a run, again and again if need be; what has not changed is not read again.
+
+    Args:
+        checkpoint: whose weights are looked at; the newest one if left out.
+    """
+
+    def __init__(self, paths: RunPaths, limits: Thresholds, checkpoint: Path | None = None) -> None:
+        self._paths, self._limits, self._checkpoint = paths, limits, checkpoint
+        self._reader, self._checkpoints = RunReader(paths), CheckpointReader(paths)
+        self._data: tuple[Any, checks.Section] | None = None
+        self._weights: tuple[Any, checks.Section, dict[str, Any] | None] | None = None
+        self.ended = False
+
+    def look(self) -> Health:
+        """The run's health now."""
+        state, limits = self._state(), self._limits
+        self.ended = state.ended
+        document = read_json(self._paths.json) or {}
+        document |= {name: document[name] if isinstance(document.get(name), dict) else {} for name in PARTS}
+        starts = document.get("starts")
+        starts = [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else None
+        settings, rows = document["settings"], _rows(state)
+        chosen = self._checkpoint or self._checkpoints.newest()
+        sections = _published(state, starts, settings, limits)
+        sections += [self._data_section(document, chosen), model(document, rows, state)]
+        sections.append(self._checkpoints.section(rows, settings, chosen))
+        weights, figures = self._weights_section(chosen)
+        return Health(
+            run=self._paths.run,
+            data=document.get("data") or (state.status or {}).get("data"),
+            state="silent" if state.dead else str((state.status or {}).get("state") or "not known"),
+            when=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            sections=[*sections, weights],
+            limits=limits,
+            checkpoint=chosen.name if chosen else None,
+            weights=figures,
+        )
+
+    def _state(self) -> RunState:
+        """The published state. A heartbeat that is only a little too old may be a clock's fault: does it beat?"""
+        state = self._reader.read()
+        if not state.ended and 0 < state.heartbeat_age - self._limits.heartbeat_sec < CLOCK_SKEW:
+            time.sleep(BEAT)
+            state = self._reader.read()
+        return state
+
+    def _data_section(self, document: dict[str, Any], chosen: Path | None) -> checks.Section:
+        identity = ((read_json(chosen / "meta.json") if chosen else None) or {}).get("identity") or {}
+        key = (document.get("data"), document["data_summary"], document["settings"].get("data_root"), identity)
+        if self._data is None or self._data[0] != key:
+            self._data = key, data(document, identity, self._limits)
+        return self._data[1]
+
+    def _weights_section(self, chosen: Path | None) -> tuple[checks.Section, dict[str, Any] | None]:
+        if chosen is None:
+            return checks.Section("weights", [checks.Finding("–", "no checkpoint to look into")]), None
+        from metrics.health_weights import weights_section
+        from metrics.weights import read_weights  # with torch, which the dashboard does without
+
+        try:
+            key = (chosen, [path.stat().st_mtime_ns for path in sorted(chosen.rglob("*"))])
+            if self._weights is None or self._weights[0] != key:
+                weights = read_weights(chosen, self._limits)
+                section = weights_section(weights, chosen.name, self._limits)
+                self._weights = key, section, weights.to_dict()
+        except (RequestError, OSError) as error:
+            if not chosen.is_dir():
+                note = f"{chosen.name} was removed by the run while it was being read: look again"
+                return checks.Section("weights", [checks.Finding("–", note)]), None
+            return checks.Section("weights", [checks.Finding("unhealthy", str(error))]), None
+        return self._weights[1:]
+
+
+def find_checkpoint(paths: RunPaths, name: str | None) -> Path | None:
+    """The checkpoint folder that `--checkpoint` names: one of the run's, or any; None if it names none.
+
+    Raises:
+        RequestError: there is no such folder; the message lists those there are.
+    """
+    if name is None:
+        return None
+    for folder in (paths.checkpoints / name, Path(name)):
+        if (folder / "meta.json").is_file() or (folder / "train_state.pt").is_file():
+            return folder.resolve()
+    known = ", ".join(sorted(path.name for path in paths.checkpoints.glob("step_*"))) or "none"
+    raise RequestError(f"--checkpoint {name}: no such checkpoint in {paths.checkpoints}; there are: {known}")
+
+
+def write_page(paths: RunPaths, health: Health) -> str | None:
+    """Write health.md beside the report; why it could not be written, if so: the check goes on all the same."""
+    page = paths.health
+    try:
+        atomic_write(page, to_markdown(health))
+    except OSError as error:
+        return f"warning: {page} could not be written ({error.strerror or error}); the check goes on without it"
+    return None
+
+
+def _console() -> Console:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH, color_system=None)
+
+
+def _watch(paths: RunPaths, examiner: Examiner, seconds: float) -> Health | None:
+    """Show the overview until Ctrl-C or the run's end; the last check, None if there was no time for one."""
+    console, health = _console(), None
+    terminal = console.is_terminal
+    try:
+        with Live(console=console, auto_refresh=False) if terminal else nullcontext() as live:
+            while health is None or not examiner.ended:
+                if health:
+                    time.sleep(seconds)
+                health = examiner.look()
+                problem = write_page(paths, health)
+                live.update(to_table(health), refresh=True) if live else console.print(to_table(health))
+                if problem:
+                    console.print(problem, highlight=False)
+    except KeyboardInterrupt:
+        pass
+    return health
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m metrics.health", description="Judge a run from what it has published: is it healthy?"
+    )
+    parser.add_argument("run", help="name of the run, or its folder under metrics/output/")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--watch", action="store_true", help=f"look again every {LOOK_AGAIN:g} s until Ctrl-C or its end")
+    way.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--checkpoint", metavar="step_…", help="look at this one's weights (default: the newest)")
+    parser.add_argument(
+        "--threshold",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a threshold; health.md lists them all",
+    )
+    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
+    options = parser.parse_args(arguments)
+    try:
+        limits, paths = parse_thresholds(options.threshold), find_run(options.run, options.output_root)
+        examiner = Examiner(paths, limits, find_checkpoint(paths, options.checkpoint))
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.watch:
+        health = _watch(paths, examiner, LOOK_AGAIN)
+        return health.exit_code if health else 130
+    health = examiner.look()
+    problem = write_page(paths, health)
+    try:
+        _print(health, options.json, None if problem else paths.health)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if problem:
+        print(problem, file=sys.stderr)
+    return health.exit_code
+
+
+def _print(health: Health, as_json: bool, page: Path | None) -> None:
+    if as_json:
+        print(json.dumps(to_json(health), indent=2, allow_nan=False))
+    else:
+        _console().print(to_console(health))
+        if page:
+            print(f"\nas a page: {page}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

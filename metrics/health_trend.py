@@ -1,0 +1,47 @@
+"""Where a series of figures is heading: a straight line through its last values, with the error of its slope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from metrics.thresholds import Thresholds
+
+
+@dataclass(frozen=True)
+class Trend:
+    """The least-squares line through a series' last values. `slope` and its standard error `error` are per epoch;
+    `change` is what the line does over the window, as a share of its mean; `epochs` are the first and last one."""
+
+    slope: float
+    error: float
+    change: float
+    epochs: tuple[int, int]
+
+    @property
+    def certain(self) -> bool:
+        """Is the slope more than two standard errors from zero?"""
+        return abs(self.slope) > 2 * self.error
+
+    @property
+    def figures(self) -> str:
+        first, last = self.epochs
+        return f"slope {self.slope:+.2e} ± {self.error:.1e} an epoch over epochs {first} to {last}, {self.change:+.1%}"
+
+
+def trend(epochs: np.ndarray, values: np.ndarray, limits: Thresholds) -> Trend | None:
+    """The trend of the last `limits.window` values that are numbers; None where there are too few.
+
+    Args:
+        epochs, values: float64 [rows].
+    """
+    known = np.isfinite(values)
+    x, y = epochs[known][-limits.window :], values[known][-limits.window :]
+    if len(x) < limits.trend_points:
+        return None
+    (slope, middle), residuals, *_ = np.linalg.lstsq(np.stack([x - x.mean(), np.ones_like(x)], 1), y)
+    spread = ((x - x.mean()) ** 2).sum()
+    error = np.sqrt(residuals.sum() / (len(x) - 2) / spread)
+    change = slope * (x[-1] - x[0]) / middle if middle else 0.0
+    return Trend(float(slope), float(error), float(change), (int(x[0]), int(x[-1])))

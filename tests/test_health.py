@@ -1,0 +1,340 @@
+"""The health check: verdicts of runs that are well, ill, dead or under way, from their published files alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ddpm.errors import RequestError
+from ddpm.idx import read_idx, split_files, write_idx
+from ddpm.paths import PROJECT_ROOT, RunPaths
+from metrics.gpus import GpuSampler
+from metrics.health import in_one_word, main
+from metrics.run_state import RunReader
+from metrics.thresholds import Thresholds, parse_thresholds
+from tests.metrics_documents import make_document
+from tests.test_status import FakeNvml, eventually
+
+RUN = "a_run"
+GPU = {
+    "index": 0, "name": "NVIDIA L40S", "utilization": 98, "memory_used_mb": 30_000.0, "memory_total_mb": 46_000.0,
+    "temperature_c": 70, "power_w": 290.0, "power_limit_w": 350.0,
+}  # fmt: skip
+
+
+def learning(epochs: int, **columns) -> list[dict]:
+    """Rows of a run that learns; `columns` are functions of the epoch that replace some of them."""
+    rows = make_document(epochs, data=columns.pop("data", "emnist"))["epochs"]
+    return [{**row, **{name: value(row["epoch"]) for name, value in columns.items()}} for row in rows]
+
+
+def publish(
+    root: Path, rows: list[dict], gpus: list[dict] | None = None, document: dict | None = None, **status
+) -> RunPaths:
+    """A run's published files; `status` replaces fields of a status that says it finished."""
+    paths, now = RunPaths(root, RUN), time.time()
+    paths.gpus.mkdir(parents=True)
+    pd.DataFrame(rows, columns=list(rows[0]) if rows else ["epoch"]).to_csv(paths.csv, index=False)
+    settings = {"epochs": 30, "grad_clip": 1.0, "ema_decay": 0.999, "val_every": 1, "checkpoint_every": 5}
+    made = make_document(1, run=RUN, settings=settings, **(document or {})) | {"epochs": rows}
+    paths.json.write_text(json.dumps(made))
+    state = {"run": RUN, "data": made["data"], "state": "finished", "phase": "done", "exit_code": 0, "host": "vn1",
+             "pid": 7, "started": now - 1000, "heartbeat": now, "progress_time": now, "phase_time": now, "epoch": 12,
+             "epochs": 30, "batch": 3, "batches": 293, "step": 3500, "total_steps": 8790, "images_seen": 1e6,
+             "eta_sec": 600}  # fmt: skip
+    paths.status.write_text(json.dumps(state | status))
+    if gpus is not None:
+        (paths.gpus / "vn1.json").write_text(json.dumps({"time": now, "node": "vn1", "gpus": gpus, "note": None}))
+    return paths
+
+
+def check(paths: RunPaths, *arguments: str) -> tuple[int, str]:
+    """The exit code of the command, and health.md."""
+    code = main([RUN, "--output-root", str(paths.root), *arguments])
+    return code, paths.metrics.joinpath("health.md").read_text().replace("\\", "")
+
+
+RUNNING = {"state": "running", "phase": "training", "exit_code": None}
+
+
+def test_a_healthy_run_says_so_at_the_top_and_at_the_end(tmp_path: Path, capsys) -> None:
+    paths = publish(tmp_path, learning(12), gpus=[GPU])
+    code, page = check(paths)
+    assert code == 0
+    assert page.splitlines()[2] == "**Verdict: healthy**" == page.splitlines()[-1]
+    printed = capsys.readouterr().out
+    assert "✓ finished (exit code 0)" in printed and printed.count("Verdict: healthy") == 2
+    assert in_one_word(RunReader(paths).read()) == "healthy"
+    for component in ("progress", "losses", "GPUs", "performance", "data", "model", "checkpoints", "weights"):
+        assert f"| {component} | " in page
+
+
+def rising_by_heart(epoch: int) -> float:
+    return 0.03 + 0.001 * abs(epoch - 10)
+
+
+CASES = {
+    "learning rate 100 times too high": (
+        learning(8, loss_mean=lambda epoch: 1.02, val_loss=lambda epoch: 1.01, val_loss_ema=lambda epoch: 0.99),
+        {}, 2, "it has learned next to nothing: validation loss (live) 1.0100 after epoch 8",
+    ),
+    "blown up": (learning(3, loss_mean=lambda epoch: 162.0), {}, 2, "blown up: training loss 162 in epoch 3"),
+    "diverging": (
+        learning(12, loss_mean=lambda epoch: 0.05 if epoch < 9 else 0.05 * epoch),
+        {}, 2, "diverging: training loss 0.6 at epoch 12, 12.00 times its best, 0.05 at epoch 1",
+    ),
+    "not finite": (
+        learning(9, nonfinite_steps=lambda epoch: 40 * (epoch == 8)),
+        {}, 2, "40 step(s) skipped because the gradient was not finite, most in epoch 8 (40)",
+    ),
+    "no figure": (learning(4, val_loss=lambda epoch: None if epoch == 4 else 0.1), {}, 2,
+                  "epoch 4 has no finite validation loss (live)"),
+    "plateau": (
+        learning(30, val_loss_ema=lambda epoch: 0.02 + 0.2 / epoch**3 + 1e-5 * (epoch % 2)),
+        {}, 1, "validation loss (EMA): plateau (slope ",
+    ),
+    "plateau of a learning rate that has come down": (
+        learning(30, val_loss_ema=lambda epoch: 0.02 + 0.2 / epoch**3, lr=lambda epoch: 1e-4 * (1 - epoch / 31)),
+        {}, 0, "the learning rate is down to 3.2e-06, so that is expected",
+    ),
+    "overfitting": (
+        learning(30, val_loss=rising_by_heart, val_loss_ema=rising_by_heart),
+        {}, 2, "overfitting: since epoch 10 validation loss (live) rose from 0.0310 to 0.0490 (+58.1%)",
+    ),
+    "degrading": (
+        learning(12, val_loss_ema=lambda epoch: 0.03 + 0.001 * abs(epoch - 7)),
+        {}, 1, "degrading for 5 epochs: validation loss (EMA): best 0.03000 at epoch 7, now 0.03500 (+16.7%)",
+    ),
+    "spikes": (learning(9, loss_max=lambda epoch: 2.0 if epoch == 6 else 0.1), {}, 1, "loss spikes in 1 epoch(s)"),
+    "in progress": (learning(12), RUNNING, 0, "running, phase 'training' (node vn1, pid 7)"),
+    "just begun": ([], RUNNING | {"phase": "starting"}, 0, "no epoch is done yet"),
+    "the average still lags": (
+        learning(3, step=lambda epoch: 100 * epoch, val_loss_ema=lambda epoch: 0.5), RUNNING, 0, "that passes",
+    ),
+    "the average lagged to the end": (
+        learning(3, step=lambda epoch: 100 * epoch, val_loss_ema=lambda epoch: 0.5),
+        {}, 1, "reaches back some 1,000 steps, of 300 so far (limit 1.2)",
+    ),
+    "stopped": (learning(12), {"state": "stopped", "exit_code": 75}, 1, "the same command goes on with it"),
+    "failed": (learning(12), {"state": "failed", "exit_code": 1, "message": "no more disk"}, 2, "no more disk"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "status", "code", "words"), CASES.values(), ids=CASES)
+def test_verdicts(tmp_path: Path, rows: list[dict], status: dict, code: int, words: str) -> None:
+    paths = publish(tmp_path, rows, **status)
+    found, page = check(paths)
+    assert (found, words in page) == (code, True), page
+    settings = json.loads(paths.json.read_text())["settings"]
+    assert in_one_word(RunReader(paths).read(), settings) == ("healthy", "warnings", "unhealthy")[code]
+
+
+def test_a_killed_run_is_unhealthy_and_says_since_when(tmp_path: Path) -> None:
+    beat = time.time() - 3 * 3600
+    paths = publish(tmp_path, learning(12), **RUNNING, heartbeat=beat)
+    code, page = check(paths)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(beat))
+    assert code == 2 and f"no heartbeat for 3 h, since {since}" in page and "has probably died" in page
+    assert check(paths, "--threshold", "heartbeat_sec=20000", "step_sec=20000")[0] == 0
+
+
+def test_a_stalled_run_is_unhealthy_and_says_since_when(tmp_path: Path) -> None:
+    step = time.time() - 1200
+    paths = publish(tmp_path, learning(12), **RUNNING, progress_time=step, phase_time=step - 50)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(step))
+    assert f"has stalled: no step since {since}, for 20 min" in check(paths)[1]
+    assert in_one_word(RunReader(paths).read()) == "unhealthy"
+
+
+def test_the_figures_can_be_recomputed_from_the_csv(tmp_path: Path) -> None:
+    parts = {"val_time_sec": 3.0, "eval_time_sec": 1.0, "sample_time_sec": 0.5, "checkpoint_time_sec": 0.25}
+    paths = publish(tmp_path, [{**row, **parts} for row in learning(30)])
+    page = check(paths)[1]
+    rows = pd.read_csv(paths.csv)
+
+    last = rows.tail(10)
+    (slope, _), covariance = np.polyfit(last["epoch"], last["val_loss_ema"], 1, cov=True)
+    assert f"validation loss (EMA): decreasing (slope {slope:+.2e} ± {covariance[0, 0] ** 0.5:.1e} an epoch" in page
+    best = rows["val_loss_ema"].idxmin()
+    assert f"best {rows['val_loss_ema'][best]:.5f} at epoch {rows['epoch'][best]}" in page
+
+    speed = rows["train_images"].sum() / rows["train_time_sec"].sum()
+    step = (1000 / rows["batches_per_sec"]).median()
+    assert f"{speed:,.1f} images/s over 30 epoch(s) of training, {step:,.1f} ms a step (median)" in page
+    assert f"MFU {rows['mfu'].median():.1%} (median)" in page
+    total = rows["epoch_time_sec"].sum()
+    for name, key in {
+        "training": "train_time_sec",
+        "evaluation": "eval_time_sec",
+        "validation": "val_time_sec",
+    }.items():
+        assert f"| {name} | {rows[key].sum():,.1f} | {rows[key].sum() / total:.1%} |" in page
+    rest = total - rows[["train_time_sec", *parts]].sum().sum()
+    assert f"reports | {rest:,.1f} | {rest / total:.1%} |" in page
+
+
+def test_slow_epochs_and_slow_processes_are_named(tmp_path: Path) -> None:
+    rows = learning(12, slowest_rank=lambda epoch: 3, slowest_rank_ratio=lambda epoch: 1.3 + epoch / 100)
+    rows[10] |= {"epoch_time_sec": 500.0, "train_time_sec": 480.0}
+    code, page = check(publish(tmp_path, rows))
+    assert code == 1
+    assert "process 3 was the slowest in 10 of 10 epochs, up to 1.42 times the median process" in page
+    usual = np.median([row["epoch_time_sec"] for row in rows])
+    assert f"1 slow epoch(s), above 1.5 times the median of {usual:.1f} s: epoch 11 500.0 s (+" in page
+    assert "s of training)" in page
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "words"),
+    [
+        ({"temperature_c": 88}, 1, "vn1 GPU 0: 88 °C (limit 85)"),
+        ({"temperature_c": 95}, 2, "vn1 GPU 0: 95 °C (limit 92)"),
+        ({"ecc_uncorrected": 2}, 2, "2 uncorrected memory error(s)"),
+        ({"throttle": ["hw_thermal"]}, 1, "slowed down: hw_thermal"),
+        ({"throttle": ["sw_power_cap"]}, 0, "as is usual under full load"),
+        ({"memory_used_mb": 45_900.0}, 1, "memory 100% full"),
+        ({"utilization": 7}, 1, "in use 7%"),
+        (dict.fromkeys(GPU, None), 0, "NVML gives no figures of it"),
+    ],
+)
+def test_gpus(tmp_path: Path, trouble: dict, code: int, words: str) -> None:
+    found, page = check(publish(tmp_path, learning(12), gpus=[GPU | trouble], **RUNNING))
+    assert (found, words in page) == (code, True), page
+
+
+def test_gpus_publish_why_they_are_slowed_down_and_their_memory_errors(tmp_path: Path) -> None:
+    class Newer(FakeNvml):
+        def nvmlDeviceGetCurrentClocksEventReasons(self, handle):
+            return self._whole(handle, 0x1 | 0x4 | 0x40)
+
+        def nvmlDeviceGetTotalEccErrors(self, handle, kind, counter):
+            return self._whole(handle, {(0, 0): 12, (1, 0): 1}[kind, counter])
+
+    paths = RunPaths(tmp_path, RUN)
+    sampler = GpuSampler(paths, "vn1", ["aaa", "MIG-bbb"], interval=0.02, nvml=Newer())
+    sampler.start()
+    whole, part = eventually(lambda: sampler.path.exists() and json.loads(sampler.path.read_text()))["gpus"]
+    sampler.stop()
+    assert whole["throttle"] == ["sw_power_cap", "hw_thermal"]
+    assert (whole["ecc_corrected"], whole["ecc_uncorrected"]) == (12, 1)
+    assert not {"throttle", "ecc_corrected"} & part.keys()  # a MIG slice does not tell
+
+
+def test_data_are_checked_where_they_are_within_reach(tmp_path: Path, small_data: Path) -> None:
+    images, labels = split_files(small_data, "train")
+    inverted = 255 - read_idx(images, 3)
+    for split in ("train", "test"):
+        places = split_files(tmp_path / "data", split)
+        places[0].parent.mkdir(parents=True, exist_ok=True)
+        write_idx(places[0], inverted)
+        write_idx(places[1], read_idx(labels, 1))
+    document = {"data_summary": {"train_counts": [6] * 46 + [3], "test_counts": [6] * 47}}
+    paths = publish(tmp_path, learning(12), document=document)
+    made = json.loads(paths.json.read_text())
+    made["settings"]["data_root"] = str(tmp_path / "data")
+    paths.json.write_text(json.dumps(made))
+    code, page = check(paths)
+    assert code == 1
+    assert "labels run from 0 to 46" in page
+    assert "282 of 282 test images (100.00%) are training images too" in page
+    assert "train: 279 images in 47 classes, not balanced: 3 to 6 a class" in page
+    pixels = inverted / 255
+    assert f"▲ training pixels, 0 to 1: mean {pixels.mean():.4f}, standard deviation {pixels.std():.4f}" in page
+
+
+def test_glyphs_are_never_called_emnist(tmp_path: Path, capsys) -> None:
+    page = check(publish(tmp_path, learning(12, data="glyphs"), document={"data": "glyphs"}))[1]
+    assert "> **Trained on the embedded glyphs, not EMNIST.**" in page
+    assert "embedded glyphs, not EMNIST" in capsys.readouterr().out
+    assert "EMNIST Balanced" not in page.split("## Thresholds")[0]
+
+
+def test_json_is_one_strict_object_and_nothing_else(tmp_path: Path, capsys) -> None:
+    paths = publish(tmp_path, learning(12, loss_mean=lambda epoch: None), gpus=[GPU])
+    code = main([RUN, "--output-root", str(tmp_path), "--json"])
+    answer = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (answer["verdict"], answer["exit_code"], answer["run"]) == ("unhealthy", code, paths.run)
+    assert [part["component"] for part in answer["components"]][:4] == ["progress", "losses", "GPUs", "performance"]
+    assert answer["thresholds"]["window"] == 10
+
+
+def test_every_threshold_is_in_one_table_and_can_be_set(tmp_path: Path) -> None:
+    paths = publish(tmp_path, learning(12), gpus=[GPU])
+    code, page = check(paths, "--threshold", "temperature_warning_c=60")
+    assert code == 1 and "70 °C (limit 60)" in page
+    for name in vars(Thresholds()):
+        assert f"`{name}`" in page
+        assert getattr(parse_thresholds([f"{name}=7"]), name) == 7
+
+
+@pytest.mark.parametrize(
+    "change", ["warmth=3", "window", "window=3.5", "window=2", "spike_factor=-1", "gpu_memory=nan"]
+)
+def test_a_wrong_threshold_is_refused_in_one_line(tmp_path: Path, change: str, capsys) -> None:
+    publish(tmp_path, learning(3))
+    assert main([RUN, "--output-root", str(tmp_path), "--threshold", change]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: --threshold") and output.err.count("\n") == 1 and not output.out
+    with pytest.raises(RequestError):
+        parse_thresholds([change])
+
+
+def test_a_missing_run_or_checkpoint_is_refused_in_one_line(tmp_path: Path, capsys) -> None:
+    publish(tmp_path, learning(3))
+    for arguments in (["no_run"], [RUN, "--checkpoint", "step_00000007"]):
+        assert main([*arguments, "--output-root", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def odd_rows() -> dict[str, list[dict]]:
+    many = learning(1000)
+    keys = ("epoch", "step", "loss_mean", "epoch_time_sec")
+    return {
+        "a thousand": many,
+        "one": many[:1],
+        "an older version's": [{key: row[key] for key in keys} for row in many[:8]],
+        "all empty": [{**dict.fromkeys(row), "epoch": row["epoch"]} for row in many[:8]],
+    }
+
+
+@pytest.mark.parametrize("rows", odd_rows().values(), ids=odd_rows())
+def test_odd_files_are_survived(tmp_path: Path, rows: list[dict], recwarn) -> None:
+    paths = publish(tmp_path, rows, gpus=[{}])
+    assert ("every gradient was finite" in check(paths)[1]) == (rows[0].get("nonfinite_steps") == 0)  # nor a guess
+    paths.json.write_text('{"settings": 3, "starts": "", "data_summary": [], "epo')
+    paths.status.write_text("{")
+    assert "status.json is not there or cannot be read" in check(paths)[1]
+    assert not [warning for warning in recwarn if "metrics" in warning.filename]
+
+
+def test_nothing_is_written_but_health_md_and_without_it_the_check_goes_on(tmp_path: Path, capsys) -> None:
+    paths = publish(tmp_path, learning(12), gpus=[GPU])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    check(paths)
+    page = paths.metrics / "health.md"
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert after.keys() - before.keys() == {page} and {path: after[path] for path in before} == before
+    page.unlink()
+    page.mkdir()
+    assert main([RUN, "--output-root", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert "health.md could not be written" in output.err and "Verdict: healthy" in output.out
+
+
+def test_watching_a_run_that_has_ended_shows_it_once(tmp_path: Path, capsys) -> None:
+    publish(tmp_path, learning(12), state="failed", exit_code=1)
+    assert main([RUN, "--output-root", str(tmp_path), "--watch"]) == 2
+    output = capsys.readouterr().out
+    assert output.count("Verdict: unhealthy") == 1 and "\x1b" not in output
+
+
+def test_one_word_needs_no_torch() -> None:
+    code = "import sys, metrics.health; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT).returncode == 0
