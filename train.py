@@ -133,7 +133,8 @@ class Run:
                 if self.checkpoints and self.checkpoints.overdue and progress.step < plan.epoch_end(epoch):
                     self.save()
         self.tell_progress(epoch)
-        self.trainer.end_epoch(epoch)
+        if progress.step == (epoch + 1) * plan.steps_per_epoch:  # --max-steps may have cut it short
+            self.trainer.end_epoch(epoch)
         return True
 
     def tell_progress(self, epoch: int) -> None:

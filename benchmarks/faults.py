@@ -34,6 +34,7 @@ from ddpm import idx
 from ddpm.checkpoint import STATE, WEIGHTS
 from ddpm.config import TrainConfig, preset
 from ddpm.paths import RunPaths
+from metrics.tracker import TIMES
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])
@@ -42,7 +43,6 @@ SETTINGS = dict(
     val_images=94, samples_per_class=1, sample_steps=2, sample_every=1, warmup_steps=0, checkpoint_minutes=0.002,
     keep_last=2, export=False,
 )  # fmt: skip
-TIMES = ["samples_per_sec", "batches_per_sec", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images"]
 DEADLINE = 60.0  # seconds in which processes that are left have to end by themselves
 PATIENCE = 300.0  # seconds that a run may take
 

@@ -3,12 +3,12 @@
     python -m benchmarks.recipes --data-root DIR --minutes 5                     every recipe, a table at the end
     python -m benchmarks.recipes --data-root DIR --minutes 10 --recipes tiny --seeds 0 1 2
 
-Each recipe is the `tiny` preset with some flags changed. How many steps fit into the time is measured first, in rounds,
-for every kind of step that the recipes have: the learning rate has to reach zero at the last one. Nothing else should
-run during that. Then `train.py` takes so many steps, and its final weights draw characters with the preset's
-sampler (DDIM, 20 steps). These trainings may share the machine (`--at-once`): their steps are fixed, not their time.
-Cut short, the same command goes on: what is in the results' file is neither measured nor trained again, nor are runs
-in `--folder` that have finished.
+`tiny` is the preset; each other recipe is what the search for it began with, with some flags changed. How many steps
+fit into the time is measured first, in rounds, for every kind of step that the recipes have: the learning rate has to
+reach zero at the last one. Nothing else should run during that. Then `train.py` takes so many steps, and its final
+weights draw characters with the preset's sampler (DDIM, 20 steps). These trainings may share the machine (`--at-once`):
+their steps are fixed, not their time. Cut short, the same command goes on: what is in the results' file is neither
+measured nor trained again, nor are runs in `--folder` that have finished.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ from judge.classifier import Judge, load_or_train
 from judge.evaluation import Reference
 from judge.scores import bootstrap, frechet_distance, hits, relative_accuracy
 
-RECIPES: dict[str, str] = {
-    "tiny": "",
-    "DESIGN's recipe": "--prediction-type epsilon --timestep-sampling uniform --lr 1e-4 "
-    "--lr-schedule constant --warmup-steps 0 --ema-decay 0.999",
+BASE = "--batch-size 64 --timestep-power 1"  # what the search began with, and each line below changes
+CHANGES = {
+    "base": "",
+    "DESIGN's recipe": "--prediction-type epsilon --timestep-sampling uniform --lr 1e-4 --lr-schedule constant "
+    "--warmup-steps 0 --ema-decay 0.999",
     "epsilon": "--prediction-type epsilon",
     "uniform timesteps": "--timestep-sampling uniform",
     "timestep power 0.8": "--timestep-power 0.8",
@@ -71,6 +72,7 @@ RECIPES: dict[str, str] = {
     "weight decay 0": "--weight-decay 0",
     "fp32": "--precision fp32",
 }
+RECIPES = {"tiny": "", **{name: f"{BASE} {change}".strip() for name, change in CHANGES.items()}}
 CHANGES_THE_STEP = ("--batch-size", "--block-out-channels", "--layers-per-block", "--mid-attention", "--precision")
 MEASURED_STEPS, ROUNDS = 30, 3
 
@@ -144,7 +146,8 @@ def table(results: list[dict[str, Any]]) -> str:
 def step_flags(recipe: str) -> str:
     """The flags that make a step of `recipe` cost what it does."""
     parts = RECIPES[recipe].replace(" --", "\n--").splitlines()
-    return " ".join(part for part in parts if part.startswith(CHANGES_THE_STEP))
+    settings = {part.split()[0]: part for part in parts if part.startswith(CHANGES_THE_STEP)}  # the last one counts
+    return " ".join(settings.values())
 
 
 def measure_steps(recipes: list[str], known: dict[str, list[float]], data_root: Path, root: Path) -> None:

@@ -196,10 +196,10 @@ class TrainConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
-        resolution=28, batch_size=64, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
-        mid_attention=False, epochs=10, lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
-        prediction_type="v_prediction", timestep_sampling="stratified", sample_steps=20,
-        val_images=500, sample_every=5, samples_per_class=8,
+        resolution=28, batch_size=32, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
+        mid_attention=False, epochs=6, lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45, sample_steps=20,
+        val_images=500, sample_every=3, samples_per_class=8,
     ),
     "small": dict(resolution=28, batch_size=2048, block_out_channels=(64, 128, 256)),
     "medium": dict(resolution=64, batch_size=384, block_out_channels=(64, 128, 256, 256)),

@@ -24,6 +24,10 @@ COLUMNS = (
     "val_loss_band4", "rca", "top1", "top5", "fid_features", "val_time_sec", "eval_time_sec", "sample_time_sec",
     "checkpoint_time_sec", "slowest_rank", "slowest_rank_ratio", "val_loss_swa",
 )  # fmt: skip
+TIMES = [  # columns that the clock decides: everything else is the same whenever the run is made
+    "samples_per_sec", "batches_per_sec", "mfu", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images",
+    "val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec", "slowest_rank", "slowest_rank_ratio",
+]  # fmt: skip
 
 
 def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[str, float | int | None]:

@@ -14,14 +14,9 @@ import train
 from ddpm.checkpoint import WEIGHTS
 from ddpm.config import TrainConfig
 from ddpm.paths import PROJECT_ROOT, RunPaths
-from ddpm.progress import SPENT
 from ddpm.signals import StopRequest
+from metrics.tracker import TIMES
 from tests.conftest import as_arguments
-
-TIMES = [
-    *("samples_per_sec", "batches_per_sec", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images"),
-    *(*SPENT, "slowest_rank", "slowest_rank_ratio"),
-]
 
 
 def run(config: TrainConfig) -> int:

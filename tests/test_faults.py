@@ -120,6 +120,6 @@ def test_a_clock_that_is_set_back_spoils_no_time(small: TrainConfig, monkeypatch
 
 def test_random_kills(emnist: Path, tmp_path: Path):
     """The short form of `python -m benchmarks.faults`."""
-    lost, killed_in = run_rounds(10, seed=1, data_root=emnist, folder=tmp_path)
+    lost, killed_in = run_rounds(5, seed=1, data_root=emnist, folder=tmp_path)
     assert lost == []
-    assert killed_in.total() >= 5
+    assert killed_in.total() >= 3
