@@ -101,7 +101,7 @@ def test_draws_repeat_at_the_same_place_and_differ_elsewhere():
 
 
 def test_timesteps_cover_all_levels_evenly():
-    config = preset("tiny", batch_size=1000, resolution=4, diffusion_steps=10, sample_steps=5)
+    config = preset("tiny", batch_size=1000, resolution=4, diffusion_steps=10, sample_steps=5, timestep_power=1.0)
     uniform = StepDraws(replace(config, timestep_sampling="uniform"), ONE)(0).timesteps
     stratified = StepDraws(replace(config, timestep_sampling="stratified"), ONE)(0).timesteps
     assert stratified.bincount(minlength=10).tolist() == [100] * 10  # one from each of 1000 bands

@@ -39,7 +39,7 @@ def leave_checkpoint(config: TrainConfig) -> TrainConfig:
     place = {"step": 8, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
     meta = {"run": config.run, "data": config.data, "identity": {}, "settings": config.to_dict(), "progress": place,
             "metrics": row, "history": [row]}  # fmt: skip
-    contents = Contents({"progress": {}}, unet.state_dict(), unet, make_scheduler(config), meta)
+    contents = Contents({"progress": {}}, {"unet": unet.state_dict()}, unet, make_scheduler(config), meta)
     checkpoint.write(config.output_root / "checkpoints" / config.run, contents)
     return config
 

@@ -28,7 +28,7 @@ def leave_run(root: Path, name: str, data: str = "emnist") -> Path:
     place = {"step": 8, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
     meta = {"run": name, "data": data, "identity": {}, "settings": config.to_dict(), "progress": place,
             "metrics": row, "history": [row]}  # fmt: skip
-    contents = Contents({"progress": {}}, unet.state_dict(), unet, make_scheduler(config), meta)
+    contents = Contents({"progress": {}}, {"unet": unet.state_dict()}, unet, make_scheduler(config), meta)
     checkpoint.write(root / "checkpoints" / name, contents)
     return (root / "checkpoints" / name / "latest").resolve()
 
