@@ -175,9 +175,10 @@ def dry_run(config: TrainConfig, world: World) -> None:
     plan = Plan(config, world.world_size, data.count_images(config))
     parameters = count_parameters(build_unet(config, "meta"))
     half = 1 if choices.precision == "fp32" else 2
-    training_bytes = parameters * 4 * 5  # weights, gradients, two moments of AdamW, moving average
+    averages = 2 if config.swa_start_epoch else 1
+    training_bytes = parameters * 4 * (4 + averages)  # weights, gradients, two moments of AdamW
     batch_bytes = activation_bytes(config, config.batch_size) // half
-    checkpoint_bytes = parameters * 4 * 4  # weights, two moments, moving average
+    checkpoint_bytes = parameters * 4 * (3 + averages)  # weights, two moments
     kept = min(config.keep_last, plan.epochs) + 1 + (plan.epochs // config.keep_every if config.keep_every else 0)
     estimates = {
         "run": config.run,
