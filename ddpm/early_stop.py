@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm.config import TrainConfig
-
-LARGER_IS_BETTER = ("rca",)
+from ddpm.rules import LARGER_IS_BETTER
 
 
 def out_of_patience(rows: Sequence[dict[str, Any]], config: TrainConfig) -> str | None:

@@ -19,6 +19,7 @@ BOUNDS = {  # smallest value → settings
 EXAMPLES = {  # what must be above 0 and finite → a value that is
     "lr": "1e-4", "timestep_power": "0.6 (1 for even timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
 }  # fmt: skip
+LARGER_IS_BETTER = ("rca", "top1", "top5")  # of these; of the others, smaller is
 MEASURED = ("loss_mean", "val_loss", "val_loss_ema", "val_loss_swa", "rca", "top1", "top5", "fid_features")
 
 

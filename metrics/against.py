@@ -9,24 +9,13 @@ import pandas as pd
 
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
-from ddpm.rules import parse_target
+from ddpm.rules import LARGER_IS_BETTER, parse_target
 from metrics.curves import read_document, read_frame
 from metrics.markdown import table
-from metrics.tracker import human_time
-from metrics.trend import LARGER_IS_BETTER, best, reach
+from metrics.tracker import NO_RECIPE, SAME_LOSS, SAME_TRAINING_LOSS, human_time
+from metrics.trend import best, reach
 
 COMPARED = ("val_loss_ema", "val_loss", "val_loss_swa", "loss_mean", "rca", "top1", "top5", "fid_features")
-NAMES_ONLY = (
-    "run_name", "output_root", "data_root", "download", "config", "resume", "dry_run", "target", "baseline", "wandb",
-)  # fmt: skip
-SAME_LOSS = (
-    "data",
-    "prediction_type",
-    "resolution",
-    "diffusion_steps",
-    "beta_schedule",
-)  # else it measures other things
-SAME_TRAINING_LOSS = ("loss_weighting", "timestep_power", "cfg_dropout_prob")
 MOST = 12  # settings that are listed
 
 
@@ -150,7 +139,7 @@ def _first_as_good(name: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
 def _cautions(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """What has to be known before the two are compared."""
     one, two = ({**document["settings"], "data": document["data"]} for document in (ours, theirs))
-    differ = [name for name in one if name in two and one[name] != two[name] and name not in NAMES_ONLY]
+    differ = [name for name in one if name in two and one[name] != two[name] and name not in (*NO_RECIPE, "data_root")]
     shown = ", ".join(f"`{name}` {one[name]} against {two[name]}" for name in differ[:MOST])
     more = f" and {len(differ) - MOST} more" if len(differ) > MOST else ""
     lines = [f"Settings that differ: {shown}{more}." if differ else "No setting differs that both runs have."]

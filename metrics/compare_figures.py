@@ -18,9 +18,10 @@ import pandas as pd
 from ddpm.config import TrainConfig, data_words
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
+from ddpm.rules import LARGER_IS_BETTER
 from metrics.drawing import BANDS, DASH, QUALITY, epochs_frame
 from metrics.report import load_document
-from metrics.tracker import COLUMNS
+from metrics.tracker import COLUMNS, NO_RECIPE, SAME_LOSS, SAME_TRAINING_LOSS
 
 VALIDATION = ("val_loss_ema", "val_loss", "val_loss_swa")
 TRAINING = ("loss_mean", "loss_median", "loss_min", "loss_max", "loss_std")
@@ -28,7 +29,7 @@ LOSSES = (*VALIDATION, *BANDS, *TRAINING)
 MEASURED = (*LOSSES, *QUALITY)  # columns whose best epoch counts
 MEMORY = ("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb")
 PARTS = ("train_time_sec", "val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec")
-LARGER = ("rca", "top1", "top5", "samples_per_sec", "batches_per_sec", "mfu")
+LARGER = (*LARGER_IS_BETTER, "samples_per_sec", "batches_per_sec", "mfu")
 SMALLER = (
     *LOSSES, "fid_features", "nonfinite_steps", *MEMORY, *PARTS, "epoch_time_sec", "total_time_sec",
     "slowest_rank_ratio",
@@ -38,15 +39,6 @@ OF_THE_WHOLE_RUN = {  # column: how its epochs make one figure; of others the la
     **dict.fromkeys((*PARTS, "nonfinite_steps"), "sum"),
     **dict.fromkeys((*MEMORY, "slowest_rank_ratio", "grad_norm_max"), "max"),
 }
-NAMES_ONLY = ("run_name", "output_root", "config", "resume", "dry_run", "download")  # say nothing of what is trained
-SAME_LOSS = (
-    "data",
-    "prediction_type",
-    "resolution",
-    "diffusion_steps",
-    "beta_schedule",
-)  # else it measures other things
-SAME_TRAINING_LOSS = (*SAME_LOSS, "loss_weighting", "timestep_power", "cfg_dropout_prob")
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
@@ -279,7 +271,7 @@ def differing(sections: Sequence[dict[str, Any]]) -> tuple[list[str], list[str],
 
 def trained_with(run: ComparedRun) -> dict[str, Any]:
     """The settings that say what is trained and how."""
-    return {name: value for name, value in run.document["settings"].items() if name not in NAMES_ONLY} | {
+    return {name: value for name, value in run.document["settings"].items() if name not in NO_RECIPE} | {
         "data": run.said("data")
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metrics.line import fit_line
 from metrics.thresholds import Thresholds
 
 
@@ -40,8 +41,7 @@ def trend(epochs: np.ndarray, values: np.ndarray, limits: Thresholds) -> Trend |
     x, y = epochs[known][-limits.window :], values[known][-limits.window :]
     if len(x) < limits.trend_points:
         return None
-    (slope, middle), residuals, *_ = np.linalg.lstsq(np.stack([x - x.mean(), np.ones_like(x)], 1), y)
-    spread = ((x - x.mean()) ** 2).sum()
-    error = np.sqrt(residuals.sum() / (len(x) - 2) / spread)
+    slope, error = fit_line(x, y)
+    middle = y.mean()
     change = slope * (x[-1] - x[0]) / middle if middle else 0.0
-    return Trend(float(slope), float(error), float(change), (int(x[0]), int(x[-1])))
+    return Trend(slope, error, float(change), (int(x[0]), int(x[-1])))

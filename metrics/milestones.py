@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from ddpm.paths import RunPaths
-from ddpm.rules import parse_target
+from ddpm.rules import LARGER_IS_BETTER, parse_target
 from metrics.markdown import table
 from metrics.text import number
 from metrics.tracker import human_time
-from metrics.trend import LARGER_IS_BETTER, Phase, new_bests, reach, thinned
+from metrics.trend import Phase, new_bests, reach, thinned
 
 T = TypeVar("T")
 DASH = "\N{EN DASH}"  # stands for a value that is missing

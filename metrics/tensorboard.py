@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from ddpm.config import data_words
 from ddpm.paths import RunPaths
 from metrics.text import number
+from metrics.tracker import NO_RECIPE
 
 GROUPS = {
     "loss": (
@@ -29,7 +30,6 @@ GROUPS = {
     "progress": ("epoch", "step", "train_images"),
 }  # fmt: skip
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-PRACTICAL = ("data_root", "output_root", "run_name", "resume", "download", "config", "dry_run", "wandb")
 METRICS = (
     *("loss/loss_mean", "loss/val_loss_ema", "quality/rca", "quality/fid_features", "speed/samples_per_sec"),
     *("summary/best_loss", "summary/best_val_loss_ema", "summary/best_rca", "summary/total_time_sec"),
@@ -111,5 +111,5 @@ def _flat(description: Mapping[str, Any]) -> dict[str, float | str]:
     return {
         name: value if isinstance(value, (int, float, str)) and not isinstance(value, bool) else str(value)
         for name, value in settings.items()
-        if value is not None and name not in PRACTICAL
+        if value is not None and name not in (*NO_RECIPE, "data_root")
     }

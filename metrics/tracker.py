@@ -24,6 +24,11 @@ COLUMNS = (
     "val_loss_band4", "rca", "top1", "top5", "fid_features", "val_time_sec", "eval_time_sec", "sample_time_sec",
     "checkpoint_time_sec", "slowest_rank", "slowest_rank_ratio", "val_loss_swa",
 )  # fmt: skip
+NO_RECIPE = (  # settings that say nothing of what is trained
+    "run_name", "output_root", "download", "config", "resume", "dry_run", "target", "baseline", "wandb",
+)  # fmt: skip
+SAME_LOSS = ("data", "prediction_type", "resolution", "diffusion_steps", "beta_schedule")  # else a loss is another one
+SAME_TRAINING_LOSS = (*SAME_LOSS, "loss_weighting", "timestep_power", "cfg_dropout_prob")
 TIMES = [  # columns that the clock decides: everything else is the same whenever the run is made
     "samples_per_sec", "batches_per_sec", "mfu", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images",
     "val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec", "slowest_rank", "slowest_rank_ratio",

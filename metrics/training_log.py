@@ -23,7 +23,7 @@ from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT, RunPaths, find_run
-from ddpm.rules import MEASURED, parse_target
+from ddpm.rules import LARGER_IS_BETTER, MEASURED, parse_target
 from metrics import against, trend
 from metrics.curves import USUAL, charts, read_document, read_frame
 from metrics.markdown import link, table
@@ -169,7 +169,7 @@ def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | No
 
 def _best_words(frame: pd.DataFrame) -> str | None:
     names = (main_loss(frame), "rca")
-    found = {name: trend.best(frame[name], name in trend.LARGER_IS_BETTER) for name in names}
+    found = {name: trend.best(frame[name], name in LARGER_IS_BETTER) for name in names}
     return ", ".join(f"`{name}` {_figure(at[1])} (epoch {at[0]})" for name, at in found.items() if at) or None
 
 
@@ -181,7 +181,7 @@ def _links(paths: RunPaths) -> list[str]:
 def best_results(frame: pd.DataFrame) -> str:
     rows = []
     for name in BEST:
-        larger = name in trend.LARGER_IS_BETTER
+        larger = name in LARGER_IS_BETTER
         if not (found := trend.best(frame[name], larger)):
             continue
         smooth, last = trend.best_smoothed(frame[name], larger), frame[name].dropna()
@@ -195,7 +195,7 @@ def best_results(frame: pd.DataFrame) -> str:
     heads = ["Figure", "Best", "Epoch", "Best smoothed", "Epochs", "Last (against the best)", "Epoch"]
     note = (
         f"Smoothed: the mean of {trend.SMOOTH} measured values in a row, {DASH} where there are fewer. Larger is better"
-        f" of {', '.join(f'`{name}`' for name in trend.LARGER_IS_BETTER)}, smaller of the others."
+        f" of {', '.join(f'`{name}`' for name in LARGER_IS_BETTER)}, smaller of the others."
     )
     return f"## Best results\n\n{table(heads, rows)}\n\n{note}"
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-LARGER_IS_BETTER = ("rca", "top1", "top5")
+from metrics.line import fit_line
+
 SMOOTH = 5  # measured values that a smoothed one is the mean of
 WINDOW = 10  # measured values at most that the present slope is of
 SIGNIFICANT = 2.0  # standard errors
@@ -128,11 +129,7 @@ def slope(curve: pd.Series, window: int | None = None) -> Slope | None:
     if len(known) < 3:
         return None
     x, y = known.index.to_numpy(float), known.to_numpy(float)
-    x_off, y_off = x - x.mean(), y - y.mean()
-    value = (x_off @ y_off) / (x_off @ x_off)
-    residuals = y_off - value * x_off
-    error = math.sqrt(residuals @ residuals / (len(x) - 2) / (x_off @ x_off))
-    return Slope(float(value), error, int(x[0]), int(x[-1]), len(x))
+    return Slope(*fit_line(x, y), int(x[0]), int(x[-1]), len(x))
 
 
 def phases(curve: pd.Series) -> list[Phase]:
