@@ -10,7 +10,7 @@ import pandas as pd
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
 from ddpm.rules import LARGER_IS_BETTER, parse_target
-from metrics.curves import read_document, read_frame
+from metrics.document import epochs_frame, load_document
 from metrics.markdown import table
 from metrics.tracker import NO_RECIPE, SAME_LOSS, SAME_TRAINING_LOSS, human_time
 from metrics.trend import best, reach
@@ -80,10 +80,10 @@ def baseline_section(document: dict[str, Any], frame: pd.DataFrame, baseline: Ru
     if itself:
         return f"{head}The baseline is this run itself: name another one."
     try:
-        other = read_document(baseline)
+        other = load_document(baseline)
     except RequestError as error:
         return f"{head}Not compared: {error}"
-    theirs = read_frame(other)
+    theirs = epochs_frame(other)
     names = [name for name in COMPARED if frame[name].notna().any() and theirs[name].notna().any()]
     if not names:
         return f"{head}Not compared: there is no figure yet that both runs have measured."

@@ -19,8 +19,8 @@ from ddpm.config import TrainConfig, data_words
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
 from ddpm.rules import LARGER_IS_BETTER
-from metrics.drawing import BANDS, DASH, QUALITY, epochs_frame
-from metrics.report import load_document
+from metrics.document import epochs_frame, load_document
+from metrics.drawing import BANDS, DASH, QUALITY
 from metrics.tracker import COLUMNS, NO_RECIPE, SAME_LOSS, SAME_TRAINING_LOSS
 
 VALIDATION = ("val_loss_ema", "val_loss", "val_loss_swa")
@@ -44,7 +44,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfi
 
 @dataclass(frozen=True, eq=False)
 class ComparedRun:
-    """A run under the name that it has in the comparison; `frame` is as `metrics.drawing.epochs_frame` makes it.
+    """A run under the name that it has in the comparison; `frame` is as `metrics.document.epochs_frame` makes it.
 
     `short` is the name for crowded tables and plots: without a long beginning that all names share.
     """

@@ -24,10 +24,9 @@ import plotext
 from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths, find_run
-from metrics.status import read_json
+from metrics.document import FIGURES, epochs_frame, load_document
 from metrics.tracker import COLUMNS
 
-FIGURES = tuple(name for name in COLUMNS if name not in ("epoch", "data"))
 LOSSES = ("loss_mean", "val_loss", "val_loss_ema", "val_loss_swa")
 TOGETHER = {  # columns of one unit share a chart: its title
     "loss": (*LOSSES, *(name for name in COLUMNS if name.startswith(("loss_", "val_loss")) and name not in LOSSES)),
@@ -42,33 +41,6 @@ WIDTH, HEIGHT = 78, 16  # of a chart, in characters, where there is no terminal 
 LEAST_WIDTH, LEAST_HEIGHT = 40, 8
 SPAN = 3.0  # a curve whose largest value is so many times its smallest is easier to read on a logarithmic axis
 ASCII = str.maketrans("┌┐└┘─│┤├┬┴┼·–…×", "++++-|++++++-~x")
-
-
-def read_document(paths: RunPaths) -> dict[str, Any]:
-    """What `training_metrics.json` holds; parts that are missing or of another kind are there and empty.
-
-    Raises:
-        RequestError: there is no such file, or it is not one.
-    """
-    document = read_json(paths.json)
-    needed = {"data": str, "state": str, "epochs": list}
-    if document is None or not all(isinstance(document.get(name), kind) for name, kind in needed.items()):
-        torn = "cannot be read as metrics; restore it, or let the run write it again at the end of its next epoch"
-        what = torn if paths.json.exists() else "is not there: has the run begun to train?"
-        raise RequestError(f"{paths.json} {what}")
-    kinds = {"settings": dict, "hyperparameters": dict, "environment": dict, "starts": list}
-    parts = {name: document[name] if isinstance(document.get(name), kind) else kind() for name, kind in kinds.items()}
-    parts["starts"] = [start for start in parts["starts"] if isinstance(start, dict)]
-    return {**document, **parts, "run": paths.run}
-
-
-def read_frame(document: dict[str, Any]) -> pd.DataFrame:
-    """The rows by epoch, every column of figures there, as floats; what is missing or no finite number is NaN."""
-    rows = [row for row in document["epochs"] if isinstance(row, dict)]
-    frame = pd.DataFrame(rows, columns=["epoch", *FIGURES], dtype=object).apply(pd.to_numeric, errors="coerce")
-    frame = frame.astype(float).replace([math.inf, -math.inf], math.nan).dropna(subset="epoch")
-    frame = frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last")
-    return frame.set_index("epoch").sort_index()
 
 
 def spans_decades(curves: dict[str, pd.Series]) -> bool:
@@ -183,9 +155,9 @@ def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, pd.DataFrame], lis
     """The rows of each run by its name, and what is to be known of each in a line."""
     runs, lines = {}, []
     for paths in dict.fromkeys(places):
-        document = read_document(paths)
+        document = load_document(paths)
         name = paths.run if paths.run not in runs else f"{paths.run} ({len(runs) + 1})"
-        frame = runs[name] = read_frame(document)
+        frame = runs[name] = epochs_frame(document)
         done = f"{frame.index[-1]} epochs" if len(frame) else "no epoch has finished yet"
         lines.append(f"{name}: {data_words(document['data'])}; {document['state']}, {done}")
     return runs, lines

@@ -16,7 +16,6 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ddpm import config
-from metrics.tracker import COLUMNS
 
 PAGE, PANEL, GRID, TEXT, MUTED = "#0d1117", "#131a24", "#263041", "#e6edf3", "#95a2b3"
 BLUE, ORANGE, GREEN, PURPLE, PINK, RED = "#4ea1ff", "#ffa14a", "#4fd6a0", "#b392f0", "#ff7eb6", "#ff5c5c"
@@ -36,15 +35,6 @@ DPI = 180
 BANDS = tuple(f"val_loss_band{band}" for band in (1, 2, 3, 4))  # columns: loss by noise level, 1 = least noise
 QUALITY = ("rca", "top1", "top5", "fid_features")  # columns: what a classifier says of characters drawn in training
 FEW = 40  # up to this many epochs each is drawn apart: a marker, a bar of its own
-
-
-def epochs_frame(document: dict) -> pd.DataFrame:
-    """The rows of the document by epoch, every column there and a float; what is missing or not finite is NaN."""
-    frame = pd.DataFrame(document["epochs"], columns=[name for name in COLUMNS if name != "data"])
-    frame = frame.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
-    frame = frame.astype({"epoch": int}).set_index("epoch").sort_index().astype(float)
-    frame["loss_change"] = frame["loss_mean"].diff() / frame.index.to_series().diff()
-    return frame
 
 
 def data_words(document: dict) -> str:

@@ -79,8 +79,8 @@ class Story:
     """Collects the milestones of a run.
 
     Args:
-        document: as `metrics.curves.read_document` gives it.
-        frame: its rows, as `metrics.curves.read_frame` gives them.
+        document: as `metrics.document.load_document` gives it.
+        frame: its rows, as `metrics.document.epochs_frame` gives them.
     """
 
     def __init__(self, document: dict[str, Any], frame: pd.DataFrame, clock: Clock) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ddpm.files import atomic_write
+from metrics.document import epochs_frame
 from metrics.drawing import (
     BANDS,
     DASH,
@@ -19,7 +20,6 @@ from metrics.drawing import (
     QUALITY,
     STYLE,
     device_words,
-    epochs_frame,
     headed_figure,
     png,
     shown,

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
 from metrics import strip as strips
-from metrics.drawing import DASH, data_words, device_words, epochs_frame, shown
+from metrics.document import epochs_frame, load_document
+from metrics.drawing import DASH, data_words, device_words, shown
 from metrics.evaluation import evaluation_section, model_index, write_evaluation_plots
 from metrics.html import write_html
 from metrics.markdown import link, picture, table
@@ -67,26 +67,6 @@ EPOCH_NOTES = """\
 - **Samples/s**: training images per second of the whole job, without compilation, validation, samples and checkpoints.
 - **GPU Peak MB**: most memory allocated, of the fullest GPU. **EMA Δ**: L2 distance of EMA and live weights at the end.
 - **Time (s)**: from the end of the epoch before to the end of this one, everything included."""
-
-
-def load_document(paths: RunPaths) -> dict[str, Any]:
-    """What `training_metrics.json` holds, every part of it there.
-
-    Raises:
-        RequestError: there is no such file, or it is not one.
-    """
-    try:
-        document = json.loads(paths.json.read_text())
-        for name, kind in {"run": str, "data": str, "state": str, "epochs": list, "summary": dict}.items():
-            if not isinstance(document[name], kind):
-                raise TypeError(f"{name!r} is not a {kind.__name__}")
-    except FileNotFoundError:
-        raise RequestError(f"{paths.json} is not there: has the run {paths.run!r} begun to train?") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        mend = "restore it from a backup, or let the run write it again at the end of its next epoch"
-        raise RequestError(f"{paths.json} cannot be read as metrics ({error!r}); {mend}") from error
-    empty = {"environment": {}, "settings": {}, "hyperparameters": {}, "data_summary": {}, "model": {}, "starts": []}
-    return {**empty, **document}
 
 
 def front_matter(document: dict, results: Sequence[str] = ()) -> str:

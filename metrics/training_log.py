@@ -25,7 +25,8 @@ from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT, RunPaths, find_run
 from ddpm.rules import LARGER_IS_BETTER, MEASURED, parse_target
 from metrics import against, trend
-from metrics.curves import USUAL, charts, read_document, read_frame
+from metrics.curves import USUAL, charts
+from metrics.document import epochs_frame, load_document
 from metrics.markdown import link, table
 from metrics.milestones import DASH, Clock, milestones_section, read_clock
 from metrics.run_state import RunState
@@ -61,7 +62,7 @@ def write_training_log(paths: RunPaths, target: str | None = None, baseline: Run
         RequestError: `training_metrics.json` is missing or is not one; nothing is written then.
         OSError: the run's folder cannot be written.
     """
-    document = read_document(paths)
+    document = load_document(paths)
     settings = document["settings"]
     target = target or settings.get("target")
     if baseline is None and settings.get("baseline"):
@@ -80,7 +81,7 @@ def render(
     baseline: RunPaths | None,
 ) -> str:
     """The page as Markdown."""
-    frame = read_frame(document)
+    frame = epochs_frame(document)
     best_of, column = main_loss(frame), main_loss(frame, trend.SHORTEST)
     found = trend.phases(frame[column])
     sections = [*head(document, status), quick_reference(document, frame, paths), best_results(frame)]

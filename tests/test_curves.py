@@ -12,6 +12,7 @@ import pytest
 
 from ddpm.paths import PROJECT_ROOT, RunPaths
 from metrics import curves
+from metrics.document import epochs_frame
 from tests.metrics_documents import make_document
 
 
@@ -92,7 +93,7 @@ def test_one_value_and_a_flat_curve_can_be_drawn():
 
 
 def test_columns_of_one_unit_share_a_chart_and_runs_a_column(tmp_path):
-    frame = curves.read_frame(make_document(5))
+    frame = epochs_frame(make_document(5))
     columns = ["loss_mean", "grad_norm", "val_loss"]
     of_one = curves.charts({"a": frame}, columns)
     assert [text.splitlines()[0] for text in of_one] == ["loss: o loss_mean   x val_loss", "gradient norm: grad_norm"]
@@ -106,7 +107,7 @@ def test_odd_rows_are_read_as_far_as_they_go():
         {"epoch": 2, "loss_mean": 0.5, "new_column": 1}, {"epoch": 1, "loss_mean": "much"}, "no row", {"loss_mean": 3},
         {"epoch": 2, "loss_mean": 0.4}, {"epoch": 3, "loss_mean": float("inf"), "data": "emnist"},
     ]  # fmt: skip
-    frame = curves.read_frame({"epochs": rows})
+    frame = epochs_frame({"epochs": rows})
     assert frame.index.tolist() == [1, 2, 3]
     assert frame["loss_mean"].dropna().to_dict() == {2: 0.4}
     assert frame["val_loss_swa"].isna().all()
@@ -146,7 +147,7 @@ def test_the_command_draws_runs_without_torch_or_matplotlib(tmp_path):
         (["one", "--columns", "loss"], "no such column of figures; there are step, images_seen, loss_mean"),
         (["one", "--width", "10"], "--width 40"),
         (["torn"], "cannot be read as metrics"),
-        (["empty"], "has the run begun to train?"),
+        (["empty"], "has the run 'empty' begun to train?"),
     ],
 )
 def test_a_wrong_request_is_one_line(tmp_path, capsys, arguments, words):

@@ -16,11 +16,12 @@ from matplotlib.text import Annotation
 from PIL import Image
 
 from ddpm.paths import RunPaths
-from metrics.drawing import STYLE, epochs_frame
+from metrics.document import epochs_frame, load_document
+from metrics.drawing import STYLE
 from metrics.evaluation import evaluation_section, write_evaluation_plots
 from metrics.evaluation_plots import FIGURES, strongest_confusions
 from metrics.plots import draw_plot, plots_of
-from metrics.report import load_document, render, write_report
+from metrics.report import render, write_report
 from metrics.strip import SHOWN, samples_through_training
 from tests.metrics_documents import CLASSES, make_document
 

@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from ddpm.paths import RunPaths
+from metrics.document import load_document
 from metrics.html import main, to_html, write_html
-from metrics.report import EPOCH_TABLE, load_document, render
+from metrics.report import EPOCH_TABLE, render
 from tests.metrics_documents import make_document
 
 VOID = {"meta", "link", "img", "br", "hr"}

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from metrics.drawing import STYLE, epochs_frame
+from metrics.document import epochs_frame
+from metrics.drawing import STYLE
 from metrics.plots import PLOTS, draw_dashboard, draw_plot, make_plots
 from tests.metrics_documents import make_document
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from ddpm.errors import RequestError
 from ddpm.paths import PROJECT_ROOT, RunPaths
+from metrics.document import load_document
 from metrics.plots import PLOTS
-from metrics.report import load_document, main, render, table, write_report
+from metrics.report import main, render, table, write_report
 from tests.metrics_documents import make_document
 
 

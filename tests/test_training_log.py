@@ -316,7 +316,7 @@ ODD = {
     "foreign rows": make_document(1) | {"epochs": [None, 3, {"epoch": "x"}, {"step": 1}, {"epoch": 4, "lr": "fast"}]},
     "huge and tiny": with_losses([1e300, 1e-300, 1e300, 1e-300, 0.0, -1.0, 5.0]),
     "zeros": with_losses([0.0] * 12),
-    "parts missing": {name: make_document(3)[name] for name in ("data", "state", "epochs")},
+    "parts missing": {name: make_document(3)[name] for name in ("data", "state", "epochs", "summary")},
     "foreign parts": make_document(3) | {"settings": 3, "starts": [None, {"step": "x", "time": 5}], "environment": []},
     "foreign settings": make_document(3) | {"settings": {"warmup_steps": "x", "swa_start_epoch": "x", "epochs": "x"}},
     "epochs twice": make_document(3) | {"epochs": make_document(3)["epochs"] * 2},
