@@ -1,0 +1,69 @@
+"""train.py's own loop, stopped after so many steps: what the benchmarks measure is the real thing, not a copy of it."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+import train
+from ddpm.claim import Claim
+from ddpm.config import TrainConfig
+from ddpm.distributed import StopVote, World
+from ddpm.signals import StopRequest
+from metrics.herald import Herald
+
+FOREVER = 10**6  # epochs, so that no step is the last
+
+
+class OurRun:
+    """A run of train.py that trains when it is told to. Its files, heartbeat and log are all there."""
+
+    def __init__(self, run: train.Run) -> None:
+        self.run = run
+        self._vote = run.vote = Countdown(StopRequest(), run.world)
+
+    def steps(self, count: int) -> None:
+        """Train `count` steps, as the loop does, and wait for the device, as the end of an epoch does."""
+        progress, self._vote.left = self.run.progress, count
+        while self.run.train_epoch(progress.step // self.run.plan.steps_per_epoch):
+            pass  # an epoch is over: the next one
+
+    def validate(self) -> None:
+        """Validate, as the end of an epoch does."""
+        self._vote.left = FOREVER
+        self.run.measure(0, validate=True, evaluate=False)
+
+
+class Countdown(StopVote):
+    """The vote on stopping of a run; it also stops it after `left` steps."""
+
+    left = 0
+
+    def passed(self) -> bool:
+        if super().passed() or not self.left:
+            return True
+        self.left -= 1
+        return False
+
+
+@contextmanager
+def our_run(config: TrainConfig, world: World, terminal: TextIO | None = None) -> Iterator[OurRun]:
+    """Begin a run of `config` in a folder that is removed afterwards. Meanwhile stdout is `terminal`, or nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(
+            config, output_root=Path(folder), run_name="benchmark", resume="never", epochs=FOREVER, max_steps=None
+        )
+        claim = Claim(Path(folder) / "claim", config.run)
+        with redirect_stdout(terminal or io.StringIO()), claim:
+            claim.take()
+            run = train.Run(config, StopRequest(), world, claim)
+            run.take_up()
+            with Herald(run.paths, run.plan, world) as run.herald:
+                run.build()
+                yield OurRun(run)
+                run.herald.end("stopped", 0, report=False)

@@ -1,0 +1,177 @@
+"""What each thing that a run does beside learning adds to a step, by switching it off.
+
+    python -m benchmarks.overhead --preset tiny --data-root DIR
+
+A run of train.py trains on a pseudo-terminal with its dashboard up. In each round every thing is switched off in turn,
+and all of them at once; what is missing then from the time of a step is what the thing costs. Validation and
+checkpoints come once an epoch: their seconds are measured as such, and spread over an epoch's steps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from typing import TextIO
+from unittest.mock import patch
+
+import torch
+from rich.table import Table
+
+import train
+from benchmarks.our_run import OurRun, our_run
+from benchmarks.rounds import arguments, in_turn, machine, publish, seconds, settings, spread, words
+from ddpm.config import TrainConfig
+from ddpm.distributed import World, connect
+from metrics.screen import Screen
+from metrics.status import StatusPublisher
+
+ROWS, COLUMNS = 40, 120
+ALL = "all of these"
+
+
+def switches(run: train.Run) -> dict[str, Callable[[], AbstractContextManager]]:
+    """What can be switched off, by name: each makes a context in which it does nothing."""
+    trainer = run.trainer
+    norm = torch.ones((), device=run.world.device)
+    steps = {"get_total_norm": lambda gradients: norm, "clip_grads_with_norm_": lambda *_: None}
+    off = {
+        "EMA": lambda: patch.object(trainer.ema, "update", lambda apply: None),
+        "gradient norm, clipping": lambda: patch.multiple("ddpm.step", **steps),
+        "losses and norms, progress": lambda: patch.object(trainer.record, "add", lambda loss, norm: None),
+        "status and heartbeat": lambda: patch.object(StatusPublisher, "_write", lambda self: True),
+        "dashboard": lambda: patch.object(Screen, "draw", lambda self: None),
+    }
+
+    @contextmanager
+    def nothing_on() -> Iterator[None]:
+        with ExitStack() as stack:
+            for switch in off.values():
+                stack.enter_context(switch())
+            yield
+
+    return {**off, ALL: nothing_on}
+
+
+@contextmanager
+def terminal() -> Iterator[TextIO]:
+    """A terminal that nobody looks at."""
+    inside, outside = pty.openpty()
+    fcntl.ioctl(outside, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+
+    def read_away() -> None:
+        with suppress(OSError):
+            while os.read(inside, 65536):
+                pass
+
+    reader = threading.Thread(target=read_away, daemon=True)
+    reader.start()
+    with patch.dict(os.environ, {"TERM": "xterm-256color"}), os.fdopen(outside, "w", encoding="utf-8") as stream:
+        yield stream
+    reader.join()
+    os.close(inside)
+
+
+def per_step(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds per step of each round, with everything on ("everything") and with each thing off."""
+
+    def turn(switch: Callable[[], AbstractContextManager]) -> float:
+        with switch():
+            ours.steps(1)
+            return seconds(lambda: ours.steps(steps), ours.run.world.device) / steps
+
+    sides = {"everything": nullcontext, **switches(ours.run)}
+    return in_turn({name: lambda switch=switch: turn(switch) for name, switch in sides.items()}, rounds)
+
+
+def per_epoch(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds that a validation and a checkpoint cost. A checkpoint is written while training goes on, so `steps` are
+    timed with and without one."""
+    run = ours.run
+    device = run.world.device
+
+    def train_on() -> None:
+        ours.steps(steps)
+
+    def train_and_save() -> None:
+        run.save()
+        ours.steps(steps)
+        run.checkpoints.wait()
+
+    ours.validate()
+    taken = in_turn(
+        {
+            "validation": lambda: seconds(ours.validate, device),
+            "with": lambda: seconds(train_and_save, device),
+            "without": lambda: seconds(train_on, device),
+        },
+        rounds,
+    )
+    checkpoint = [a - b for a, b in zip(taken["with"], taken["without"], strict=True)]
+    return {"validation": taken["validation"], "checkpoint": checkpoint}
+
+
+def measure(config: TrainConfig, world: World, rounds: int, steps: int, warmup: int) -> dict:
+    with terminal() as screen, our_run(config, world, screen) as ours:
+        ours.steps(warmup)
+        return {
+            "choices": ours.run.choices.in_words(),
+            "steps_per_epoch": ours.run.plan.steps_per_epoch,
+            "val_images": ours.run.choices.val_images,
+            "seconds_per_step": per_step(ours, rounds, steps),
+            "seconds_per_epoch": per_epoch(ours, rounds, steps),
+        }
+
+
+def shares(measured: dict) -> dict[str, dict[str, float]]:
+    """Of a step's time with everything on: what each thing takes, round by round."""
+    taken = measured["seconds_per_step"]
+    whole, epoch = taken["everything"], measured["steps_per_epoch"]
+    told = {
+        name: spread([1 - without / each for without, each in zip(taken[name], whole, strict=True)])
+        for name in taken
+        if name != "everything"
+    }
+    for name, cost in measured["seconds_per_epoch"].items():
+        told[name] = spread([each / epoch / step for each, step in zip(cost, whole, strict=True)])
+    return told
+
+
+def table(config: TrainConfig, measured: dict, told: dict[str, dict[str, float]]) -> Table:
+    step = words(spread([1000 * each for each in measured["seconds_per_step"]["everything"]]))
+    page = Table(title=f"{config.preset}, batch {config.images_per_step}: {step} ms per step with everything on")
+    page.add_column("what")
+    page.add_column("share of a step", justify="right")
+    page.add_column("when")
+    for name, share in told.items():
+        each = measured["seconds_per_epoch"].get(name)
+        when = f"once an epoch of {measured['steps_per_epoch']} steps: {words(spread(each), 2)} s" if each else "a step"
+        percent = {kind: 100 * value for kind, value in share.items()}
+        page.add_row(name, words(percent, 2, "%"), when, end_section=name == ALL)
+    return page
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__.splitlines()[0], rounds=7)
+    parser.add_argument("--steps", type=int, default=20, help="in a turn (default 20)")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the rounds (default 5)")
+    options, config = settings(parser, argv)
+    with connect() as world:
+        if world.world_size > 1:
+            sys.exit("error: one process is measured; start it without torchrun")
+        about = machine(world.device)
+        measured = measure(config, world, options.rounds, options.steps, options.warmup)
+        told = shares(measured)
+        document = {"machine": about, "preset": config.preset, "batch": config.images_per_step,
+                    "steps": options.steps, **measured, "shares": told}  # fmt: skip
+        publish(f"overhead_{config.preset}", world.device, document, options.out, table(config, measured, told))
+
+
+if __name__ == "__main__":
+    main()

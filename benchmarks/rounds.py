@@ -1,0 +1,123 @@
+"""What the benchmarks share: sides measured in turn, their medians and spread, the machine, a table and a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ddpm.config import TrainConfig, parse_args
+from ddpm.errors import RequestError
+from ddpm.files import atomic_write
+from ddpm.hardware import device_name, synchronize
+from ddpm.paths import PROJECT_ROOT
+
+RESULTS = PROJECT_ROOT / "benchmarks" / "results"
+WIDTH = 130  # columns of a table, also in a batch job's output
+
+
+def seconds(task: Callable[[], Any], device: torch.device) -> float:
+    """How long `task` takes, with all that the device has to do for it."""
+    synchronize(device)
+    began = time.perf_counter()
+    task()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Call every side once per round, in an order that turns around, so that a slow minute of the machine hits all.
+
+    Returns what each side returned, by round.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(sides):
+            measured[name].append(sides[name]())
+    return measured
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of the rounds."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """The spread of the quotients of two sides, round by round."""
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def words(figure: Mapping[str, float], digits: int = 1, unit: str = "") -> str:
+    """A spread as text: `161.8 (160.9 – 163.0)`."""
+    return f"{figure['median']:,.{digits}f}{unit} ({figure['low']:,.{digits}f} – {figure['high']:,.{digits}f})"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What it was measured on, and with."""
+    return {
+        "device": device_name(device), "cpu": _cpu_name(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "python": platform.python_version(), "load_before": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+def _cpu_name() -> str:
+    """The processor, with what it has for half precision."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    name = re.search(r"model name\s*: (.+)", told)
+    arithmetic = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {flag}" in told), "")
+    return f"{name[1] if name else platform.machine()}, {arithmetic}"
+
+
+def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    """The flags that every benchmark has; what it does not know belongs to train.py."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog="Other flags are those of train.py: --preset, --data-root, --batch-size, …"
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"measurements of each side (default {rounds})")
+    parser.add_argument("--out", type=Path, help="the JSON file (default: in benchmarks/results/)")
+    return parser
+
+
+def settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, TrainConfig]:
+    """The benchmark's own flags, and the settings of train.py that the others make."""
+    options, rest = parser.parse_known_args(argv)
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
+    try:
+        return options, parse_args(rest)
+    except RequestError as error:
+        parser.error(str(error))
+
+
+def publish(name: str, device: torch.device, document: Mapping[str, Any], out: Path | None, table: Table) -> Path:
+    """Print the table and keep the figures, with machine and versions, as JSON."""
+    place = out or RESULTS / f"{name}_{slug(device)}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"benchmark": name, "measured": datetime.now(UTC).isoformat(timespec="seconds"), **document}
+    atomic_write(place, json.dumps(whole, indent=2) + "\n")
+    console = Console(width=max(WIDTH, Console().width))
+    console.print(table)
+    console.print(f"[dim]{place}[/dim]", soft_wrap=True)
+    return place
+
+
+def slug(device: torch.device) -> str:
+    """The device in a file's name: cpu, nvidia-l40s."""
+    return "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")

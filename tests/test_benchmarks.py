@@ -1,0 +1,137 @@
+"""The benchmarks measure real steps, and what they say follows from the rounds in their files. Times are not tested."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import overhead, train_step
+from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
+from benchmarks.our_run import our_run
+from benchmarks.rounds import in_turn
+from ddpm.config import TrainConfig
+from ddpm.hardware import choose
+from ddpm.model import flops_per_image
+from tests.conftest import ONE, as_arguments, replace
+
+
+@pytest.fixture
+def tiny(small: TrainConfig) -> TrainConfig:
+    return replace(small, val_images=20)
+
+
+def measured(benchmark, config: TrainConfig, out: Path, *options: str) -> dict:
+    benchmark.main(
+        [*options, "--rounds", "2", "--steps", "2", "--warmup", "1", "--out", str(out), *as_arguments(config)]
+    )
+    return json.loads(out.read_text())
+
+
+def test_sides_take_turns_and_the_order_turns_around():
+    calls = []
+    taken = in_turn({name: lambda name=name: calls.append(name) or len(calls) for name in "abc"}, rounds=2)
+    assert "".join(calls) == "abccba"
+    assert taken == {"a": [1, 6], "b": [2, 5], "c": [3, 4]}
+
+
+def test_ours_is_the_loop_of_train_py(tiny):
+    with our_run(tiny, ONE) as ours:
+        before = ours.run.trainer.model.conv_in.weight.clone()
+        ours.steps(11)  # of 8 in an epoch: an epoch's end is no end
+        assert ours.run.progress.step == 11
+        assert len(ours.run.progress.losses) == 11
+        assert not torch.equal(before, ours.run.trainer.model.conv_in.weight)
+        assert ours.run.paths.log.exists()
+        assert ours.run.paths.status.exists()
+        folder = ours.run.paths.root
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("loop", [PlainLoop, AccelerateLoop])
+def test_the_other_loops_train_too(tiny, loop):
+    torch.manual_seed(0)
+    side = loop(replace(tiny, lr=3e-3), torch.device("cpu"), workers=0)
+    weight = next(side.model.parameters())
+    before = weight.detach().clone()
+    side.steps(3)
+    assert not torch.equal(before, weight)
+    losses = side.losses if loop is PlainLoop else [row["loss"] for row in side.logs]
+    assert len(losses) == 3
+    assert all(0.1 < loss < 10 for loss in losses)
+
+
+def test_the_bare_model_learns_its_one_batch(tiny):
+    choices = choose(tiny, ONE.device, flops_per_image(tiny))
+    bare = BareModel(replace(tiny, lr=1e-2), choices, ONE.device)
+
+    def loss() -> float:
+        predicted = bare.model(bare.images, bare.timesteps, class_labels=bare.labels).sample
+        return (predicted - bare.target).square().mean().item()
+
+    before = loss()
+    bare.steps(20)
+    assert loss() < 0.9 * before
+
+
+def test_a_step_is_compared_with_the_other_loops(tiny, tmp_path, capsys):
+    said = measured(train_step, tiny, tmp_path / "out.json")
+    assert list(said["figures"]) == ["ours", "plain loop", "accelerate loop", "bare model"]
+    for name, each in said["figures"].items():
+        taken = said["seconds_per_step"][name]
+        assert len(taken) == 2
+        rates = [tiny.batch_size / seconds for seconds in taken]
+        assert each["images_per_sec"] == pytest.approx(
+            {"median": statistics.median(rates), "low": min(rates), "high": max(rates)}
+        )
+        quotients = [a / b for a, b in zip(taken, said["seconds_per_step"]["ours"], strict=True)]
+        assert each["ours_is_faster"]["median"] == pytest.approx(statistics.median(quotients))
+        flops = said["flops_per_image"] * statistics.median(rates)
+        assert each["tflops"] == pytest.approx(flops / 1e12)
+        assert each["share_of_matmul"] == pytest.approx(flops / said["matmul_flops"])
+    assert said["machine"]["torch"] == torch.__version__
+    assert "plain loop" in capsys.readouterr().out
+
+
+def test_what_is_switched_off_is_off_and_on_again_afterwards(tiny):
+    with our_run(tiny, ONE) as ours:
+        ours.steps(1)
+        trainer = ours.run.trainer
+        off = overhead.switches(ours.run)
+        average = trainer.ema.model.conv_in.weight.clone()
+        with off["EMA"]():
+            ours.steps(1)
+        assert torch.equal(average, trainer.ema.model.conv_in.weight)
+        with off["gradient norm, clipping"]():
+            ours.steps(1)
+        assert ours.run.progress.grad_norms[-1] == 1.0
+        with off[overhead.ALL]():
+            noted = len(ours.run.progress.losses)
+            ours.steps(2)
+            assert len(ours.run.progress.losses) == noted
+        ours.steps(1)
+        assert not torch.equal(average, trainer.ema.model.conv_in.weight)
+        assert ours.run.progress.grad_norms[-1] != 1.0
+
+
+def test_overheads_follow_from_the_rounds(tiny, tmp_path, capsys):
+    said = measured(overhead, tiny, tmp_path / "out.json")
+    whole = said["seconds_per_step"]["everything"]
+    for name, share in said["shares"].items():
+        if name in said["seconds_per_epoch"]:
+            per_step = [cost / said["steps_per_epoch"] for cost in said["seconds_per_epoch"][name]]
+        else:
+            per_step = [a - b for a, b in zip(whole, said["seconds_per_step"][name], strict=True)]
+        assert share["median"] == pytest.approx(
+            statistics.median(cost / step for cost, step in zip(per_step, whole, strict=True)), abs=1e-9
+        )
+    assert min(said["seconds_per_epoch"]["validation"]) > 0
+    assert "with everything on" in capsys.readouterr().out
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_step.main(["--preset", "tiny", "--batch-size", "0"])
+    assert ended.value.code == 2
+    assert "--batch-size" in capsys.readouterr().err.splitlines()[-1]
