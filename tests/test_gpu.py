@@ -17,6 +17,7 @@ from ddpm.saving import HostCopy
 from ddpm.signals import StopRequest
 from ddpm.step import Trainer
 from tests.conftest import random_images, replace
+from tests.curves_of_steps import assert_same_curve, loss_curve
 from tests.runs import assert_same_run, final_state, rows, run
 
 pytestmark = [
@@ -53,6 +54,15 @@ def test_a_step_never_waits_for_the_device(small, world: World, precision: str, 
     losses, norms = trained.record.take()
     assert np.isfinite(losses).all()
     assert np.isfinite(norms).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_fifty_steps_of_the_fast_path_learn_as_fifty_plain_ones_in_fp32_do(small, world: World, precision: str):
+    """Compiled, in NHWC and half precision against eager, NCHW, fp32."""
+    exact = loss_curve(replace(small, precision="fp32", channels_last=False, compile=False), world)
+    fast = loss_curve(replace(small, precision=precision, channels_last=True, compile=True), world)
+    assert exact[-10:].mean() < 0.8 * exact[:10].mean()
+    assert_same_curve(fast, exact)
 
 
 def test_a_run_on_the_gpu_reports_its_memory_and_its_checkpoint_resumes(small):

@@ -18,6 +18,7 @@ from ddpm.hardware import choose
 from ddpm.model import build_unet
 from ddpm.step import MAX_NONFINITE_IN_A_ROW, Trainer
 from tests.conftest import ONE, random_images, replace
+from tests.curves_of_steps import assert_same_curve, loss_curve
 from tests.processes import in_processes
 
 
@@ -138,6 +139,15 @@ def gradients(config) -> list[np.ndarray]:
 
     with connect() as world:
         return learn(world)  # (torch 2.9 hangs if DDP outlives its process group)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fifty_steps_in_bf16_learn_as_fifty_in_fp32_do(small, channels_last: bool):
+    """The same images, noise and first weights: the curves lie on each other but for rounding."""
+    exact = loss_curve(replace(small, precision="fp32", channels_last=False, compile=False))
+    fast = loss_curve(replace(small, precision="bf16", channels_last=channels_last, compile=False))
+    assert exact[-10:].mean() < 0.8 * exact[:10].mean()
+    assert_same_curve(fast, exact)
 
 
 def test_two_processes_make_the_gradient_of_one_with_twice_the_batch(small):
