@@ -92,14 +92,14 @@ class PrettyLogger:
                 self._print(line, severity)
 
     def set_progress(self, **fields: Any) -> None:
-        """Publish fields of `status.json`; a call with a `step` is also a plain line.
+        """Publish fields of `status.json`; a call with a `loss` is also a plain line.
 
         `eta_sec` follows from `samples_per_sec`, `step`, `total_steps` and `images_seen` unless it is given.
         """
         if not self._publisher:
             return
         self._publisher.update(**fields)
-        if "step" in fields:
+        if "loss" in fields:
             status = self._publisher.fields()
             if "eta_sec" not in fields:
                 status["eta_sec"] = _eta(status)

@@ -263,8 +263,9 @@ class Run:
         if self.world.is_main:
             if not self.paths.report.exists() or self.paths.report.stat().st_mtime < self.paths.json.stat().st_mtime:
                 write_report(self.paths)  # it was killed meanwhile
+            limit = "--max-steps" if self.plan.total_steps == self.config.max_steps else "--epochs"
             print(f"{self.config.run} is finished: {self.start.step} of {self.plan.total_steps} steps are done; "
-                  f"{self.ended_early or 'raise --epochs to train on'}, or begin anew with --resume never")  # fmt: skip
+                  f"{self.ended_early or f'raise {limit} to train on'}, or begin anew with --resume never")  # fmt: skip
             for label, path in self.paths.artifacts().items():
                 print(f"{label}: {self.paths.root / path}")
         return 0

@@ -11,6 +11,7 @@ import torch
 
 from ddpm.config import NUM_CLASSES, TrainConfig
 from ddpm.errors import RequestError
+from ddpm.rules import EVALUATED
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
 # GPU's name counts. A GPU that is not here gets no MFU rather than a guess.
@@ -175,7 +176,11 @@ def _affordable(usual: int, flops: float, device: torch.device, at_least: int = 
 def _evaluation_pays(config: TrainConfig, device: torch.device) -> tuple[int, str]:
     if device.type == "cuda":
         return 10, "takes seconds on a GPU"
-    return (10, "--best-by needs it") if config.best_by != "val_loss" else (0, "takes minutes on a CPU")
+    if config.best_by in EVALUATED:
+        return 10, "--best-by needs it"
+    if config.early_stop_patience and config.early_stop_metric in EVALUATED:
+        return 10, "--early-stop-metric needs it"
+    return 0, "takes minutes on a CPU"
 
 
 def _channels_last_pays(device: torch.device, precision: str) -> tuple[bool, str]:

@@ -20,6 +20,7 @@ EXAMPLES = {  # what must be above 0 and finite → a value that is
     "lr": "1e-4", "timestep_power": "0.6 (1 for even timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
 }  # fmt: skip
 LARGER_IS_BETTER = ("rca", "top1", "top5")  # of these; of the others, smaller is
+EVALUATED = ("rca", "fid_features")  # measured by --eval-every, of what a checkpoint or an end can be chosen by
 MEASURED = ("loss_mean", "val_loss", "val_loss_ema", "val_loss_swa", "rca", "top1", "top5", "fid_features")
 
 
@@ -56,11 +57,11 @@ def _of_training(config: TrainConfig) -> list[tuple[bool, str]]:
             f"--sample-steps {config.sample_steps}: must be at most --diffusion-steps, {config.diffusion_steps}",
         ),
         (
-            config.best_by != "val_loss" and config.eval_every == 0,
+            config.best_by in EVALUATED and config.eval_every == 0,
             f"--best-by {config.best_by} is measured by evaluations: give --eval-every 1 or more",
         ),
         (
-            patience and watched in ("rca", "fid_features") and config.eval_every == 0,
+            patience and watched in EVALUATED and config.eval_every == 0,
             f"--early-stop-metric {watched} is measured by evaluations: give --eval-every 1 or more",
         ),
         (
@@ -70,6 +71,10 @@ def _of_training(config: TrainConfig) -> list[tuple[bool, str]]:
         (
             patience and watched == "val_loss_swa" and not config.swa_start_epoch,
             "--early-stop-metric val_loss_swa needs an average of weights: give --swa-start-epoch",
+        ),
+        (
+            config.swa_start_epoch > config.epochs,
+            f"--swa-start-epoch {config.swa_start_epoch}: the run ends before, after epoch {config.epochs}",
         ),
     ]
 

@@ -84,10 +84,8 @@ class Herald:
     def progress(self, phase: str, epoch: int, step: int, **figures: float | None) -> None:
         """Tell where the run is; with `figures` this is a progress line, else a change of phase."""
         first, plan = epoch * self._plan.steps_per_epoch, self._plan
-        if figures:
-            figures["step"] = step
         self._logger.set_progress(
-            phase=phase, epoch=epoch + 1, batch=step - first, batches=plan.epoch_end(epoch) - first,
+            phase=phase, epoch=epoch + 1, batch=step - first, batches=plan.epoch_end(epoch) - first, step=step,
             images_seen=plan.images_seen(step), **figures,
         )  # fmt: skip
 
@@ -97,8 +95,9 @@ class Herald:
             with self._logger.going_on("the epoch's metrics"):
                 row = self._tracker.add_epoch(row)  # with all columns
                 self._boards.add_epoch(row)
-            self._write_training_log()
         self._logger.log_epoch_summary(row)
+        if self._tracker:
+            self._write_training_log()  # after the summary's event, which has the time
 
     def weights(self, epoch: int, step: int, models: dict[str, torch.nn.Module]) -> None:
         """Publish histograms of the weights of `models`, if it is time (main process only; `epoch` from 1)."""

@@ -80,6 +80,7 @@ def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
         (["--early-stop-patience", "3", "--val-every", "0"], "--val-every 1 or more"),
         (["--early-stop-patience", "3", "--early-stop-metric", "rca", "--eval-every", "0"], "--eval-every 1 or more"),
         (["--early-stop-patience", "3", "--early-stop-metric", "val_loss_swa"], "--swa-start-epoch"),
+        (["--swa-start-epoch", "50", "--epochs", "6"], "the run ends before, after epoch 6"),
         (["--target", "val_loss"], "such as val_loss=0.004"),
         (["--target", "speed=3"], "--target speed=3"),
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),

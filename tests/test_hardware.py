@@ -31,6 +31,14 @@ def test_what_is_asked_for_is_taken_as_it_is():
     assert choices.in_words()["compile"] == "True (set by flag or preset)"
 
 
+def test_a_cpu_evaluates_only_for_what_needs_it():
+    def every(**settings) -> int:
+        return choose(preset("tiny", **settings), CPU, 1e8).eval_every
+
+    assert every() == every(early_stop_metric="rca") == every(early_stop_patience=2) == 0
+    assert every(best_by="rca") == every(early_stop_patience=2, early_stop_metric="fid_features") == 10
+
+
 @pytest.mark.parametrize(
     ("name", "tflops"),
     [

@@ -70,8 +70,10 @@ def test_a_finished_run_is_left_alone_when_asked_for_again(small: TrainConfig, c
     assert run(small) == 0
     before = paths_of(small).json.read_text()
     assert run(small) == 0
-    assert "is finished" in capsys.readouterr().out
+    assert "is finished: 16 of 16 steps are done; raise --epochs to train on" in capsys.readouterr().out
     assert paths_of(small).json.read_text() == before
+    assert run(replace(small, max_steps=16)) == 0
+    assert "raise --max-steps to train on" in capsys.readouterr().out
 
 
 def test_a_run_killed_before_its_report_is_finished_by_the_same_command(small: TrainConfig):

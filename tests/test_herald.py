@@ -1,0 +1,38 @@
+"""What a run tells while it goes on."""
+
+import re
+import time
+
+import pytest
+
+from benchmarks.our_run import our_run
+from metrics import herald
+from metrics.status import read_status
+from tests.conftest import ONE, replace
+from tests.runs import run
+
+
+def test_a_change_of_phase_publishes_the_step_with_the_batch_but_prints_nothing(small, capsys):
+    with our_run(small, ONE) as ours:
+        ours.run.progress.step = 5
+        before = ours.run.paths.log.read_text()
+        ours.run.publish("training", 0)
+        time.sleep(2.5)  # a thread writes it
+        told = read_status(ours.run.paths)
+        assert (told["batch"], told["step"], told["images_seen"]) == (5, 5, 5 * small.batch_size)
+        assert ours.run.paths.log.read_text() == before
+
+
+def test_the_training_log_knows_when_its_newest_epoch_was_while_the_run_goes_on(
+    small, monkeypatch: pytest.MonkeyPatch, quick_reports: None
+):
+    pages, write = [], herald.write_training_log
+
+    def keep(paths):
+        pages.append(write(paths).read_text())
+
+    monkeypatch.setattr(herald, "write_training_log", keep)
+    assert run(replace(small, lr=3e-3)) == 0
+    after_two = pages[1]
+    newest = next(line for line in after_two.splitlines() if "new best `val_loss_ema`" in line)
+    assert re.search(r"\d\d:\d\d:\d\d", newest), newest
