@@ -29,6 +29,6 @@ def out_of_patience(rows: Sequence[dict[str, Any]], config: TrainConfig) -> str 
         return None
     by = f" by more than {config.min_delta:g}" if config.min_delta else ""
     return (
-        f"stopped early after epoch {measured[-1][0]}: {name} has not improved{by} for {waited} epochs "
-        f"(best {best:.5g}, epoch {best_epoch}); raise --early-stop-patience to train on"
+        f"stopped early after epoch {measured[-1][0]}: {name} has not improved on {best:.5g} (epoch {best_epoch}){by} "
+        f"for {waited} epoch{'s' * (waited > 1)}; raise --early-stop-patience to train on"
     )

@@ -5,6 +5,7 @@ Found in the rows of `training_metrics.json`; the wall-clock times are those of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -89,11 +90,12 @@ class Story:
         self.notes: list[str] = []  # what was left out
         counted = frame[["images_seen", "step"]].dropna()
         counted = counted[counted["step"] > 0]
-        self._batch = float((counted["images_seen"] / counted["step"]).iloc[-1]) if len(counted) else None
+        rows_say = float((counted["images_seen"] / counted["step"]).iloc[-1]) if len(counted) else None
+        self._batch = number(document["hyperparameters"].get("global_batch_size")) or rows_say
 
     def in_order(self) -> list[Milestone]:
-        """By images seen; what happened at the same place stays in the order in which it was told."""
-        return sorted(self.milestones, key=lambda one: -1.0 if one.images is None else one.images)
+        """By images seen, those of which that is not known last; at the same place by time, then as they were told."""
+        return sorted(self.milestones, key=lambda one: (math.inf if one.images is None else one.images, one.time or 0))
 
     def at_epoch(self, epoch: int, what: str) -> None:
         """It happened at the end of an epoch that has a row, or within it."""
@@ -134,10 +136,8 @@ class Story:
         shown = thinned(found, MOST)
         before = None
         for epoch, value in shown.items():
-            change = (
-                f"new best `{column}`: {value:.5g} ({value / before - 1:+.1%} on the one above)" if before else None
-            )
-            self.at_epoch(epoch, change or f"first `{column}`: {value:.5g}")
+            change = f" ({value / before - 1:+.1%} on {before:.5g})" if before else ""
+            self.at_epoch(epoch, f"{'first' if before is None else 'new best'} `{column}`: {value:.5g}{change}")
             before = value
         if len(shown) < len(found):
             self.notes.append(
@@ -146,34 +146,36 @@ class Story:
             )
 
     def learning_rate(self) -> None:
-        """The end of warm-up; steps of the learning rate, or of a cosine when it was halved and when it began anew."""
+        """The rate at the ends of epochs: after warm-up, where it rose or fell, when a cosine was down to half.
+
+        What it was between them is not told: no row has it, and earlier starts may have had other settings.
+        """
         settings, lr = self._document["settings"], self._frame["lr"].dropna()
+
+        def from_to(before: int, after: int) -> str:
+            return f"from {lr[before]:.3g} (end of epoch {before}) to {lr[after]:.3g} (end of epoch {after})"
+
         warmup = number(settings.get("warmup_steps")) or 0
-        step = self._frame["step"].reindex(lr.index)
-        warm = lr[step >= warmup]
-        if warmup and len(warm):
-            self.at_epoch(
-                warm.index[0], f"warm-up over, after step {_whole(warmup)}: learning rate {lr[warm.index[0]]:.3g}"
-            )
-        changes = []
         smooth = str(settings.get("lr_schedule")).startswith("cosine")
-        for (_, old), (epoch, new) in zip(warm.iloc[:-1].items(), warm.iloc[1:].items(), strict=True):
-            if new > old * (1 + CHANGE):
-                word = "a cycle of the learning rate has begun" if smooth else "learning rate raised"
-            elif not smooth and new < old * (1 - CHANGE):
-                word = "learning rate lowered"
-            else:
-                continue
-            changes.append((epoch, f"{word}: {old:.3g} → {new:.3g}"))
+        warm = lr[self._frame["step"].reindex(lr.index) >= warmup]
+        if warmup and len(warm):
+            words = f"the first {_whole(warmup)} steps (`--warmup-steps`) are done: learning rate {warm.iloc[0]:.3g}"
+            self.at_epoch(warm.index[0], f"{words} at the end of epoch {warm.index[0]}")
+        changes = []
+        for before, epoch in itertools.pairwise(warm.index):
+            if lr[epoch] > lr[before] * (1 + CHANGE):
+                changes.append((epoch, f"learning rate rose {from_to(before, epoch)}"))
+            elif not smooth and lr[epoch] < lr[before] * (1 - CHANGE):
+                changes.append((epoch, f"learning rate fell {from_to(before, epoch)}"))
         for epoch, what in _few(changes, MOST_OF_A_KIND):
             self.at_epoch(epoch, what)
         if len(changes) > MOST_OF_A_KIND:
             self.notes.append(f"{MOST_OF_A_KIND} of {len(changes)} changes of the learning rate are shown.")
-        if smooth and len(warm):
-            half = warm[warm <= warm.max() / 2]
-            if len(half):
-                words = f"learning rate at half its largest or less: {warm.max():.3g} → {half.iloc[0]:.3g}"
-                self.at_epoch(half.index[0], words)
+        largest = lr.cummax()[warm.index]
+        half = warm.index[(warm <= largest / 2) & (largest > 0)]
+        if smooth and len(half):
+            words = from_to(int(lr.loc[: half[0]].idxmax()), half[0])
+            self.at_epoch(half[0], f"learning rate down to half or less: {words}")
 
     def plateaus(self, column: str, phases: Sequence[Phase]) -> None:
         for phase in phases:
@@ -205,7 +207,8 @@ class Story:
             return
         if step is None and len(self._frame):
             step = self._frame["step"].iloc[-1]
-        what = f"{state}: {message}" if message else state
+        said = str(message or state)
+        what = said if said.startswith(state) else f"{state}: {said}"  # "stopped by SIGTERM" says it already
         self.at_step(step, what, _stamp(self._document.get("generated")))
 
 

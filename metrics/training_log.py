@@ -84,7 +84,10 @@ def render(
     frame = epochs_frame(document)
     best_of, column = main_loss(frame), main_loss(frame, trend.SHORTEST)
     found = trend.phases(frame[column])
-    sections = [*head(document, status), quick_reference(document, frame, paths), best_results(frame)]
+    beat = number(status.get("heartbeat"))
+    age = max(0.0, time.time() - beat) if beat else 0.0
+    run = RunState(document["run"], time.time(), status=status or None, heartbeat_age=age)
+    sections = [*head(document, run), quick_reference(document, frame, paths, run), best_results(frame)]
     sections.append(milestones_section(document, frame, clock, status, best_of, column, found, target))
     sections.append(phases_section(frame, column, found))
     if target:
@@ -110,25 +113,23 @@ def planned_epochs(document: dict[str, Any]) -> int | None:
     return int(epochs) if epochs else None
 
 
-def head(document: dict[str, Any], status: dict[str, Any]) -> list[str]:
+def head(document: dict[str, Any], run: RunState) -> list[str]:
     """Title, and what must not be overlooked."""
     parts = [f"# Training log: {document['run']}"]
     if document["data"] != "emnist":
         parts.append(
             f"> **Trained on the {data_words(document['data'])}.** No figure here says anything about handwriting."
         )
+    status = run.status or {}
     state, now = document["state"], status.get("state")
-    beat = number(status.get("heartbeat"))
-    age = max(0.0, time.time() - beat) if beat else 0.0
-    notice = RunState(document["run"], time.time(), status=status or None, heartbeat_age=age).notice
-    if notice:
-        parts.append(f"> **Take care:** {' '.join(notice.split())}.")
+    if run.notice:
+        parts.append(f"> **Take care:** {' '.join(run.notice.split())}.")
     elif now in ENDED and now != state and state != "running":
         parts.append(f"> The latest start {now}" + (f": {status['message']}." if status.get("message") else "."))
     return parts
 
 
-def quick_reference(document: dict[str, Any], frame: pd.DataFrame, paths: RunPaths) -> str:
+def quick_reference(document: dict[str, Any], frame: pd.DataFrame, paths: RunPaths, run: RunState) -> str:
     environment, planned = document["environment"], planned_epochs(document)
     done = int(frame.index[-1]) if len(frame) else 0
     states = {"running": f"in progress as of {document.get('generated') or DASH}"}
@@ -139,8 +140,8 @@ def quick_reference(document: dict[str, Any], frame: pd.DataFrame, paths: RunPat
     lines = {
         "Run": f"`{document['run']}`, {data_words(document['data'])}",
         "State": f"{states.get(document['state'], document['state'])}: {', '.join(facts)}",
-        "Time": _time_words(document, frame, planned),
-        "Best so far": _best_words(frame),
+        "Time": _time_words(document, frame, planned, alive=not (run.dead or run.ended)),
+        "Best" if document["state"] == "finished" else "Best so far": _best_words(frame),
         "Machine": f"{machine}, {environment.get('host') or DASH}",
         "Files": ", ".join(_links(paths)),
         "Started by": f"`{environment['command']}`" if environment.get("command") else None,
@@ -153,7 +154,7 @@ def quick_reference(document: dict[str, Any], frame: pd.DataFrame, paths: RunPat
     return f"## Quick reference\n\n{body}\n\n```\n{listed}\n```"
 
 
-def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | None) -> str:
+def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | None, alive: bool) -> str:
     total, each = frame["total_time_sec"].dropna(), frame["epoch_time_sec"].dropna().iloc[-trend.WINDOW :]
     if total.empty:
         return DASH
@@ -164,7 +165,8 @@ def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | No
         latest = f"the last {len(each)} epochs" if len(each) > 1 else "the last epoch"
         words += f"; {latest} took {each.median():,.1f} s" + (" each (median)" if len(each) > 1 else "")
         if document["state"] == "running" and left > 0:
-            words += f", so the {left} to come would take {human_time(left * each.median())}"
+            words += ", so" if alive else "; if it is started again,"
+            words += f" the {left} to come would take about {human_time(left * each.median())}"
     return words
 
 
@@ -216,7 +218,8 @@ def phases_section(frame: pd.DataFrame, column: str, found: list[trend.Phase]) -
         "Found by straight lines through the logarithm, as many as the Bayesian information criterion is for. Per "
         f"epoch: the slope ± its standard error. A fast descent is more than {trend.FAST:.0%} per epoch; a plateau is "
         f"less than {trend.FLAT:.1%} per epoch and {trend.FLAT_IN_ALL:.0%} in all, or not told from 0 by two standard "
-        f"errors of less than {trend.UNSURE:.1%}; its ± is the standard deviation of the values."
+        f"errors of less than {trend.UNSURE:.1%}; its ± is the standard deviation of the values. Learning rates are "
+        "those at the end of the first and of the last epoch."
     )
     heads = ["Epochs", "What", f"`{column}`", "Per epoch", "Learning rate"]
     return f"## Phases of `{column}`\n\n{table(heads, rows)}\n\n{note}"

@@ -20,7 +20,8 @@ def told(values: list[float | None], **settings) -> str | None:
 
 def test_it_waits_for_so_many_epochs_without_an_improvement():
     assert told([0.5, 0.4, 0.41, 0.42]) is None
-    assert "has not improved for 3 epochs (best 0.4, epoch 2)" in told([0.5, 0.4, 0.41, 0.42, 0.4])
+    words = "stopped early after epoch 5: val_loss_ema has not improved on 0.4 (epoch 2) for 3 epochs; raise "
+    assert told([0.5, 0.4, 0.41, 0.42, 0.4]).startswith(words)
     assert told([0.5, 0.4, 0.41, 0.42, 0.39]) is None
     assert told([0.5, 0.4, 0.41, 0.42, 0.43], early_stop_patience=0) is None
     assert told([]) is None
@@ -29,7 +30,14 @@ def test_it_waits_for_so_many_epochs_without_an_improvement():
 def test_an_improvement_has_to_be_larger_than_min_delta():
     creeping = [0.5, 0.499, 0.498, 0.497]
     assert told(creeping) is None
-    assert "by more than 0.01 for 3 epochs" in told(creeping, min_delta=0.01)
+    assert "has not improved on 0.5 (epoch 1) by more than 0.01 for 3 epochs;" in told(creeping, min_delta=0.01)
+
+
+def test_a_value_that_was_too_little_better_is_not_denied():
+    """0.21 is the best of all, as every other page says; only the value that --min-delta starts from is told."""
+    words = told([0.33, 0.26, 0.224, 0.21], min_delta=0.02, early_stop_patience=1)
+    assert "has not improved on 0.224 (epoch 3) by more than 0.02 for 1 epoch;" in words
+    assert "best" not in words
 
 
 def test_it_knows_which_way_is_better_and_skips_what_was_not_measured():
@@ -45,7 +53,8 @@ def test_a_run_ends_early_with_all_that_a_run_leaves_and_goes_on_with_more_patie
     assert latest_step(config) == rows(config)["step"].iloc[-1]
     ended = status(config)
     assert (ended["state"], ended["exit_code"]) == ("finished", 0)
-    assert "stopped early after epoch 3: val_loss_ema has not improved by more than 1000" in ended["message"]
+    assert ended["message"].startswith("stopped early after epoch 3: val_loss_ema has not improved on ")
+    assert " (epoch 1) by more than 1000 for 2 epochs; " in ended["message"]
     assert list(paths_of(config).samples.glob("*_epoch_0003.png"))
     assert json.loads(paths_of(config).json.read_text())["state"] == "finished"
 

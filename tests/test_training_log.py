@@ -94,8 +94,8 @@ def test_new_bests_stand_with_images_run_time_and_the_clock(tmp_path):
     page, rows = write_training_log(paths).read_text(), rows_of(tmp_path)
     bests = [row for row in table_of(page, "Milestones") if "val_loss_ema" in row[-1] and "best" in row[-1]]
     assert [row[-1] for row in bests] == [
-        "new best `val_loss_ema`: 0.4 (-20.0% on the one above)",
-        "new best `val_loss_ema`: 0.3 (-25.0% on the one above)",
+        "new best `val_loss_ema`: 0.4 (-20.0% on 0.5)",
+        "new best `val_loss_ema`: 0.3 (-25.0% on 0.4)",
     ]
     stamps = ["2026-05-04 02:01:00", "2026-05-04 02:03:00"]
     for row, epoch, stamp in zip(bests, (2, 4), stamps, strict=True):
@@ -182,17 +182,34 @@ def test_learning_rates_that_step_restart_or_halve(tmp_path):
     for row in document["epochs"]:
         row["lr"] = 1e-3 if row["epoch"] < 7 else 1e-4
     told = milestones(written(tmp_path / "step", document))
-    assert "warm-up over, after step 300: learning rate 0.001" in told
-    assert [what for what in told if "lowered" in what] == ["learning rate lowered: 0.001 → 0.0001"]
+    assert "the first 300 steps (`--warmup-steps`) are done: learning rate 0.001 at the end of epoch 2" in told
+    assert [what for what in told if "learning rate fell" in what or "learning rate rose" in what] == [
+        "learning rate fell from 0.001 (end of epoch 6) to 0.0001 (end of epoch 7)"
+    ]
     document["settings"]["lr_schedule"] = "cosine_restarts"
     for row in document["epochs"]:
         row["lr"] = 1e-3 * (1 - row["epoch"] % 6 / 6)
     told = milestones(written(tmp_path / "cosine", document))
-    assert [what for what in told if "cycle" in what] == [
-        "a cycle of the learning rate has begun: 0.000167 → 0.001",
-        "a cycle of the learning rate has begun: 0.000167 → 0.001",
+    assert [what for what in told if "learning rate fell" in what or "learning rate rose" in what] == [
+        "learning rate rose from 0.000167 (end of epoch 5) to 0.001 (end of epoch 6)",
+        "learning rate rose from 0.000167 (end of epoch 11) to 0.001 (end of epoch 12)",
     ]
-    assert "learning rate at half its largest or less: 0.001 → 0.0005" in told
+    assert "learning rate down to half or less: from 0.000833 (end of epoch 1) to 0.000333 (end of epoch 4)" in told
+
+
+def test_a_rate_is_told_with_the_epoch_that_had_it_and_no_later_one_counts(tmp_path):
+    """As of a resumed run: 1e-4 down to 2e-7, then 1e-3. Nothing is made up of what was between the ends of epochs."""
+    document = make_document(7)
+    document["settings"] |= {"lr_schedule": "cosine_restarts", "warmup_steps": 2 * 293}  # to the last step of epoch 2
+    for row, rate in zip(document["epochs"], [None, None, 1e-4, 4e-5, 2e-7, 6e-7, 1e-3], strict=True):
+        row["lr"] = rate
+    rows = [(row[2], row[-1]) for row in table_of(written(tmp_path, document), "Milestones") if "rate" in row[-1]]
+    assert rows == [
+        ("3", "the first 586 steps (`--warmup-steps`) are done: learning rate 0.0001 at the end of epoch 3"),
+        ("4", "learning rate down to half or less: from 0.0001 (end of epoch 3) to 4e-05 (end of epoch 4)"),
+        ("6", "learning rate rose from 2e-07 (end of epoch 5) to 6e-07 (end of epoch 6)"),
+        ("7", "learning rate rose from 6e-07 (end of epoch 6) to 0.001 (end of epoch 7)"),
+    ]
 
 
 def test_averaging_skipped_steps_and_the_end(tmp_path):
@@ -210,6 +227,38 @@ def test_averaging_skipped_steps_and_the_end(tmp_path):
     assert milestones(page)[-1] == f"finished: {message}"
 
 
+def test_a_run_that_stopped_before_its_first_epoch_is_told_in_order(tmp_path):
+    starts = [
+        {"time": START, "step": 0, "epoch": 0, "cause": "started"},
+        {"time": "2026-05-04T02:30:00+00:00", "step": 0, "epoch": 0, "cause": "stopped by SIGINT"},
+    ]
+    document = make_document(0, starts=starts, state="stopped")
+    document["hyperparameters"]["global_batch_size"] = 256
+    paths = put(tmp_path, document)
+    publish(paths, {"time": EVENTS_FROM, "kind": "log", "message": "checkpoint: /some/where/step_00000000"})
+    message = "stopped by SIGTERM; run the same command again to continue"
+    paths.status.write_text(json.dumps({"state": "stopped", "message": message, "step": 7}))
+    told = [(row[0][-8:], row[3], row[-1]) for row in table_of(write_training_log(paths).read_text(), "Milestones")]
+    assert told == [
+        ("01:00:00", "0", "started"),
+        ("02:00:00", "0", "first checkpoint: `step_00000000`"),
+        ("02:30:00", "0", "start 2, from step 0: stopped by SIGINT"),
+        ("03:02:01", "1,792", message),
+    ]
+
+
+def test_what_happened_after_an_unknown_number_of_images_is_told_last(tmp_path):
+    paths = put(tmp_path, make_document(0, state="stopped"))  # an old file: neither rows nor a global batch
+    paths.status.write_text(json.dumps({"state": "stopped", "message": "stopped by SIGTERM", "step": 7}))
+    assert milestones(write_training_log(paths).read_text()) == ["started", "stopped by SIGTERM"]
+
+
+def test_only_a_finished_run_has_a_last_best(tmp_path):
+    for state, words in {"finished": "- **Best:** ", "stopped": "- **Best so far:** "}.items():
+        page = written(tmp_path / state, make_document(3, state=state))
+        assert words + "`val_loss_ema` " in page
+
+
 def test_a_run_in_progress_says_so_and_a_dead_one_too(tmp_path):
     paths = put(tmp_path, make_document(10, state="running"))
     page, rows = write_training_log(paths).read_text(), rows_of(tmp_path)
@@ -221,6 +270,10 @@ def test_a_run_in_progress_says_so_and_a_dead_one_too(tmp_path):
     paths.status.write_text(json.dumps(old))
     page = write_training_log(paths).read_text()
     assert "**Take care:** no heartbeat for 2 h: the job on node node7 (pid 5) has probably died." in page
+    assert f"; if it is started again, the 90 to come would take about {human_time(90 * median)}" in page
+    assert ", so the 90" not in page
+    paths.status.write_text(json.dumps({**old, "state": "failed", "message": "out of memory"}))  # the file was too late
+    assert "; if it is started again, the 90 to come" in write_training_log(paths).read_text()
 
 
 def test_glyphs_are_never_taken_for_emnist(tmp_path):
