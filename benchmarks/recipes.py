@@ -44,7 +44,7 @@ from judge.scores import bootstrap, frechet_distance, hits, relative_accuracy
 BASE = "--batch-size 64 --timestep-power 1"  # what the search began with, and each line below changes
 CHANGES = {
     "base": "",
-    "DESIGN's recipe": "--prediction-type epsilon --timestep-sampling uniform --lr 1e-4 --lr-schedule constant "
+    "reference recipe": "--prediction-type epsilon --timestep-sampling uniform --lr 1e-4 --lr-schedule constant "
     "--warmup-steps 0 --ema-decay 0.999",
     "epsilon": "--prediction-type epsilon",
     "uniform timesteps": "--timestep-sampling uniform",
