@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT, RunPaths, find_run
 from metrics.compare_cautions import cautions
 from metrics.compare_figures import ComparedRun, Ranking, final, parse_rank_by, rank, read_runs
-from metrics.compare_page import MARK, behind, make_page, state_words, time_words, verdict
+from metrics.compare_page import MARK, make_page, time_words
 from metrics.compare_plots import data_of, draw_plots, save_plots
+from metrics.compare_ranking import behind, state_words, verdicts
 from metrics.drawing import DASH, human_number
 
 PAGE = "comparison.md"
@@ -82,9 +84,9 @@ def tell(console: Console, runs: Sequence[ComparedRun], left_out: Sequence[str],
         say(f"left out: {line}", "yellow")
     for caution in cautions(runs, ranking):
         say(f"caution: {caution}", "yellow")
-    for group in ranking.groups:
+    for group, sentences in zip(ranking.groups, verdicts(ranking), strict=True):
         shown = Table(title=data_of([run for run, *_ in group]), title_justify="left", box=SIMPLE)
-        for name in ("", "run", ranking.column, "epoch", "behind", "%", "time", "state"):
+        for name in ("", "run", ranking.column, "epoch", "behind", "% of best", "time", "state"):
             text = name in ("run", "state")
             shown.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
         for place, (run, value, epoch) in enumerate(group, 1):
@@ -93,14 +95,23 @@ def tell(console: Console, runs: Sequence[ComparedRun], left_out: Sequence[str],
             style = "bold green" if place == 1 and len(group) > 1 else ""
             shown.add_row(*map(str, cells), state_words(run), style=style)
         console.print(shown)
-        say(verdict(ranking, group))
+        say(sentences)
 
 
-def loss_level(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
+def parse_levels(texts: Iterable[str]) -> list[float]:
+    """`--loss-levels`.
+
+    Raises:
+        RequestError: one of them is no loss.
+    """
+    levels = []
+    for text in texts:
+        with suppress(ValueError):
+            levels.append(float(text))
+            if 0 < levels[-1] < math.inf:
+                continue
+        raise RequestError(f"--loss-levels {text}: give losses as numbers above 0, such as 0.13 0.125")
+    return levels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,15 +122,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for page and plots (default: metrics/comparisons/<names>/)")
     rank_help = "column of training_metrics.csv; lr:up, lr:down for one where nobody knows what is better"
     parser.add_argument("--rank-by", metavar="COLUMN", help=f"{rank_help} (default: val_loss_ema)")
-    parser.add_argument("--loss-levels", nargs="+", type=loss_level, default=(), metavar="LOSS",
+    parser.add_argument("--loss-levels", nargs="+", default=(), metavar="LOSS",
                         help="losses to reach (default: chosen from the runs)")  # fmt: skip
     parser.add_argument("--output-root", type=Path, default=PROJECT_ROOT, help="where runs given by name wrote to")
     options = parser.parse_args(arguments)
     try:
         if options.rank_by:
             parse_rank_by(options.rank_by)
+        levels = parse_levels(options.loss_levels)
         places = [find_run(name, options.output_root) for name in options.runs]
-        print(compare(places, options.out or default_folder(places), options.rank_by, options.loss_levels))
+        print(compare(places, options.out or default_folder(places), options.rank_by, levels))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

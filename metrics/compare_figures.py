@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from ddpm.paths import RunPaths
 from ddpm.rules import LARGER_IS_BETTER
 from metrics.document import epochs_frame, load_document
 from metrics.drawing import BANDS, DASH, QUALITY
+from metrics.run_state import RunState
+from metrics.status import ENDED, read_status
+from metrics.text import number
 from metrics.tracker import COLUMNS, NO_RECIPE, SAME_LOSS, SAME_TRAINING_LOSS
 
 VALIDATION = ("val_loss_ema", "val_loss", "val_loss_swa")
@@ -54,6 +58,7 @@ class ComparedRun:
     paths: RunPaths
     document: dict[str, Any]
     frame: pd.DataFrame
+    status: dict[str, Any]  # what status.json says; empty where there is none
 
     def setting(self, name: str) -> Any:
         """A setting; of runs older than it its default, which is what they did."""
@@ -62,6 +67,20 @@ class ComparedRun:
     def said(self, name: str) -> str:
         """A setting as people read it; glyphs are never taken for EMNIST."""
         return data_words(self.document["data"]) if name == "data" else in_words(self.setting(name))
+
+    @property
+    def state(self) -> str:
+        """`finished`, `stopped`, `failed`, `running`; `silent`: it says that it runs, but its heartbeat is old.
+
+        `training_metrics.json` hears of an end only where the run could still write it.
+        """
+        if self.document["state"] != "running":
+            return self.document["state"]
+        now = time.time()
+        age = now - (number(self.status.get("heartbeat")) or now)
+        if RunState(self.label, now, self.status or None, heartbeat_age=age).dead:
+            return "silent"
+        return self.status["state"] if self.status.get("state") in ENDED else "running"
 
     @property
     def flops_per_image(self) -> float:
@@ -80,7 +99,7 @@ def read_runs(places: Iterable[RunPaths]) -> tuple[list[ComparedRun], list[str]]
     Raises:
         RequestError: fewer than two are left.
     """
-    found: dict[RunPaths, tuple[dict[str, Any], pd.DataFrame]] = {}
+    found: dict[RunPaths, tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]] = {}
     left_out = []
     for paths in dict.fromkeys(places):
         try:
@@ -105,7 +124,7 @@ def short_names(labels: Sequence[str]) -> list[str]:
     return [f"…{label[len(shared) :]}" if len(shared) > 12 else label for label in labels]
 
 
-def _read(paths: RunPaths) -> tuple[dict[str, Any], pd.DataFrame]:
+def _read(paths: RunPaths) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]:
     document = load_document(paths)
     try:
         frame = epochs_frame(document)
@@ -117,7 +136,7 @@ def _read(paths: RunPaths) -> tuple[dict[str, Any], pd.DataFrame]:
         raise RequestError(f"{paths.json} cannot be read as metrics ({error!r})") from error
     if frame.empty:
         raise RequestError(f"{paths.json} has no row: no epoch has finished yet")
-    return document, frame
+    return document, frame, read_status(paths) or {}
 
 
 # ---- one figure of one run -------------------------------------------------------------------------------------------

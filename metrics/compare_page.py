@@ -1,4 +1,4 @@
-"""The page of a comparison: its sections in Markdown, and the sentence that names the winner."""
+"""The page of a comparison: its sections in Markdown; who is best is said by `compare_ranking.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from metrics.compare_figures import (
     Ranking,
     best,
     comparable,
-    definition,
     differing,
     final,
     has_values,
@@ -29,10 +28,10 @@ from metrics.compare_figures import (
     larger_is_better,
     loss_column,
     loss_levels,
-    over_seeds,
     reached,
     trained_with,
 )
+from metrics.compare_ranking import ranking_section, seeds_section, told_apart
 from metrics.drawing import BANDS, DASH, QUALITY, human_number
 from metrics.evaluation_document import load_evaluation
 from metrics.markdown import table
@@ -94,73 +93,6 @@ def delta(value: float, reference: float) -> str:
     difference = value - reference
     sign = "+" if difference > 0 else "−" if difference < 0 else "±"
     return f"{sign}{human_number(abs(difference), 3)}"
-
-
-def ranking_section(ranking: Ranking) -> str:
-    """The winner in a sentence and everybody's place, for each group of runs that can be compared."""
-    parts = ["## Ranking"]
-    for group in ranking.groups:
-        parts.append(verdict(ranking, group))
-        first = group[0][1]
-        rows = [
-            (place, f"`{run.label}`", human_number(value, 5), epoch or DASH, *behind(value, first), state_words(run))
-            for place, (run, value, epoch) in enumerate(group, 1)
-        ]
-        heads = ["", "Run", f"`{ranking.column}`", "Epoch", "Behind", "Behind, % of the best", "State"]
-        parts.append(table(heads, rows))
-    return "\n\n".join(parts)
-
-
-def verdict(ranking: Ranking, group: Sequence[tuple[ComparedRun, float, int | None]]) -> str:
-    """Who is best among runs that can be compared, and by how much."""
-    column, (winner, value, epoch) = ranking.column, group[0]
-    names = [
-        name for name in definition(column) if len({str(other[0][0].setting(name)) for other in ranking.groups}) > 1
-    ]
-    where = "".join(f"`{name}` {winner.said(name)}, " for name in names)
-    where = f"With {where[:-2]}: " if where else ""
-    if math.isnan(value):
-        return f"{where}no run has a `{column}`."
-    what = f"{human_number(value, 5)}" + (f" (epoch {epoch})" if epoch else "")
-    if len(group) == 1 or math.isnan(group[1][1]):
-        return f"{where}only `{winner.label}` has a `{column}`: {what}."
-    second, next_value, _ = group[1]
-    if value == next_value:
-        return f"{where}**`{winner.label}` and `{second.label}` are equal** by `{column}`: {what}."
-    gap, percent = behind(value, next_value)
-    side = "above" if value > next_value else "below"
-    better = "larger" if ranking.larger else "smaller"
-    return (
-        f"{where}**`{winner.label}` is best by `{column}`**, {better} is better: {what}, {gap} ({percent}%) {side} "
-        f"`{second.label}`, {human_number(next_value, 5)}."
-    )
-
-
-def behind(value: float, first: float) -> tuple[str, str]:
-    """How far `value` is from the `first`, and in percent of that."""
-    gap = abs(value - first)
-    return human_number(gap, 3), f"{100 * gap / abs(first):.2f}" if first and not math.isnan(gap) else DASH
-
-
-def state_words(run: ComparedRun) -> str:
-    return "in progress" if run.document["state"] == "running" else run.document["state"]
-
-
-def seeds_section(runs: Sequence[ComparedRun], ranking: Ranking) -> str | None:
-    """Mean and standard deviation over the seeds, where settings were trained with several."""
-    groups = over_seeds(runs)
-    if len(groups) == len(runs):
-        return None
-    names = [name for name in differing([trained_with(run) for run in runs])[0] if name != "seed"]
-    rows = []
-    for group in groups:
-        values = pd.Series([best(run, ranking.column)[0] for run in group]).dropna()
-        figures = (values.mean(), values.std(), values.min(), values.max())
-        what = ", ".join(f"`{name}` {in_words(trained_with(group[0]).get(name))}" for name in names)
-        seeds = ", ".join(str(run.setting("seed")) for run in group)
-        rows.append((what or "all the same", seeds, *(human_number(figure, 5) for figure in figures)))
-    heads = ["Settings", "Seeds", "Mean", "Standard deviation", "Smallest", "Largest"]
-    return f"## Over seeds: `{ranking.column}`\n\n" + table(heads, rows)
 
 
 def settings_section(runs: Sequence[ComparedRun]) -> str:
@@ -250,7 +182,7 @@ def cost_section(runs: Sequence[ComparedRun]) -> str:
 
 
 def levels_section(runs: Sequence[ComparedRun], asked: Sequence[float]) -> str:
-    """Time, images and FLOP until losses were reached."""
+    """Time, images and FLOP until losses were reached, of each group of runs whose losses can be compared."""
     column = loss_column(runs)
     parts = [f"## When losses were reached\n\nUntil the end of the first epoch whose `{column}` was at most the value "
              f"at the head of the column; {DASH}: not reached."]  # fmt: skip
@@ -258,7 +190,9 @@ def levels_section(runs: Sequence[ComparedRun], asked: Sequence[float]) -> str:
         "seconds": time_words, "images": lambda value: human_number(value, 12), "flop": flop_words,
     }  # fmt: skip
     heads = {"seconds": "Time", "images": "Images", "flop": "FLOP"}
-    for group in comparable(runs, column):
+    groups = comparable(runs, column)
+    for group, words in zip(groups, told_apart(groups, column), strict=True):
+        parts += [f"### With {words}"] if words else []
         levels = sorted(asked, reverse=True) or loss_levels(group, column)
         for kind, form in forms.items():
             rows = [(f"`{run.short}`", *(form(reached(run, column, level)[kind]) for level in levels)) for run in group]
@@ -289,7 +223,7 @@ def make_page(runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ran
         yield f"Trained on: {'; '.join(sorted({run.said('data') for run in runs}))}."
         yield "\n".join(["> **Before you compare**", ">", *warned]) if warned else None
         yield ranking_section(ranking)
-        yield seeds_section(runs, ranking)
+        yield seeds_section(ranking)
         yield settings_section(runs)
         yield "## Curves and samples"
         yield from (f"![{name}](plots/{name}.png)" for name in plots)

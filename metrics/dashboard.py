@@ -30,6 +30,7 @@ from metrics.run_state import RunState
 from metrics.text import duration, loss, number, rate, speed
 
 WIDE, VERY_WIDE = 110, 150  # columns: progress beside GPUs; epochs beside log
+NO_GPUS = 28  # columns of the GPUs' panel when it has only to say that there are none
 SMALL = (60, 18)  # columns and rows below which panels do not fit
 PROGRESS_ROWS = 4
 STATES = {"running": "green", "finished": "bright_cyan", "stopped": "yellow", "failed": "red"}
@@ -66,11 +67,11 @@ def _body(state: RunState, width: int, height: int) -> list[Layout]:
     """Progress and GPUs, epochs and log, sized so that the log gets what the others do not need."""
     if width >= WIDE:
         top = max(PROGRESS_ROWS + 2, gpu_rows(state, height // 2 - 4) + 2)
-        half = width // 2
+        right = width // 2 if gpus_of(state) else NO_GPUS
         upper = Layout(size=top)
         upper.split_row(
-            Layout(progress_panel(state, width - half), size=width - half),
-            Layout(gpu_panel(state, half, top - 2), size=half),
+            Layout(progress_panel(state, width - right), size=width - right),
+            Layout(gpu_panel(state, right, top - 2), size=right),
         )
         above = [upper]
     else:
@@ -134,7 +135,7 @@ def _lines(state: RunState, width: int, height: int, health: str | None) -> Rend
     if status is not None:
         run, epoch = fractions(status)
         for name, count, share, style, more in (
-            ("epoch", f"{status.get('epoch')}/{status.get('epochs')}", run, ACCENT, eta(status, state.ended)),
+            ("epoch", f"{status.get('epoch')}/{status.get('epochs')}", run, ACCENT, eta(state)),
             ("batch", f"{status.get('batch')}/{status.get('batches')}", epoch, "magenta", f"{epoch:.0%}"),
         ):
             head.append(line((f"{name} {count} ", style), bar(share, width // 4, style), f" {more}"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -29,6 +29,7 @@ SEVERITY_MARKS = {
     "error": ("✗", "bold red"),
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
+GAP = "  "  # between figures
 CELL_WIDTH = 9  # of the table of epochs, at least
 EPOCH_COLUMNS = (
     ("epoch", "epoch", str), ("loss", "loss_mean", loss), ("val loss", "val_loss", loss),
@@ -60,6 +61,16 @@ def line(*parts: str | Text | tuple[str, str]) -> Text:
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
+def fitting(parts: Iterable[str], width: int, gap: str) -> list[str]:
+    """The first of the parts, as many as find room whole in `width` columns with a `gap` between them."""
+    found: list[str] = []
+    for part in parts:
+        if len(gap.join([*found, part])) > width:
+            break
+        found.append(part)
+    return found
+
+
 def bar(share: float, width: int, style: str) -> Text:
     """A bar of `width` columns, of which the `share` (0 to 1) that is done has the style; nothing without room."""
     halves = round(min(1.0, max(0.0, share)) * 2 * max(0, width))
@@ -78,26 +89,36 @@ def fractions(status: dict[str, Any]) -> tuple[float, float]:
     return run, share("batch", "batches")
 
 
-def eta(status: dict[str, Any], ended: bool) -> str:
-    """`ETA 1:02:03 (17:45)`, or the time it took."""
-    if ended:
+def eta(state: RunState) -> str:
+    """`ETA 1:02:03 (17:45)`; of a run that ended the time it took, of a dead one when it was last heard of."""
+    status = state.status or {}
+    if state.ended:
         return f"took {duration((number(status.get('heartbeat')) or 0) - (number(status.get('started')) or 0))}"
+    if state.dead:
+        return f"silent since {clock(status.get('heartbeat'), _day(state.heartbeat_age))}"
     eta = number(status.get("eta_sec"))
     if eta is None:
         return "ETA -"
-    end = (number(status.get("progress_time")) or 0.0) + eta
-    return f"ETA {duration(eta)}" + (f" ({clock(end, '%H:%M')})" if eta < 86400 else f" ({clock(end, '%a %H:%M')})")
+    return f"ETA {duration(eta)} ({clock((number(status.get('progress_time')) or 0.0) + eta, _day(eta))})"
 
 
-def _where(state: RunState) -> str:
-    """`vn1 · 4 x cuda · 2 nodes · Slurm 7 · up 1:02:03`."""
+def _day(seconds: float) -> str:
+    """How the time of something so far away is written: with the day where it is not within one, with the date where
+    it is not within a week.
+    """
+    return "%H:%M" if seconds < 86400 else "%a %H:%M" if seconds < 7 * 86400 else "%Y-%m-%d"
+
+
+def _where(state: RunState) -> list[str]:
+    """`vn1`, `4 x cuda`, `2 nodes`, `Slurm 7`, `up 1:02:03`, the last of a run that lives."""
     status = state.status or {}
     world, nodes = status.get("world_size"), status.get("nodes")
     parts = [status.get("host"), f"{world} x {status.get('device')}" if world != 1 else status.get("device")]
     parts += [f"{nodes} nodes"] if nodes != 1 else []
     parts += [f"Slurm {status['slurm_job_id']}"] if status.get("slurm_job_id") else []
-    parts += [] if state.ended else [f"up {duration(state.now - (number(status.get('started')) or state.now))}"]
-    return " · ".join(str(part) for part in parts)
+    if not (state.ended or state.dead):
+        parts.append(f"up {duration(state.now - (number(status.get('started')) or state.now))}")
+    return [str(part) for part in parts]
 
 
 def progress_panel(state: RunState, width: int) -> Panel:
@@ -105,7 +126,7 @@ def progress_panel(state: RunState, width: int) -> Panel:
     status = state.status or {}
     run, epoch = fractions(status)
     rows = (
-        ("epoch", run, ACCENT, eta(status, state.ended)),
+        ("epoch", run, ACCENT, eta(state)),
         ("batch", epoch, "magenta", f"step {fixed(status.get('step'))}/{fixed(status.get('total_steps'))}"),
     )
     counts = [
@@ -122,17 +143,22 @@ def progress_panel(state: RunState, width: int) -> Panel:
         )
         for (name, share, style, more), count in zip(rows, counts, strict=True)
     ]
-    figures = line()
-    for name, value in (
-        ("loss", loss(status.get("loss"))),
-        ("lr", rate(status.get("lr"))),
-        ("grad", loss(status.get("grad_norm"))),
-        ("images/s", speed(status.get("samples_per_sec"))),
-        *([("seen", fixed(status.get("images_seen")))] if width >= 72 else []),
-    ):
-        figures.append(f"{name} ", style="bright_black").append(f"{value}  ", style="bold")
-    subtitle = _where(state)[: width - 8]
-    return panel(Group(*bars, figures, _trend(state, width - 4)), "progress", subtitle)
+    where = " · ".join(fitting(_where(state), width - 8, " · "))
+    return panel(Group(*bars, _figures(status, width - 4), _trend(state, width - 4)), "progress", where)
+
+
+def _figures(status: dict[str, Any], width: int) -> Text:
+    """The figures of the moment, the most important first; those that find no room are left out whole."""
+    figures = {
+        "loss": loss(status.get("loss")),
+        "images/s": speed(status.get("samples_per_sec")),
+        "lr": rate(status.get("lr")),
+        "grad": loss(status.get("grad_norm")),
+        "seen": fixed(status.get("images_seen")),
+    }
+    cells = fitting((f"{name} {value}" for name, value in figures.items()), width, GAP)
+    parts = [cell.partition(" ") for cell in cells]
+    return Text(GAP).join(line((f"{name} ", "bright_black"), (value, "bold")) for name, _, value in parts)
 
 
 def _trend(state: RunState, width: int) -> Text:
@@ -149,7 +175,9 @@ def _trend(state: RunState, width: int) -> Text:
 
 
 def epochs_panel(state: RunState, width: int, rows: int) -> Panel:
-    """The latest epochs; the best one, by the validation loss of the EMA weights, carries a star.
+    """The latest epochs; the one with the lowest validation loss of the EMA weights carries a star.
+
+    That need not be the checkpoint `best`: what the run chooses it by (`--best-by`) is not published.
 
     Where the columns do not all fit, the least important are left out; those without any figure are left out anyway.
     """
@@ -157,16 +185,16 @@ def epochs_panel(state: RunState, width: int, rows: int) -> Panel:
         return panel(Text("no epoch is done yet", style="bright_black italic"), "epochs")
     scores = [(number(row.get("val_loss_ema")), row.get("epoch")) for row in state.epochs]
     scores = [(score, epoch) for score, epoch in scores if score is not None and math.isfinite(score)]
-    best = min(scores, key=itemgetter(0), default=None)
+    lowest = min(scores, key=itemgetter(0), default=None)
     columns = epoch_columns(state, width)
     cell_width = (width - 4) // len(columns)
     lines = [line(("".join(title.rjust(cell_width) for title, _, _ in columns), "bright_black"))]
     for row in state.epochs[-max(1, rows) :]:
-        is_best = best is not None and row.get("epoch") == best[1]
+        starred = lowest is not None and row.get("epoch") == lowest[1]
         cells = [form(row.get(key)) for _, key, form in columns]
-        cells[0] = f"★ {cells[0]}" if is_best else cells[0]
-        lines.append(line(("".join(cell.rjust(cell_width) for cell in cells), "bold green" if is_best else "")))
-    return panel(Group(*lines), "epochs", _legend(state, best))
+        cells[0] = f"★ {cells[0]}" if starred else cells[0]
+        lines.append(line(("".join(cell.rjust(cell_width) for cell in cells), "bold green" if starred else "")))
+    return panel(Group(*lines), "epochs", " · ".join(fitting(_legend(state, lowest), width - 6, " · ")))
 
 
 def epoch_columns(state: RunState, width: int) -> list[tuple[str, str, Callable[[Any], str]]]:
@@ -180,12 +208,11 @@ def epoch_columns(state: RunState, width: int) -> list[tuple[str, str, Callable[
     return [column for column in EPOCH_COLUMNS if column[1] in chosen]
 
 
-def _legend(state: RunState, best: tuple[float, Any] | None) -> str | None:
-    """The best epoch, and the latest word on quality: `best: epoch 30, val EMA 0.0350 · RCA 0.931 (epoch 30)`."""
-    parts = [] if best is None else [f"best: epoch {best[1]}, val EMA {loss(best[0])}"]
+def _legend(state: RunState, lowest: tuple[float, Any] | None) -> list[str]:
+    """What the star says, and the latest word on quality: `lowest val EMA 0.0350, epoch 30`, `RCA 0.931, epoch 30`."""
+    parts = [] if lowest is None else [f"lowest val EMA {loss(lowest[0])}, epoch {lowest[1]}"]
     judged = next((row for row in reversed(state.epochs) if number(row.get("rca")) is not None), None)
-    parts += [f"RCA {fixed(judged['rca'], 3)} (epoch {judged.get('epoch')})"] if judged else []
-    return " · ".join(parts) or None
+    return parts + ([f"RCA {fixed(judged['rca'], 3)}, epoch {judged.get('epoch')}"] if judged else [])
 
 
 def log_panel(state: RunState, width: int, rows: int) -> Panel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ddpm.idx import CLASS_NAMES
-from ddpm.paths import RunPaths
+from ddpm.paths import PROJECT_ROOT, RunPaths
 from metrics.compare import PAGE, main
 from metrics.compare_figures import loss_levels, reached, read_runs
 from metrics.compare_plots import draw_curves, draw_samples
@@ -102,12 +103,13 @@ def test_the_winner_is_the_smallest_loss_of_the_csv_files_and_the_gap_is_their_d
     gap = slow.min() - fast.min()
     sentence = next(line for line in page.splitlines() if "is best by" in line)
     assert sentence == (
-        f"**`fast` is best by `val_loss_ema`**, smaller is better: {fast.min():.5g} (epoch {fast.idxmin()}), "
-        f"{gap:.3g} ({100 * gap / slow.min():.2f}%) below `slow`, {slow.min():.5g}."
+        f"**`fast` is best by `val_loss_ema`**, smaller is better: {fast.min():.5g} (epoch {fast.idxmin()}). "
+        f"Next is `slow` with {slow.min():.5g}, {gap:.3g} more ({100 * gap / fast.min():.2f}% of the best)."
     )
     places = table_headed(page, "Behind")
     assert list(places) == ["fast", "slow"]
     assert number(places["slow"]["Behind, % of the best"]) == pytest.approx(100 * gap / fast.min(), abs=0.006)
+    assert f"({places['slow']['Behind, % of the best']}% of the best)" in sentence
 
 
 def test_what_is_larger_is_better_for_throughput_which_is_all_images_over_all_seconds(root: Path):
@@ -129,7 +131,10 @@ def test_the_best_rca_is_the_largest_and_the_final_one_the_last_that_was_measure
             row["rca"] = value
         save(RunPaths(root, run), document)
     page = page_of(root, "slow", "fast", "--rank-by", "rca")
-    assert "`slow` is best by `rca`**, larger is better: 0.9 (epoch 3), 0.15 (20.00%) above `fast`, 0.75." in page
+    assert (
+        "`slow` is best by `rca`**, larger is better: 0.9 (epoch 3). Next is `fast` with 0.75, 0.15 less (16.67% of "
+        "the best)." in page
+    )
     assert "| best `rca` | **0.9**, epoch 3 | 0.75 (−0.15), epoch 6 |" in page
     assert "| final `rca` | **0.8** | 0.75 (−0.05) |" in page
 
@@ -189,6 +194,39 @@ def test_over_seeds_there_is_a_mean_and_a_standard_deviation(root: Path):
     row = next(row for table in tables(page) for row in table if row[1] == "0, 1")
     assert number(row[2]) == pytest.approx(np.mean(values), rel=1e-4)
     assert number(row[3]) == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+    assert "`fast` is best by" in page, "of slow there is one seed only, so runs are compared"
+
+
+@pytest.mark.parametrize("rank_by", ["val_loss_ema", "samples_per_sec"])
+def test_settings_win_over_their_seeds_in_the_headline_and_are_ranked_by_their_means(root: Path, rank_by: str):
+    make_run(root, "fast-1", epochs=6, factor=0.95, seed=1)
+    make_run(root, "slow-1", lr=0.001, seed=1, factor=1.02)
+    page = page_of(root, "slow", "slow-1", "fast", "fast-1", "--rank-by", rank_by)
+    values = {lr: [csv(root, run)["val_loss_ema"].min() for run in runs]
+              for lr, runs in {"0.003": ("fast", "fast-1"), "0.001": ("slow", "slow-1")}.items()}  # fmt: skip
+    section = page.split("## Over seeds")[1].split("\n## ")[0]
+    means = [number(row[2]) for row in tables(section)[0][1:]]
+    assert means == sorted(means, reverse=rank_by == "samples_per_sec")
+    if rank_by == "samples_per_sec":
+        assert "has the best mean `samples_per_sec`**, larger is better" in page
+        return
+    first, second = values["0.003"], values["0.001"]
+    gap = np.mean(second) - np.mean(first)
+    assert (
+        f"`lr` 0.003 has the best mean `val_loss_ema`**, smaller is better: {np.mean(first):.5g} ± "
+        f"{np.std(first, ddof=1):.2g} over 2 seeds. Next is `epochs` 4, `lr` 0.001 with {np.mean(second):.5g} ± "
+        in page
+    )
+    assert f"over 2 seeds, {gap:.3g} more ({100 * gap / np.mean(first):.2f}% of the best)" in page
+    assert f"The best single run is `fast`: {min(first):.5g} (epoch 6)." in page
+    assert "may be chance" not in page
+
+
+def test_settings_that_are_nearer_than_their_seeds_are_said_to_be_so(root: Path):
+    for name, factor, settings in (("a", 0.8, {}), ("b", 1.2, {"seed": 1}), ("c", 0.85, {"lr": 0.002}),
+                                   ("d", 1.2, {"lr": 0.002, "seed": 1})):  # fmt: skip
+        make_run(root, name, factor=factor, **settings)
+    assert "may be chance" in page_of(root, "a", "b", "c", "d")
 
 
 # ---- what cannot be compared -----------------------------------------------------------------------------------------
@@ -220,9 +258,51 @@ def test_what_makes_a_comparison_doubtful_is_said(root: Path, changes: dict, wor
     assert re.search(words, page_of(root, "slow", "other"))
 
 
+def test_that_losses_cannot_be_compared_is_said_also_where_something_else_ranks_the_runs(root: Path):
+    make_run(root, "coarse", resolution=16)
+    page = page_of(root, "slow", "fast", "coarse", "--rank-by", "samples_per_sec")
+    words = "can be compared**: `val_loss_ema` measures other things where these settings differ: `resolution`: 96, 16."
+    assert page.count(words) == 1
+    assert "losses can" not in page_of(root, "slow", "fast", "coarse"), "the caution on the ranking says it"
+
+
+def test_when_losses_were_reached_is_told_of_each_group_that_can_be_compared(root: Path):
+    make_run(root, "coarse", resolution=16)
+    section = page_of(root, "slow", "fast", "coarse").split("## When losses were reached")[1].split("\n## ")[0]
+    parts = dict(part.split("\n", 1) for part in section.split("### With ")[1:])
+    assert list(parts) == ["`resolution` 96", "`resolution` 16"]
+    for words, runs in zip(parts, (["slow", "fast"], ["coarse"]), strict=True):
+        assert [[row[0] for row in table[1:]] for table in tables(parts[words])] == [runs] * 3
+    assert "### With" not in page_of(root, "slow", "fast")
+
+
+def test_a_run_that_stopped_early_is_named_where_lengths_differ(root: Path):
+    why = "stopped early after epoch 4: val_loss_ema has not improved for 2 epochs (best 0.0474, epoch 2)"
+    status = {"state": "finished", "heartbeat": 1.0, "message": f"{why}; raise --early-stop-patience to train on"}
+    RunPaths(root, "slow").status.write_text(json.dumps(status))
+    assert f"differ in length (4, 6 epochs): see the plots by images seen. `slow` {why}." in page_of(
+        root, "slow", "fast"
+    )
+
+
 def test_a_run_in_progress_is_called_that(root: Path):
     save(paths := RunPaths(root, "slow"), json.loads(paths.json.read_text()) | {"state": "running"})
     assert "In progress: `slow`." in page_of(root, "slow", "fast")
+    paths.status.write_text(json.dumps({"state": "running", "heartbeat": time.time()}))
+    assert "In progress: `slow`." in page_of(root, "slow", "fast")
+
+
+def test_a_run_whose_heart_stopped_is_not_in_progress_and_one_that_failed_has_failed(root: Path):
+    save(paths := RunPaths(root, "slow"), json.loads(paths.json.read_text()) | {"state": "running"})
+    beat = time.time() - 3600
+    paths.status.write_text(json.dumps({"state": "running", "heartbeat": beat}))
+    page = page_of(root, "slow", "fast")
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(beat))
+    assert f"`slow` has given no sign of life since {since} and has probably died." in page
+    assert table_headed(page, "Behind")["slow"]["State"] == "no sign of life"
+    assert "in progress" not in page.lower()
+    paths.status.write_text(json.dumps({"state": "failed", "heartbeat": beat}))
+    assert "Ended by a failure: `slow`." in page_of(root, "slow", "fast")
 
 
 def test_older_runs_without_the_newer_columns_and_settings_are_compared_all_the_same(root: Path):
@@ -261,6 +341,9 @@ def test_one_run_is_no_comparison(root: Path, capsys):
     (["slow", "fast", "--rank-by", "quality"], "there are step"),
     (["slow", "fast", "--rank-by", "grad_norm"], "grad_norm:down"),
     (["slow", "fast", "--rank-by", "rca"], "there are values of val_loss_ema"),
+    (["slow", "fast", "--loss-levels", "0.1", "x"], "--loss-levels x: give losses as numbers above 0"),
+    (["slow", "fast", "--loss-levels", "-1"], "--loss-levels -1: give losses"),
+    (["slow", "fast", "--loss-levels", "nan"], "--loss-levels nan: give losses"),
 ])  # fmt: skip
 def test_a_wrong_request_is_one_line_that_says_what_to_do(root: Path, capsys, arguments: list[str], mend: str):
     assert mend in refusal(capsys, root, *arguments)
@@ -325,3 +408,10 @@ def test_the_page_shows_the_plots_that_are_there_and_old_ones_are_deleted(root: 
     page = page_of(root, "slow", "fast")
     plots = sorted(file.name for file in (root / "page" / "plots").iterdir())
     assert plots == ["val_loss_ema.png"] and re.findall(r"!\[.*\]\((.*)\)", page) == ["plots/val_loss_ema.png"]
+
+
+def test_the_readme_of_the_folder_lists_every_file_that_is_there():
+    folder = PROJECT_ROOT / "metrics"
+    rows = tables((folder / "README.md").read_text().split("## What lies in")[0])[0][1:]
+    there = {path.name for path in folder.iterdir() if path.is_file()} - {"README.md", "__init__.py"}
+    assert {name for row in rows for name in re.findall(r"\w+\.\w+", row[0])} == there

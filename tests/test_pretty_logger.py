@@ -223,7 +223,7 @@ def test_other_ranks_are_silent_and_the_first_of_another_node_only_samples_gpus(
     for local_rank in (1, 0):
         with PrettyLogger(paths, {}, rank=4 + local_rank, local_rank=local_rank, node="vn2") as logger:
             logger.log("hello")
-            logger.set_progress(step=1)
+            logger.set_progress(step=1, loss=0.5)
             logger.log_epoch_summary({"epoch": 1})
             time.sleep(0.1)
         files = [path.relative_to(paths.root) for path in paths.root.rglob("*") if path.is_file()]
@@ -323,9 +323,26 @@ def test_the_view_says_what_the_files_say(paths):
         "30.0/45 GB",
     ):
         assert part in text
-    assert "★ 30" in text and "best: epoch 30, val EMA 0.0350" in text and "! a warning" in text
+    assert "★ 30" in text and "lowest val EMA 0.0350, epoch 30" in text and "! a warning" in text
     assert "350 W" in text and "no heartbeat" not in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 109, 110, 120, 149, 150])
+@pytest.mark.parametrize("gpus", [True, False])
+def test_no_figure_of_the_progress_is_cut(paths, width, gpus):
+    publish(paths, samples_per_sec=12345.0, images_seen=987_654_321, host="a-long-name.of.a-node", eta_sec=9e6)
+    for file in () if gpus else paths.gpus.iterdir():
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"gpus": []}))
+    lines = shown(RunReader(paths).read(), (width, 40)).splitlines()
+    panel = [line[: lines[1].index("╮") + 1] for line in lines[1:7]]
+    assert not [line for line in panel if "…" in line]
+    figures = {"loss": "0.0421", "images/s": "12,345", "lr": "1.0e-04", "grad": "0.3300", "seen": "987,654,321"}
+    (row,) = (line for line in panel if "images/s" in line)
+    there = re.findall(r"([\w/]+) ([\d.,e-]+)", row)
+    assert there == list(figures.items())[: len(there)] and len(there) >= 3
+    if width >= 80 and not gpus:
+        assert len(there) == 5
 
 
 def test_many_gpus_are_summed_up_and_gpus_of_an_earlier_start_are_left_out(paths):
@@ -410,7 +427,8 @@ def test_quality_is_in_the_table_of_epochs_where_it_was_measured(paths, width, c
     text = shown(RunReader(paths).read(), (width, 60))
     header = next(line for line in text.splitlines() if "val EMA" in line and "best" not in line)
     assert re.findall(r"val (?:loss|EMA)|[\w/]+", header) == columns
-    assert "RCA 0.900 (epoch 20)" in text
+    assert "lowest val EMA 0.0350, epoch 30 · RCA 0.900, epoch 20" in text
+    assert "best" not in text, "that may be the checkpoint of another epoch: see --best-by"
 
 
 def test_health_is_one_word_of_the_header_and_its_absence_costs_nothing(paths, monkeypatch):
@@ -444,6 +462,9 @@ def test_attached_to_a_run_whose_process_died(paths):
     publish(paths, heartbeat=time.time() - 190)
     shown = view(paths, "--once", FORCE_COLOR="1")
     flat = " ".join(shown.stdout.split())
+    assert "ETA" not in flat and " up " not in flat, "nothing goes on"
+    beat = time.localtime(json.loads(paths.status.read_text())["heartbeat"])
+    assert f"silent since {time.strftime('%H:%M', beat)}" in flat
     assert "no heartbeat for 3 min: the job on node vn1 (pid 123, Slurm job 7) has probably died" in flat
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "\x1b" not in shown.stdout
