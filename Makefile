@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 SHELL := /bin/bash
 bin := $(VENV)/bin
-scripts := submit.sh .ci/run $(wildcard tests/*/*.sh)
+scripts := submit.sh .ci/run benchmarks/run_gpu.sh $(wildcard tests/*/*.sh)
 
 # An environment is up to date when it holds the stamp of what the lists of packages say now.
 stamp = $(VENV)/.$(1)-$(shell cat requirements.txt $(2) constraints.txt | cksum | cut -d ' ' -f 1)

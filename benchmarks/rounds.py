@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import torch
@@ -85,9 +85,16 @@ def _cpu_name() -> str:
     return f"{name[1] if name else platform.machine()}, {arithmetic}"
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
     """The flags that every benchmark has; what it does not know belongs to train.py."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, epilog="Other flags are those of train.py: --preset, --data-root, --batch-size, …"
     )
     parser.add_argument("--rounds", type=int, default=rounds, help=f"measurements of each side (default {rounds})")

@@ -81,7 +81,7 @@ class Trainer:
         parts = list(zip(chosen.split(size), self._draws(images_seen).split(size), strict=True))
         total = torch.zeros((), device=chosen.device)
         for number, (part, draws) in enumerate(parts, start=1):
-            images = to_model_input(data.pixels[part], self.config.resolution)
+            images = to_model_input(data.pixels.index_select(0, part), self.config.resolution)
             with self._exchanging_gradients(number == passes):
                 with self.autocast():
                     loss = (

@@ -1,0 +1,200 @@
+"""From the command to the end of the first optimizer step, and where that time goes.
+
+    python -m benchmarks.startup --preset tiny --data-root DIR
+    python -m benchmarks.startup --preset large --data-root DIR --warm-cache     with compilation too
+
+Each start is a process of its own that does what train.py does, with train.py's `main`, and ends when the device has
+done the first step. Every moment since the process was asked for counts to one phase, so that they add up to the whole.
+Packages are read from memory where the system still has them there: the first start after booting takes longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the processes that are measured load no more than train.py does
+    from rich.table import Table
+
+PHASES = (
+    "interpreter", "arguments", "import torch", "other imports", "device", "data", "FLOPs counted",
+    "model and optimizer", "log and figures", "anything else", "first step",
+)  # fmt: skip
+EAGER, COLD, WARM = "not compiled", "compiled, empty cache", "compiled, filled cache"
+TARGETS = {"cpu": {EAGER: 8.0}, "cuda": {EAGER: 15.0, WARM: 30.0}}  # seconds; on two CPU cores
+
+
+class FirstStepDone(BaseException):
+    """Ends a run. Not an Exception, so that train.py does not take it for a crash."""
+
+
+class PhaseClock:
+    """Seconds by phase since `began`, on the monotonic clock, which all processes of a machine share."""
+
+    def __init__(self, began: float) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._began = self._since = began
+        self._phase = PHASES[0]
+
+    def enter(self, phase: str) -> str:
+        """What follows counts to `phase`. Returns the phase before."""
+        now, before = time.monotonic(), self._phase
+        self.seconds[before] += now - self._since
+        self._phase, self._since = phase, now
+        return before
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """What is done meanwhile counts to `phase`."""
+        before = self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def watch(self, owner: Any, name: str, phase: str) -> None:
+        """Calls of `owner.name` count to `phase` from now on."""
+        function = getattr(owner, name)
+
+        @wraps(function)
+        def timed(*args: Any, **options: Any) -> Any:
+            with self.during(phase):
+                return function(*args, **options)
+
+        setattr(owner, name, timed)
+
+    def told(self) -> dict[str, float]:
+        """Seconds of each phase until now, and from the beginning on."""
+        self.enter(self._phase)
+        return {**self.seconds, "total": self._since - self._began}
+
+
+def child(file: str, began: str, _: str, *flags: str) -> int:
+    """Be train.py with `flags` until the first step is done; leave the seconds of each phase in `file`."""
+    clock = PhaseClock(float(began))
+    clock.enter("arguments")
+    from ddpm.config import parse_args
+    from ddpm.signals import StopRequest
+
+    stop = StopRequest().install()
+    config = parse_args(flags)
+    clock.enter("import torch")
+    import torch  # noqa: F401
+
+    clock.enter("other imports")
+    import train
+
+    clock.enter("anything else")
+    watch_train(train, clock)
+    try:
+        return train.main(config, stop) or 1
+    except FirstStepDone:
+        Path(file).write_text(json.dumps(clock.told()))
+        return 0
+
+
+def watch_train(train: Any, clock: PhaseClock) -> None:
+    """Time the functions that the module `train` calls, and end its run after the first step."""
+    for owner, name, phase in (
+        (train.hardware, "choose", "device"), (train.data, "load", "data"), (train.data, "agreed_sha256", "data"),
+        (train, "flops_per_image", "FLOPs counted"), (train.Trainer, "__init__", "model and optimizer"),
+        (train.Herald, "__init__", "log and figures"), (train.Herald, "__enter__", "log and figures"),
+        (train.Run, "open_files", "log and figures"),
+        (train.Trainer, "step", "first step"), (train.Progress, "count_step", "first step"),
+    ):  # fmt: skip
+        clock.watch(owner, name, phase)
+    connect, count_step = train.connect, train.Progress.count_step
+
+    @contextmanager
+    def connected() -> Iterator[Any]:
+        with ExitStack() as stack:
+            with clock.during("device"):
+                world = stack.enter_context(connect())
+            yield world
+
+    def count_one(progress: Any) -> None:
+        count_step(progress)  # waits for the device
+        raise FirstStepDone
+
+    train.connect, train.Progress.count_step = connected, count_one
+
+
+def start(flags: Sequence[str], environment: dict[str, str]) -> dict[str, float]:
+    """Start train.py with `flags` once: seconds of each phase, and in total. Ends with the start's exit code if that
+    does not come to its first step."""
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "output", "w+") as output:
+        phases = Path(folder) / "phases.json"
+        command = [sys.executable, "-m", "benchmarks.startup", "--child", str(phases), repr(time.monotonic()), "--"]
+        ended = subprocess.run(
+            [*command, *flags, "--output-root", folder, "--run-name", "startup"], cwd=Path(__file__).parents[1],
+            env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        if ended.returncode:
+            output.seek(0)
+            print((output.read().strip().splitlines() or ["error: the start failed"])[-1], file=sys.stderr)
+            sys.exit(ended.returncode)
+        return json.loads(phases.read_text())
+
+
+def measure(flags: Sequence[str], rounds: int, compiled: bool) -> dict[str, dict[str, list[float]]]:
+    """What `start` tells, by side, phase and round. Each round has its own cache of compiled code, empty at first."""
+    seconds = {side: defaultdict(list) for side in ((EAGER, COLD, WARM) if compiled else (EAGER,))}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            folders = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
+            for side, phases in seconds.items():
+                for phase, value in start([*flags, "--no-compile" if side == EAGER else "--compile"], folders).items():
+                    phases[phase].append(value)
+    return seconds
+
+
+def table(preset: str, told: dict[str, dict], targets: dict[str, dict]) -> Table:
+    from rich.table import Table
+
+    from benchmarks.rounds import words
+
+    aims = [f"{side}: {'met' if aim['met'] else 'missed'}, {aim['seconds']:g} s" for side, aim in targets.items()]
+    page = Table("phase", title=f"from the command to the end of the first step: {preset}")
+    page.caption = "target, " + "; ".join(aims)
+    for side in told:
+        page.add_column(f"{side}, s", justify="right")
+    for phase in (*PHASES, "total"):
+        shares = [each[phase]["median"] / each["total"]["median"] for each in told.values()]
+        cells = [f"{words(each[phase], 2)} {share:5.0%}" for each, share in zip(told.values(), shares, strict=True)]
+        page.add_row(phase, *cells, end_section=phase == PHASES[-1])
+    return page
+
+
+def main(argv: list[str] | None = None) -> None:
+    from benchmarks.rounds import arguments, machine, publish, settings, spread
+    from ddpm.hardware import pick_device
+
+    parser = arguments(__doc__.splitlines()[0], rounds=5)
+    parser.add_argument("--warm-cache", action="store_true", help="also with compilation, its cache empty and filled")
+    options, config = settings(parser, argv)
+    if config.compile is not None or config.dry_run:
+        parser.error("leave out --compile and --dry-run; --warm-cache measures compiled starts too")
+    flags, device = parser.parse_known_args(argv)[1], pick_device("auto")
+    about = machine(device)
+    seconds = measure(flags, options.rounds, options.warm_cache)
+    told = {side: {phase: spread(values) for phase, values in each.items()} for side, each in seconds.items()}
+    totals = {side: each["total"]["median"] for side, each in told.items()}
+    targets = {side: {"seconds": most, "met": totals[side] <= most}
+               for side, most in TARGETS[device.type].items() if side in totals}  # fmt: skip
+    document = {"machine": about, "preset": config.preset, "flags": flags, "seconds": seconds, "figures": told,
+                "targets": targets}  # fmt: skip
+    publish(f"startup_{config.preset}", device, document, options.out, table(config.preset, told, targets))
+
+
+if __name__ == "__main__":
+    sys.exit(child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main())
