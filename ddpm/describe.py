@@ -134,7 +134,7 @@ def in_words(description: dict[str, Any]) -> list[str]:
     plan = description["hyperparameters"]
     return [
         f"run {description['run']}: UNet of {model['parameters'] / 1e6:.2f} M parameters, {settings['resolution']} px, "
-        f"{model['flops_per_image'] / 1e9:.1f} GFLOP per image",
+        f"{model['flops_per_image'] / 1e9:,.4g} GFLOP per image",
         counts_in_words(description["data"], description["data_summary"]),
         f"{machine['world_size']} process(es) on {machine['gpu'] or 'CPU'}, global batch {plan['global_batch_size']}, "
         f"{plan['steps_per_epoch']} steps per epoch, {plan['total_steps']} steps",
@@ -185,7 +185,7 @@ def dry_run(config: TrainConfig, world: World) -> None:
         "device": f"{hardware.device_name(world.device)}, {world.world_size} process(es)",
         **choices.in_words(),
         "parameters": f"{parameters:,}",
-        "compute": f"{flops / 1e9:.1f} GFLOP per image, forward and backward",
+        "compute": f"{flops / 1e9:,.4g} GFLOP per image, forward and backward",
         "global batch": f"{plan.global_batch} images",
         "training images": f"{plan.train_images:,}" + ("" if data.present(config) else " (not here yet)"),
         "learning rate": f"{plan.peak_lr:.3g} ({config.lr_schedule})",

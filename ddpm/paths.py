@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,11 @@ class RunPaths:
     @property
     def tensorboard(self) -> Path:
         return self.root / "logs" / "tensorboard" / self.run
+
+    def command(self, program: str) -> str:
+        """The command that calls `program` (such as `python -m metrics.report`) for this run, as one types it."""
+        root = [] if self.root == PROJECT_ROOT else ["--output-root", str(self.root)]
+        return f"{program} {shlex.join([self.run, *root])}"
 
     def artifacts(self) -> dict[str, str]:
         """What the run has left so far, as label → path relative to `root`; the newest picture of samples only."""

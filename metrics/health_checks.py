@@ -93,7 +93,7 @@ def progress(state: RunState, starts: Sequence[dict[str, Any]] | None, limits: T
         missing = "status.json is not there or cannot be read: the run has not begun, or its folder is not whole"
         findings.append(warning(state.trouble or missing))
     else:
-        findings += [_alive(state, status, limits), fact(_place(state, status))]
+        findings += [_alive(state, status, limits), fact(_place(state, status, limits))]
     if starts:
         again = len(starts) - 1
         reason = f", the last after: {starts[-1].get('cause') or 'not known'}" if again else ""
@@ -139,20 +139,29 @@ def _alive(state: RunState, status: dict[str, Any], limits: Thresholds) -> Findi
     return healthy(f"running, phase {phase!r} ({who}); {heart}")
 
 
-def _place(state: RunState, status: dict[str, Any]) -> str:
-    def of(name: str, total: str) -> str:
-        return f"{shown(status.get(name), ',.0f')} of {shown(status.get(total) or None, ',.0f')}"
+def _lives(state: RunState, limits: Thresholds) -> bool:
+    """Has it neither ended nor been silent for too long?"""
+    return state.status is not None and not state.ended and state.heartbeat_age <= limits.heartbeat_sec
 
-    words = f"epoch {of('epoch', 'epochs')}, batch {of('batch', 'batches')}, step {of('step', 'total_steps')}; "
+
+def place(state: RunState, *parts: str) -> str:
+    """How far the run is: `epoch 7 of 12`, and likewise in `batch` and `step` if these are among `parts`."""
+    status, totals = state.status or {}, {"epoch": "epochs", "batch": "batches", "step": "total_steps"}
+    known = {part: [status.get(part), status.get(totals[part]) or None] for part in parts}
+    return ", ".join(f"{part} {' of '.join(shown(value, ',.0f') for value in pair)}" for part, pair in known.items())
+
+
+def _place(state: RunState, status: dict[str, Any], limits: Thresholds) -> str:
+    words = place(state, "epoch", "batch", "step") + "; "
     words += f"{len(state.epochs)} epoch(s) with figures, {shown(status.get('images_seen'), ',.0f')} images seen"
-    left = "" if state.ended else f"; time left, by the run's own estimate: {duration(status.get('eta_sec'))}"
-    return words + left.replace(": -", f": {DASH}")
+    left = f"; time left, by the run's own estimate: {duration(status.get('eta_sec'))}".replace(": -", f": {DASH}")
+    return words + left if _lives(state, limits) else words
 
 
 def gpus(state: RunState, limits: Thresholds) -> Section:
     """Each GPU of each node as NVML last showed it; figures that it does not give are not judged."""
     findings, rows = [], []
-    running = state.status is not None and not state.ended and state.heartbeat_age <= limits.heartbeat_sec
+    running = _lives(state, limits)
     training = running and (state.status or {}).get("phase") == "training"
     for node in state.nodes:
         age = state.now - (number(node.get("time")) or 0.0)

@@ -139,7 +139,7 @@ def model(document: dict[str, Any], rows: Sequence[dict[str, Any]], state: RunSt
     found = [
         healthy(
             f"{parameters:,.0f} parameters, {parameters * 4 / MEGABYTE:,.1f} MB of float32 weights; "
-            f"{shown(flops and flops / 1e9, '.3g')} GFLOP per image, forward and backward"
+            f"{shown(flops and flops / 1e9, ',.4g')} GFLOP per image, forward and backward"
         ),
         fact(
             f"precision {why}; compiled: {machine.get('compile')}; {machine.get('world_size') or 1} "

@@ -32,12 +32,15 @@ LEGEND = "✓ healthy, ▲ warning, ✗ unhealthy, · a figure that is not judge
 
 @dataclass(frozen=True)
 class Health:
-    """What a health check of a run has found. `when` is the time of it, `weights` the figures of every tensor."""
+    """What a health check of a run has found. `when` is the time of it, `again` the command that checks anew, `place`
+    how far the run is, `weights` the figures of every tensor."""
 
     run: str
     data: str | None  # emnist or glyphs; None if that is not known
     state: str
+    place: str
     when: str
+    again: str
     sections: list[Section]
     limits: Thresholds
     checkpoint: str | None = None
@@ -94,7 +97,7 @@ def to_markdown(health: Health) -> str:
         parts.append(f"> **Trained on the {data}.**")
     parts.append(
         f"Checked {health.when}; the run is {health.state}, trained on {data}; checkpoint: {health.checkpoint or '–'}. "
-        f"`python -m metrics.health {health.run}` checks it again."
+        f"`{health.again}` checks it again."
     )
     parts += ["\n".join(f"- {_escaped(reason)}" for reason in health.reasons)] if health.reasons else []
     rows = [(name, f"{MARKS[status]} {status}", _escaped(note)) for name, status, note in overview(health)]
@@ -150,11 +153,12 @@ def to_json(health: Health) -> dict[str, Any]:
 
 
 def headline(health: Health) -> Text:
-    """Run, state and verdict in a line."""
+    """Run, state and verdict in a line; below, how far the run was and when that was looked at."""
     return Text.assemble(
         (health.run, "bold"),
         f"  {data_words(health.data) if health.data else 'data not known'}, {health.state}  ",
         (health.in_words, STYLES[health.verdict]),
+        (f"\n{health.place}, looked at {health.when}", "bright_black"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ from metrics.thresholds import Thresholds
 @dataclass(frozen=True)
 class Trend:
     """The least-squares line through a series' last values. `slope` and its standard error `error` are per epoch;
-    `change` is what the line does over the window, as a share of its mean; `epochs` are the first and last one."""
+    `epochs` are the window's first and last one; `change` is what the line does between them, as a share of its value
+    at the first: infinite where it begins at zero or below, as one does that rises steeply."""
 
     slope: float
     error: float
@@ -28,7 +30,8 @@ class Trend:
     @property
     def figures(self) -> str:
         first, last = self.epochs
-        return f"slope {self.slope:+.2e} ± {self.error:.1e} an epoch over epochs {first} to {last}, {self.change:+.1%}"
+        line = f"slope {self.slope:+.2e} ± {self.error:.1e} an epoch over epochs {first} to {last}"
+        return f"{line}, fitted change {self.change:+.1%}" if math.isfinite(self.change) else line
 
 
 def trend(epochs: np.ndarray, values: np.ndarray, limits: Thresholds) -> Trend | None:
@@ -42,6 +45,6 @@ def trend(epochs: np.ndarray, values: np.ndarray, limits: Thresholds) -> Trend |
     if len(x) < limits.trend_points:
         return None
     slope, error = fit_line(x, y)
-    middle = y.mean()
-    change = slope * (x[-1] - x[0]) / middle if middle else 0.0
+    begin = y.mean() + slope * (x[0] - x.mean())
+    change = slope * (x[-1] - x[0]) / begin if begin > 0 else math.inf
     return Trend(slope, error, float(change), (int(x[0]), int(x[-1])))

@@ -36,18 +36,25 @@ from ddpm.paths import RunPaths, find_run
 
 AS_IT_IS = 256 * 1024  # bytes; a larger picture is put into the page as WebP, which is two to six times smaller
 WEBP_QUALITY = 85
+SHORT = 25  # characters that a cell keeps on one line, such as 2026-05-04T01:00:00+00:00
 DETAILS = re.compile(r"<details>\s*<summary>(.*)</summary>")
 COMMENT = re.compile(r"<!--((?!-->).)*-->", re.DOTALL)
 NO_PICTURE = (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError)  # what Pillow says of damage
 
 
 class PageRenderer(RendererHTML):
-    """Tables in a box that scrolls, pictures inside the page, JSON folded. `env["folder"]` is the page's folder."""
+    """Tables in a box that scrolls, with short cells on one line; pictures inside the page, JSON folded.
+    `env["folder"]` is the page's folder."""
 
     def table_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         return '<div class="table" tabindex="0" role="region" aria-label="table">' + self.renderToken(
             tokens, idx, options, env
         )
+
+    def td_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        if len(tokens[idx + 1].content) <= SHORT:
+            tokens[idx].attrJoin("class", "short")
+        return self.renderToken(tokens, idx, options, env)
 
     def table_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         return self.renderToken(tokens, idx, options, env) + "</div>"
@@ -128,7 +135,7 @@ def write_page(markdown_path: Path, title: str) -> Path:
     try:
         page = to_html(markdown_path, title)
     except FileNotFoundError:
-        raise RequestError(f"{markdown_path} is not there: write it first (python -m metrics.report RUN)") from None
+        raise RequestError(f"there is no page {markdown_path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{markdown_path} cannot be read as Markdown ({error}); write it anew") from error
     target = markdown_path.with_suffix(".html")
@@ -141,6 +148,9 @@ def write_html(paths: RunPaths) -> Path:
 
     Raises: as `write_page`.
     """
+    if not paths.report.exists():
+        command = paths.command("python -m metrics.report")
+        raise RequestError(f"there is no page {paths.report}: write it first ({command})")
     return write_page(paths.report, f"{paths.run}: training report")
 
 
@@ -191,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     page = Path(options.run)
     try:
-        if page.suffix == ".md" and page.is_file():
+        if page.suffix == ".md" and not page.is_dir():
             print(write_page(page, page.stem))
         else:
             print(write_html(find_run(options.run, options.output_root)))

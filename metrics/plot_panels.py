@@ -37,6 +37,11 @@ from metrics.drawing import (
 Panel = Callable[[Axes, pd.DataFrame, dict], None]
 NO_LOSS = "no epoch has a finite loss"
 ERROR = "mean squared error"
+VALIDATION = {  # column: colour, label
+    "val_loss": (ORANGE, "validation"),
+    "val_loss_ema": (GREEN, "validation, EMA"),
+    "val_loss_swa": (PINK, "validation, SWA"),
+}
 
 
 def panel(title: str, unit: str, column: str, missing: str | Callable[[dict], str]) -> Callable[[Panel], Panel]:
@@ -69,11 +74,12 @@ def panel(title: str, unit: str, column: str, missing: str | Callable[[dict], st
 def draw_losses(axes: Axes, frame: pd.DataFrame) -> None:
     draw_span(axes, frame["loss_min"], frame["loss_max"], BLUE, "train, min to max", 0.22)
     draw_line(axes, frame["loss_mean"], BLUE, "train, mean")
-    for name, colour, label in (("val_loss", ORANGE, "validation"), ("val_loss_ema", GREEN, "validation, EMA")):
+    for name, (colour, label) in VALIDATION.items():
         if frame[name].notna().any():
             draw_line(axes, frame[name].dropna(), colour, label, linewidth=1.4)
     draw_best(axes, frame["loss_mean"], BLUE, "train")
     draw_best(axes, frame["val_loss_ema"], GREEN, "EMA")
+    draw_best(axes, frame["val_loss_swa"], PINK, "SWA")
     draw_nonfinite(axes, frame)
 
 
@@ -81,7 +87,7 @@ def draw_losses(axes: Axes, frame: pd.DataFrame) -> None:
 def loss_linear(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
     draw_losses(axes, frame)
     # The first batches and a young EMA reach far above the rest: cut there and say so; the log plot has it all.
-    curves = frame[["val_loss", "val_loss_ema"]]
+    curves = frame[list(VALIDATION)]
     band = frame["loss_max"].quantile(0.9, interpolation="lower")
     top = 1.08 * np.nanmax([frame["loss_mean"].max(), band, *curves.quantile(0.9, interpolation="higher")])
     highest = np.nanmax([frame["loss_max"].max(), *curves.max()])
@@ -93,7 +99,7 @@ def loss_linear(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
 @panel("Loss, logarithmic", ERROR, "loss_mean", NO_LOSS)
 def loss_log(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
     draw_losses(axes, frame)
-    values = frame[["loss_min", "loss_max", "loss_mean", "val_loss", "val_loss_ema"]]
+    values = frame[["loss_min", "loss_max", "loss_mean", *VALIDATION]]
     if (values > 0).to_numpy().any():
         log_scale(axes, values)
 
@@ -175,7 +181,7 @@ def epoch_timing(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
     total = frame["epoch_time_sec"] / scale
     training = (frame["train_time_sec"] / scale).clip(upper=total)
     draw_span(axes, training * 0, training, BLUE, "training", 0.85)
-    draw_span(axes, training.fillna(0), total, ORANGE, "compiling, validation, samples, saving", 0.85)
+    draw_span(axes, training.fillna(0), total, ORANGE, "compiling, validation, evaluation, samples, saving", 0.85)
     axes.set_ylabel(unit)
     axes.set_ylim(0, 1.1 * total.max() or 1)
     axes.set_title(f"median {human_number(total.median(), 3)} {unit}", **NOTE)

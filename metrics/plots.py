@@ -25,6 +25,7 @@ from metrics.drawing import (
     shown,
 )
 from metrics.plot_panels import MEASURED, PANELS
+from metrics.training_log import planned_epochs
 
 PLOTS = (*PANELS, "dashboard")
 NEEDS = {"loss_by_noise_level": BANDS, "quality": QUALITY}  # plot: columns, of which any has to hold a value
@@ -35,11 +36,16 @@ def plots_of(frame: pd.DataFrame) -> tuple[str, ...]:
     return PLOTS + tuple(name for name, columns in NEEDS.items() if frame[list(columns)].notna().to_numpy().any())
 
 
+def stopped_early(document: dict) -> bool:
+    """Has the run finished before all of its epochs were done, as --early-stop-patience asks?"""
+    rows, planned = document["epochs"], planned_epochs(document)
+    return document["state"] == "finished" and bool(rows and planned) and rows[-1]["epoch"] < planned
+
+
 def new_figure(width: float, height: float, frame: pd.DataFrame, document: dict) -> Figure:
     """A figure (inches) headed by the run's name, how far it is and what it ran on."""
-    planned = (document.get("settings") or {}).get("epochs") or "?"
-    state = {"running": "in progress", "finished": "finished"}.get(document["state"], document["state"])
-    done = f"{frame.index[-1] if len(frame) else 0} of {planned} epochs, {state}"
+    state = "stopped early" if stopped_early(document) else document["state"].replace("running", "in progress")
+    done = f"{frame.index[-1] if len(frame) else 0} of {planned_epochs(document) or '?'} epochs, {state}"
     precision = (document.get("environment") or {}).get("precision")
     line = "  ·  ".join(part for part in (done, device_words(document), precision) if part)
     return headed_figure(width, height, document, line)

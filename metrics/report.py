@@ -16,13 +16,16 @@ from pathlib import Path
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
+from ddpm.rules import LARGER_IS_BETTER
 from metrics import strip as strips
 from metrics.document import epochs_frame, load_document
-from metrics.drawing import DASH, data_words, device_words, shown
+from metrics.drawing import DASH, data_words, device_words, human_number, shown
 from metrics.evaluation import evaluation_section, model_index, write_evaluation_plots
 from metrics.html import write_html
 from metrics.markdown import link, picture, table
-from metrics.plots import make_plots, plots_of
+from metrics.plots import make_plots, plots_of, stopped_early
+from metrics.status import read_status
+from metrics.training_log import planned_epochs
 
 LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
 
@@ -42,18 +45,25 @@ SUMMARY = {  # row: (format, what it is)
         ".5f",
         "smallest validation loss of the EMA weights; decides what is `best` unless --best-by does",
     ),
+    "best_swa_epoch": (".0f", "the epoch of `best_val_loss_swa`"),
+    "best_val_loss_swa": (".5f", "smallest validation loss of the SWA weights, averaged from --swa-start-epoch on"),
     "final_rca": (".3f", "RCA of the last evaluation in training: Top-1 of drawn characters / of test images"),
     "best_rca": (".3f", "the largest of them"),
     "final_fid_features": (".3f", "Fréchet distance to test images, in the classifier's features, likewise"),
     "nonfinite_steps": (".0f", "steps that were skipped because the gradient was not finite"),
     "restarts": (".0f", "how often the run was taken up again"),
 }
-EPOCH_TABLE = {  # heading: (column, format)
+IF_MEASURED = ("best_swa_epoch", "best_val_loss_swa")  # of these, no row without a value
+EPOCH_TABLE = {  # heading: (column, format); a column without any value is left out
     "Epoch": ("epoch", ".0f"),
     "Loss mean": ("loss_mean", ".5f"),
     "Loss std": ("loss_std", ".5f"),
     "Loss min": ("loss_min", ".5f"),
     "Loss max": ("loss_max", ".5f"),
+    "Val": ("val_loss", ".5f"),
+    "Val EMA": ("val_loss_ema", ".5f"),
+    "Val SWA": ("val_loss_swa", ".5f"),
+    "RCA": ("rca", ".3f"),
     "LR": ("lr", ".3e"),
     "Grad Norm": ("grad_norm", ".4f"),
     "Samples/s": ("samples_per_sec", ",.1f"),
@@ -61,12 +71,20 @@ EPOCH_TABLE = {  # heading: (column, format)
     "EMA Δ": ("ema_delta_norm", ".4f"),
     "Time (s)": ("epoch_time_sec", ",.1f"),
 }
-EPOCH_NOTES = """\
-- **Loss**: mean squared error of a batch of all processes; mean, standard deviation, minimum and maximum over the
-  batches of the epoch. **LR**: of its last step. **Grad Norm**: mean of the finite L2 norms before clipping.
-- **Samples/s**: training images per second of the whole job, without compilation, validation, samples and checkpoints.
-- **GPU Peak MB**: most memory allocated, of the fullest GPU. **EMA Δ**: L2 distance of EMA and live weights at the end.
-- **Time (s)**: from the end of the epoch before to the end of this one, everything included."""
+EPOCH_NOTES = {  # heading: what stands below it
+    "Loss mean": "mean squared error of a batch of all processes: its mean over the batches of the epoch; likewise the "
+    "standard deviation, the smallest and the largest",
+    "Val": "validation loss, the mean squared error on test images, of the live weights",
+    "Val EMA": "validation loss of the EMA weights",
+    "Val SWA": "validation loss of the SWA weights, averaged from `--swa-start-epoch` on",
+    "RCA": "Top-1 of characters drawn in training / of test images",
+    "LR": "learning rate of the last step",
+    "Grad Norm": "mean of the finite L2 norms before clipping",
+    "Samples/s": "training images per second of the whole job, while it trains and does nothing else",
+    "GPU Peak MB": "most memory allocated, of the fullest GPU, in MB of 2^20 bytes",
+    "EMA Δ": "L2 distance of EMA and live weights at the end",
+    "Time (s)": "from the end of the epoch before to the end of this one, everything included",
+}
 
 
 def front_matter(document: dict, results: Sequence[str] = ()) -> str:
@@ -79,19 +97,21 @@ def front_matter(document: dict, results: Sequence[str] = ()) -> str:
     return "\n".join([*lines, f"model_name: {json.dumps(document['run'])}", *results, "---"])
 
 
-def head(document: dict) -> str:
+def head(document: dict, paths: RunPaths) -> str:
     """Title, what must not be overlooked, and where the run ran."""
-    environment, rows, planned = document["environment"], document["epochs"], document["settings"].get("epochs")
+    environment, rows, planned = document["environment"], document["epochs"], planned_epochs(document)
     parts = [f"# Training Report: {document['run']}"]
     if document["data"] != "emnist":
         parts.append("> **Trained on the embedded glyphs, not EMNIST.** The characters were drawn from fonts; "
                      "no figure here says anything about handwriting.")  # fmt: skip
     done = f"{rows[-1]['epoch'] if rows else 0} of {planned or DASH} epochs have finished"
     if document["state"] == "running":
-        when, again = document.get("generated") or DASH, f"python -m metrics.report {document['run']}"
+        when, again = document.get("generated") or DASH, paths.command("python -m metrics.report")
         parts.append(f"> **In progress** as of {when}: {done}. `{again}` brings this report up to date.")
     elif document["state"] != "finished":
         parts.append(f"> **The run {document['state']} before its end**: {done}.")
+    elif stopped_early(document):
+        parts.append(f"> **Stopped early after epoch {rows[-1]['epoch']} of {planned}**{why_stopped(paths)}.")
     versions = [f"{name} {environment[name]}" for name in ("python", "diffusers") if environment.get(name)]
     facts = {
         "Generated": document.get("generated"), "Data": data_words(document), "Host": environment.get("host"),
@@ -102,14 +122,41 @@ def head(document: dict) -> str:
         "Parameters": shown(document["model"].get("parameters"), ",.0f"),
         "Command": f"`{environment['command']}`" if environment.get("command") else None,
         "Commit": environment.get("commit"),
+        "Best checkpoint": best_words(document, paths),
     }  # fmt: skip
     parts.append("\n".join(f"- **{name}:** {value}" for name, value in facts.items() if value))
     return "\n\n".join(parts)
 
 
+def why_stopped(paths: RunPaths) -> str:
+    """What the run said of it at its end; nothing if another start has said something since."""
+    status = read_status(paths) or {}
+    _, colon, why = (status.get("message") or "").partition(": ")
+    return colon + why if status.get("state") == "finished" else ""
+
+
+def best_words(document: dict, paths: RunPaths) -> str | None:
+    """Which checkpoint `best` is and why; None where there is none of an epoch of this run."""
+    step = (paths.checkpoints / "best").resolve().name
+    row = next((row for row in document["epochs"] if step == f"step_{row.get('step') or 0:08}"), None)
+    by = document["settings"].get("best_by", "val_loss")
+    column = "val_loss_ema" if by == "val_loss" else by
+    if row is None or row.get(column) is None:
+        return None
+    most = "largest" if column in LARGER_IS_BETTER else "smallest"
+    chosen = f"`--best-by {by}` takes the {most} `{column}` of the epochs that were saved"
+    return f"`{step}`, after epoch {row['epoch']}, `{column}` {human_number(row[column], 5)}; {chosen}"
+
+
 def summary_section(document: dict) -> str:
-    summary = document["summary"]
-    rows = [(f"`{key}`", shown(summary.get(key), form), meaning) for key, (form, meaning) in SUMMARY.items()]
+    summary, swa = document["summary"], epochs_frame(document)["val_loss_swa"].dropna()
+    if len(swa):
+        summary = {**summary, "best_swa_epoch": swa.idxmin(), "best_val_loss_swa": swa.min()}
+    rows = [
+        (f"`{key}`", shown(summary.get(key), form), meaning)
+        for key, (form, meaning) in SUMMARY.items()
+        if key in summary or key not in IF_MEASURED
+    ]
     rows += [(f"`{key}`", DASH if value is None else value, "") for key, value in summary.items() if key not in SUMMARY]
     return "## Summary\n\n" + table(["Figure", "Value", "What it is"], rows)
 
@@ -128,9 +175,14 @@ def starts_section(document: dict) -> str:
 
 
 def epochs_section(document: dict) -> str:
-    rows = [[shown(row.get(column), form) for column, form in EPOCH_TABLE.values()] for row in document["epochs"]]
-    body = table(list(EPOCH_TABLE), rows, numbers=True) if rows else "No epoch has finished yet."
-    return f"## Per-Epoch Metrics\n\n{body}\n\n{EPOCH_NOTES}"
+    epochs = document["epochs"]
+    if not epochs:
+        return "## Per-Epoch Metrics\n\nNo epoch has finished yet."
+    heads = [head for head, (name, _) in EPOCH_TABLE.items() if any(row.get(name) is not None for row in epochs)]
+    columns = [EPOCH_TABLE[head] for head in heads]
+    body = table(heads, [[shown(row.get(name), form) for name, form in columns] for row in epochs], numbers=True)
+    notes = "\n".join(f"- **{head}**: {words}." for head, words in EPOCH_NOTES.items() if head in heads)
+    return f"## Per-Epoch Metrics\n\n{body}\n\n{notes}"
 
 
 def data_section(document: dict) -> str:
@@ -169,7 +221,7 @@ def render(document: dict, paths: RunPaths) -> str:
     samples = sorted(paths.samples.glob("*.png"), reverse=True)
     large, linked = samples[:LARGE_SAMPLES], samples[LARGE_SAMPLES:]
     strip, show = paths.plots / f"{strips.NAME}.png", partial(picture, paths)
-    sections = [front_matter(document, model_index(paths)), head(document)]
+    sections = [front_matter(document, model_index(paths)), head(document, paths)]
     if strip.is_file():
         sections.append(f"{show(strip)}\n\nWhat the same noise became as training went on.")
     if samples:

@@ -38,8 +38,8 @@ class Thresholds:
     plateau_change: float = limit(
         0.01,
         "share",
-        "a loss whose fit changes by less over the window has reached a plateau "
-        "(warning while the learning rate is high)",
+        "of the fitted line's value at the window's first epoch: a loss whose line changes by less "
+        "until the last has reached a plateau (warning while the learning rate is high)",
     )
     annealed_lr: float = limit(0.1, "share", "of the peak learning rate; below it a plateau is what one expects")
     degraded_epochs: int = limit(3, "epochs", "without a new best before a loss above the best counts")

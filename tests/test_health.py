@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -142,7 +144,9 @@ def test_a_killed_run_is_unhealthy_and_says_since_when(tmp_path: Path) -> None:
     code, page = check(paths)
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(beat))
     assert code == 2 and f"no heartbeat for 3 h, since {since}" in page and "has probably died" in page
-    assert check(paths, "--threshold", "heartbeat_sec=20000", "step_sec=20000")[0] == 0
+    assert "time left" not in page
+    code, page = check(paths, "--threshold", "heartbeat_sec=20000", "step_sec=20000")
+    assert code == 0 and "time left, by the run's own estimate: 10:00" in page
 
 
 def test_a_stalled_run_is_unhealthy_and_says_since_when(tmp_path: Path) -> None:
@@ -160,8 +164,12 @@ def test_the_figures_can_be_recomputed_from_the_csv(tmp_path: Path) -> None:
     rows = pd.read_csv(paths.csv)
 
     last = rows.tail(10)
-    (slope, _), covariance = np.polyfit(last["epoch"], last["val_loss_ema"], 1, cov=True)
-    assert f"validation loss (EMA): decreasing (slope {slope:+.2e} ± {covariance[0, 0] ** 0.5:.1e} an epoch" in page
+    line, covariance = np.polyfit(last["epoch"], last["val_loss_ema"], 1, cov=True)
+    first, end = np.polyval(line, [21, 30])
+    assert (
+        f"validation loss (EMA): decreasing (slope {line[0]:+.2e} ± {covariance[0, 0] ** 0.5:.1e} an epoch over epochs "
+        f"21 to 30, fitted change {end / first - 1:+.1%})"
+    ) in page
     best = rows["val_loss_ema"].idxmin()
     assert f"best {rows['val_loss_ema'][best]:.5f} at epoch {rows['epoch'][best]}" in page
 
@@ -178,6 +186,28 @@ def test_the_figures_can_be_recomputed_from_the_csv(tmp_path: Path) -> None:
         assert f"| {name} | {rows[key].sum():,.1f} | {rows[key].sum() / total:.1%} |" in page
     rest = total - rows[["train_time_sec", *parts]].sum().sum()
     assert f"reports | {rest:,.1f} | {rest / total:.1%} |" in page
+
+
+def test_a_loss_that_falls_to_less_than_half_is_not_said_to_fall_by_all(tmp_path: Path) -> None:
+    """A share of the first value, not of the mean: 0.38 to 0.17 is -54 %, not -73 %."""
+    fell = (0.3802, 0.2180, 0.2018, 0.1996, 0.1801, 0.1740)
+    page = check(publish(tmp_path / "fell", learning(6, loss_mean=lambda epoch: fell[epoch - 1])))[1]
+    assert "training loss: decreasing (slope -3.28e-02 ± " in page
+    assert " an epoch over epochs 1 to 6, fitted change -53.3%)" in page
+    page = check(publish(tmp_path / "rose", learning(6, loss_mean=lambda epoch: 0.05 if epoch < 5 else 9.0)))[1]
+    assert re.search(r"training loss: rising \(slope \+2.05e\+00 ± \S+ an epoch over epochs 1 to 6\)", page)
+
+
+def test_the_page_names_a_command_that_checks_again(tmp_path: Path) -> None:
+    paths = publish(tmp_path / "a place", learning(12))
+    (command,) = re.findall("`(python -m metrics.health .*?)` checks it again", check(paths)[1])
+    paths.health.unlink()
+    assert main(shlex.split(command)[3:]) == 0 and paths.health.is_file()
+
+
+def test_a_small_network_has_an_arithmetic_above_zero(tmp_path: Path) -> None:
+    tiny = {"model": {"parameters": 68_089, "flops_per_image": 2.288e7}}
+    assert "0.02288 GFLOP per image" in check(publish(tmp_path, learning(3), document=tiny))[1]
 
 
 def test_slow_epochs_and_slow_processes_are_named(tmp_path: Path) -> None:
@@ -333,6 +363,7 @@ def test_watching_a_run_that_has_ended_shows_it_once(tmp_path: Path, capsys) -> 
     assert main([RUN, "--output-root", str(tmp_path), "--watch"]) == 2
     output = capsys.readouterr().out
     assert output.count("Verdict: unhealthy") == 1 and "\x1b" not in output
+    assert f"epoch 12 of 30, looked at {time.strftime('%Y-%m-%d %H:')}" in output
 
 
 def test_one_word_needs_no_torch() -> None:

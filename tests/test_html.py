@@ -108,9 +108,10 @@ def test_every_picture_of_the_report_is_inside_the_page(tmp_path: Path) -> None:
 def test_the_tables_say_what_the_metrics_say(tmp_path: Path) -> None:
     document = make_document(4)
     page = Page(write_html(make_run(tmp_path, 4)).read_text())
-    heads = page.rows.index(list(EPOCH_TABLE))
+    columns = {head: of for head, of in EPOCH_TABLE.items() if of[0] in document["epochs"][0]}
+    heads = page.rows.index(list(columns))
     for row, cells in zip(document["epochs"], page.rows[heads + 1 : heads + 5], strict=True):
-        assert cells == [format(row[column], form) for column, form in EPOCH_TABLE.values()]
+        assert cells == [format(row[column], form) for column, form in columns.values()]
     summary = {row[0]: row[1] for row in page.rows}
     assert summary["best_loss"] == f"{min(row['loss_mean'] for row in document['epochs']):.5f}"
 
@@ -202,6 +203,11 @@ def test_made_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "health.md").write_text("# Health\n\nGood.")
     assert main([str(tmp_path / "health.md")]) == 0
     assert "Good." in Page((tmp_path / "health.html").read_text()).text
+
+
+def test_a_page_that_is_not_there_is_not_taken_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path / "nope.md")]) == 2
+    assert capsys.readouterr().err == f"error: there is no page {tmp_path / 'nope.md'}\n"
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
@@ -306,6 +312,24 @@ def test_in_a_browser_all_is_there_and_nothing_sticks_out(chromium, browsed: Run
     assert said["back"] == (width == 1280)  # on a phone it is larger than the screen, and the arrow keys scroll it
     assert (said["scrolling"] > 0) == (width == 390)  # wide tables scroll in their own box
     assert sorted(requests) == ["/probe.html", "/training_report.html"]
+
+
+def test_short_cells_stay_on_one_line_though_a_long_one_squeezes_them(chromium, tmp_path: Path) -> None:
+    short = ("2026-11-21 11:52:59", "0m 00s", "✓ healthy", "1.543e-07")
+    rows = ["a | b | c | d | e", "|".join(["---"] * 5), " | ".join([*short, "long " * 90])]
+    (tmp_path / "page.md").write_text("\n".join(f"| {row} |" for row in rows))
+    probe = """<p id="said"></p><script>
+        document.getElementById("said").textContent = [...document.querySelectorAll("td")].map((cell) => {
+          const text = new Range();
+          text.selectNodeContents(cell);
+          return text.getClientRects().length;
+        }).join(" ");
+        </script>"""
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", to_html(tmp_path / "page.md", "a title"))
+    (tmp_path / "page.html").write_text(page + probe)
+    done = chromium("--dump-dom", "--window-size=1200,900", (tmp_path / "page.html").as_uri())
+    lines = [int(count) for count in re.search(r'<p id="said">(.+?)</p>', done)[1].split()]
+    assert lines[:4] == [1] * 4 and lines[4] > 1
 
 
 @pytest.mark.parametrize(("scheme", "ground"), [(0, (13, 17, 23)), (1, (255, 255, 255))], ids=["dark", "light"])

@@ -46,6 +46,13 @@ def document_with_holes() -> dict:
     return document
 
 
+def averaged(document: dict) -> dict:
+    """The document with a validation loss of SWA weights from the fourth epoch on, the best of them in the ninth."""
+    for row in document["epochs"][3:]:
+        row["val_loss_swa"] = 0.03 + 0.001 * abs(row["epoch"] - 9)
+    return document
+
+
 DOCUMENTS = {
     "none": lambda: make_document(0, state="running"),
     "one on the CPU": lambda: make_document(1, gpu=False, data="glyphs", run="demo"),
@@ -53,6 +60,7 @@ DOCUMENTS = {
     "hundred": lambda: make_document(100, starts=starts_at(0, 20 * STEPS, 61 * STEPS + 100)),
     "thousand": lambda: make_document(1000, gpu=False),
     "holes": document_with_holes,
+    "averaged": lambda: averaged(make_document(12)),
 }
 
 
@@ -160,6 +168,27 @@ def test_the_best_epochs_are_marked_where_the_rows_have_them() -> None:
         star = labelled(axes, label)
         assert star.get_xydata().tolist() == [[rows[column].idxmin(), rows[column].min()]]
         assert f"{rows[column].min():.5f}, epoch {rows[column].idxmin()}" in star.get_label()
+
+
+@pytest.mark.parametrize("name", ["loss_linear", "loss_log", "dashboard"])
+def test_the_loss_of_swa_weights_is_drawn_where_there_is_one(name: str) -> None:
+    axes = next(axes for axes in draw(averaged(make_document(12)), name).axes if axes.lines)
+    curve, star = labelled(axes, "validation, SWA"), labelled(axes, "best SWA")
+    assert curve.get_xdata().tolist() == list(range(4, 13)) and max(curve.get_ydata()) < axes.get_ylim()[1]
+    assert star.get_xydata().tolist() == [[9, 0.03]]
+    assert "SWA" not in words(draw(make_document(12), name))
+
+
+def test_the_head_says_how_far_the_run_is_and_how_it_ended() -> None:
+    early = make_document(6, settings={"epochs": 12})
+    assert "6 of 12 epochs, stopped early" in words(draw(early, "loss_log"))
+    steps = make_document(7, settings={"epochs": 12}, hyperparameters={"total_steps": 450, "steps_per_epoch": 73})
+    assert "7 of 7 epochs, finished" in words(draw(steps, "loss_log"))
+    assert "3 of 100 epochs, in progress" in words(draw(make_document(3, state="running"), "loss_log"))
+
+
+def test_evaluations_are_named_in_the_time_of_an_epoch() -> None:
+    assert "evaluation" in words(draw(make_document(3), "epoch_timing"))
 
 
 def test_restarts_stand_between_the_epochs_they_came_between() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -70,19 +71,41 @@ def test_the_summary_follows_from_the_rows(tmp_path: Path) -> None:
     assert summary["best_val_loss_ema"] == f"{rows.val_loss_ema.min():.5f}"
 
 
+def test_the_summary_has_the_best_of_the_swa_weights_where_there_are_any(tmp_path: Path) -> None:
+    document = make_document(5)
+    assert "swa" not in section(report_of(publish(tmp_path / "without", document)), "Summary")
+    for row, loss in zip(document["epochs"][2:], (0.4, 0.2, 0.3), strict=True):
+        row["val_loss_swa"] = loss
+    summary = dict(row[:2] for row in rows_of(section(report_of(publish(tmp_path, document)), "Summary")))
+    assert (summary["`best_swa_epoch`"], summary["`best_val_loss_swa`"]) == ("4", "0.20000")
+
+
 def test_a_row_per_epoch_with_dashes_for_what_is_missing(tmp_path: Path) -> None:
-    document = make_document(3, gpu=False)
+    document = make_document(3)
     document["epochs"][1].update(loss_mean=None, grad_norm=None)
     heads, _, *body = rows_of(section(report_of(publish(tmp_path, document)), "Per-Epoch Metrics"))
     assert heads == [
-        "Epoch", "Loss mean", "Loss std", "Loss min", "Loss max", "LR", "Grad Norm", "Samples/s", "GPU Peak MB",
-        "EMA Δ", "Time (s)",
+        "Epoch", "Loss mean", "Loss std", "Loss min", "Loss max", "Val", "Val EMA", "LR", "Grad Norm", "Samples/s",
+        "GPU Peak MB", "EMA Δ", "Time (s)",
     ]  # fmt: skip
     assert [row[0] for row in body] == ["1", "2", "3"]
-    assert [row[8] for row in body] == ["–"] * 3  # no GPU
-    assert (body[1][1], body[1][6]) == ("–", "–")
+    assert (body[1][1], body[1][8]) == ("–", "–")
     first = document["epochs"][0]
-    assert body[0][1] == f"{first['loss_mean']:.5f}" and body[0][10] == f"{first['epoch_time_sec']:,.1f}"
+    assert body[0][1] == f"{first['loss_mean']:.5f}" and body[0][12] == f"{first['epoch_time_sec']:,.1f}"
+    assert body[0][5:7] == [f"{first[name]:.5f}" for name in ("val_loss", "val_loss_ema")]
+
+
+def test_the_columns_and_notes_of_the_epochs_are_of_what_was_measured(tmp_path: Path) -> None:
+    document = make_document(3, gpu=False)
+    document["epochs"][1].update(rca=0.7, val_loss_swa=0.2)
+    for row in document["epochs"]:
+        row["val_loss"] = None
+    text = section(report_of(publish(tmp_path, document)), "Per-Epoch Metrics")
+    heads, _, *body = rows_of(text)
+    assert heads[5:9] == ["Val EMA", "Val SWA", "RCA", "LR"] and "GPU Peak MB" not in heads
+    assert [row[6:8] for row in body] == [["–", "–"], ["0.20000", "0.700"], ["–", "–"]]
+    noted = set(re.findall(r"^- \*\*(.*?)\*\*", text, re.MULTILINE))
+    assert noted <= set(heads) and {"Val EMA", "RCA"} <= noted
 
 
 def test_the_model_card_head_is_yaml_and_names_the_data_truthfully(tmp_path: Path) -> None:
@@ -125,6 +148,53 @@ def test_an_unfinished_run_says_so(tmp_path: Path, state: str) -> None:
     assert word in report and "3 of 100 epochs have finished" in report
     finished = report_of(publish(tmp_path / "other", make_document(3)))
     assert "In progress" not in finished and "before its end" not in finished
+
+
+def test_a_run_that_stopped_early_says_so_first_and_why(tmp_path: Path) -> None:
+    document = make_document(6, settings={"epochs": 12})
+    paths = publish(tmp_path, document)
+    told = "\n> **Stopped early after epoch 6 of 12**"
+    assert f"{told}.\n" in report_of(paths)  # its status is not there
+    message = "stopped early after epoch 6: val_loss has not improved for 2 epochs"
+    paths.status.write_text(json.dumps({"state": "finished", "message": message}))
+    report = report_of(paths)
+    assert f"{told}: val_loss has not improved for 2 epochs.\n" in report
+    assert report.index("Stopped early") < report.index("Generated")
+    paths.status.write_text(json.dumps({"state": "failed", "message": "OSError: of a later start"}))
+    assert f"{told}.\n" in report_of(paths)
+
+
+def test_a_run_that_did_all_of_its_steps_did_not_stop_early(tmp_path: Path) -> None:
+    """Neither by --epochs nor by --max-steps, which may end it within an epoch."""
+    assert "Stopped early" not in report_of(publish(tmp_path / "epochs", make_document(12)))
+    steps = {"total_steps": 450, "steps_per_epoch": 73}
+    document = make_document(7, settings={"epochs": 12}, hyperparameters=steps)
+    assert "Stopped early" not in report_of(publish(tmp_path / "steps", document))
+
+
+def test_the_command_it_names_brings_it_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metrics.report.make_plots", lambda *_: [])
+    paths = publish(tmp_path / "a place", make_document(3, state="running"))
+    (command,) = re.findall(r"`(python -m metrics\.report .*?)`", report_of(paths))
+    assert main(shlex.split(command)[3:]) == 0 and paths.report.is_file()
+
+
+@pytest.mark.parametrize(
+    ("by", "words"),
+    [
+        ("rca", "epoch 2, `rca` 0.7; `--best-by rca` takes the largest `rca`"),
+        ("val_loss", "epoch 2, `val_loss_ema` 0.5; `--best-by val_loss` takes the smallest `val_loss_ema`"),
+    ],
+)
+def test_it_says_which_checkpoint_is_the_best_and_by_what(tmp_path: Path, by: str, words: str) -> None:
+    document = make_document(3)
+    document["settings"]["best_by"] = by
+    document["epochs"][1].update(rca=0.7, val_loss_ema=0.5)
+    paths = publish(tmp_path, document)
+    assert "Best checkpoint" not in report_of(paths)  # there is none
+    paths.checkpoints.mkdir(parents=True)
+    (paths.checkpoints / "best").symlink_to("step_00000586")
+    assert f"- **Best checkpoint:** `step_00000586`, after {words} of the epochs that were saved\n" in report_of(paths)
 
 
 def test_a_run_without_an_epoch_has_a_report_too(tmp_path: Path) -> None:

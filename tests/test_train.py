@@ -17,6 +17,7 @@ import train
 from benchmarks.faults import some_of
 from ddpm.config import TrainConfig, preset
 from ddpm.hardware import choose
+from ddpm.model import flops_per_image
 from ddpm.paths import PROJECT_ROOT
 from metrics.plots import PLOTS
 from tests.conftest import replace
@@ -114,6 +115,7 @@ def test_dry_run_tells_what_the_run_would_take_and_writes_nothing(small: TrainCo
     told = capsys.readouterr().out
     assert '"block_out_channels"' in told
     assert re.search(r"steps: +8 per epoch, 16 in 2 epochs", told)
+    assert float(re.search(r"compute: +(\S+) GFLOP", told)[1]) == pytest.approx(flops_per_image(small) / 1e9, rel=1e-3)
     for word in ("parameters:", "memory per process:", "disk:", "precision:"):
         assert word in told
     assert list(tmp_path.iterdir()) == []
