@@ -101,6 +101,8 @@ def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan) -> dict[s
         "channels_last": choices.channels_last,
         "deterministic": config.deterministic,
         "val_images": choices.val_images,
+        "eval_every": choices.eval_every,
+        "best_by": config.best_by,
         "samples_per_class": choices.samples_per_class,
         "sample_steps": config.sample_steps,
         "guidance_scale": config.guidance_scale,

@@ -122,7 +122,7 @@ class Herald:
     def export(self, device: torch.device) -> None:
         """Hand the best checkpoint over as a folder that diffusers loads; `device` draws its pictures."""
         self._logger.set_progress(phase="exporting")
-        with self._logger.going_on(f"the export (later: python -m ddpm.export {self.paths.run})"):
+        with self._logger.going_on(f"the export (later: {self.paths.command('python -m ddpm.export')})"):
             export(load(self.paths.run, device, self.paths.root))
 
     def end(self, state: str, code: int, message: str | None = None, retry: bool = False, report: bool = True) -> int:
@@ -136,7 +136,7 @@ class Herald:
                 self._boards.close(state, self._tracker.write(state)["summary"])
             if report:
                 self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
-                with self._logger.going_on(f"the report (later: python -m metrics.report {self.paths.run})"):
+                with self._logger.going_on(f"the report (later: {self.paths.command('python -m metrics.report')})"):
                     write_report(self.paths)
             for label, path in self.paths.artifacts().items():
                 self.log(f"{label}: {self.paths.root / path}")
@@ -146,5 +146,5 @@ class Herald:
         return code
 
     def _write_training_log(self) -> None:
-        with self._logger.going_on(f"the training log (later: python -m metrics.training_log {self.paths.run})"):
+        with self._logger.going_on(f"the training log (later: {self.paths.command('python -m metrics.training_log')})"):
             write_training_log(self.paths)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import pandas as pd
 from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
-from ddpm.paths import PROJECT_ROOT, RunPaths, find_run
+from ddpm.paths import RunPaths, find_run
 from ddpm.rules import LARGER_IS_BETTER, MEASURED, parse_target
 from metrics import against, trend
 from metrics.curves import USUAL, charts
@@ -42,13 +41,13 @@ SPENT = {
 }  # fmt: skip
 FILES = ("report", "metrics", "plots", "samples", "best checkpoint", "export", "evaluation", "log")
 COMMANDS = {
-    "python pretty_logger.py {run}": "the dashboard, live",
-    "python -m metrics.health {run}": "is it healthy?",
-    "python -m metrics.curves {run}": "the curves in this terminal",
-    "python -m metrics.report {run}": "report and plots anew",
-    "python -m metrics.training_log {run}": "this page anew",
-    "python sample.py {run}": "draw characters",
-    "python evaluate.py {run}": "how good they are",
+    "python pretty_logger.py": "the dashboard, live",
+    "python -m metrics.health": "is it healthy?",
+    "python -m metrics.curves": "the curves in this terminal",
+    "python -m metrics.report": "report and plots anew",
+    "python -m metrics.training_log": "this page anew",
+    "python sample.py": "draw characters",
+    "python evaluate.py": "how good they are",
 }
 
 
@@ -146,8 +145,7 @@ def quick_reference(document: dict[str, Any], frame: pd.DataFrame, paths: RunPat
         "Files": ", ".join(_links(paths)),
         "Started by": f"`{environment['command']}`" if environment.get("command") else None,
     }
-    root = "" if paths.root == PROJECT_ROOT else f" --output-root {shlex.quote(str(paths.root))}"
-    commands = [(form.format(run=shlex.quote(paths.run)) + root, what) for form, what in COMMANDS.items()]
+    commands = [(paths.command(program), what) for program, what in COMMANDS.items()]
     width = max(len(command) for command, _ in commands)
     listed = "\n".join(f"{command:<{width}}   # {what}" for command, what in commands)
     body = "\n".join(f"- **{name}:** {words}" for name, words in lines.items() if words)
