@@ -55,7 +55,6 @@ from ddpm.step import Trainer
 from judge.in_training import Evaluation
 from metrics import wandb_board
 from metrics.herald import Herald
-from metrics.report import write_report
 from metrics.status import last_words, publish_failure, read_status
 from metrics.tracker import jsonable, loss_statistics
 
@@ -262,6 +261,8 @@ class Run:
     def nothing_to_do(self) -> int:
         if self.world.is_main:
             if not self.paths.report.exists() or self.paths.report.stat().st_mtime < self.paths.json.stat().st_mtime:
+                from metrics.report import write_report  # here, as the first step need not wait for what draws it
+
                 write_report(self.paths)  # it was killed meanwhile
             limit = "--max-steps" if self.plan.total_steps == self.config.max_steps else "--epochs"
             print(f"{self.config.run} is finished: {self.start.step} of {self.plan.total_steps} steps are done; "

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
+from ddpm.fonts import font_file
 from ddpm.idx import CLASS_NAMES, IMAGE_SIZE, MERGED, check_split, read_idx, split_files, write_idx
 from ddpm.paths import PROJECT_ROOT
 
@@ -69,7 +69,7 @@ class Masters:
 # --- glyphs -> paths -> distance fields
 def _render(font: str, character: str) -> tuple[np.ndarray, float]:
     """One glyph, centred, its longer side GLYPH pixels: ((FIELD, FIELD) bool, that side in em)."""
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+    file = font_file(font)
     left, top, right, bottom = ImageFont.truetype(file, 256).getbbox(character)
     size = max(right - left, bottom - top) / 256
     sized = ImageFont.truetype(file, GLYPH / size)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
@@ -15,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ddpm.config import NUM_CLASSES, TrainConfig, data_words
 from ddpm.data import CLASS_NAMES
 from ddpm.distributed import World
+from ddpm.fonts import font_file
 from ddpm.pipeline import sample, to_bytes
 from ddpm.seeding import Stream, generator
 
@@ -130,5 +129,4 @@ def npz(**arrays: np.ndarray) -> bytes:
 
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The typeface of all labels, DejaVu Sans, which comes with matplotlib."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+    return ImageFont.truetype(font_file("DejaVuSans-Bold" if bold else "DejaVuSans"), size)

@@ -1,7 +1,8 @@
 """All that a run tells of itself, in one place: log and dashboard, figures, TensorBoard, pictures, the report.
 
 Every process has a herald; those of other ranks than 0 only look after the GPUs of their node. What cannot be written
-is said and costs no training.
+is said and costs no training. Reports are imported where they are written: the first step need not wait for what draws
+them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from ddpm.pictures import npz, png
 from ddpm.plan import Plan
 from ddpm.trained import load
 from metrics.boards import Boards
-from metrics.report import write_report
 from metrics.tracker import MetricsTracker
-from metrics.training_log import write_training_log
 from pretty_logger import PrettyLogger
 
 
@@ -137,6 +136,8 @@ class Herald:
             if report:
                 self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
                 with self._logger.going_on(f"the report (later: {self.paths.command('python -m metrics.report')})"):
+                    from metrics.report import write_report
+
                     write_report(self.paths)
             for label, path in self.paths.artifacts().items():
                 self.log(f"{label}: {self.paths.root / path}")
@@ -147,4 +148,6 @@ class Herald:
 
     def _write_training_log(self) -> None:
         with self._logger.going_on(f"the training log (later: {self.paths.command('python -m metrics.training_log')})"):
+            from metrics.training_log import write_training_log
+
             write_training_log(self.paths)

@@ -64,8 +64,7 @@ def as_arguments(config: TrainConfig) -> list[str]:
 @pytest.fixture
 def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process end with an empty report: drawing the plots of a real one takes longer than the run."""
-    for module in ("train", "metrics.herald"):
-        monkeypatch.setattr(f"{module}.write_report", lambda paths: paths.report.write_text(""))
+    monkeypatch.setattr("metrics.report.write_report", lambda paths: paths.report.write_text(""))
 
 
 @pytest.fixture(scope="session")

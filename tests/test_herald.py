@@ -6,7 +6,7 @@ import time
 import pytest
 
 from benchmarks.our_run import our_run
-from metrics import herald
+from metrics import training_log
 from metrics.status import read_status
 from tests.conftest import ONE, replace
 from tests.runs import run
@@ -26,12 +26,12 @@ def test_a_change_of_phase_publishes_the_step_with_the_batch_but_prints_nothing(
 def test_the_training_log_knows_when_its_newest_epoch_was_while_the_run_goes_on(
     small, monkeypatch: pytest.MonkeyPatch, quick_reports: None
 ):
-    pages, write = [], herald.write_training_log
+    pages, write = [], training_log.write_training_log
 
     def keep(paths):
         pages.append(write(paths).read_text())
 
-    monkeypatch.setattr(herald, "write_training_log", keep)
+    monkeypatch.setattr(training_log, "write_training_log", keep)
     assert run(replace(small, lr=3e-3)) == 0
     after_two = pages[1]
     newest = next(line for line in after_two.splitlines() if "new best `val_loss_ema`" in line)

@@ -34,17 +34,17 @@ pytestmark = pytest.mark.usefixtures("quick_reports")
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_within_an_epoch_saves_and_the_same_command_continues(small: TrainConfig, name: str):
-    whole = replace(small, epochs=30, val_every=0, checkpoint_every=30, run_name="whole")
+    whole = replace(small, epochs=12, val_every=0, checkpoint_every=12, run_name="whole")
     parts = replace(whole, run_name="parts")
     process = start(parts)
-    wait_for_line(process, r"step 11/240")
+    wait_for_line(process, r"step 11/96")
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert f"stopped by {name}" in status(parts)["message"]
     assert (status(parts)["state"], status(parts)["exit_code"]) == ("stopped", 75)
     stopped_at = json.loads((paths_of(parts).checkpoints / "latest" / "meta.json").read_text())["progress"]["step"]
-    assert 11 <= stopped_at < 240
+    assert 11 <= stopped_at < 96
     assert not list(parts.output_root.rglob("*.tmp"))
     if name == "SIGUSR1":
         assert run(parts) == run(whole) == 0
@@ -130,7 +130,7 @@ def test_a_signal_in_any_phase_costs_nothing(small: TrainConfig, phase: str, mon
 
 def test_a_signal_while_the_report_is_made_lets_the_run_finish(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     stop = StopRequest()
-    monkeypatch.setattr("metrics.herald.write_report", lambda _: stop._handle(signal.SIGTERM, None))
+    monkeypatch.setattr("metrics.report.write_report", lambda _: stop._handle(signal.SIGTERM, None))
     assert train.main(replace(small, epochs=1), stop) == 0
     assert status(small)["state"] == "finished"
 

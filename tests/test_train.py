@@ -133,7 +133,7 @@ def test_a_report_that_cannot_be_made_does_not_cost_the_training(small: TrainCon
     def broken(_):
         raise ValueError("an odd picture")
 
-    monkeypatch.setattr("metrics.herald.write_report", broken)
+    monkeypatch.setattr("metrics.report.write_report", broken)
     assert run(small) == 0
     assert status(small)["state"] == "finished"
     assert "an odd picture" in paths_of(small).log.read_text()
