@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     totals = {side: each["total"]["median"] for side, each in told.items()}
     targets = {side: {"seconds": most, "met": totals[side] <= most}
                for side, most in TARGETS[device.type].items() if side in totals}  # fmt: skip
-    document = {"machine": about, "preset": config.preset, "flags": flags, "seconds": seconds, "figures": told,
+    document = {"machine": about, "preset": config.preset, "seconds": seconds, "figures": told,
                 "targets": targets}  # fmt: skip
     publish(f"startup_{config.preset}", device, document, options.out, table(config.preset, told, targets))
 
