@@ -13,30 +13,21 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from benchmarks.rounds import seconds
 from ddpm.checkpoint import identity_of
 from ddpm.config import PRESETS, preset
 from ddpm.data import Images
 from ddpm.distributed import connect
-from ddpm.hardware import choose, synchronize
+from ddpm.hardware import choose
 from ddpm.model import count_parameters, flops_per_image
 from ddpm.plan import Plan
 from ddpm.progress import Progress
 from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
-
-
-def seconds(task: Callable[[], None], device: torch.device) -> float:
-    synchronize(device)
-    began = time.perf_counter()
-    task()
-    synchronize(device)
-    return time.perf_counter() - began
 
 
 def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, list[float]]:

@@ -10,8 +10,10 @@ workers are shown at their best. Peak memory is each side's own: what it allocat
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -124,6 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="ours is always among them")
     options, config = settings(parser, argv)
     names = [name for name in SIDES if name in {"ours", *options.sides}]
+    if "accelerate loop" in names and not find_spec("accelerate"):
+        print("the Accelerate loop is left out: it needs `pip install accelerate`", file=sys.stderr)
+        names.remove("accelerate loop")
     with connect() as world:
         about = machine(world.device)
         measured = measure(config, world, names, options.rounds, options.steps, options.warmup)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
+from metrics.text import number
 from metrics.tracker import COLUMNS
 
 NEEDED = {"data": str, "state": str, "epochs": list, "summary": dict}
@@ -40,6 +41,16 @@ def load_document(paths: RunPaths) -> dict[str, Any]:
     parts = {name: document[name] if isinstance(document.get(name), kind) else kind() for name, kind in PARTS.items()}
     parts["starts"] = [start for start in parts["starts"] if isinstance(start, dict)]
     return {**document, **parts, "run": paths.run}
+
+
+def planned_epochs(document: dict[str, Any]) -> int | None:
+    """How many epochs the run is to have, `--max-steps` included."""
+    known = document["hyperparameters"]
+    total, each = number(known.get("total_steps")), number(known.get("steps_per_epoch"))
+    if total and each:
+        return math.ceil(total / each)
+    epochs = number(document["settings"].get("epochs"))
+    return int(epochs) if epochs else None
 
 
 def epochs_frame(document: dict[str, Any]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ddpm.files import atomic_write
-from metrics.document import epochs_frame
+from metrics.document import epochs_frame, planned_epochs
 from metrics.drawing import (
     BANDS,
     DASH,
@@ -25,7 +25,6 @@ from metrics.drawing import (
     shown,
 )
 from metrics.plot_panels import MEASURED, PANELS
-from metrics.training_log import planned_epochs
 
 PLOTS = (*PANELS, "dashboard")
 NEEDS = {"loss_by_noise_level": BANDS, "quality": QUALITY}  # plot: columns, of which any has to hold a value

@@ -18,14 +18,13 @@ from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
 from ddpm.rules import LARGER_IS_BETTER
 from metrics import strip as strips
-from metrics.document import epochs_frame, load_document
+from metrics.document import epochs_frame, load_document, planned_epochs
 from metrics.drawing import DASH, data_words, device_words, human_number, shown
 from metrics.evaluation import evaluation_section, model_index, write_evaluation_plots
 from metrics.html import write_html
 from metrics.markdown import link, picture, table
 from metrics.plots import make_plots, plots_of, stopped_early
 from metrics.status import read_status
-from metrics.training_log import planned_epochs
 
 LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
 

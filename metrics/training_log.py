@@ -9,7 +9,6 @@ from `training_metrics.json` and, for the times of milestones, `events.jsonl` an
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from ddpm.paths import RunPaths, find_run
 from ddpm.rules import LARGER_IS_BETTER, MEASURED, parse_target
 from metrics import against, trend
 from metrics.curves import USUAL, charts
-from metrics.document import epochs_frame, load_document
+from metrics.document import epochs_frame, load_document, planned_epochs
 from metrics.markdown import link, table
 from metrics.milestones import DASH, Clock, milestones_section, read_clock
 from metrics.run_state import RunState
@@ -100,16 +99,6 @@ def render(
 def main_loss(frame: pd.DataFrame, least: int = 1) -> str:
     """The loss that most says how good the run is, of those with `least` values."""
     return next((name for name in ("val_loss_ema", "val_loss") if frame[name].count() >= least), "loss_mean")
-
-
-def planned_epochs(document: dict[str, Any]) -> int | None:
-    """How many epochs the run is to have, `--max-steps` included."""
-    known = document["hyperparameters"]
-    total, each = number(known.get("total_steps")), number(known.get("steps_per_epoch"))
-    if total and each:
-        return math.ceil(total / each)
-    epochs = number(document["settings"].get("epochs"))
-    return int(epochs) if epochs else None
 
 
 def head(document: dict[str, Any], run: RunState) -> list[str]:

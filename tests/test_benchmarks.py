@@ -94,6 +94,13 @@ def test_a_step_is_compared_with_the_other_loops(tiny, tmp_path, capsys):
     assert "plain loop" in capsys.readouterr().out
 
 
+def test_without_accelerate_the_other_sides_are_measured(tiny, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train_step, "find_spec", lambda name: None)
+    said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "accelerate loop")
+    assert list(said["figures"]) == ["ours"]
+    assert "pip install accelerate" in capsys.readouterr().err
+
+
 def test_what_is_switched_off_is_off_and_on_again_afterwards(tiny):
     with our_run(tiny, ONE) as ours:
         ours.steps(1)
