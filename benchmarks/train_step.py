@@ -4,47 +4,46 @@
     python -m benchmarks.train_step --preset large --data-root DIR --steps 20
 
 Ours is the loop of train.py itself. All sides train the same UNet on the same data in the same batch and take turns in
-each round, after a warm-up. The loaders' workers fill their queues while other sides run, so that the loops that have
-workers are shown at their best. Peak memory is each side's own: what it allocates, and what its steps add to that.
+each round, after a warm-up; each is a process of its own, which stands still in the others' turns, its workers too.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from rich.table import Table
 
+from benchmarks.apart import Apart, Loop, Turn
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
 from ddpm.config import TrainConfig
 from ddpm.distributed import World, connect
-from ddpm.hardware import DTYPES, peak_flops
+from ddpm.errors import RequestError
+from ddpm.hardware import DTYPES, choose, peak_flops, set_up
+from ddpm.model import flops_per_image
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")
 
 
-def own_memory(make: Callable[[], Any], device: torch.device) -> tuple[Any, Callable[[], float]]:
-    """What `make` makes, and how many GB (2^30 bytes) it needs at its peak: call that after `steps`; NaN on a CPU."""
-    if device.type != "cuda":
-        return make(), lambda: float("nan")
-    before = torch.cuda.memory_allocated(device)
-    made = make()
-    made.steps(1)  # gradients come and go, but the optimizer's moments stay
-    held = torch.cuda.memory_allocated(device) - before
-
-    def peak() -> float:
-        torch.cuda.reset_peak_memory_stats(device)
-        resting = torch.cuda.memory_allocated(device)
-        made.steps(2)
-        return (held + torch.cuda.max_memory_allocated(device) - resting) / 2**30
-
-    return made, peak
+@contextmanager
+def side(name: str, config: TrainConfig, world: World) -> Iterator[tuple[Loop, dict[str, str]]]:
+    """The loop of that name, and what it chose for the device."""
+    flops = flops_per_image(config)
+    choices = choose(config, world.device, flops)
+    if name == "ours":
+        with our_run(config, world) as ours:
+            yield ours, choices.in_words()
+    elif name == "bare model":
+        set_up(world.device, config.deterministic)
+        yield BareModel(config, choices, world.device), choices.in_words()
+    else:
+        yield {"plain loop": PlainLoop, "accelerate loop": AccelerateLoop}[name](config, world.device), {}
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
@@ -54,36 +53,34 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(11))
 
 
-def measure(config: TrainConfig, world: World, names: list[str], rounds: int, steps: int, warmup: int) -> dict:
-    """Seconds per step of each side by round, and what else there is to know of each."""
-    device = world.device
+def measure(config: TrainConfig, names: Sequence[str], rounds: int, steps: int, warmup: int) -> dict:
+    """Seconds per step of each side by round, and what else there is to know of each.
+
+    Raises:
+        RequestError: a side has failed.
+    """
     with ExitStack() as stack:
-        ours = stack.enter_context(our_run(config, world))
-        choices = ours.run.choices
-        makers: dict[str, Callable[[], Any]] = {
-            "ours": lambda: ours,
-            "plain loop": lambda: PlainLoop(config, device),
-            "accelerate loop": lambda: AccelerateLoop(config, device),
-            "bare model": lambda: BareModel(config, choices, device),
-        }
-        sides, peaks = {}, {}
-        for name in names:
-            sides[name], peaks[name] = own_memory(makers[name], device)
-            sides[name].steps(warmup)
-
-        def turn(name: str) -> float:
-            sides[name].steps(1)  # the queues and caches are its own again
-            return seconds(lambda: sides[name].steps(steps), device) / steps
-
-        taken = in_turn({name: lambda name=name: turn(name) for name in names}, rounds)
+        sides = [stack.enter_context(closing(Apart(name, partial(side, name, config)))) for name in names]
+        chosen = {}
+        for each in sides:
+            chosen[each.name] = each.build()
+            each.turn(warmup)
+        taken: dict[str, list[Turn]] = in_turn({each.name: partial(each.turn, steps) for each in sides}, rounds)
         return {
-            "choices": choices.in_words(),
-            "flops_per_image": ours.run.flops_per_image,
-            "matmul_flops": matmul_ceiling(DTYPES[choices.precision], device),
-            "peak_flops": peak_flops(device),
-            "seconds_per_step": taken,
-            "peak_memory_gb": {name: peak() for name, peak in peaks.items()},
+            "choices": chosen["ours"],
+            "seconds_per_step": {name: [turn.seconds_per_step for turn in turns] for name, turns in taken.items()},
+            "peak_memory_gb": {name: turns[-1].peak_memory_gb for name, turns in taken.items()},
         }
+
+
+def limits(config: TrainConfig, device: torch.device) -> dict:
+    """What the model costs, and what the device can do."""
+    flops = flops_per_image(config)
+    return {
+        "flops_per_image": flops,
+        "matmul_flops": matmul_ceiling(DTYPES[choose(config, device, flops).precision], device),
+        "peak_flops": peak_flops(device),
+    }
 
 
 def figures(measured: dict, batch: int) -> dict[str, dict]:
@@ -130,12 +127,16 @@ def main(argv: list[str] | None = None) -> None:
         print("the Accelerate loop is left out: it needs `pip install accelerate`", file=sys.stderr)
         names.remove("accelerate loop")
     with connect() as world:
-        about = machine(world.device)
-        measured = measure(config, world, names, options.rounds, options.steps, options.warmup)
+        document = {"machine": machine(world.device), "preset": config.preset, "resolution": config.resolution,
+                    "batch": config.images_per_step, "steps": options.steps}  # fmt: skip
+        try:
+            measured = measure(config, names, options.rounds, options.steps, options.warmup)
+        except RequestError as error:
+            parser.error(str(error))
+        measured |= limits(config, world.device)
         told = figures(measured, config.images_per_step)
-        document = {"machine": about, "preset": config.preset, "resolution": config.resolution,
-                    "batch": config.images_per_step, "steps": options.steps, **measured, "figures": told}  # fmt: skip
-        publish(f"train_step_{config.preset}", world.device, document, options.out, table(config, told))
+        publish(f"train_step_{config.preset}", world.device, {**document, **measured, "figures": told}, options.out,
+                table(config, told))  # fmt: skip
 
 
 if __name__ == "__main__":

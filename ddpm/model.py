@@ -35,27 +35,40 @@ def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2
     return unet.to(device)
 
 
+ALIGNED = 64  # floats between the beginnings of two parameters: a multiple of it, as vector instructions like
+
+
+def as_one_tensor(model: torch.nn.Module) -> torch.Tensor:
+    """Move the parameters (float32) into one tensor, of which they become views in the layout that they have.
+
+    What is done to all of them alike is then one operation on what this returns: float32 [at least their number].
+    """
+    parameters = list(model.parameters())
+    sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in parameters]
+    whole = torch.zeros(sum(sizes), device=parameters[0].device)
+    for parameter, part in zip(parameters, whole.split(sizes), strict=True):
+        parameter.data = part.as_strided(parameter.size(), parameter.stride()).copy_(parameter.data)
+    return whole
+
+
 class EMA:
-    """An exponential moving average of a model's weights, in a copy of the model that is never trained."""
+    """An exponential moving average of a model's weights, in a copy of the model that is never trained.
+
+    The parameters of both become views of one tensor each.
+    """
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self._live = [parameter.detach() for parameter in model.parameters()]  # share the model's storage
-        self._average = list(self.model.parameters())
+        self._live, self._average = as_one_tensor(model), as_one_tensor(self.model)
 
-    @torch.no_grad()
     def update(self, apply: torch.Tensor) -> None:
         """Average the live weights in if `apply` (0-dim float tensor on the device) is 1; change nothing if it is 0."""
-        step = torch._foreach_sub(self._live, self._average)
-        torch._foreach_mul_(step, (1 - self.decay) * apply)
-        torch._foreach_add_(self._average, step)
+        self._average.lerp_(self._live, (1 - self.decay) * apply)
 
-    @torch.no_grad()
     def delta_norm(self) -> float:
         """The L2 distance between live and averaged weights."""
-        norms = torch._foreach_norm(torch._foreach_sub(self._live, self._average))
-        return torch.linalg.vector_norm(torch.stack(norms)).item()
+        return torch.dist(self._live, self._average).item()
 
 
 def count_parameters(model: torch.nn.Module) -> int:

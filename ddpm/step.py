@@ -1,7 +1,8 @@
 """One optimizer step, start to end on the device: forward, backward, clipping, AdamW, EMA, and a note of what happened.
 
-Nothing here waits for the device. A step whose gradient is not finite is undone by arithmetic, not by a branch: AdamW
-gets `found_inf`, as torch.amp.GradScaler gives it, and the moving average is advanced by zero.
+Nothing here waits for the device. Clipping is left to fused AdamW, which takes a factor for the gradients as it reads
+them (`grad_scale`). A step whose gradient is not finite is undone by arithmetic, not by a branch: AdamW gets
+`found_inf`, as torch.amp.GradScaler gives it, and the moving average is advanced by zero.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
 from ddpm.config import TrainConfig
@@ -104,10 +104,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        grad_norm = get_total_norm(gradients)
+        grad_norm = self.grad_norm()
         if self.config.grad_clip:
-            clip_grads_with_norm_(self._parameters, self.config.grad_clip, grad_norm)
+            self.optimizer.grad_scale = (grad_norm / self.config.grad_clip).clamp_(min=1)  # fused AdamW divides by it
         finite = grad_norm.isfinite().float()
         self.optimizer.found_inf = 1 - finite  # fused AdamW leaves weights and state alone where this is 1
         self.scaler.step(self.optimizer)  # (fp16: the scaler's own finding, which is the same)
@@ -115,6 +114,11 @@ class Trainer:
         self.ema.update(apply=finite)
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm
+
+    def grad_norm(self) -> torch.Tensor:
+        """The L2 norm of the whole gradient, as a 0-dim tensor."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def end_epoch(self, epoch: int) -> None:
         """Average the weights in, if it is time for stochastic weight averaging (`--swa-start-epoch`); from 0."""

@@ -1,13 +1,21 @@
 """The benchmarks measure real steps, and what they say follows from the rounds in their files. Times are not tested."""
 
 import json
+import os
 import statistics
+import subprocess
+import sys
+import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from benchmarks import overhead, train_step
+from benchmarks.apart import Apart
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import in_turn
@@ -99,6 +107,55 @@ def test_without_accelerate_the_other_sides_are_measured(tiny, tmp_path, capsys,
     said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "accelerate loop")
     assert list(said["figures"]) == ["ours"]
     assert "pip install accelerate" in capsys.readouterr().err
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_side_stands_still_until_its_turn_and_ends_with_the_benchmark(tiny):
+    side = Apart("plain loop", partial(train_step.side, "plain loop", tiny))
+    with closing(side):
+        side.build()
+        assert side.turn(2).seconds_per_step > 0
+        processes = [psutil.Process(side.pid), *psutil.Process(side.pid).children()]
+        assert len(processes) == 9
+        time.sleep(0.1)
+        assert {each.status() for each in processes} == {psutil.STATUS_STOPPED}
+        assert side.turn(1).seconds_per_step > 0
+    assert not alive(side.pid)
+
+
+def test_a_side_does_not_outlive_a_killed_benchmark(tiny):
+    script = (
+        "from benchmarks.apart import Apart; from benchmarks.train_step import side; from functools import partial\n"
+        "import os, time\n"
+        "if __name__ == '__main__':\n"
+        "    print(Apart('plain loop', partial(side, 'plain loop', None)).pid, flush=True); time.sleep(60)\n"
+    )
+    benchmark = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    group = int(benchmark.stdout.readline())
+    benchmark.kill()
+    benchmark.wait()
+    until = time.monotonic() + 30
+    while alive(group) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(group)
+
+
+def test_what_a_side_asks_for_is_told_and_nothing_is_written(tiny, tmp_path, capsys):
+    nowhere = replace(tiny, data_root=tmp_path / "nowhere", data="emnist")
+    with pytest.raises(SystemExit) as ended:
+        measured(train_step, nowhere, tmp_path / "out.json", "--sides", "ours")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "nowhere" in said
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_what_is_switched_off_is_off_and_on_again_afterwards(tiny):

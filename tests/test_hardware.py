@@ -1,5 +1,11 @@
 """What is chosen for a device, and what is known of it."""
 
+import platform
+import resource
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -22,6 +28,30 @@ def test_a_gpu_takes_bf16_else_fp16(has_bf16: bool, precision: str, monkeypatch:
     choices = choose(preset("large"), torch.device("cuda"), 254.7e9)
     assert (choices.precision, choices.channels_last) == (precision, True)
     assert (choices.val_images, choices.samples_per_class) == (2000, 8)
+
+
+def page_faults(prepare: str) -> int:
+    """Of a process that uses 48 MB ten times over, after it has once."""
+    script = f"""
+        import resource, torch
+        from ddpm.hardware import set_up
+        {prepare}
+        use = lambda: [torch.ones(2**20) for _ in range(12)]
+        use()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            use()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    told = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    return int(told.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_on_a_cpu_memory_is_taken_from_the_system_only_once():
+    each_time = 10 * 48 * 2**20 / resource.getpagesize()
+    assert page_faults("") > 0.5 * each_time
+    assert page_faults("set_up(torch.device('cpu'), deterministic=False)") < 0.01 * each_time
 
 
 def test_what_is_asked_for_is_taken_as_it_is():

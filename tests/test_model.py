@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpm.config import NULL_CLASS, PRESETS, preset
-from ddpm.model import EMA, build_unet, count_parameters, flops_per_image
+from ddpm.model import EMA, as_one_tensor, build_unet, count_parameters, flops_per_image
 from ddpm.paths import PROJECT_ROOT
 
 
@@ -32,6 +32,19 @@ def test_weights_follow_from_the_seed_alone(small):
     torch.manual_seed(2)
     second = build_unet(small)
     assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_parameters_become_views_of_one_tensor_and_stay_what_they_are(small, layout: torch.memory_format):
+    model = build_unet(small).to(memory_format=layout)
+    before = [(each.detach().clone(), each.stride()) for each in model.parameters()]
+    whole = as_one_tensor(model)
+    for parameter, (value, stride) in zip(model.parameters(), before, strict=True):
+        assert parameter.equal(value)
+        assert parameter.stride() == stride
+        assert parameter.data_ptr() % 64 == whole.data_ptr() % 64
+    whole.zero_()
+    assert not any(parameter.any() for parameter in model.parameters())
 
 
 def test_ema_equals_its_closed_form():

@@ -1,0 +1,106 @@
+"""A side of a benchmark in a process of its own, which stands still when it is not its turn.
+
+No side runs with the settings, the memory or the threads of another, and a loader's workers neither slow down the other
+sides nor fill their queues meanwhile.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import torch
+
+from benchmarks.rounds import seconds
+from ddpm.distributed import World, connect
+from ddpm.errors import RequestError
+
+
+class Loop(Protocol):
+    def steps(self, count: int) -> None:
+        """Train `count` steps and wait for the device."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    seconds_per_step: float
+    peak_memory_gb: float  # GB (2^30 bytes) of the device that the process has needed so far; NaN on a CPU
+
+
+class Apart:
+    """A loop that trains when it is told to, with all the processes that it starts."""
+
+    def __init__(self, name: str, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]]) -> None:
+        """Begin to load libraries.
+
+        Args:
+            make: makes the loop in its process, and whatever is to be known of it; can be pickled.
+        """
+        self.name = name
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, make))
+        self._process.start()
+        theirs.close()
+        self._hear()
+
+    @property
+    def pid(self) -> int:
+        """Of its process, and of the group of all that it starts."""
+        return self._process.pid
+
+    def build(self) -> Any:
+        """Make the loop. Returns what is to be known of it."""
+        return self._ask("build")
+
+    def turn(self, steps: int) -> Turn:
+        """Train so many steps, after one that is not timed."""
+        return self._ask(steps)
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            os.killpg(self.pid, signal.SIGCONT)
+            self._pipe.close()
+            self._process.join()
+
+    def _ask(self, what: object) -> Any:
+        os.killpg(self.pid, signal.SIGCONT)
+        self._pipe.send(what)
+        return self._hear()
+
+    def _hear(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            raise RequestError(f"side '{self.name}' has failed; why stands above") from None
+        if isinstance(answer, RequestError):
+            raise answer
+        os.killpg(self.pid, signal.SIGSTOP)
+        return answer
+
+
+def _serve(pipe: Connection, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]]) -> None:
+    os.setpgrp()  # its workers are stopped with it; if its parent dies, the system wakes and hangs up the group
+    multiprocessing.set_start_method(None, force=True)  # its workers start as they do in any other process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe.send("loaded")
+    try:
+        pipe.recv()
+        with connect() as world, make(world) as (loop, about):
+            pipe.send(about)
+            while True:
+                steps = pipe.recv()
+                loop.steps(1)
+                taken = seconds(lambda steps=steps: loop.steps(steps), world.device) / steps
+                on_gpu = world.device.type == "cuda"
+                peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else float("nan")
+                pipe.send(Turn(taken, peak))
+    except EOFError:
+        pass  # enough
+    except RequestError as error:
+        pipe.send(error)
