@@ -30,7 +30,7 @@ class Loop(Protocol):
 @dataclass(frozen=True)
 class Turn:
     seconds_per_step: float
-    peak_memory_gb: float  # GB (2^30 bytes) of the device that the process has needed so far; NaN on a CPU
+    peak_memory_gb: float | None  # GB (2^30 bytes) of the device that the process has needed so far; None on a CPU
 
 
 class Apart:
@@ -98,7 +98,7 @@ def _serve(pipe: Connection, make: Callable[[World], AbstractContextManager[tupl
                 loop.steps(1)
                 taken = seconds(lambda steps=steps: loop.steps(steps), world.device) / steps
                 on_gpu = world.device.type == "cuda"
-                peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else float("nan")
+                peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else None
                 pipe.send(Turn(taken, peak))
     except EOFError:
         pass  # enough

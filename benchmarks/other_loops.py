@@ -22,7 +22,7 @@ from ddpm.config import NULL_CLASS, TrainConfig
 from ddpm.data import data_root
 from ddpm.diffusion import make_scheduler
 from ddpm.hardware import Choices, synchronize
-from ddpm.model import build_unet
+from ddpm.model import build_unet, skip_unit_scales
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -158,14 +158,16 @@ class AccelerateLoop:
 
 
 class BareModel:
-    """The floor under our step: forward, backward and optimizer on one batch that never changes, in our precision,
-    layout and compilation; no data, no noise drawn, no norm, no average, no figures."""
+    """The floor under our step: forward, backward and optimizer of our model on one batch that never changes, in our
+    precision, layout and compilation; no data, no noise drawn, no norm, no average, no figures."""
 
     def __init__(self, config: TrainConfig, choices: Choices, device: torch.device) -> None:
         self.device, self.dtype = device, choices.dtype
         model = build_unet(config, device)
         if choices.channels_last:
             model.to(memory_format=torch.channels_last)
+        if not choices.compile:
+            skip_unit_scales(model)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
         self.model = torch.compile(model) if choices.compile else model
         shape = (config.images_per_step, 1, config.resolution, config.resolution)

@@ -77,7 +77,7 @@ def terminal() -> Iterator[TextIO]:
     os.close(inside)
 
 
-def per_step(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
+def per_step(ours: OurRun, rounds: int, passes: int, steps: int) -> dict[str, list[float]]:
     """Seconds per step of each round, with everything on ("everything") and with each thing off."""
 
     def turn(switch: Callable[[], AbstractContextManager]) -> float:
@@ -86,7 +86,7 @@ def per_step(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
             return seconds(lambda: ours.steps(steps), ours.run.world.device) / steps
 
     sides = {"everything": nullcontext, **switches(ours.run)}
-    return in_turn({name: lambda switch=switch: turn(switch) for name, switch in sides.items()}, rounds)
+    return in_turn({name: lambda switch=switch: turn(switch) for name, switch in sides.items()}, rounds, passes)
 
 
 def per_epoch(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
@@ -116,14 +116,14 @@ def per_epoch(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
     return {"validation": taken["validation"], "checkpoint": checkpoint}
 
 
-def measure(config: TrainConfig, world: World, rounds: int, steps: int, warmup: int) -> dict:
+def measure(config: TrainConfig, world: World, rounds: int, passes: int, steps: int, warmup: int) -> dict:
     with terminal() as screen, our_run(config, world, screen) as ours:
         ours.steps(warmup)
         return {
             "choices": ours.run.choices.in_words(),
             "steps_per_epoch": ours.run.plan.steps_per_epoch,
             "val_images": ours.run.choices.val_images,
-            "seconds_per_step": per_step(ours, rounds, steps),
+            "seconds_per_step": per_step(ours, rounds, passes, steps),
             "seconds_per_epoch": per_epoch(ours, rounds, steps),
         }
 
@@ -158,6 +158,7 @@ def table(config: TrainConfig, measured: dict, told: dict[str, dict[str, float]]
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=7)
+    parser.add_argument("--passes", type=int, default=3, help="turns of each in a round (default 3)")
     parser.add_argument("--steps", type=int, default=20, help="in a turn (default 20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the rounds (default 5)")
     options, config = settings(parser, argv)
@@ -165,10 +166,10 @@ def main(argv: list[str] | None = None) -> None:
         if world.world_size > 1:
             sys.exit("error: one process is measured; start it without torchrun")
         about = machine(world.device)
-        measured = measure(config, world, options.rounds, options.steps, options.warmup)
+        measured = measure(config, world, options.rounds, options.passes, options.steps, options.warmup)
         told = shares(measured)
         document = {"machine": about, "preset": config.preset, "batch": config.images_per_step,
-                    "steps": options.steps, **measured, "shares": told}  # fmt: skip
+                    "passes": options.passes, "steps": options.steps, **measured, "shares": told}  # fmt: skip
         publish(f"overhead_{config.preset}", world.device, document, options.out, table(config, measured, told))
 
 

@@ -38,16 +38,22 @@ def seconds(task: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Call every side once per round, in an order that turns around, so that a slow minute of the machine hits all.
+def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int, passes: int = 1) -> dict[str, list[float]]:
+    """Call every side in turn, in an order that turns around, so that a slow minute of the machine hits all.
 
-    Returns what each side returned, by round.
+    Args:
+        passes: calls of each side in a round. More of them even out the machine's moods within a round.
+
+    Returns the mean of what each side returned in a round, by round.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
+    for number in range(rounds * passes):
         for name in list(sides) if number % 2 == 0 else reversed(sides):
             measured[name].append(sides[name]())
-    return measured
+    return {
+        name: [statistics.fmean(each[first : first + passes]) for first in range(0, len(each), passes)]
+        for name, each in measured.items()
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

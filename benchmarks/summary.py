@@ -107,8 +107,6 @@ def rows(documents: dict[tuple[str, str], dict]) -> list[tuple[str, ...]]:
                 value = aim.read(document)
             except (KeyError, TypeError, StopIteration, ZeroDivisionError):
                 continue
-            if value != value:  # memory of a CPU
-                continue
             wanted = f"{'≥' if aim.at_least else '≤'} {target:g}{aim.unit}" if target is not None else "–"
             verdict = "–" if target is None else "reached" if aim.reached(value, target) else "missed"
             told.append((aim.figure, device, wanted, f"{value:.3g}{aim.unit}", verdict))

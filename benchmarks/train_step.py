@@ -18,7 +18,7 @@ from importlib.util import find_spec
 import torch
 from rich.table import Table
 
-from benchmarks.apart import Apart, Loop, Turn
+from benchmarks.apart import Apart, Loop
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
@@ -53,7 +53,7 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(11))
 
 
-def measure(config: TrainConfig, names: Sequence[str], rounds: int, steps: int, warmup: int) -> dict:
+def measure(config: TrainConfig, names: Sequence[str], rounds: int, passes: int, steps: int, warmup: int) -> dict:
     """Seconds per step of each side by round, and what else there is to know of each.
 
     Raises:
@@ -61,16 +61,18 @@ def measure(config: TrainConfig, names: Sequence[str], rounds: int, steps: int, 
     """
     with ExitStack() as stack:
         sides = [stack.enter_context(closing(Apart(name, partial(side, name, config)))) for name in names]
-        chosen = {}
+        chosen, peaks = {}, {}
         for each in sides:
             chosen[each.name] = each.build()
             each.turn(warmup)
-        taken: dict[str, list[Turn]] = in_turn({each.name: partial(each.turn, steps) for each in sides}, rounds)
-        return {
-            "choices": chosen["ours"],
-            "seconds_per_step": {name: [turn.seconds_per_step for turn in turns] for name, turns in taken.items()},
-            "peak_memory_gb": {name: turns[-1].peak_memory_gb for name, turns in taken.items()},
-        }
+
+        def turn(side: Apart) -> float:
+            taken = side.turn(steps)
+            peaks[side.name] = taken.peak_memory_gb
+            return taken.seconds_per_step
+
+        taken = in_turn({each.name: partial(turn, each) for each in sides}, rounds, passes)
+        return {"choices": chosen["ours"], "seconds_per_step": taken, "peak_memory_gb": peaks}
 
 
 def limits(config: TrainConfig, device: torch.device) -> dict:
@@ -103,22 +105,29 @@ def figures(measured: dict, batch: int) -> dict[str, dict]:
 
 def table(config: TrainConfig, told: dict[str, dict]) -> Table:
     page = Table(title=f"a training step: {config.preset}, batch {config.images_per_step}, {config.resolution} px")
-    heads = ("images/s", "ms per step", "TFLOP/s", "of matmul", "of data sheet", "peak GB", "ours is faster")
-    for head in ("side", *heads):
-        page.add_column(head, justify="left" if head == "side" else "right")
+    columns = {
+        "images/s": lambda each: words(each["images_per_sec"]),
+        "ms per step": lambda each: words(each["ms_per_step"]),
+        "TFLOP/s": lambda each: f"{each['tflops']:.3g}",
+        "of matmul": lambda each: f"{each['share_of_matmul']:.1%}",
+        "ours is faster": lambda each: words(each["ours_is_faster"], 2, "×"),
+    }
+    if all(each["mfu"] for each in told.values()):
+        columns["of data sheet"] = lambda each: f"{each['mfu']:.1%}"
+    if all(each["peak_memory_gb"] for each in told.values()):  # a CPU's is not known
+        columns["peak GB"] = lambda each: f"{each['peak_memory_gb']:.2f}"
+    page.add_column("side")
+    for head in columns:
+        page.add_column(head, justify="right")
     for name, each in told.items():
-        page.add_row(
-            name, words(each["images_per_sec"]), words(each["ms_per_step"]), f"{each['tflops']:.3g}",
-            f"{each['share_of_matmul']:.1%}", f"{each['mfu']:.1%}" if each["mfu"] else "–",
-            f"{each['peak_memory_gb']:.2f}" if each["peak_memory_gb"] > 0 else "–",
-            words(each["ours_is_faster"], 2, "×"),
-        )  # fmt: skip
+        page.add_row(name, *(told_of(each) for told_of in columns.values()))
     return page
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=5)
-    parser.add_argument("--steps", type=int, default=20, help="of each side in a round (default 20)")
+    parser.add_argument("--passes", type=int, default=3, help="turns of each side in a round (default 3)")
+    parser.add_argument("--steps", type=int, default=20, help="of a side in a turn (default 20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps of each side before the rounds (default 5)")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="ours is always among them")
     options, config = settings(parser, argv)
@@ -128,9 +137,9 @@ def main(argv: list[str] | None = None) -> None:
         names.remove("accelerate loop")
     with connect() as world:
         document = {"machine": machine(world.device), "preset": config.preset, "resolution": config.resolution,
-                    "batch": config.images_per_step, "steps": options.steps}  # fmt: skip
+                    "batch": config.images_per_step, "passes": options.passes, "steps": options.steps}  # fmt: skip
         try:
-            measured = measure(config, names, options.rounds, options.steps, options.warmup)
+            measured = measure(config, names, options.rounds, options.passes, options.steps, options.warmup)
         except RequestError as error:
             parser.error(str(error))
         measured |= limits(config, world.device)

@@ -21,7 +21,7 @@ from ddpm.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.distributed import World
 from ddpm.errors import TrainingFailed
 from ddpm.hardware import Choices, set_up
-from ddpm.model import EMA, build_unet
+from ddpm.model import EMA, build_unet, skip_unit_scales
 
 MAX_NONFINITE_IN_A_ROW = 25
 
@@ -36,6 +36,8 @@ class Trainer:
         self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
         if choices.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        if not choices.compile:
+            skip_unit_scales(self.model)
         self.ema = EMA(self.model, config.ema_decay)
         self.swa = AveragedModel(self.model).eval().requires_grad_(False) if config.swa_start_epoch else None
         self.optimizer = torch.optim.AdamW(

@@ -23,7 +23,7 @@ def step(plain: float, accelerate: float, bare: float, memory: float | None) -> 
 
 
 def test_every_figure_stands_beside_its_target(tmp_path, capsys):
-    put(tmp_path, "train_step_small", "CPU (x86_64)", **step(1.3, 1.2, 1 / 1.02, float("nan")))
+    put(tmp_path, "train_step_small", "CPU (x86_64)", **step(1.3, 1.2, 1 / 1.02, None))
     put(tmp_path, "train_step_small", "NVIDIA H200", **step(5.9, 3.5, 1 / 1.04, 4.0))
     (tmp_path / "recipes.json").write_text('{"minutes": 4}')
     rows = {(figure, device[:3]): row for figure, device, *row in summary.rows(summary.read(tmp_path))}

@@ -31,9 +31,8 @@ def tiny(small: TrainConfig) -> TrainConfig:
 
 
 def measured(benchmark, config: TrainConfig, out: Path, *options: str) -> dict:
-    benchmark.main(
-        [*options, "--rounds", "2", "--steps", "2", "--warmup", "1", "--out", str(out), *as_arguments(config)]
-    )
+    short = ["--rounds", "2", "--passes", "1", "--steps", "2", "--warmup", "1"]
+    benchmark.main([*options, *short, "--out", str(out), *as_arguments(config)])
     return json.loads(out.read_text())
 
 
@@ -42,6 +41,12 @@ def test_sides_take_turns_and_the_order_turns_around():
     taken = in_turn({name: lambda name=name: calls.append(name) or len(calls) for name in "abc"}, rounds=2)
     assert "".join(calls) == "abccba"
     assert taken == {"a": [1, 6], "b": [2, 5], "c": [3, 4]}
+
+
+def test_a_round_of_several_passes_is_their_mean():
+    turns = iter([1, 4, 6, 3, 10, 0, 0, 20])
+    taken = in_turn({name: lambda: next(turns) for name in "ab"}, rounds=2, passes=2)
+    assert taken == {"a": [(1 + 3) / 2, (10 + 20) / 2], "b": [(4 + 6) / 2, 0]}
 
 
 def test_ours_is_the_loop_of_train_py(tiny):
