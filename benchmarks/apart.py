@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -30,14 +30,14 @@ class Loop(Protocol):
 @dataclass(frozen=True)
 class Turn:
     seconds_per_step: float
-    peak_memory_gb: float | None  # GB (2^30 bytes) of the device that the process has needed so far; None on a CPU
+    peak_memory_gb: float | None  # GB (2^30 bytes) of the device that these steps needed at most; None on a CPU
 
 
 class Apart:
     """A loop that trains when it is told to, with all the processes that it starts."""
 
     def __init__(self, name: str, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]]) -> None:
-        """Begin to load libraries.
+        """Begin to load libraries, as several sides do at once.
 
         Args:
             make: makes the loop in its process, and whatever is to be known of it; can be pickled.
@@ -47,7 +47,6 @@ class Apart:
         self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, make))
         self._process.start()
         theirs.close()
-        self._hear()
 
     @property
     def pid(self) -> int:
@@ -56,6 +55,7 @@ class Apart:
 
     def build(self) -> Any:
         """Make the loop. Returns what is to be known of it."""
+        self._hear()  # that it has loaded
         return self._ask("build")
 
     def turn(self, steps: int) -> Turn:
@@ -64,7 +64,8 @@ class Apart:
 
     def close(self) -> None:
         if self._process.is_alive():
-            os.killpg(self.pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it has no group of its own before it has loaded
+                os.killpg(self.pid, signal.SIGCONT)
             self._pipe.close()
             self._process.join()
 
@@ -88,19 +89,23 @@ def _serve(pipe: Connection, make: Callable[[World], AbstractContextManager[tupl
     os.setpgrp()  # its workers are stopped with it; if its parent dies, the system wakes and hangs up the group
     multiprocessing.set_start_method(None, force=True)  # its workers start as they do in any other process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe.send("loaded")
     try:
+        pipe.send("loaded")
         pipe.recv()
         with connect() as world, make(world) as (loop, about):
             pipe.send(about)
             while True:
                 steps = pipe.recv()
                 loop.steps(1)
-                taken = seconds(lambda steps=steps: loop.steps(steps), world.device) / steps
                 on_gpu = world.device.type == "cuda"
+                if on_gpu:  # of the steps alone: what was tried out to find the fastest kernels does not count
+                    torch.cuda.reset_peak_memory_stats(world.device)
+                taken = seconds(lambda steps=steps: loop.steps(steps), world.device) / steps
                 peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else None
+                if on_gpu:  # the sides share its memory
+                    torch.cuda.empty_cache()
                 pipe.send(Turn(taken, peak))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         pass  # enough
     except RequestError as error:
         pipe.send(error)

@@ -22,7 +22,8 @@ from ddpm.config import NULL_CLASS, TrainConfig
 from ddpm.data import data_root
 from ddpm.diffusion import make_scheduler
 from ddpm.hardware import Choices, synchronize
-from ddpm.model import build_unet, skip_unit_scales
+from ddpm.model import build_unet
+from ddpm.speed import compiled, set_layout, skip_unit_scales
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -164,12 +165,11 @@ class BareModel:
     def __init__(self, config: TrainConfig, choices: Choices, device: torch.device) -> None:
         self.device, self.dtype = device, choices.dtype
         model = build_unet(config, device)
-        if choices.channels_last:
-            model.to(memory_format=torch.channels_last)
+        set_layout(model, choices.channels_last)
         if not choices.compile:
             skip_unit_scales(model)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
-        self.model = torch.compile(model) if choices.compile else model
+        self.model = compiled(model) if choices.compile else model
         shape = (config.images_per_step, 1, config.resolution, config.resolution)
         source = torch.Generator().manual_seed(0)
         self.images = torch.randn(shape, generator=source).to(device)

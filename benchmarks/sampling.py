@@ -24,6 +24,7 @@ from ddpm.hardware import choose, pick_device, set_up
 from ddpm.model import build_unet, flops_per_image
 from ddpm.pictures import images_at_once
 from ddpm.pipeline import make_sampler, sample
+from ddpm.speed import compiled, set_layout
 from judge.sweeps import SAMPLERS
 
 MANNERS = [f"{sampler}-{steps}" for sampler, counts in SAMPLERS.items() for steps in counts]
@@ -78,10 +79,8 @@ class Easel:
         self.config, self.device = config, device
         self.choices = choose(config, device, flops_per_image(config))
         self.scheduler, network = make_scheduler(config), build_unet(config, device).eval()
-        if self.choices.channels_last:
-            network.to(memory_format=torch.channels_last)
-        # not dynamic: every shape gets its own kernels, whichever comes first
-        self.networks = {False: network, True: torch.compile(network, dynamic=False)}
+        set_layout(network, self.choices.channels_last)
+        self.networks = {False: network, True: compiled(network)}
         self.labels = torch.arange(images, device=device) % NUM_CLASSES
 
     def draw(self, side: Side, steps: int | None = None) -> torch.Tensor:

@@ -6,7 +6,6 @@ import copy
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.resnet import ResnetBlock2D
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.config import NUM_CLASSES, TrainConfig
@@ -34,25 +33,6 @@ def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2
             num_class_embeds=NUM_CLASSES + 1,
         )
     return unet.to(device)
-
-
-class _Unscaled:
-    """A divisor that stands for 1: what is divided by it stays the tensor that it is."""
-
-    def __rtruediv__(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
-
-
-def skip_unit_scales(model: torch.nn.Module) -> None:
-    """Spare `model` its divisions by 1: diffusers divides the output of every residual block by a factor that is 1 in a
-    UNet2DModel, which takes a pass over the activations, and another one over their gradients.
-
-    Nothing that it computes changes. For a model that is not compiled: torch.compile cannot trace it, and fuses the
-    division with what stands before it.
-    """
-    for block in model.modules():
-        if isinstance(block, ResnetBlock2D) and block.output_scale_factor == 1:
-            block.output_scale_factor = _Unscaled()
 
 
 ALIGNED = 64  # floats between the beginnings of two parameters: a multiple of it, as vector instructions like

@@ -21,7 +21,8 @@ from ddpm.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.distributed import World
 from ddpm.errors import TrainingFailed
 from ddpm.hardware import Choices, set_up
-from ddpm.model import EMA, build_unet, skip_unit_scales
+from ddpm.model import EMA, build_unet
+from ddpm.speed import compiled, set_layout, skip_unit_scales
 
 MAX_NONFINITE_IN_A_ROW = 25
 
@@ -34,8 +35,7 @@ class Trainer:
         set_up(world.device, config.deterministic)
         self.scheduler = make_scheduler(config)
         self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
-        if choices.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        set_layout(self.model, choices.channels_last)
         if not choices.compile:
             skip_unit_scales(self.model)
         self.ema = EMA(self.model, config.ema_decay)
@@ -52,7 +52,7 @@ class Trainer:
 
     def _for_training(self, choices: Choices) -> torch.nn.Module:
         """The model as the step calls it: compiled, and with gradients averaged over the processes."""
-        network = torch.compile(self.model) if choices.compile else self.model
+        network = compiled(self.model) if choices.compile else self.model
         if self.world.world_size == 1:
             return network
         on_gpu = self.world.device.type == "cuda"

@@ -17,6 +17,7 @@ from ddpm.errors import RequestError
 from ddpm.files import sha256_file
 from ddpm.paths import PROJECT_ROOT, RunPaths
 from ddpm.pipeline import CharacterPipeline
+from ddpm.speed import set_layout
 
 Weights = Literal["ema", "swa"]
 
@@ -78,7 +79,8 @@ def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT, weig
     if not (folder / file).is_file() or sha256_file(folder / file) != expected:
         raise RequestError(f"{folder / file} is missing or damaged: give another checkpoint")
     try:
-        unet = UNet2DModel.from_pretrained(folder / unet, use_safetensors=True, low_cpu_mem_usage=False).to(device)
+        unet = UNet2DModel.from_pretrained(folder / unet, use_safetensors=True, low_cpu_mem_usage=False)
+        set_layout(unet.to(device), channels_last=device.type == "cuda")
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     except (OSError, ValueError) as error:
         raise RequestError(f"{folder} cannot be loaded ({error}): give another checkpoint") from error

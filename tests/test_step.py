@@ -160,6 +160,19 @@ def test_two_processes_make_the_gradient_of_one_with_twice_the_batch(small):
             np.testing.assert_allclose(first, gradient, rtol=1e-4, atol=1e-6)
 
 
+def gradients_compiled(config) -> list[np.ndarray]:
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # in this process alone
+    return gradients(config)
+
+
+def test_two_processes_make_the_same_gradient_with_a_compiled_model(small):
+    whole = in_processes(gradients, 1, replace(small, batch_size=32))[0]
+    config = replace(small, batch_size=8, grad_accum=2, compile=True, channels_last=True)
+    for gradient, first, second in zip(whole, *in_processes(gradients_compiled, 2, config), strict=True):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_accumulated_passes_make_the_step_of_the_whole_batch(small):
     whole, parts = trainer(small), trainer(replace(small, batch_size=8, grad_accum=4))
     images, chosen = random_images(64), torch.arange(32)
