@@ -13,7 +13,6 @@ metrics/tracker.py. This file says in which order.
 import os
 import sys
 from datetime import timedelta
-from functools import partial
 
 from ddpm.config import TrainConfig, parse_args
 from ddpm.errors import ProcessesLost, RequestError, TrainingFailed
@@ -204,13 +203,22 @@ class Run:
                 columns |= {f"val_loss_band{number}": loss for number, loss in enumerate(losses[1].bands, start=1)}
                 columns |= self.validation.slowest_rank()
             if evaluate:
-                self.publish("evaluating", epoch)
                 with self.progress.spending("eval_time_sec"):
-                    scores = self.evaluation(trainer.ema.model, trainer.scheduler, interrupted=self.vote.passed)
+                    scores = self.evaluate(epoch)
                 if scores is None:
                     return None
                 columns |= scores
         return columns
+
+    def evaluate(self, epoch: int) -> dict | None:
+        """How good drawn characters are (every process calls it). The first time a classifier may have to be trained:
+        not before training begins, so that the first step need not wait for it. None if asked to stop."""
+        self.publish("preparing", epoch)
+        where, asked = self.paths.classifiers, lambda: self.vote.requested
+        if not self.evaluation.prepare(where, self.herald.log, interrupted=asked):
+            return None
+        self.publish("evaluating", epoch)
+        return self.evaluation(self.trainer.ema.model, self.trainer.scheduler, interrupted=self.vote.passed)
 
     def epoch_row(self, epoch: int, measured: dict) -> dict:
         """The epoch's figures, of all processes (every process calls it)."""
@@ -283,11 +291,6 @@ class Run:
         if self.world.is_main:
             self.open_files()
         self.evaluation = Evaluation(config, self.train_set, self.test_set, self.world)
-        if self.choices.eval_every:
-            self.publish("preparing", self.progress.step // self.plan.steps_per_epoch)
-            where, asked = self.paths.classifiers, lambda: self.vote.requested
-            prepare = partial(self.evaluation.prepare, where, self.herald.log, interrupted=asked)
-            self.world.together(prepare, here=self.world.is_main)
         self.progress.start_clock()
 
     def open_files(self) -> None:

@@ -120,7 +120,7 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.
     return snr.clamp(max=MIN_SNR_GAMMA) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
-VALIDATION_CHUNK = 100  # test images in one forward pass; fixed, so that the figure is the same for any world size
+VALIDATION_CHUNK = 250  # test images in one forward pass; fixed, so that the figure is the same for any world size
 BANDS = 4  # equal parts of the timesteps, from the least noise to the most
 
 

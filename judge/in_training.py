@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from diffusers import DDPMScheduler
 
 from ddpm.config import NUM_CLASSES, TrainConfig
 from ddpm.data import Images
-from ddpm.distributed import World
+from ddpm.distributed import STARTING, World
 from ddpm.pictures import draw_samples
 from judge.classifier import Judge, load_or_train
 from judge.evaluation import Reference
@@ -26,13 +28,25 @@ class Evaluation:
     def __init__(self, config: TrainConfig, train: Images, test: Images, world: World) -> None:
         self._config, self._train, self._test, self._world = config, train, test, world
         self._judge: Judge | None = None
+        self._ready = False
 
-    def prepare(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> None:
+    def prepare(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
+        """Let the main process find its judge, while the others wait (every process calls it; the second time it is
+        done already). False if it was interrupted."""
+        if not self._ready:
+            find = partial(self._find_judge, folder, log, interrupted)
+            self._world.expect_answers_within(STARTING)
+            self._ready = self._world.together(find, here=self._world.is_main)
+            self._world.expect_answers_within(timedelta(minutes=self._config.hang_minutes))
+        return self._ready
+
+    def _find_judge(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
         """Train the reference classifier on the real images, or take it from `folder` if it was before, and see what it
-        makes of real ones (on the main process only). Left undone if interrupted."""
+        makes of real ones."""
         self._judge = load_or_train(self._train, self._test, folder, log, interrupted=interrupted)
         if self._judge:
             self._reference = Reference.of(self._judge, self._test, self._config.resolution)
+        return self._judge is not None
 
     def __call__(
         self, model: torch.nn.Module, scheduler: DDPMScheduler, interrupted: Callable[[], bool]

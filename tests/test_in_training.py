@@ -18,8 +18,8 @@ def evaluated(config: TrainConfig) -> dict:
     with connect() as world:
         evaluation = Evaluation(config, random_images(200), random_images(100, seed=1), world)
         folder = config.output_root / f"classifiers_{world.world_size}"
-        if world.is_main:
-            evaluation.prepare(folder, print, interrupted=lambda: False)
+        for _ in range(2):  # the second time it is done already
+            assert evaluation.prepare(folder, print, interrupted=lambda: False)
         return evaluation(build_unet(config).eval(), make_scheduler(config), interrupted=lambda: False)
 
 
@@ -56,5 +56,5 @@ def test_an_evaluation_ends_when_it_is_interrupted(small: TrainConfig):
 def test_the_classifier_is_not_trained_to_its_end_when_the_run_is_asked_to_stop(small: TrainConfig):
     said = []
     evaluation = Evaluation(small, random_images(200), random_images(100, seed=1), ONE)
-    evaluation.prepare(small.output_root, said.append, interrupted=lambda: True)
+    assert not evaluation.prepare(small.output_root, said.append, interrupted=lambda: True)
     assert not list(small.output_root.rglob("*.safetensors"))
