@@ -1,13 +1,18 @@
 """Evaluation while training: the same figures for any number of processes, and no trace in what is learned."""
 
 import json
+import signal
 
 import pytest
 
+import train
 from ddpm.config import TrainConfig
 from ddpm.diffusion import make_scheduler
 from ddpm.distributed import connect
 from ddpm.model import build_unet
+from ddpm.signals import StopRequest
+from judge import in_training
+from judge.classifier import load_or_train
 from judge.in_training import Evaluation
 from tests.conftest import ONE, random_images, replace
 from tests.processes import in_processes
@@ -58,3 +63,21 @@ def test_the_classifier_is_not_trained_to_its_end_when_the_run_is_asked_to_stop(
     evaluation = Evaluation(small, random_images(200), random_images(100, seed=1), ONE)
     assert not evaluation.prepare(small.output_root, said.append, interrupted=lambda: True)
     assert not list(small.output_root.rglob("*.safetensors"))
+
+
+def test_a_run_asked_to_stop_while_the_classifier_is_trained_stops_then_and_evaluates_when_it_goes_on(
+    small: TrainConfig, quick_reports: None, monkeypatch: pytest.MonkeyPatch
+):
+    config = replace(small, epochs=1, eval_every=1)
+    stop = StopRequest()
+
+    def asked_meanwhile(*arguments, **options):
+        stop.signal = signal.SIGTERM
+        return load_or_train(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(in_training, "load_or_train", asked_meanwhile)
+        assert train.main(config, stop) == train.STOPPED
+    assert not paths_of(config).csv.exists() or rows(config).empty
+    assert run(config) == 0
+    assert rows(config)["rca"].notna().all()
