@@ -4,10 +4,10 @@
     torchrun --standalone --nproc_per_node=4 train.py      one process per GPU
     sbatch submit.sh                                       the same on a Slurm cluster
 
-Where to change what: settings in ddpm/config.py, images and their order in ddpm/data.py, the network in ddpm/model.py,
-the loss in ddpm/diffusion.py, how characters are drawn in ddpm/pipeline.py and judged in judge/, the optimizer step in
-ddpm/step.py, what is kept in ddpm/checkpoint.py and ddpm/saving.py, what is told in metrics/herald.py, figures in
-metrics/tracker.py. This file says in which order.
+Where to change what: settings in ddpm/config.py, images and their order in ddpm/data.py, the network in ddpm/model.py
+and what makes it fast in ddpm/speed.py, the loss in ddpm/diffusion.py, how characters are drawn in ddpm/pipeline.py and
+judged in judge/, the optimizer step in ddpm/step.py, what is kept in ddpm/checkpoint.py and ddpm/saving.py, what is
+told in metrics/herald.py, figures in metrics/tracker.py. This file says in which order.
 """
 
 import os
