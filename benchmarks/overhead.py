@@ -4,7 +4,8 @@
 
 A run of train.py trains on a pseudo-terminal with its dashboard up. In each round every thing is switched off in turn,
 and all of them at once; what is missing then from the time of a step is what the thing costs. Validation and
-checkpoints come once an epoch: their seconds are measured as such, and spread over an epoch's steps.
+checkpoints come once an epoch: their seconds are measured as such, and spread over an epoch's steps. On a CPU each
+thing is also timed where it stands, which a noisy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import struct
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from typing import TextIO
+from functools import partial, wraps
+from typing import Any, TextIO
 from unittest.mock import patch
 
 import torch
@@ -34,19 +37,25 @@ from metrics.status import StatusPublisher
 
 ROWS, COLUMNS = 40, 120
 ALL = "all of these"
+IN_PLACE = 3  # times as many steps as in a turn
+
+
+def things(run: train.Run) -> dict[str, tuple[Any, str, Callable]]:
+    """What a step has beside learning, by name: owner and name of the function that does it, and one that does not."""
+    trainer = run.trainer
+    norm = torch.ones((), device=run.world.device)
+    return {
+        "EMA": (trainer.ema, "update", lambda apply: None),
+        "gradient norm, clipping": (trainer, "grad_norm", lambda: norm),
+        "losses and norms, progress": (trainer.record, "add", lambda loss, norm: None),
+        "status and heartbeat": (StatusPublisher, "_write", lambda self: True),
+        "dashboard": (Screen, "draw", lambda self: None),
+    }
 
 
 def switches(run: train.Run) -> dict[str, Callable[[], AbstractContextManager]]:
     """What can be switched off, by name: each makes a context in which it does nothing."""
-    trainer = run.trainer
-    norm = torch.ones((), device=run.world.device)
-    off = {
-        "EMA": lambda: patch.object(trainer.ema, "update", lambda apply: None),
-        "gradient norm, clipping": lambda: patch.object(trainer, "grad_norm", lambda: norm),
-        "losses and norms, progress": lambda: patch.object(trainer.record, "add", lambda loss, norm: None),
-        "status and heartbeat": lambda: patch.object(StatusPublisher, "_write", lambda self: True),
-        "dashboard": lambda: patch.object(Screen, "draw", lambda self: None),
-    }
+    off = {name: partial(patch.object, *thing) for name, thing in things(run).items()}
 
     @contextmanager
     def nothing_on() -> Iterator[None]:
@@ -56,6 +65,32 @@ def switches(run: train.Run) -> dict[str, Callable[[], AbstractContextManager]]:
             yield
 
     return {**off, ALL: nothing_on}
+
+
+def in_place(ours: OurRun, steps: int) -> dict[str, float]:
+    """The share of the time of `steps` steps that each thing takes where it stands, in processor time of its thread.
+
+    For a CPU, where a call returns when its work is done; what other threads help with counts once.
+    """
+    spent = dict.fromkeys(things(ours.run), 0.0)
+
+    def timed(name: str, function: Callable) -> Callable:
+        @wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[name] += time.thread_time() - began
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, function, _) in things(ours.run).items():
+            stack.enter_context(patch.object(owner, function, timed(name, getattr(owner, function))))
+        whole = seconds(lambda: ours.steps(steps), ours.run.world.device)
+    shares = {name: taken / whole for name, taken in spent.items()}
+    return {**shares, ALL: sum(shares.values())}
 
 
 @contextmanager
@@ -119,10 +154,12 @@ def per_epoch(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
 def measure(config: TrainConfig, world: World, rounds: int, passes: int, steps: int, warmup: int) -> dict:
     with terminal() as screen, our_run(config, world, screen) as ours:
         ours.steps(warmup)
+        per_round = [in_place(ours, IN_PLACE * steps) for _ in range(rounds)] if world.device.type == "cpu" else []
         return {
             "choices": ours.run.choices.in_words(),
             "steps_per_epoch": ours.run.plan.steps_per_epoch,
             "val_images": ours.run.choices.val_images,
+            "in_place": {name: [each[name] for each in per_round] for name in per_round[0]} if per_round else {},
             "seconds_per_step": per_step(ours, rounds, passes, steps),
             "seconds_per_epoch": per_epoch(ours, rounds, steps),
         }
@@ -142,17 +179,25 @@ def shares(measured: dict) -> dict[str, dict[str, float]]:
     return told
 
 
+def percent(share: dict[str, float]) -> str:
+    return words({kind: 100 * value for kind, value in share.items()}, 2, "%")
+
+
 def table(config: TrainConfig, measured: dict, told: dict[str, dict[str, float]]) -> Table:
     step = words(spread([1000 * each for each in measured["seconds_per_step"]["everything"]]))
     page = Table(title=f"{config.preset}, batch {config.images_per_step}: {step} ms per step with everything on")
     page.add_column("what")
     page.add_column("share of a step", justify="right")
+    if measured["in_place"]:
+        page.add_column("timed in place", justify="right")
     page.add_column("when")
     for name, share in told.items():
         each = measured["seconds_per_epoch"].get(name)
         when = f"once an epoch of {measured['steps_per_epoch']} steps: {words(spread(each), 2)} s" if each else "a step"
-        percent = {kind: 100 * value for kind, value in share.items()}
-        page.add_row(name, words(percent, 2, "%"), when, end_section=name == ALL)
+        cells = [percent(share)]
+        if measured["in_place"]:
+            cells.append(percent(spread(measured["in_place"][name])) if name in measured["in_place"] else "–")
+        page.add_row(name, *cells, when, end_section=name == ALL)
     return page
 
 

@@ -5,11 +5,13 @@
 
 Ours is the loop of train.py itself. All sides train the same UNet on the same data in the same batch and take turns in
 each round, after a warm-up; each is a process of its own, which stands still in the others' turns, its workers too.
+Where a process's memory comes to lie can make it some percent faster or slower on a CPU: `--sittings` starts them anew.
 """
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -53,26 +55,36 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(11))
 
 
-def measure(config: TrainConfig, names: Sequence[str], rounds: int, passes: int, steps: int, warmup: int) -> dict:
-    """Seconds per step of each side by round, and what else there is to know of each.
+def measure(config: TrainConfig, names: Sequence[str], options: Namespace) -> dict:
+    """Seconds per step of each side by round, over all sittings, and what else there is to know of each.
 
     Raises:
         RequestError: a side has failed.
     """
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(options.sittings):
+        rounds, chosen, peaks = sitting(config, names, options)
+        for name, seconds_per_step in rounds.items():
+            taken[name] += seconds_per_step
+    return {"choices": chosen["ours"], "seconds_per_step": taken, "peak_memory_gb": peaks}
+
+
+def sitting(config: TrainConfig, names: Sequence[str], options: Namespace) -> tuple[dict, dict, dict]:
+    """All rounds of one start of the sides: seconds per step by round, what they chose, the memory they needed."""
     with ExitStack() as stack:
         sides = [stack.enter_context(closing(Apart(name, partial(side, name, config)))) for name in names]
         chosen, peaks = {}, {}
         for each in sides:
             chosen[each.name] = each.build()
-            each.turn(warmup)
+            each.turn(options.warmup)
 
         def turn(side: Apart) -> float:
-            taken = side.turn(steps)
+            taken = side.turn(options.steps)
             peaks[side.name] = taken.peak_memory_gb
             return taken.seconds_per_step
 
-        taken = in_turn({each.name: partial(turn, each) for each in sides}, rounds, passes)
-        return {"choices": chosen["ours"], "seconds_per_step": taken, "peak_memory_gb": peaks}
+        turns = {each.name: partial(turn, each) for each in sides}
+        return in_turn(turns, options.rounds, options.passes), chosen, peaks
 
 
 def limits(config: TrainConfig, device: torch.device) -> dict:
@@ -127,6 +139,7 @@ def table(config: TrainConfig, told: dict[str, dict]) -> Table:
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--passes", type=int, default=3, help="turns of each side in a round (default 3)")
+    parser.add_argument("--sittings", type=int, default=1, help="starts of all sides, with --rounds each (default 1)")
     parser.add_argument("--steps", type=int, default=20, help="of a side in a turn (default 20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps of each side before the rounds (default 5)")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="ours is always among them")
@@ -137,9 +150,10 @@ def main(argv: list[str] | None = None) -> None:
         names.remove("accelerate loop")
     with connect() as world:
         document = {"machine": machine(world.device), "preset": config.preset, "resolution": config.resolution,
-                    "batch": config.images_per_step, "passes": options.passes, "steps": options.steps}  # fmt: skip
+                    "batch": config.images_per_step, "sittings": options.sittings, "passes": options.passes,
+                    "steps": options.steps}  # fmt: skip
         try:
-            measured = measure(config, names, options.rounds, options.passes, options.steps, options.warmup)
+            measured = measure(config, names, options)
         except RequestError as error:
             parser.error(str(error))
         measured |= limits(config, world.device)

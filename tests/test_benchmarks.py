@@ -107,6 +107,12 @@ def test_a_step_is_compared_with_the_other_loops(tiny, tmp_path, capsys):
     assert "plain loop" in capsys.readouterr().out
 
 
+def test_sittings_start_the_sides_anew(tiny, tmp_path):
+    said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "ours", "--sittings", "2")
+    assert len(said["seconds_per_step"]["ours"]) == 2 * 2
+    assert said["sittings"] == 2
+
+
 def test_without_accelerate_the_other_sides_are_measured(tiny, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train_step, "find_spec", lambda name: None)
     said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "accelerate loop")
@@ -196,6 +202,11 @@ def test_overheads_follow_from_the_rounds(tiny, tmp_path, capsys):
             statistics.median(cost / step for cost, step in zip(per_step, whole, strict=True)), abs=1e-9
         )
     assert min(said["seconds_per_epoch"]["validation"]) > 0
+    in_place = dict(said["in_place"])
+    assert min(in_place["EMA"]) > 0
+    assert min(in_place["gradient norm, clipping"]) > 0
+    assert in_place.pop(overhead.ALL) == pytest.approx([sum(each) for each in zip(*in_place.values(), strict=True)])
+    assert max(said["in_place"][overhead.ALL]) < 1
     assert "with everything on" in capsys.readouterr().out
 
 
