@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks import summary
+from benchmarks.overhead import ALL
 
 
 def put(folder: Path, name: str, device: str, **document) -> None:
@@ -25,6 +26,8 @@ def step(plain: float, accelerate: float, bare: float, memory: float | None) -> 
 def test_every_figure_stands_beside_its_target(tmp_path, capsys):
     put(tmp_path, "train_step_small", "CPU (x86_64)", **step(1.3, 1.2, 1 / 1.02, None))
     put(tmp_path, "train_step_small", "NVIDIA H200", **step(5.9, 3.5, 1 / 1.04, 4.0))
+    put(tmp_path, "overhead_tiny", "CPU (x86_64)", in_place={ALL: [0.013, 0.012, 0.03]}, shares={ALL: {"median": 0.2}})
+    put(tmp_path, "overhead_small", "NVIDIA H200", in_place={}, shares={ALL: {"median": 0.021}})
     (tmp_path / "recipes.json").write_text('{"minutes": 4}')
     rows = {(figure, device[:3]): row for figure, device, *row in summary.rows(summary.read(tmp_path))}
     plain, accelerate = "small: ours / plain loop, images/s", "small: ours / Accelerate loop, images/s"
@@ -36,6 +39,8 @@ def test_every_figure_stands_beside_its_target(tmp_path, capsys):
     assert rows["small: peak memory / plain loop", "NVI"] == ["≤ 0.6×", "0.5×", "reached"]
     assert ("small: peak memory / plain loop", "CPU") not in rows
     assert rows["small: FLOP/s, of a matrix product's", "CPU"] == ["–", "50%", "–"]
+    assert rows["tiny: EMA, norm, figures, dashboard, of a step", "CPU"] == ["≤ 2%", "1.3%", "reached"]
+    assert rows["small: EMA, norm, figures, dashboard, of a step", "NVI"] == ["≤ 2%", "2.1%", "missed"]
     assert summary.main(["--folder", str(tmp_path)]) == 0
     assert "missed" in capsys.readouterr().out
 
