@@ -29,14 +29,13 @@ from rich.table import Table
 
 import train
 from benchmarks.our_run import OurRun, our_run
-from benchmarks.rounds import arguments, in_turn, machine, publish, seconds, settings, spread, words
+from benchmarks.rounds import ALL, arguments, in_turn, machine, publish, seconds, settings, spread, words
 from ddpm.config import TrainConfig
 from ddpm.distributed import World, connect
 from metrics.screen import Screen
 from metrics.status import StatusPublisher
 
 ROWS, COLUMNS = 40, 120
-ALL = "all of these"
 IN_PLACE = 3  # times as many steps as in a turn
 
 

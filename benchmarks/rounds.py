@@ -26,6 +26,7 @@ from ddpm.hardware import device_name, synchronize
 from ddpm.paths import PROJECT_ROOT
 
 RESULTS = PROJECT_ROOT / "benchmarks" / "results"
+ALL = "all of these"  # that a step has beside learning
 WIDTH = 130  # columns of a table, also in a batch job's output
 
 

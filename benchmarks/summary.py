@@ -17,8 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.overhead import ALL
-from benchmarks.rounds import RESULTS, WIDTH
+from benchmarks.rounds import ALL, RESULTS, WIDTH
 from benchmarks.startup import EAGER, WARM
 
 
@@ -48,7 +47,7 @@ def memory_of_ours(document: dict) -> float:
 
 
 def beside_learning(document: dict) -> float:
-    """The share of a step that is not learning: timed in place where it was, as differences of whole steps are noisy."""
+    """The share of a step that is not learning: as timed in place where it was, for whole steps are noisy."""
     in_place = document.get("in_place")
     return statistics.median(in_place[ALL]) if in_place else document["shares"][ALL]["median"]
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks import summary
-from benchmarks.overhead import ALL
+from benchmarks.rounds import ALL
 
 
 def put(folder: Path, name: str, device: str, **document) -> None:
