@@ -158,8 +158,9 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(str(error))
         measured |= limits(config, world.device)
         told = figures(measured, config.images_per_step)
-        publish(f"train_step_{config.preset}", world.device, {**document, **measured, "figures": told}, options.out,
-                table(config, told))  # fmt: skip
+        document |= {**measured, "figures": told}
+        name = f"train_step_{config.preset}" + ("" if config.precision == "auto" else f"_{config.precision}")
+        publish(name, world.device, document, options.out, table(config, told))
 
 
 if __name__ == "__main__":
