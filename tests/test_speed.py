@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from ddpm.config import NULL_CLASS, TrainConfig
 from ddpm.model import build_unet
 from ddpm.speed import set_layout, skip_unit_scales
+from tests.conftest import replace
 
 aten = torch.ops.aten
 
@@ -80,6 +81,7 @@ def in_nchw(node: Node) -> bool:
 
 
 def test_a_compiled_model_is_one_graph_in_which_activations_stay_in_nhwc(small):
+    small = replace(small, mid_attention=True)
     as_it_comes, ours = build_unet(small).to(memory_format=torch.channels_last), build_unet(small)
     set_layout(ours, channels_last=True)
     for model, stay in ((as_it_comes, False), (ours, True)):
