@@ -38,7 +38,8 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
     except RequestError as error:
         sys.exit(refuse(error))
 
-from ddpm import checkpoint, data, hardware
+from ddpm import checkpoint, data, hardware, set_aside, soundness
+from ddpm.advice import after_failure
 from ddpm.claim import Claim, holder
 from ddpm.describe import describe_run, dry_run
 from ddpm.diffusion import Validation
@@ -49,7 +50,7 @@ from ddpm.paths import RunPaths
 from ddpm.pictures import draw_samples, labelled_grid
 from ddpm.plan import Plan
 from ddpm.progress import Progress
-from ddpm.saving import Checkpoints
+from ddpm.saving import Checkpoints, update_best
 from ddpm.step import Trainer
 from judge.in_training import Evaluation
 from metrics import wandb_board
@@ -58,6 +59,7 @@ from metrics.status import last_words, publish_failure, read_status
 from metrics.tracker import jsonable, loss_statistics
 
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
+ENOUGH_LOSSES = 25  # steps of an epoch whose mean loss can be compared with an epoch's
 
 
 class Run:
@@ -74,11 +76,13 @@ class Run:
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.plan.global_batch)
         self.checkpoints: Checkpoints | None = None  # on the main process only
+        self.blown_up: str | None = None  # why the losses of the latest row call the state unsound (main process only)
 
     def main(self) -> int:
         """Train to the end, or until asked to stop. Returns the exit code."""
         self.take_up()
-        if self.was_finished and self.start and (self.start.step >= self.plan.total_steps or self.ended_early):
+        reached = self.start and (self.start.step >= self.plan.total_steps or self.ended_early)
+        if self.was_finished and reached and not self.notes:
             return self.nothing_to_do()
         with Herald(self.paths, self.plan, self.world) as self.herald:
             try:
@@ -178,8 +182,13 @@ class Run:
 
     def publish_row(self, row: dict) -> None:
         """Publish an epoch's figures, and learn from all of them whether the run has stopped getting better."""
+        if self.world.is_main:
+            losses = {name: row[name] for name in ("loss_mean", "val_loss", "val_loss_ema") if name in row}
+            self.blown_up = soundness.blown_up(losses, self.herald.rows)
         self.herald.epoch(row)
         if self.world.is_main:
+            if unsound := self.unsound:
+                self.herald.log(f"after epoch {row['epoch']} the state is unsound: {unsound}", "warning")
             models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
             self.herald.weights(row["epoch"], row["step"], models)
         if self.config.early_stop_patience:
@@ -256,9 +265,16 @@ class Run:
             resume = "auto" if self.world.restarted else self.config.resume  # what it began with is behind it
             start, damaged = checkpoint.choose_start(root, resume, self.identity)
             was_finished = status is not None and status.get("state") == "finished"
-            notes = [f"earlier files of this name are now in {old}" for old in self.paths.prepare(afresh=start is None)]
+            notes = []
+            if start is None and resume == "auto" and any(root.glob("step_*")):
+                notes.append("no checkpoint of the earlier start is sound: the run begins anew")
+            notes += [
+                f"earlier files of this name are now in {old}" for old in self.paths.prepare(afresh=start is None)
+            ]
             if start:
-                notes += checkpoint.set_aside(root, start, damaged)
+                notes += set_aside.damaged_checkpoints(root, start, damaged)
+                notes += set_aside.abandoned_line(self.paths, start)
+                update_best(root, self.config.best_by)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
 
@@ -301,9 +317,14 @@ class Run:
         )
         rows = start.meta["history"] if start else []
         self.herald.begin(description, self.progress.step, rows, self.cause, self.notes)
+        for note in set_aside.later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
+            self.herald.log(note)
         if start:
             changed = "; ".join(checkpoint.changes(start, config, self.world.world_size)) or "nothing"
             self.herald.log(f"resumed from {start.folder.name}; changed since: {changed}")
+            if start.unsound:
+                self.herald.log(f"{start.folder.name} is unsound ({start.unsound}); it was asked for", "warning")
+            self.blown_up = start.unsound
         self.checkpoints = Checkpoints(
             self.paths.checkpoints, config, self.plan, self.identity, start, self.herald.log, self.claim.check
         )
@@ -319,7 +340,16 @@ class Run:
         """Begin to write a checkpoint of the current step (on the main process)."""
         if self.checkpoints:
             with self.progress.spending("checkpoint_time_sec"):
-                self.checkpoints.save(self.trainer, self.progress, self.herald.rows)
+                self.checkpoints.save(self.trainer, self.progress, self.herald.rows, self.unsound)
+
+    @property
+    def unsound(self) -> str | None:
+        """What steps and losses say against the present state (main process only); None if they say nothing."""
+        progress, unsound = self.progress, self.trainer.record.unsound or self.blown_up
+        if unsound or len(progress.losses) < ENOUGH_LOSSES:
+            return unsound
+        so_far = loss_statistics(progress.losses, progress.grad_norms)
+        return soundness.blown_up({"loss_mean": float(so_far["loss_mean"])}, self.herald.rows)
 
     def draw_samples(self, epoch: int) -> bool:
         """Draw a grid of generated characters with the averaged weights, unless it is there (every process calls it).
@@ -342,6 +372,9 @@ class Run:
     def finished(self) -> int:
         self.vote.close()
         unsaved = self.last_checkpoint()
+        unsound = self.world.together(lambda: self.unsound or self.checkpoints.unsound, here=self.world.is_main)
+        if unsound and not unsaved:
+            return self.failed(TrainingFailed(f"trained to the end, but the state is unsound: {unsound}"))
         if self.config.export and self.world.is_main and not unsaved:
             self.herald.export(self.world.device)
         return self.herald.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved or self.ended_early)
@@ -359,9 +392,7 @@ class Run:
 
     def failed(self, error: TrainingFailed) -> int:
         self.last_checkpoint()
-        latest = self.paths.checkpoints / "latest"
-        last = f"the last checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
-        return self.herald.end("failed", 1, f"{error}; {last}")
+        return self.herald.end("failed", 1, f"{error}; {after_failure(self.config, self.paths, self.world)}")
 
     def crashed(self, error: Exception) -> None:
         self.last_checkpoint()

@@ -3,7 +3,9 @@
 step_00028200/  unet/ and scheduler/ (diffusers folders; moving-average weights, safetensors)
                 unet_swa/ (with --swa-start-epoch: the average of the weights at the ends of epochs)
                 train_state.pt (live weights, optimizer, scaler)
-                meta.json (identity, settings, counters, metrics, SHA-256 of every file), written last
+                meta.json (identity, settings, counters, metrics, why the state is unsound if it is, SHA-256 of every
+                file), written last
+latest → the newest checkpoint whose state is sound, best → the best of those
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from ddpm.config import NUM_CLASSES, TrainConfig
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write, fsync_folder, replace_link, sha256_file
 from ddpm.plan import Plan
+from ddpm.soundness import broken
 
 STATE, WEIGHTS_NAME = "train_state.pt", "diffusion_pytorch_model.safetensors"
 WEIGHTS = f"unet/{WEIGHTS_NAME}"
@@ -41,6 +43,11 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return self.meta["progress"]["step"]
+
+    @property
+    def unsound(self) -> str | None:
+        """Why its state is not worth continuing from (see `ddpm/soundness.py`); None if it is."""
+        return self.meta.get("unsound")
 
     def load(self) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
         """The training state, and the averaged weights by folder, on the CPU. Only safe formats are read."""
@@ -60,9 +67,10 @@ class Contents:
 
 
 def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: None) -> Checkpoint:
-    """Write the checkpoint `root/step_…` of `meta["progress"]["step"]` and point `latest` at it.
+    """Write the checkpoint `root/step_…` of `meta["progress"]["step"]` and, if it is sound, point `latest` at it.
 
-    A crash at any moment leaves at most a hidden folder that is never taken for a checkpoint.
+    A crash at any moment leaves at most a hidden folder that is never taken for a checkpoint. `meta["unsound"]` says
+    what is known to be wrong with the state; the tensors are examined here.
 
     Args:
         ours: called just before the checkpoint gets its name; raises OSError if the run is no longer ours to write.
@@ -82,22 +90,23 @@ def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: Non
         contents.scheduler.save_pretrained(aside / "scheduler")
         torch.save(contents.state, aside / STATE)
         _make_durable(aside)
-        meta = {**contents.meta, "files": {name: sha256_file(aside / name) for name in _files(aside)}}
+        unsound = contents.meta.get("unsound") or broken(contents.state, contents.averages)
+        files = {name: sha256_file(aside / name) for name in _files(aside)}
+        meta = {**contents.meta, "unsound": unsound, "files": files}
         atomic_write(aside / "meta.json", json.dumps(meta, indent=2))
         ours()
-        if folder.exists():  # one that this run went back behind and has reached again: kept, under another name
-            folder.rename(root / f"replaced_{folder.name}.{time.time_ns()}")
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     fsync_folder(root)
-    replace_link(root / "latest", folder.name)
+    point_latest(root)
     return Checkpoint(folder, meta)
 
 
 def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) -> Checkpoint:
-    """Replace fields of a checkpoint's meta.json: what became known only after it was written, such as its metrics.
+    """Replace fields of a checkpoint's meta.json: what became known only after it was written, such as its metrics,
+    or that its state is unsound.
 
     Args:
         ours: as for `write`.
@@ -108,7 +117,31 @@ def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) 
     meta = {**json.loads((folder / "meta.json").read_text()), **fields}
     ours()
     atomic_write(folder / "meta.json", json.dumps(meta, indent=2))
+    point_latest(folder.parent)
     return Checkpoint(folder, meta)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's meta.json says; nothing if it cannot be read."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def sound_folders(root: Path) -> list[Path]:
+    """The folders of the checkpoints in `root` whose meta.json can be read and calls them sound, oldest first."""
+    metas = {folder: read_meta(folder) for folder in sorted(root.glob("step_*"))}
+    return [folder for folder, meta in metas.items() if meta and not meta.get("unsound")]
+
+
+def point_latest(root: Path) -> None:
+    """Point `latest` at the newest checkpoint that is sound; where there is none, there is no `latest`."""
+    if sound := sound_folders(root):
+        replace_link(root / "latest", sound[-1].name)
+    else:
+        (root / "latest").unlink(missing_ok=True)
 
 
 def inspect(folder: Path) -> Checkpoint:
@@ -143,16 +176,19 @@ def inspect(folder: Path) -> Checkpoint:
 
 
 def find_latest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The checkpoint that `latest` points to or, if it is damaged, the newest that is whole; and what is wrong with
-    those that were passed over, by folder."""
+    """The checkpoint that `latest` points to or, if it is damaged, the newest that is whole and sound; and what is
+    wrong with the damaged ones that were passed over, by folder."""
     newest_first = sorted(root.glob("step_*"), reverse=True)
     newest_first.sort(key=lambda folder: folder != (root / "latest").resolve())  # stable: `latest` comes to the front
     damaged = {}
     for folder in newest_first:
         try:
-            return inspect(folder), damaged
+            found = inspect(folder)
         except RequestError as error:
             damaged[folder] = str(error).rpartition(": ")[0]
+            continue
+        if not found.unsound:
+            return found, damaged
     return None, damaged
 
 
@@ -173,7 +209,7 @@ def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Che
         folder = Path(resume)
         if not folder.is_dir():
             raise RequestError(f"--resume {folder}: no such folder; give auto, never or a step_ folder of checkpoints/")
-        found, damaged = inspect(folder / "latest" if (folder / "latest").exists() else folder), {}
+        found, damaged = inspect((folder / "latest" if (folder / "latest").exists() else folder).resolve()), {}
     if found:
         refuse_other_run(found, identity)
     elif damaged:
@@ -225,22 +261,6 @@ def changes(checkpoint: Checkpoint, config: TrainConfig, world_size: int) -> lis
     return [
         f"{name.replace('_', ' ')} {before.get(name)} → {now[name]}" for name in told if before.get(name) != now[name]
     ]
-
-
-def set_aside(root: Path, found: Checkpoint, damaged: dict[Path, str]) -> list[str]:
-    """Take damaged checkpoints out of the way, under another name, and point `latest` at the one that was found."""
-    told = []
-    for folder, problem in damaged.items():
-        new = root / f"damaged_{folder.name}"
-        while new.exists():
-            new = new.with_name(new.name + "+")
-        folder.rename(new)
-        told.append(f"{problem}; it is now {new.name}, and {found.folder.name} is taken instead")
-    if damaged:
-        replace_link(root / "latest", found.folder.name)
-        if not (root / "best").exists():
-            (root / "best").unlink(missing_ok=True)  # the next save points it at the best of what is left
-    return told
 
 
 def sweep(root: Path) -> None:

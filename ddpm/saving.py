@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ddpm.checkpoint import Checkpoint, Contents, amend, write
+from ddpm.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
 from ddpm.config import TrainConfig
 from ddpm.files import replace_link
 from ddpm.hardware import synchronize
@@ -52,11 +51,11 @@ class Checkpoints:
         self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and rows known then
         if start and start.folder.parent.resolve() == root.resolve():
             self._saved = start.step, len(start.meta["history"])
-            replace_link(root / "latest", start.folder.name)  # --resume may have named another
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
         self.unsaved: str | None = None  # why the latest one could not be written
+        self.unsound: str | None = None  # why the state of the latest one is not worth continuing from
 
     @property
     def overdue(self) -> bool:
@@ -64,18 +63,26 @@ class Checkpoints:
         minutes = self._config.checkpoint_minutes
         return minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
 
-    def save(self, trainer: Trainer, progress: Progress, rows: list[dict[str, Any]]) -> None:
+    def save(
+        self, trainer: Trainer, progress: Progress, rows: list[dict[str, Any]], unsound: str | None = None
+    ) -> None:
         """Copy the state and begin to write it. A failure is loud, but no reason to stop: the old ones still stand.
 
         Args:
             rows: the figures of all epochs so far.
+            unsound: what losses and skipped steps say against the state (see `ddpm/soundness.py`).
         """
         self.wait()
         step = progress.step
         if self._saved == (step, len(rows)):  # asked to stop just after an epoch's checkpoint
             return
-        known = {"metrics": rows[-1] if rows and rows[-1]["step"] == step else {}, "history": list(rows)}
+        known = {
+            "metrics": rows[-1] if rows and rows[-1]["step"] == step else {},
+            "history": list(rows),
+            "unsound": unsound,
+        }
         if self._saved and self._saved[0] == step:  # before the epoch's figures were there: asked to stop meanwhile
+            known["unsound"] = unsound or self.unsound
             self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", self._ours, **known))
             return
         config, plan = self._config, self._plan
@@ -116,8 +123,13 @@ class Checkpoints:
             again = "; training goes on, the checkpoints before it stand, and the next one is tried all the same"
             self._log(self.unsaved + (again if first else ""), "error" if first else "info")
             return
-        self.unsaved, self._saved = None, (step, rows)
-        self._log(f"checkpoint: {newest.folder}", "info")
+        self.unsaved, self.unsound, self._saved = None, newest.unsound, (step, rows)
+        if newest.unsound:
+            latest = self._root / "latest"
+            where = f"`latest` stays at {latest.resolve().name}" if latest.exists() else "there is no sound one yet"
+            self._log(f"checkpoint: {newest.folder} is unsound ({newest.unsound}); {where}", "warning")
+        else:
+            self._log(f"checkpoint: {newest.folder}", "info")
         self._tidy_up(newest)
 
     def _tidy_up(self, newest: Checkpoint) -> None:
@@ -171,11 +183,13 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
 
 
 def update_best(root: Path, by: str) -> Path | None:
-    """Point `best` at the checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its folder."""
+    """Point `best` at the sound checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its
+    folder. Where none was measured there is no `best`."""
     column, best_of = BEST_BY[by]
-    scores = {folder: _meta(folder).get("metrics", {}).get(column) for folder in sorted(root.glob("step_*"))}
+    scores = {folder: read_meta(folder).get("metrics", {}).get(column) for folder in sound_folders(root)}
     scores = {folder: score for folder, score in scores.items() if score is not None}
     if not scores:
+        (root / "best").unlink(missing_ok=True)
         return None
     best = best_of(scores, key=scores.get)
     if (root / "best").resolve() != best.resolve():
@@ -184,14 +198,19 @@ def update_best(root: Path, by: str) -> Path | None:
 
 
 def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
-    """Remove old checkpoints, except the newest `keep_last`, every `keep_every`-th epoch's, `best` and `latest`.
+    """Remove old checkpoints, except the newest `keep_last` sound ones, every `keep_every`-th epoch's, `best` and
+    `latest`. An unsound one is only kept while it is the newest of all.
 
     Returns what could not be removed, as messages: that is no reason to stop training.
     """
-    linked = {(root / name).resolve() for name in ("best", "latest")}
+    folders, sound = sorted(root.glob("step_*")), sound_folders(root)
+    newest = sound[-keep_last:]
+    kept = {*newest, *folders[-1:], *(root / (root / name).resolve().name for name in ("best", "latest"))}
+    kept |= {folder for folder in sound if keep_every and _completed_epoch(folder) % keep_every == 0}
     problems = []
-    for folder in sorted(root.glob("step_*"))[:-keep_last]:
-        if folder.resolve() in linked or (keep_every and _completed_epoch(folder) % keep_every == 0):
+    for folder in folders:
+        old = bool(newest) and folder < newest[0]
+        if folder in kept or not (old or read_meta(folder).get("unsound")):
             continue
         try:
             _remove(folder)
@@ -200,18 +219,9 @@ def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
     return problems
 
 
-def _meta(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's meta.json says; nothing if it cannot be read."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return meta if isinstance(meta, dict) else {}
-
-
 def _completed_epoch(folder: Path) -> float:
     """The epoch that ended at this checkpoint; NaN, which divides by nothing, for one taken within an epoch."""
-    progress = _meta(folder).get("progress", {})
+    progress = read_meta(folder).get("progress", {})
     return progress["epoch"] if progress.get("batch") == 0 else float("nan")
 
 

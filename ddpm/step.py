@@ -8,6 +8,7 @@ them (`grad_scale`). A step whose gradient is not finite is undone by arithmetic
 from __future__ import annotations
 
 import math
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -22,6 +23,7 @@ from ddpm.distributed import World
 from ddpm.errors import TrainingFailed
 from ddpm.hardware import Choices, set_up
 from ddpm.model import EMA, build_unet
+from ddpm.soundness import skipping
 from ddpm.speed import compiled, set_layout, skip_unit_scales
 
 MAX_NONFINITE_IN_A_ROW = 25
@@ -142,7 +144,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "nonfinite_in_a_row": self.record.nonfinite_in_a_row,
+            "skipped": list(self.record.skipped),
             "swa_epochs": int(self.swa.n_averaged) if self.swa else 0,
         }
 
@@ -160,7 +162,7 @@ class Trainer:
                 moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moments[name])
         if state["scaler"]:  # empty if the checkpoint was not made in fp16
             self.scaler.load_state_dict(state["scaler"])
-        self.record.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.record.skipped.extend(state.get("skipped", []))
 
 
 class Record:
@@ -170,7 +172,9 @@ class Record:
         self._world = world
         self._buffer = torch.zeros(2, capacity, device=world.device)
         self._filled = 0
-        self.nonfinite_in_a_row = 0
+        self.skipped: deque[bool] = deque(
+            maxlen=MAX_NONFINITE_IN_A_ROW
+        )  # of the latest steps, which had no finite norm
 
     def add(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         """Note one step (two 0-dim tensors); call `take` before more than `capacity` are noted."""
@@ -194,10 +198,15 @@ class Record:
         self._world.mean_(self._buffer[0, :filled])  # gradients were averaged already: every process has the same norm
         losses, grad_norms = self._buffer[:, :filled].double().cpu().numpy()
         for norm in grad_norms:
-            self.nonfinite_in_a_row = 0 if math.isfinite(norm) else self.nonfinite_in_a_row + 1
-            if self.nonfinite_in_a_row == MAX_NONFINITE_IN_A_ROW:
+            self.skipped.append(not math.isfinite(norm))
+            if sum(self.skipped) == MAX_NONFINITE_IN_A_ROW:
                 raise TrainingFailed(
-                    f"the gradient was not finite for {MAX_NONFINITE_IN_A_ROW} steps in a row: try a smaller --lr or "
-                    "--precision fp32; the weights are those before the first of these steps"
+                    f"the gradient was not finite for {MAX_NONFINITE_IN_A_ROW} steps in a row: take a smaller --lr or "
+                    "--precision fp32"
                 )
         return losses, grad_norms
+
+    @property
+    def unsound(self) -> str | None:
+        """Why the state is unsound, as steps are being skipped; None if they are not."""
+        return skipping(self.skipped)

@@ -179,10 +179,8 @@ class CheckpointReader:
         return self._known[key]
 
     def newest(self) -> Path | None:
-        """The folder that `latest` points to, else the newest one."""
-        root = self._paths.checkpoints
-        latest = (root / "latest").resolve()
-        return latest if latest.is_dir() else max(root.glob("step_*"), default=None)
+        """The folder of the newest checkpoint: `latest`, or one beyond it whose state is unsound."""
+        return max(self._paths.checkpoints.glob("step_*"), default=None)
 
     def section(self, rows: Sequence[dict[str, Any]], settings: dict[str, Any], chosen: Path | None) -> Section:
         """The run's checkpoints: what is in them, and which are whole. `chosen`: the one whose files are listed."""
@@ -201,7 +199,7 @@ class CheckpointReader:
                 continue
             pointed = [name for name, target in links.items() if target == folder.resolve()]
             meta = read_json(folder / "meta.json") or {}
-            place, figures = meta.get("progress") or {}, meta.get("metrics") or {}
+            place, figures, unsound = meta.get("progress") or {}, meta.get("metrics") or {}, meta.get("unsound")
             cells.append(
                 (
                     folder.name,
@@ -210,8 +208,11 @@ class CheckpointReader:
                     ", ".join(pointed) or DASH,
                     shown(figures.get("val_loss_ema"), ".5f"),
                     "damaged" if problem else "yes",
+                    "no" if unsound else "yes",
                 )
             )
+            if unsound:
+                found.append(unhealthy(f"the state of {folder.name} is unsound: {unsound}"))
             if problem:
                 found.append(
                     Finding(
@@ -238,10 +239,10 @@ class CheckpointReader:
             )
         else:
             found.insert(0, fact(f"none in {root}"))
-        aside = sorted(path.name for path in root.glob("damaged_*"))
-        if aside:
-            found.append(fact(f"set aside as damaged by an earlier start: {', '.join(aside)}"))
-        heads = ["Checkpoint", "Epochs done", "Size", "Is", "val_loss_ema", "Whole"]
+        for pattern, what in {"damaged_*": "as damaged", "abandoned-*": "when it went back"}.items():
+            if aside := sorted(path.name for path in root.glob(pattern)):
+                found.append(fact(f"set aside {what} by an earlier start: {', '.join(aside)}"))
+        heads = ["Checkpoint", "Epochs done", "Size", "Is", "val_loss_ema", "Whole", "Sound"]
         tables = [Table("Checkpoints", heads, cells)] if cells else []
         return Section("checkpoints", found, tables + (_contents(chosen) if chosen else []))
 

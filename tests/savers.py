@@ -30,10 +30,12 @@ class Saver:
         self.trainer.step(random_images(64), torch.arange(32), self.progress.step * 32, 1e-3)
         self.trainer.record.take()
 
-    def save(self, step: int, val_loss_ema: float | None = None, **figures: float | None) -> Path:
+    def save(
+        self, step: int, val_loss_ema: float | None = None, unsound: str | None = None, **figures: float | None
+    ) -> Path:
         self.progress.step = step
         self.rows.append({"step": step, "val_loss_ema": val_loss_ema, **figures})
-        self.keeper.save(self.trainer, self.progress, self.rows)
+        self.keeper.save(self.trainer, self.progress, self.rows, unsound)
         self.keeper.wait()
         return self.root / f"step_{step:08d}"
 

@@ -9,9 +9,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm import checkpoint
-from ddpm.checkpoint import choose_start, find_latest, identity_of, inspect, set_aside, sweep
+from ddpm.checkpoint import choose_start, find_latest, identity_of, inspect, sweep
 from ddpm.errors import RequestError
 from ddpm.plan import Plan
+from ddpm.set_aside import damaged_checkpoints
 from tests.conftest import replace
 from tests.savers import Saver, flip_a_bit
 
@@ -106,7 +107,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_ta
     found, damaged = find_latest(saver.root)
     assert found.folder == older
     assert list(damaged) == [newer]
-    [told] = set_aside(saver.root, found, damaged)
+    [told] = damaged_checkpoints(saver.root, found, damaged)
     aside = saver.root / "damaged_step_00000008"
     assert str(newer) in told and aside.name in told and older.name in told
     assert {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()} == before
@@ -119,7 +120,7 @@ def test_what_is_damaged_again_is_set_aside_beside_the_first(saver: Saver):
     saver.save(4)
     for expected in ("damaged_step_00000008", "damaged_step_00000008+"):
         flip_a_bit(saver.save(8) / checkpoint.STATE)
-        set_aside(saver.root, *find_latest(saver.root))
+        damaged_checkpoints(saver.root, *find_latest(saver.root))
         saver.keeper._saved = None
         assert expected in saver.names()
 
