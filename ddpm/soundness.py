@@ -53,22 +53,23 @@ def broken(state: Mapping[str, Any], averages: Mapping[str, Mapping[str, torch.T
     """Why the tensors of a checkpoint, in host memory, are unsound; None if they are not.
 
     Args:
-        state: as `Trainer.state_dict` gives it.
+        state: as `Trainer.state_dict` gives it; what it lacks is not judged.
         averages: averaged weights by folder.
     """
+    live = state.get("model", {})
     moments = {
         f"{name}.{index}": moment
-        for index, parameter in state["optimizer"]["state"].items()
+        for index, parameter in state.get("optimizer", {}).get("state", {}).items()
         for name, moment in parameter.items()
         if isinstance(moment, torch.Tensor)
     }
-    for what, tensors in {"weights": state["model"], "AdamW's moments": moments, **averages}.items():
+    for what, tensors in {"weights": live, "AdamW's moments": moments, **averages}.items():
         bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _finite(tensor)]
         if bad:
             return f"{what} are not finite in {len(bad)} of {len(tensors)} tensors, such as {bad[0]}"
-    live, averaged = (_norm(weights.values()) for weights in (state["model"], averages["unet"]))
-    if live > BLOWN_NORM * averaged:
-        return f"the weights have blown up: their norm is {live:.4g}, that of their average {averaged:.4g}"
+    norm, averaged = (_norm(weights.values()) for weights in (live, averages["unet"]))
+    if norm > BLOWN_NORM * averaged:
+        return f"the weights have blown up: their norm is {norm:.4g}, that of their average {averaged:.4g}"
     return None
 
 
