@@ -29,6 +29,7 @@ from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT
 from ddpm.pictures import npz, png
+from ddpm.program import run_program
 from ddpm.trained import load as load_model
 from judge import evaluation as parts
 from judge.artist import Artist, Manner
@@ -309,4 +310,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths, find_run
+from ddpm.program import run_program
 from metrics.gpus import GpuSampler
 from metrics.run_state import RunReader
 from metrics.screen import POLL, HealthWord, LineCatcher, Screen, on_terminal, snapshot, watch
@@ -199,7 +200,9 @@ class PrettyLogger:
         for event in said[-8:]:
             _say(f"{clock(event['time'])}  {event['severity']:<7}  {event['message']}")
         _say(f"{self.paths.run} {ending_line(status)}")
-        _say(f"log {self.paths.log}, metrics {self.paths.metrics}")
+        for label, path in (("log", self.paths.log), ("metrics", self.paths.csv)):
+            if path.exists():
+                _say(f"{label} {path}")
 
 
 def _eta(status: dict[str, Any]) -> float | None:
@@ -209,10 +212,9 @@ def _eta(status: dict[str, Any]) -> float | None:
 
 
 def _say(text: str) -> None:
-    """Print now; a reader that went away, or an encoding that is too poor, is no reason to end a training."""
+    """Print now; a reader that went away is no reason to end a training."""
     with suppress(OSError, ValueError):
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+        print(text, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -237,4 +239,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -23,6 +23,7 @@ from pathlib import Path
 from ddpm import cli
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
+from ddpm.program import run_program
 from ddpm.sample_config import SampleConfig
 
 
@@ -63,9 +64,6 @@ def make(config: SampleConfig) -> Path:
     start = time.perf_counter()
     drawn = artist.draw(device, hardware.DTYPES[precision])
     seconds, count = time.perf_counter() - start, len(artist.labels)
-    print(f"  {count} characters: {artist.manner} · {precision} on {hardware.device_name(device)}")
-    print(f"  {seconds:.1f} s, {1000 * seconds / count:.3g} ms per image")
-
     files = {path: artist.picture(drawn)}
     if config.npz:
         import numpy as np
@@ -74,9 +72,12 @@ def make(config: SampleConfig) -> Path:
     try:
         for file, content in files.items():
             atomic_write(file, content)
-            print(f"{file} ({len(content) / 1000:,.0f} kB)")
     except OSError as error:
         raise RequestError(f"{error.filename or path}: {error.strerror}; give another file with --out") from error
+    print(f"  {count} characters: {artist.manner} · {precision} on {hardware.device_name(device)}")
+    print(f"  {seconds:.1f} s, {1000 * seconds / count:.3g} ms per image")
+    for file, content in files.items():
+        print(f"{file} ({len(content) / 1000:,.0f} kB)")
     return path
 
 
@@ -122,4 +123,4 @@ def check_writable(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -16,6 +16,7 @@ from datetime import timedelta
 
 from ddpm.config import TrainConfig, parse_args
 from ddpm.errors import ProcessesLost, RequestError, TrainingFailed
+from ddpm.program import flush, prepare
 from ddpm.signals import StopRequest
 
 
@@ -34,6 +35,7 @@ def refuse(error: RequestError) -> int:
 if __name__ == "__main__":  # before torch takes seconds to load: handle signals, answer --help and typing errors
     STOP = StopRequest().install()
     try:
+        prepare()
         CONFIG = parse_args()
     except RequestError as error:
         sys.exit(refuse(error))
@@ -46,7 +48,7 @@ from ddpm.diffusion import Validation
 from ddpm.distributed import StopVote, World, connect
 from ddpm.early_stop import out_of_patience
 from ddpm.model import flops_per_image
-from ddpm.paths import RunPaths
+from ddpm.paths import REPORTED, RunPaths
 from ddpm.pictures import draw_samples, labelled_grid
 from ddpm.plan import Plan
 from ddpm.progress import Progress
@@ -284,15 +286,21 @@ class Run:
 
     def nothing_to_do(self) -> int:
         if self.world.is_main:
+            old: tuple[str, ...] = ()
             if not self.paths.report.exists() or self.paths.report.stat().st_mtime < self.paths.json.stat().st_mtime:
-                from metrics.report import write_report  # here, as the first step need not wait for what draws it
+                try:
+                    from metrics.report import write_report  # here, as the first step need not wait for what draws it
 
-                write_report(self.paths)  # it was killed meanwhile
+                    write_report(self.paths)  # it was killed meanwhile
+                except Exception as error:
+                    old, again = REPORTED, self.paths.command("python -m metrics.report")
+                    print(f"could not write the report (later: {again}): {error}", file=sys.stderr)
             limit = "--max-steps" if self.plan.total_steps == self.config.max_steps else "--epochs"
             print(f"{self.config.run} is finished: {self.start.step} of {self.plan.total_steps} steps are done; "
                   f"{self.ended_early or f'raise {limit} to train on'}, or begin anew with --resume never")  # fmt: skip
             for label, path in self.paths.artifacts().items():
-                print(f"{label}: {self.paths.root / path}")
+                if label not in old:
+                    print(f"{label}: {self.paths.root / path}")
         return 0
 
     def build(self) -> None:
@@ -448,7 +456,6 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
 if __name__ == "__main__":
     CODE = main(CONFIG, STOP)
     if CODE == 1:  # at once: a thread may still write, or NCCL wait for the dead
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         os._exit(CODE)
     sys.exit(CODE)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ddpm.distributed import connect
 from ddpm.hardware import choose
 from ddpm.model import count_parameters, flops_per_image
 from ddpm.plan import Plan
+from ddpm.program import run_program
 from ddpm.progress import Progress
 from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
@@ -92,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

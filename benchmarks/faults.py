@@ -34,6 +34,7 @@ from ddpm import idx
 from ddpm.checkpoint import STATE, WEIGHTS
 from ddpm.config import TrainConfig, preset
 from ddpm.paths import RunPaths
+from ddpm.program import run_program
 from metrics.tracker import TIMES
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -59,7 +60,7 @@ def some_of(source: Path, target: Path, images: dict[str, int]) -> Path:
 
 def train_one(config: TrainConfig, rank: int, port: int, output: Path) -> None:
     """Be process `rank` of two."""
-    with open(output, "a") as file:
+    with open(output, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -101,7 +102,7 @@ class Crew:
     def phase(self) -> str:
         """What the main process says that it is doing, if it has said anything yet."""
         with suppress(OSError, ValueError):
-            status = json.loads(self.paths.status.read_text())
+            status = json.loads(self.paths.status.read_text(encoding="utf-8"))
             if status["pid"] == self.processes[0].pid:
                 return status["phase"] + (", saving" if self.saving else "")
         return "before anything is published"
@@ -138,7 +139,7 @@ def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:
     paths = RunPaths(config.output_root, config.run)
     left_over = [path.name for path in paths.checkpoints.glob(".*")] + [paths.claim.name] * paths.claim.exists()
     wrong += [] if rows.equals(expected_rows) else ["rows"]
-    wrong += [] if json.loads(paths.status.read_text())["state"] == "finished" else ["status"]
+    wrong += [] if json.loads(paths.status.read_text(encoding="utf-8"))["state"] == "finished" else ["status"]
     wrong += [] if paths.report.exists() else ["no report"]
     return wrong + [f"left over: {name}" for name in left_over]
 
@@ -211,4 +212,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -29,10 +29,9 @@ from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, secon
 from ddpm import data
 from ddpm.config import PRESETS, TrainConfig, parse_args
 from ddpm.distributed import World, connect
-from ddpm.errors import RequestError
 from ddpm.model import flops_per_image
 from ddpm.plan import Plan
-from train import refuse
+from ddpm.program import run_program
 
 CPU_BATCH = 256  # images; larger batches take a CPU long and are no faster per image
 CPU_STEP = 3e12  # FLOP: a longer step is not timed on a CPU
@@ -162,7 +161,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RequestError as error:
-        sys.exit(refuse(error))
+    sys.exit(run_program(main))

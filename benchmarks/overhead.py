@@ -32,6 +32,7 @@ from benchmarks.our_run import OurRun, our_run
 from benchmarks.rounds import ALL, arguments, in_turn, machine, publish, seconds, settings, spread, words
 from ddpm.config import TrainConfig
 from ddpm.distributed import World, connect
+from ddpm.program import run_program
 from metrics.screen import Screen
 from metrics.status import StatusPublisher
 
@@ -218,4 +219,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -35,6 +35,7 @@ from ddpm.config import NUM_CLASSES, preset
 from ddpm.distributed import connect
 from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.program import run_program
 from ddpm.trained import load
 from judge.artist import Artist, Manner
 from judge.classifier import Judge, load_or_train
@@ -189,7 +190,7 @@ def trained(options: argparse.Namespace, document: dict[str, Any], root: Path) -
 def begun(options: argparse.Namespace, jury: Jury) -> dict[str, Any]:
     """The results so far, if there are any of as many minutes, else a file of none."""
     if options.out.exists():
-        document = json.loads(options.out.read_text())
+        document = json.loads(options.out.read_text(encoding="utf-8"))
         if document["minutes"] == options.minutes and document["images_judged"] == len(jury.labels):
             return document
         sys.exit(f"error: {options.out} is of {document['minutes']:g} minutes and {document['images_judged']} images "
@@ -220,10 +221,10 @@ def main() -> None:
         document = begun(options, jury)
         for result, checkpoint in trained(options, document, root):
             document["results"].append({**result, "figures": jury.judged(checkpoint, options.guidance)})
-            print(table(document["results"][-1:]).splitlines()[-1], flush=True)
             atomic_write(options.out, json.dumps(document, indent=2))
+            print(table(document["results"][-1:]).splitlines()[-1], flush=True)
     print(table(document["results"]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -84,7 +84,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def _cpu_name() -> str:
     """The processor, with what it has for half precision."""
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
     name = re.search(r"model name\s*: (.+)", told)

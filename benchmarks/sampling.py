@@ -10,6 +10,7 @@ conditional and the unconditional half of each batch go through the network one 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -24,6 +25,7 @@ from ddpm.hardware import choose, pick_device, set_up
 from ddpm.model import build_unet, flops_per_image
 from ddpm.pictures import images_at_once
 from ddpm.pipeline import make_sampler, sample
+from ddpm.program import run_program
 from ddpm.speed import compiled, set_layout
 from judge.sweeps import SAMPLERS
 
@@ -182,4 +184,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -31,7 +31,7 @@ from ddpm.errors import RequestError
 from ddpm.hardware import pick_device
 from ddpm.paths import PROJECT_ROOT, RunPaths
 from ddpm.plan import Plan
-from train import refuse
+from ddpm.program import run_program
 
 # train, and do nothing else that takes long; the last of equal flags counts
 TRAIN_ONLY = (
@@ -76,7 +76,9 @@ def images_per_sec(job: Job, flags: Sequence[str], steps: int, threads: int | No
         "--output-root", str(folder), "--run-name", "scaling", "--resume", "never",
     ]  # fmt: skip
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    ended = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        command, cwd=PROJECT_ROOT, env=environment, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if ended.returncode:
         said = ended.stderr.strip().splitlines() or ["it said nothing"]
         why = next((line for line in said if line.startswith("error: ")), said[-1]).removeprefix("error: ")
@@ -154,7 +156,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RequestError as error:
-        sys.exit(refuse(error))
+    sys.exit(run_program(main))

@@ -22,8 +22,8 @@ from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.hardware import PEAK_TFLOPS
 from ddpm.model import build_unet, flops_per_image
+from ddpm.program import run_program
 from metrics.markdown import table
-from train import refuse
 
 
 def assumed(value: float, meaning: str) -> float:
@@ -271,7 +271,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RequestError as error:
-        sys.exit(refuse(error))
+    sys.exit(run_program(main))

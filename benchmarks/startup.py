@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,7 @@ def child(file: str, began: str, _: str, *flags: str) -> int:
     try:
         return train.main(config, stop) or 1
     except FirstStepDone:
-        Path(file).write_text(json.dumps(clock.told()))
+        Path(file).write_text(json.dumps(clock.told()), encoding="utf-8")
         return 0
 
 
@@ -132,7 +132,7 @@ def watch_train(train: Any, clock: PhaseClock) -> None:
 def start(flags: Sequence[str], environment: dict[str, str]) -> dict[str, float]:
     """Start train.py with `flags` once: seconds of each phase, and in total. Ends with the start's exit code if that
     does not come to its first step."""
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "output", "w+") as output:
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "output", "w+", encoding="utf-8") as output:
         phases = Path(folder) / "phases.json"
         command = [sys.executable, "-m", "benchmarks.startup", "--child", str(phases), repr(time.monotonic()), "--"]
         ended = subprocess.run(
@@ -143,7 +143,7 @@ def start(flags: Sequence[str], environment: dict[str, str]) -> dict[str, float]
             output.seek(0)
             print((output.read().strip().splitlines() or ["error: the start failed"])[-1], file=sys.stderr)
             sys.exit(ended.returncode)
-        return json.loads(phases.read_text())
+        return json.loads(phases.read_text(encoding="utf-8"))
 
 
 def measure(flags: Sequence[str], rounds: int, compiled: bool) -> dict[str, dict[str, list[float]]]:
@@ -197,4 +197,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main())
+    from ddpm.program import run_program
+
+    sys.exit(run_program(partial(child, *sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main))

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.rounds import ALL, RESULTS, WIDTH
 from benchmarks.startup import EAGER, WARM
+from ddpm.program import run_program
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ AIMS = [
 
 def read(folder: Path) -> dict[tuple[str, str], dict]:
     """The files by benchmark and the device that they are of."""
-    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     return {
         (each["benchmark"], each["machine"]["device"]): each
         for each in documents
@@ -136,4 +137,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -29,6 +29,7 @@ from ddpm.distributed import World, connect
 from ddpm.errors import RequestError
 from ddpm.hardware import DTYPES, choose, peak_flops, set_up
 from ddpm.model import flops_per_image
+from ddpm.program import run_program
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")
 
@@ -164,4 +165,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

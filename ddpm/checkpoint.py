@@ -114,7 +114,7 @@ def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) 
     Raises:
         OSError: no room or no permission; the checkpoint is as it was.
     """
-    meta = {**json.loads((folder / "meta.json").read_text()), **fields}
+    meta = {**json.loads((folder / "meta.json").read_text(encoding="utf-8")), **fields}
     ours()
     atomic_write(folder / "meta.json", json.dumps(meta, indent=2))
     point_latest(folder.parent)
@@ -155,7 +155,7 @@ def inspect(folder: Path) -> Checkpoint:
     if not path.is_file():
         raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {mend}")
     try:
-        meta = json.loads(path.read_text())
+        meta = json.loads(path.read_text(encoding="utf-8"))
         hashes, _, _ = meta["files"], meta["progress"]["step"], meta["identity"]
         unlisted = {STATE, WEIGHTS} - set(hashes)
     except (ValueError, KeyError, TypeError) as error:

@@ -90,7 +90,7 @@ class Claim:
     def _create(self) -> bool:
         """Make the file if there is none; whether it was made."""
         try:
-            file = open(self.path, "x")  # noqa: SIM115
+            file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:
             return False
         try:
@@ -161,7 +161,7 @@ def _whereabouts() -> dict[str, Any]:
 def _machine() -> str:
     """What is the same for two processes only if each can see in /proc whether the other lives."""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     return uuid.uuid4().hex  # no two are the same
 
@@ -169,7 +169,7 @@ def _machine() -> str:
 def _began(pid: int | None) -> str | None:
     """When the process began, in ticks since boot, so that a reused number is not taken for it; None if it is gone."""
     with suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     return None
 
@@ -177,14 +177,14 @@ def _began(pid: int | None) -> str | None:
 def _read(path: Path) -> dict[str, Any]:
     """The claim's content; nothing if there is none, or if it is not whole (yet)."""
     with suppress(OSError, ValueError):
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
         return owner if isinstance(owner, dict) else {}
     return {}
 
 
 def _touched(path: Path) -> tuple[int, int] | None:
     """The file's time and number. It is opened, as a network file system asks its server only then."""
-    with suppress(OSError), open(path) as file:
+    with suppress(OSError), open(path, encoding="utf-8") as file:
         stat = os.fstat(file.fileno())
         return stat.st_mtime_ns, stat.st_ino
     return None

@@ -34,6 +34,8 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(kind, args=sys.argv[1:] if arguments is None else arguments, prog=program, **known)
+    except BrokenPipeError:  # `--help | head` has seen enough
+        sys.exit(0)
     except SystemExit as end:
         if not end.code:
             raise

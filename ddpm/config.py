@@ -16,6 +16,7 @@ from ddpm import cli
 from ddpm.config_file import read_arguments
 from ddpm.errors import RequestError
 from ddpm.paths import PROJECT_ROOT
+from ddpm.program import run_program
 from ddpm.rules import flag, mistakes
 
 NUM_CLASSES = 47
@@ -303,4 +304,4 @@ def markdown_table() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown_table())
+    sys.exit(run_program(lambda: print(markdown_table())))

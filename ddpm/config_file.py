@@ -41,7 +41,7 @@ def _mapping(path: Path) -> tuple[dict[str, Any], bool]:
     """The settings in the file, and whether a run wrote them."""
     mend = "give a file of settings, such as `batch_size: 64`, or a run's training_metrics.json"
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise RequestError(f"--config {path} cannot be read ({why}); {mend}") from error

@@ -33,6 +33,7 @@ from ddpm.model import count_parameters
 from ddpm.paths import PROJECT_ROOT
 from ddpm.pictures import images_at_once, png, sample_grid
 from ddpm.pipeline import CharacterPipeline
+from ddpm.program import run_program
 from ddpm.trained import Trained, load
 
 PER_CLASS = 4  # characters of a class
@@ -190,7 +191,7 @@ def _evaluation(trained: Trained) -> dict[str, Any] | None:
     """What evaluate.py found out about the run, if it was run."""
     path = trained.paths.metrics / "evaluation.json"
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         _, _, _ = found["sampler"]["steps"], found["samples_per_class"], found["checkpoint"]
         return found
     except FileNotFoundError:
@@ -208,7 +209,7 @@ def _refuse_to_lose(folder: Path) -> None:
     if not folder.exists():
         return
     try:
-        known = json.loads((folder / "meta.json").read_text())["files"]
+        known = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["files"]
         known = known if "model_index.json" in known else {}  # else a checkpoint
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
@@ -249,4 +250,4 @@ def _put(files: dict[str, bytes], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -28,6 +28,7 @@ from ddpm.files import atomic_write
 from ddpm.fonts import font_file
 from ddpm.idx import CLASS_NAMES, IMAGE_SIZE, MERGED, check_split, read_idx, split_files, write_idx
 from ddpm.paths import PROJECT_ROOT
+from ddpm.program import run_program
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 400, 80
 VERSION = 1  # of the pictures: raise it when a change here changes them
@@ -282,7 +283,7 @@ def ensure_glyphs(
 def _is_whole(root: Path, note: Path, wanted: dict) -> bool:
     """Was drawing with these parameters finished, and are its files still sound?"""
     try:
-        if json.loads(note.read_text()) != wanted | {"whole": True}:
+        if json.loads(note.read_text(encoding="utf-8")) != wanted | {"whole": True}:
             return False
         for split in ("train", "test"):
             check_split(root, split)
@@ -317,4 +318,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

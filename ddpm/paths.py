@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.errors import RequestError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+REPORTED = ("plots", "report", "report (HTML)")  # artifacts that are made together, at the end of every start
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class RunPaths:
             "log": self.log,
             "TensorBoard": self.tensorboard,
         }
-        return {label: str(path.relative_to(self.root)) for label, path in places.items() if path.exists()}
+        return {label: str(path.relative_to(self.root)) for label, path in places.items() if _holds(path)}
 
     def prepare(self, afresh: bool) -> list[Path]:
         """Make the run's folders and see that they can be written to. A run that begins afresh under a name that has
@@ -133,7 +135,7 @@ class RunPaths:
         Raises:
             RequestError: a folder cannot be written to.
         """
-        rows = self.csv.read_text().splitlines()[1:] if self.csv.exists() else []
+        rows = self.csv.read_text(encoding="utf-8").splitlines()[1:] if self.csv.exists() else []
         used = any(self.checkpoints.glob("step_*")) or rows
         outputs = (self.checkpoints, self.metrics, self.tensorboard) if afresh and used else ()
         suffix = time.strftime(".before-%Y%m%d-%H%M%S")
@@ -148,6 +150,13 @@ class RunPaths:
             what = f"{error.filename}: {error.strerror}"
             raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
         return aside
+
+
+def _holds(path: Path) -> bool:
+    """Is it a file, or a folder with something in it?"""
+    with suppress(OSError):
+        return any(path.iterdir()) if path.is_dir() else path.exists()
+    return True  # not to be looked into, so it is there
 
 
 def find_run(name: str, output_root: Path | None = None) -> RunPaths:

@@ -72,7 +72,7 @@ def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT, weig
     if weights != "ema" and not (folder / unet).is_dir():
         raise RequestError(f"--weights {weights}: {folder} has none; --swa-start-epoch makes them in training")
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         expected, settings, _, _ = meta["files"][file], meta["settings"], meta["run"], meta["progress"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error!r}): give another one") from error

@@ -176,7 +176,7 @@ def _sha256(train: Images, test: Images) -> str:
 
 
 def _load(place: Path, recipe: Recipe, digest: str, device: torch.device) -> Judge:
-    meta = json.loads((place / "meta.json").read_text())
+    meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
     if meta["recipe"] != asdict(recipe):
         raise ValueError("it was trained by another recipe")
     if meta["data_sha256"] != digest or meta["weights_sha256"] != sha256_file(place / "classifier.safetensors"):

@@ -20,6 +20,7 @@ from rich.table import Table
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT, RunPaths, find_run
+from ddpm.program import run_program
 from metrics.compare_cautions import cautions
 from metrics.compare_figures import ComparedRun, Ranking, final, parse_rank_by, rank, read_runs
 from metrics.compare_page import MARK, make_page, time_words
@@ -41,7 +42,11 @@ def default_folder(places: Sequence[RunPaths]) -> Path:
 def check_folder(folder: Path) -> None:
     """Raises RequestError if `folder` holds something else than a comparison."""
     try:
-        if not folder.exists() or not any(folder.iterdir()) or (folder / PAGE).read_text().startswith(MARK):
+        if (
+            not folder.exists()
+            or not any(folder.iterdir())
+            or (folder / PAGE).read_text(encoding="utf-8").startswith(MARK)
+        ):
             return
     except (OSError, UnicodeDecodeError):
         pass
@@ -142,4 +147,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

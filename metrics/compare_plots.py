@@ -8,9 +8,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -53,7 +53,7 @@ TIMES = (("seconds", 1.0, 300), ("minutes", 60, 18_000), ("hours", 3600, np.inf)
 def draw_plots(runs: Sequence[ComparedRun], ranked_by: str) -> dict[str, Figure]:
     """A figure for the column `ranked_by`, for each of `CURVES` that a run has values of, and for the samples."""
     names = [name for name in dict.fromkeys((ranked_by, *CURVES)) if has_values(runs, name)]
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         drawn = {**{name: draw_curves(runs, name) for name in names}, "samples": draw_samples(runs)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -68,7 +68,7 @@ def save_plots(plots: dict[str, Figure], runs: Sequence[ComparedRun], folder: Pa
     for name, figure in plots.items():
         picture = io.BytesIO()
         about = {"Title": f"comparison: {name}, {data_of(runs)}", "Software": None}
-        with matplotlib.rc_context(STYLE):
+        with style.context(STYLE):
             figure.savefig(picture, format="png", dpi=DPI, metadata=about)
         atomic_write(folder / f"{name}.png", picture.getvalue())
     for old in folder.glob("*.png"):
@@ -111,8 +111,8 @@ def draw_curves(runs: Sequence[ComparedRun], column: str) -> Figure:
             series = run.frame[column].set_axis(run.frame[name] / size)
             series = series[series.notna() & series.index.notna()]
             line = LINES[number // len(COLOURS) % len(LINES)]
-            style = {"linestyle": line, "linewidth": 1.4, "markersize": 3}
-            draw_line(axes, series, COLOURS[number % len(COLOURS)], label, **style)
+            look = {"linestyle": line, "linewidth": 1.4, "markersize": 3}
+            draw_line(axes, series, COLOURS[number % len(COLOURS)], label, **look)
         axes.set_xlabel(f"{words}, of all starts" if name == "total_time_sec" else words)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=size == 1))

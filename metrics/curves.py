@@ -24,6 +24,7 @@ import plotext
 from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths, find_run
+from ddpm.program import LEGIBLE, run_program
 from metrics.document import FIGURES, epochs_frame, load_document
 from metrics.tracker import COLUMNS
 
@@ -40,7 +41,6 @@ MARKS, COLOURS = "ox+*#@%&=~", ("blue+", "orange", "green+", "magenta+", "cyan+"
 WIDTH, HEIGHT = 78, 16  # of a chart, in characters, where there is no terminal to ask
 LEAST_WIDTH, LEAST_HEIGHT = 40, 8
 SPAN = 3.0  # a curve whose largest value is so many times its smallest is easier to read on a logarithmic axis
-ASCII = str.maketrans("┌┐└┘─│┤├┬┴┼·–…×", "++++-|++++++-~x")
 
 
 def spans_decades(curves: dict[str, pd.Series]) -> bool:
@@ -96,7 +96,7 @@ def chart(
     text = figure.build().string(colorless=not colour).rstrip("\n")
     figure.clear()
     text = "\n".join([head, *(line.rstrip() for line in text.splitlines())])
-    return text.translate(ASCII).encode("ascii", "replace").decode() if ascii_only else text
+    return text.encode("ascii", LEGIBLE).decode() if ascii_only else text
 
 
 def _ticks(figure: Any, curves: dict[str, pd.Series], log: bool, height: int) -> None:
@@ -187,12 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     colour = terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
     look = {"width": width, "height": options.height, "colour": colour, "ascii_only": ascii_only}
     drawn = charts(runs, columns, options.log, **look) or [f"nothing to draw yet of {', '.join(columns)}"]
-    try:
-        print("\n".join(lines), *drawn, sep="\n\n", flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("\n".join(lines), *drawn, sep="\n\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -29,7 +29,7 @@ def load_document(paths: RunPaths) -> dict[str, Any]:
         RequestError: there is no such file, or it is not one.
     """
     try:
-        document = json.loads(paths.json.read_text())
+        document = json.loads(paths.json.read_text(encoding="utf-8"))
         for name, kind in NEEDED.items():
             if not isinstance(document[name], kind):
                 raise TypeError(f"{name!r} is not a {kind.__name__}")

@@ -21,7 +21,7 @@ PAGE, PANEL, GRID, TEXT, MUTED = "#0d1117", "#131a24", "#263041", "#e6edf3", "#9
 BLUE, ORANGE, GREEN, PURPLE, PINK, RED = "#4ea1ff", "#ffa14a", "#4fd6a0", "#b392f0", "#ff7eb6", "#ff5c5c"
 GOLD = "#ffd166"
 DASH = "\N{EN DASH}"  # stands for a value that is missing
-STYLE = {
+STYLE = ["default", {  # whatever the process, or a file of its user, has set
     "figure.facecolor": PAGE, "savefig.facecolor": PAGE, "axes.facecolor": PANEL, "axes.edgecolor": GRID,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False,
@@ -29,7 +29,7 @@ STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "legend.fontsize": 8.5, "legend.frameon": False, "lines.linewidth": 1.7,
     "lines.markersize": 4.5, "text.parse_math": False,
-}  # fmt: skip
+}]  # fmt: skip
 NOTE = {"loc": "right", "fontsize": 9.5, "color": MUTED, "fontweight": "normal"}  # a second, quiet title
 DPI = 180
 BANDS = tuple(f"val_loss_band{band}" for band in (1, 2, 3, 4))  # columns: loss by noise level, 1 = least noise

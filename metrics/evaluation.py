@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib
+from matplotlib import style
 
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths
@@ -53,7 +53,7 @@ def write_evaluation_plots(paths: RunPaths) -> list[Path]:
         return []
     paths.evaluation_files.mkdir(parents=True, exist_ok=True)
     drawn = []
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         for name in FIGURES:
             file = paths.evaluation_files / f"{name}.png"
             if name in figures_of(evaluation):

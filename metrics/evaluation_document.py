@@ -46,7 +46,7 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
         ValueError: it is damaged; says in a few words how.
     """
     try:
-        evaluation = json.loads(paths.evaluation.read_text(), parse_constant=lambda _: None)
+        evaluation = json.loads(paths.evaluation.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

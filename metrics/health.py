@@ -10,9 +10,7 @@ nothing else. With --watch it looks again every few seconds, until Ctrl-C or unt
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from rich.live import Live
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
+from ddpm.program import flush, run_program
 from metrics import health_checks as checks
 from metrics.health_files import CheckpointReader, data, model
 from metrics.health_losses import losses
@@ -168,8 +167,6 @@ def write_page(paths: RunPaths, health: Health) -> str | None:
 
 
 def _console() -> Console:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH, color_system=None)
 
 
@@ -224,8 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problem = write_page(paths, health)
     try:
         _print(health, options.json, None if problem else paths.health)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; the exit code tells the rest
+        flush()
     if problem:
         print(problem, file=sys.stderr)
     return health.exit_code
@@ -235,11 +232,13 @@ def _print(health: Health, as_json: bool, page: Path | None) -> None:
     if as_json:
         print(json.dumps(to_json(health), indent=2, allow_nan=False))
     else:
-        _console().print(to_console(health))
+        console = _console()
+        with console.capture() as told:  # as Rich ends the process itself where nobody reads on
+            console.print(to_console(health))
+        print(told.get(), end="")
         if page:
             print(f"\nas a page: {page}")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -22,7 +22,7 @@ from ddpm.distributed import World
 from ddpm.export import export
 from ddpm.files import atomic_write
 from ddpm.hardware import device_name, gpu_uuid
-from ddpm.paths import RunPaths
+from ddpm.paths import REPORTED, RunPaths
 from ddpm.pictures import npz, png
 from ddpm.plan import Plan
 from ddpm.trained import load
@@ -133,14 +133,20 @@ class Herald:
         if self._tracker:
             with self._logger.going_on("the metrics"):
                 self._boards.close(state, self._tracker.write(state)["summary"])
+            old = REPORTED  # of an earlier start, if they are there
             if report:
                 self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
-                with self._logger.going_on(f"the report (later: {self.paths.command('python -m metrics.report')})"):
+                again = f"(later: {self.paths.command('python -m metrics.report')})"
+                with self._logger.going_on(f"the report {again}"):
                     from metrics.report import write_report
 
                     write_report(self.paths)
+                    old = ()
+                if old:
+                    message = "; ".join(filter(None, (message, f"its report could not be written {again}")))
             for label, path in self.paths.artifacts().items():
-                self.log(f"{label}: {self.paths.root / path}")
+                if label not in old:
+                    self.log(f"{label}: {self.paths.root / path}")
         self._logger.stop(state, code, message)
         if self._tracker:
             self._write_training_log()  # once more, as only now the status says how the run ended

@@ -33,6 +33,7 @@ from PIL import Image
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
+from ddpm.program import run_program
 
 AS_IT_IS = 256 * 1024  # bytes; a larger picture is put into the page as WebP, which is two to six times smaller
 WEBP_QUALITY = 85
@@ -215,4 +216,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -129,7 +129,7 @@ def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise RequestError(f"the plan {path} cannot be read ({why}); see plans/example.yaml") from error

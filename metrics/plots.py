@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from ddpm.files import atomic_write
@@ -97,7 +97,7 @@ def make_plots(document: dict, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     frame = epochs_frame(document)
     paths = []
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         for name in plots_of(frame):
             figure = draw_dashboard(frame, document) if name == "dashboard" else draw_plot(name, frame, document)
             paths.append(folder / f"{name}.png")

@@ -16,6 +16,7 @@ from pathlib import Path
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
+from ddpm.program import run_program
 from ddpm.rules import LARGER_IS_BETTER
 from metrics import strip as strips
 from metrics.document import epochs_frame, load_document, planned_epochs
@@ -275,4 +276,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -17,6 +17,7 @@ from typing import Any
 from ddpm.config import parse_args
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
+from ddpm.program import run_program
 from metrics.status import read_status
 
 STANDS = 0  # CODE is the whole truth
@@ -82,4 +83,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

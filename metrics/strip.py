@@ -6,8 +6,8 @@ import re
 import zipfile
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from ddpm.files import atomic_write
@@ -44,7 +44,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     files = list(rows)
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_ROWS)).round().astype(int))
     document = {"run": paths.run, "data": files[-1].stem.split("_epoch_")[0]}
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure = _draw([rows[files[index]] for index in chosen], [_epoch(files[index]) for index in chosen], document)
         content = png(figure, document, NAME)
     paths.plots.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from types import FrameType
 
 from ddpm.errors import RequestError
 from ddpm.paths import PROJECT_ROOT
+from ddpm.program import run_program
 from metrics.compare import check_folder, compare
 from metrics.plan_runs import RunPlan, read_plan
 from metrics.status import last_words, read_status
@@ -154,7 +155,7 @@ def submit(plan: RunPlan, at_once: int | None, nproc_per_node: int | None, optio
         print(shlex.join(command), flush=True)
         environment = {**os.environ, **processes}
         return subprocess.run(
-            command, cwd=PROJECT_ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
+            command, cwd=PROJECT_ROOT, env=environment, check=True, stdout=subprocess.PIPE, encoding="utf-8"
         ).stdout.strip().split(";")[0]  # fmt: skip
 
     job = None
@@ -235,4 +236,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

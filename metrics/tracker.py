@@ -147,7 +147,7 @@ class MetricsTracker:
         self.rows.append(row)
         if self._csv_whole:
             self._csv_whole = False
-            with open(self._paths.csv, "a") as file:
+            with open(self._paths.csv, "a", encoding="utf-8") as file:
                 file.write(_csv([row], header=False))
             self._csv_whole = True
         self.write("running")
@@ -176,7 +176,7 @@ def _csv(rows: list[dict[str, Any]], header: bool) -> str:
 def _read_starts(path: Path) -> list[dict[str, Any]]:
     """The earlier starts that a JSON file tells of; none if it cannot be read: figures are not worth a training."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return list(json.loads(path.read_text())["starts"])
+        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
     return []
 
 

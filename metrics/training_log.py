@@ -21,6 +21,7 @@ from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
+from ddpm.program import run_program
 from ddpm.rules import LARGER_IS_BETTER, MEASURED, parse_target
 from metrics import against, trend
 from metrics.curves import USUAL, charts
@@ -275,4 +276,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -129,7 +129,7 @@ def _id(paths: RunPaths) -> str:
     """
     file = paths.metrics / "wandb_id.txt"
     with suppress(OSError, UnicodeDecodeError):
-        if known := file.read_text().strip():
+        if known := file.read_text(encoding="utf-8").strip():
             return known
     made = f"{paths.run[:100]}-{secrets.token_hex(4)}"
     atomic_write(file, made + "\n")

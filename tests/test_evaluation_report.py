@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-import matplotlib
 import numpy as np
 import pytest
 import yaml
+from matplotlib import style
 from matplotlib.text import Annotation
 from PIL import Image
 
@@ -256,7 +256,7 @@ def test_figures_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     evaluation["guidance"][0]["frechet"]["value"] = None
     paths = publish(tmp_path, evaluation)
     assert cells("\n".join(evaluation_section(paths)), "RCA")[1:3] == ["–", "[–, –]"]
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         for name in ("memorisation", "guidance"):
             read = json.loads(paths.evaluation.read_text(), parse_constant=lambda _: None)
             FIGURES[name](read).draw_without_rendering()
@@ -269,7 +269,7 @@ def test_glyphs_are_not_taken_for_emnist(tmp_path: Path) -> None:
 
 
 def test_each_sampler_is_named_at_its_point_and_no_name_hides_another() -> None:
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure = FIGURES["samplers"](make_evaluation())
         figure.draw_without_rendering()
     labels = figure.findobj(Annotation)
@@ -283,7 +283,7 @@ def test_each_sampler_is_named_at_its_point_and_no_name_hides_another() -> None:
 def test_times_that_are_close_together_are_plain_numbers_too() -> None:
     evaluation = make_evaluation()
     evaluation["samplers"] = evaluation["samplers"][3:]  # less than a decade
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure = FIGURES["samplers"](evaluation)
         figure.draw_without_rendering()
     said = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels(which="both")]
@@ -303,7 +303,7 @@ def test_plots_of_what_was_measured_in_training_are_there_if_it_was(tmp_path: Pa
     document = with_measurements(make_document(10, run="a_run"), every=2)
     frame = epochs_frame(document)
     assert plots_of(frame)[-2:] == ("loss_by_noise_level", "quality")
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         left, right = draw_plot("quality", frame, document).axes
         (bands,) = draw_plot("loss_by_noise_level", frame, document).axes
     rca, distance = (axes.lines[0].get_xydata() for axes in (left, right))

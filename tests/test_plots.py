@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -67,7 +68,7 @@ DOCUMENTS = {
 def draw(document: dict, name: str) -> Figure:
     """The figure of a plot, laid out as it is when saved."""
     frame = epochs_frame(document)
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure = draw_dashboard(frame, document) if name == "dashboard" else draw_plot(name, frame, document)
         figure.draw_without_rendering()
     return figure
@@ -227,7 +228,12 @@ def test_the_dashboard_is_headed_by_the_key_figures() -> None:
     assert f"{rows.images_seen.iloc[-1]:,}" in said
 
 
-def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
-    before = dict(matplotlib.rcParams)
-    make_plots(make_document(2), tmp_path)
-    assert dict(matplotlib.rcParams) == before
+def test_plots_are_the_same_whatever_matplotlib_is_set_to_and_leave_it_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("metrics.plots.plots_of", lambda frame: ("loss_log", "learning_rate"))
+    theirs = {"text.usetex": True, "savefig.bbox": "tight", "axes.titlesize": 5, "axes.formatter.use_locale": True}
+    with matplotlib.rc_context(theirs):
+        before = dict(matplotlib.rcParams)
+        here = make_plots(make_document(2), tmp_path / "here")
+        assert dict(matplotlib.rcParams) == before
+    there = make_plots(make_document(2), tmp_path / "there")
+    assert [file.read_bytes() for file in here] == [file.read_bytes() for file in there]

@@ -186,3 +186,14 @@ def test_ranges_are_written_out(chars: str, expected: str):
 def test_what_is_no_range_is_refused(chars: str):
     with pytest.raises(RequestError):
         expand(chars)
+
+
+def test_what_was_drawn_is_written_before_anything_is_said_of_it(root, monkeypatch):
+    def refuse(*words: str, **_: object) -> None:
+        if "characters" in words[0]:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", refuse)
+    with pytest.raises(BrokenPipeError):
+        draw(root, "small", "--chars", "A", "--out", "sheet.png", "--npz")
+    assert Image.open("sheet.png").width and raw("sheet.npz").shape[0] > 0

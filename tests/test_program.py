@@ -1,0 +1,143 @@
+"""Every program in a hostile environment: ASCII only, a reader that left, odd names, settings of matplotlib that fail.
+
+Programs run one after the other in one process, as loading torch takes longer than all of them: each as `python -m`
+would run it, with streams and variables as they were at the start.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ddpm.config import TrainConfig
+from ddpm.paths import PROJECT_ROOT
+from tests.conftest import as_arguments, replace
+from tests.runs import paths_of, status
+
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+PROGRAMS = sorted(
+    str(path.relative_to(PROJECT_ROOT))
+    for path in [*PROJECT_ROOT.glob("*.py"), *(each for name in ("ddpm", "judge", "metrics", "benchmarks")
+                                               for each in (PROJECT_ROOT / name).glob("*.py"))]
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+)  # fmt: skip
+RUNNER = """
+import json, os, runpy, sys, traceback
+told = {}
+for program, *arguments in json.loads(sys.argv[1]):
+    sys.stdout.reconfigure(errors="strict")
+    sys.argv = [program, *arguments]
+    try:
+        runpy.run_path(program, run_name="__main__")
+        code = None
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        code = traceback.format_exc()
+    told[program] = [code, sys.stdout.errors]
+sys.stdout.flush()
+open(3, "w").write(json.dumps(told))
+"""
+
+
+def run_all(commands: list[list[str]], **variables: str) -> tuple[dict[str, list], str]:
+    """Run programs in one process: exit code and error handler of stdout of each, and what they printed."""
+    read, write = os.pipe()
+    command = ["bash", "-c", 'exec "$@" 3>&"$0"', str(write), sys.executable, "-c", RUNNER, json.dumps(commands)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **ASCII, **variables}
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, pass_fds=[write], capture_output=True)
+    os.close(write)
+    with open(read, encoding="utf-8") as pipe:
+        told = pipe.read()
+    assert told, done.stderr.decode()
+    return json.loads(told), done.stdout.decode("ascii")
+
+
+def test_every_program_prints_its_help_in_ascii():
+    """evaluate.py first, as it loads matplotlib at once: what comes before may have settled its variables."""
+    programs = sorted(PROGRAMS, key=lambda program: program != "evaluate.py")
+    told, _ = run_all([[program, "--help"] for program in programs], MPLBACKEND="nonsense")
+    assert len(told) > 20
+    assert {program: each for program, each in told.items() if each != [0, "legible"]} == {}
+
+
+@pytest.mark.parametrize("program", ["metrics/report.py", "metrics/compare.py", "metrics/sweep.py"])
+def test_a_program_that_loads_matplotlib_at_once_does_not_depend_on_its_backend(program):
+    assert run_all([[program, "--help"]], MPLBACKEND="nonsense")[0] == {program: [0, "legible"]}
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_drawn_and_reported_where_nothing_suits(small, tmp_path):
+    """ASCII only, a backend and a font cache that are not there, and a matplotlibrc that nobody can decode."""
+    rc = tmp_path / "matplotlibrc"
+    rc.write_bytes(b"text.usetex: True\n\xff\xff")
+    config = replace(small, epochs=1)
+    of_run = ["small", "--output-root", str(tmp_path)]
+    pictures = [tmp_path / "sheet.png", tmp_path / "sheet.npz"]
+    programs = [
+        ["train.py", *as_arguments(config)],
+        ["sample.py", *of_run, "--chars", "A", "--steps", "2", "--out", str(pictures[0]), "--npz"],
+        *(
+            ["metrics/" + name, *of_run]
+            for name in ("report.py", "html.py", "training_log.py", "curves.py", "health.py")
+        ),
+        ["pretty_logger.py", *of_run],
+    ]
+    hostile = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(rc),
+               "MPLCONFIGDIR": "/dev/null/none", "HOME": "/dev/null"}  # fmt: skip
+    told, printed = run_all(programs, **hostile)
+    verdict, _ = told.pop("metrics/health.py")
+    assert verdict in (0, 1, 2) and {program: code for program, (code, _) in told.items() if code} == {}
+    paths = paths_of(config)
+    assert status(config)["state"] == "finished" and status(config)["message"] is None
+    assert len(list(paths.plots.glob("*.png"))) >= 11 and paths.report_html.is_file()
+    assert all(path.stat().st_size for path in pictures)
+    said = re.findall(r"(?m): (/\S+)$", paths.log.read_text())
+    assert str(paths.plots) in said and [path for path in said if not Path(path).exists()] == []
+    assert "plots: " in printed
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-8"])
+def test_a_program_keeps_what_an_encoding_has_and_replaces_the_rest(encoding):
+    done = subprocess.run([sys.executable, "-m", "ddpm.config"], cwd=PROJECT_ROOT, capture_output=True, check=True,
+                          env={**os.environ, "PYTHONIOENCODING": encoding})  # fmt: skip
+    printed = done.stdout.decode(encoding)
+    assert printed.count("\n| `--") == len(fields(TrainConfig))
+    assert ("| \N{EN DASH} |" in printed, "| - |" in printed) == (encoding != "latin-1", encoding == "latin-1")
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["-m", "ddpm.config"], 141), (["train.py", "--help"], 0)])
+def test_a_reader_that_leaves_gets_no_traceback(arguments, code):
+    """More than a pipe's buffer is ended as by SIGPIPE; else the program had done its work."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, *arguments], cwd=PROJECT_ROOT, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
+def test_closed_streams_are_no_error_and_no_file_takes_their_place(tmp_path):
+    program = (
+        "import os, sys; from ddpm.program import run_program\n"
+        "def main():\n"
+        "    with open(sys.argv[1], 'w') as file:\n"
+        "        print('lost'); sys.stdout.flush(); os.write(1, b'lost'); os.write(2, b'lost'); file.write('kept')\n"
+        "sys.exit(run_program(main))"
+    )
+    file = tmp_path / "file"
+    command = ["sh", "-c", 'exec "$0" -c "$1" "$2" <&- >&- 2>&-', sys.executable, program, str(file)]
+    assert subprocess.run(command, cwd=PROJECT_ROOT).returncode == 0
+    assert file.read_text() == "kept"
+
+
+def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    done = subprocess.run([sys.executable, "train.py", "--output-root", folder], cwd=PROJECT_ROOT, capture_output=True)
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr.count(b"\n") == 1 and b"caf\\xe9" in done.stderr
