@@ -12,6 +12,7 @@ import torch
 
 from ddpm.config import NUM_CLASSES
 from ddpm.data import CLASS_NAMES, Images, to_model_input
+from ddpm.histogram import span
 from ddpm.pipeline import to_bytes
 from judge.classifier import Judge, Verdicts, to_input
 from judge.neighbours import nearest
@@ -183,7 +184,8 @@ def memorisation_part(generated: Neighbours, heldout: Neighbours, train_images: 
         return (ours < theirs.quantile(0.01)).float().mean()
 
     sets = {"generated": generated.distances, "heldout": heldout.distances}
-    edges = np.histogram_bin_edges(torch.cat(list(sets.values())).numpy(), BINS)
+    together = torch.cat(list(sets.values())).double().numpy()
+    edges = np.linspace(*span(together, BINS), BINS + 1)
     return {
         **{name: _quantiles(distances) for name, distances in sets.items()},
         "closer_than_heldout_p01": bootstrap(closer, generated.distances, heldout.distances),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ddpm.histogram import span
 from ddpm.paths import RunPaths
 from metrics.tensorboard import TensorBoard
 from metrics.wandb_board import WandbBoard
@@ -24,8 +25,8 @@ WEIGHTS_SHOWN = 10  # histograms of the weights in a run, about
 
 def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Counts [64] and edges [65] of the finite `values` in bins of equal width; None if there is no such value."""
-    finite = values[np.isfinite(values)]
-    return np.histogram(finite, BINS) if finite.size else None
+    finite = values[np.isfinite(values)].astype(np.float64)  # in float32 the range of huge values overflows
+    return np.histogram(finite, BINS, span(finite, BINS)) if finite.size else None
 
 
 class Boards:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,6 +138,14 @@ def test_copies_of_training_images_are_told_from_other_real_ones(splits: tuple[I
     assert sum(part["histogram"]["generated"]) == 90 and len(part["histogram"]["edges"]) == 61
     honest = parts.memorisation_part(heldout, heldout, len(train))
     assert honest["closer_than_heldout_p01"].value <= 0.02
+
+
+@pytest.mark.parametrize("distances", [[1.0, 1.0 + 2**-23], [2.0, 2.0], [torch.nan, 3.0], [torch.nan, torch.nan]])
+def test_distances_that_hardly_vary_or_are_no_numbers_have_a_histogram(distances):
+    few = parts.Neighbours(torch.tensor(distances), torch.zeros(2, dtype=torch.int64))
+    found = parts.memorisation_part(few, few, 2)["histogram"]
+    assert sum(found["generated"]) == sum(found["heldout"]) == few.distances.isfinite().sum()
+    assert (np.diff(found["edges"]) > 0).all()
 
 
 def test_real_images_go_to_the_size_of_the_model_and_back(splits: tuple[Images, Images]):

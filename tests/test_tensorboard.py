@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, metadata
@@ -125,10 +128,34 @@ def test_histograms_of_weights_are_those_of_the_moment_they_were_given(paths):
     assert "weights_live/broken" not in written.Tags()["tensors"]
 
 
-def test_histogram_leaves_out_what_is_not_finite():
-    counts, edges = histogram(np.array([np.nan, np.inf, 1.0, 2.0, 2.0]))
-    assert counts.sum() == 3 and (edges[0], edges[-1]) == (1.0, 2.0)
-    assert histogram(np.array([np.nan])) is None
+@settings(deadline=None)  # the machine may be busy
+@given(arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32)))
+@example(np.array([np.nan, np.inf, 1.0, 2.0, 2.0], np.float32))
+@example(np.array([1, np.nextafter(np.float32(1), np.float32(2))], np.float32))  # NumPy: "Too many bins"
+@example(np.full(4, 3e38, np.float32))
+@example(np.array([-3e38, 3e38], np.float32))
+def test_histogram_counts_the_finite_values_whatever_they_are(values):
+    finite, found = values[np.isfinite(values)], histogram(values)
+    assert (found is None) == (len(finite) == 0)
+    if found:
+        counts, edges = found
+        assert counts.sum() == len(finite) and len(counts) == 64 and (np.diff(edges) > 0).all()
+        assert edges[0] <= finite.min() and finite.max() <= edges[-1]
+        if finite.min() < finite.max():
+            assert (edges[0], edges[-1]) == (finite.min(), finite.max())
+
+
+def test_weights_that_hardly_vary_are_shown_and_lose_no_others(paths):
+    one = torch.ones(6)
+    neighbours = torch.stack([one, torch.nextafter(one, 2 * one)])
+    board = boards(paths, make_document(1))
+    board.add_weights(
+        {"norm.weight": neighbours, "bias": torch.zeros(3), "huge": 3e38 * one, "conv": one.cumsum(0)}, 64
+    )
+    board.close("stopped", {"total_samples": 64})
+    written = read(paths)
+    for name, count in {"norm.weight": 12, "bias": 3, "huge": 6, "conv": 6}.items():
+        assert tensor_util.make_ndarray(written.Tensors(name)[0].tensor_proto)[:, 2].sum() == count
 
 
 @pytest.mark.parametrize(("epochs", "due"), [(1, [1]), (5, [1, 2, 3, 4, 5]), (25, [*range(2, 25, 2), 25])])
