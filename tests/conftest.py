@@ -63,8 +63,12 @@ def as_arguments(config: TrainConfig) -> list[str]:
 
 @pytest.fixture
 def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in this process end with an empty report: drawing the plots of a real one takes longer than the run."""
+    """Runs in this process, and those of `runs.start`, end with an empty report: a real one takes longer than the run.
+
+    Not by PYTHONPATH here: the server that test processes are forked from would have it ever after.
+    """
     monkeypatch.setattr("metrics.report.write_report", lambda paths: paths.report.write_text(""))
+    monkeypatch.setenv("QUICK_REPORTS", str(Path(__file__).parent / "quick_reports"))
 
 
 @pytest.fixture(scope="session")

@@ -4,4 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import train  # noqa: F401
+from ddpm.config import preset
+from tests.conftest import SMALL
+from tests.runs import flops_per_image
+
+flops_per_image(preset("tiny", **SMALL))

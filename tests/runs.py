@@ -11,12 +11,26 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from ddpm import model
 from ddpm.checkpoint import WEIGHTS
 from ddpm.config import TrainConfig
 from ddpm.paths import PROJECT_ROOT, RunPaths
 from ddpm.signals import StopRequest
 from metrics.tracker import TIMES
 from tests.conftest import as_arguments
+
+
+def flops_per_image(config: TrainConfig) -> float:
+    """As `ddpm.model` counts them, each network once: that takes half a second."""
+    key = (config.resolution, config.block_out_channels, config.layers_per_block, config.norm_num_groups,
+           config.mid_attention)  # fmt: skip
+    if key not in COUNTED:
+        COUNTED[key] = model.flops_per_image(config)
+    return COUNTED[key]
+
+
+COUNTED: dict[tuple, float] = {}
+train.flops_per_image = flops_per_image
 
 
 def run(config: TrainConfig) -> int:
@@ -36,13 +50,14 @@ def status(config: TrainConfig) -> dict:
     return json.loads(paths_of(config).status.read_text())
 
 
-def start(config: TrainConfig, *launcher: str, **variables: str) -> subprocess.Popen:
-    """Train in a process of its own, or those of `launcher`."""
+def start(config: TrainConfig, *launcher: str, session: bool = False, **variables: str) -> subprocess.Popen:
+    """Train in a process of its own, or those of `launcher`, as one types it; in a `session` of theirs if asked for."""
     command = [*(launcher or [sys.executable]), "train.py", *as_arguments(config)]
-    environment = {**os.environ, **variables}
+    quick = {"PYTHONPATH": os.environ["QUICK_REPORTS"]} if "QUICK_REPORTS" in os.environ else {}
     return subprocess.Popen(
-        command, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        command, cwd=PROJECT_ROOT, env={**os.environ, **quick, **variables}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=session,
+    )  # fmt: skip
 
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -95,4 +110,7 @@ def causes(config: TrainConfig) -> list[str]:
 
 
 def train_as_one_of_several(config: TrainConfig) -> int:
+    """For `in_processes`; the report is empty."""
+    import tests.quick_reports.sitecustomize  # noqa: F401
+
     return run(config)

@@ -146,7 +146,7 @@ def test_a_claim_that_was_cleaned_up_is_made_again(path: Path, monkeypatch: pyte
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
-def try_to_take(path: Path, start: object, results: object) -> None:
+def try_to_take(path: Path, start: object, results: object, all_tried: object) -> None:
     start.wait()
     mine = Claim(path, "a_run")
     try:
@@ -155,18 +155,19 @@ def try_to_take(path: Path, start: object, results: object) -> None:
         results.put(False)
     else:
         results.put(True)
-        time.sleep(2)  # for as long as the others try
+        all_tried.wait(60)
 
 
 def test_of_many_that_take_over_at_once_one_gets_it(path: Path):
     for _ in range(3):
         elsewhere(path, machine=claim._machine())  # of a dead process here
-        start, results = CONTEXT.Event(), CONTEXT.Queue()
-        crew = [CONTEXT.Process(target=try_to_take, args=(path, start, results)) for _ in range(6)]
+        start, results, all_tried = CONTEXT.Event(), CONTEXT.Queue(), CONTEXT.Event()
+        crew = [CONTEXT.Process(target=try_to_take, args=(path, start, results, all_tried)) for _ in range(6)]
         for process in crew:
             process.start()
         start.set()
         assert sorted(results.get(timeout=60) for _ in crew) == [False] * 5 + [True]
+        all_tried.set()
         for process in crew:
             process.join()
 

@@ -20,6 +20,8 @@ from tests.conftest import replace
 from tests.processes import in_processes
 from tests.runs import TORCHRUN, assert_same_run, start, status, train_as_one_of_several, wait_for_line, workers_of
 
+pytestmark = pytest.mark.usefixtures("quick_reports")
+
 
 @contextmanager
 def crew(config: TrainConfig) -> Iterator[list[subprocess.Popen]]:
@@ -88,7 +90,8 @@ def test_an_error_of_one_s_own_is_not_blamed_on_others(endless: TrainConfig, cul
 
 
 LATE = """
-import os, time
+import os, runpy, time
+runpy.run_path(os.environ["QUICK_REPORTS"] + "/sitecustomize.py")
 if (os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ.get("RANK")) == ("1", "1"):
     time.sleep(3)
 """
@@ -97,12 +100,12 @@ if (os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ.get("RANK")) == ("1
 def test_torchrun_brings_the_run_back_from_its_last_checkpoint(small: TrainConfig, tmp_path: Path):
     """Though its store still holds the addresses of the dead, one process is late, and it began with --resume never."""
     (tmp_path / "sitecustomize.py").write_text(LATE)
-    whole = replace(small, batch_size=16, epochs=12, val_every=0, checkpoint_every=4, run_name="whole")
+    whole = replace(small, batch_size=4, epochs=3, val_every=0, run_name="whole")
     assert in_processes(train_as_one_of_several, 2, whole) == [0, 0]
     again = replace(whole, run_name="again", resume="never")
     process = start(again, *TORCHRUN, "--max-restarts=1", PYTHONPATH=str(tmp_path))
     try:
-        wait_for_line(process, "checkpoint: .*step_00000032")
+        wait_for_line(process, "checkpoint: .*step_00000035")
         os.kill(workers_of(process)[-1], signal.SIGKILL)
         output, _ = process.communicate(timeout=200)
     finally:
@@ -111,4 +114,4 @@ def test_torchrun_brings_the_run_back_from_its_last_checkpoint(small: TrainConfi
     assert_same_run(whole, again)
     starts = json.loads(RunPaths(again.output_root, "again").json.read_text())["starts"]
     assert len(starts) == 2
-    assert starts[1]["step"] >= 32
+    assert starts[1]["step"] >= 35

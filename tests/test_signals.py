@@ -16,7 +16,7 @@ from ddpm.config import TrainConfig
 from ddpm.paths import PROJECT_ROOT
 from ddpm.signals import StopRequest
 from metrics.herald import Herald
-from tests.conftest import as_arguments, replace
+from tests.conftest import replace
 from tests.runs import (
     TORCHRUN,
     assert_same_run,
@@ -34,17 +34,17 @@ pytestmark = pytest.mark.usefixtures("quick_reports")
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_within_an_epoch_saves_and_the_same_command_continues(small: TrainConfig, name: str):
-    whole = replace(small, epochs=12, val_every=0, checkpoint_every=12, run_name="whole")
+    whole = replace(small, batch_size=8, epochs=5, val_every=0, checkpoint_every=5, run_name="whole")
     parts = replace(whole, run_name="parts")
     process = start(parts)
-    wait_for_line(process, r"step 11/96")
+    wait_for_line(process, r"step 12/175")
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert f"stopped by {name}" in status(parts)["message"]
     assert (status(parts)["state"], status(parts)["exit_code"]) == ("stopped", 75)
     stopped_at = json.loads((paths_of(parts).checkpoints / "latest" / "meta.json").read_text())["progress"]["step"]
-    assert 11 <= stopped_at < 96
+    assert 12 <= stopped_at < 175
     assert not list(parts.output_root.rglob("*.tmp"))
     if name == "SIGUSR1":
         assert run(parts) == run(whole) == 0
@@ -78,10 +78,7 @@ def test_under_torchrun_one_signalled_worker_stops_all_and_the_job_ends_with_0(s
 def test_ctrl_c_on_torchrun_saves_before_it_gives_up(small: TrainConfig):
     """As a terminal does it: SIGINT to torchrun and all workers, which torchrun then passes on once more."""
     config = replace(small, batch_size=16, epochs=200, val_every=0, checkpoint_every=200)
-    command = [*TORCHRUN, "train.py", *as_arguments(config)]
-    process = subprocess.Popen(
-        command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    process = start(config, *TORCHRUN, session=True)
     try:
         wait_for_line(process, r"step 11/")
         os.killpg(process.pid, signal.SIGINT)
