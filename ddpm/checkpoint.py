@@ -124,7 +124,7 @@ def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) 
 def read_meta(folder: Path) -> dict[str, Any]:
     """What a checkpoint's meta.json says; nothing if it cannot be read."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return meta if isinstance(meta, dict) else {}

@@ -72,7 +72,7 @@ def _why(folder: Path) -> str:
 def _step(file: Path, *keys: str) -> int | None:
     """The step that a JSON file is of; None if it does not say."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        document = json.loads(file.read_text())
+        document = json.loads(file.read_text(encoding="utf-8"))
         for key in keys:
             document = document[key]
         return int(document["step"])
