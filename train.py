@@ -17,7 +17,7 @@ from datetime import timedelta
 from ddpm.config import TrainConfig, parse_args
 from ddpm.errors import ProcessesLost, RequestError, TrainingFailed
 from ddpm.program import flush, prepare
-from ddpm.signals import StopRequest
+from ddpm.signals import TWICE, StopRequest
 
 
 def is_first() -> bool:
@@ -446,7 +446,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
                 publish_failure(paths, config.data, 1, str(error), keep=True)
         return 1
     except KeyboardInterrupt:
-        print("interrupted twice: stopped at once; the last checkpoint stands", file=sys.stderr)
+        print(TWICE, file=sys.stderr)
         return 1
     except Exception as error:
         publish(1, f"{type(error).__name__}: {error}")

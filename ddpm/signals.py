@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
 
 APART = 1.0  # seconds between two SIGINTs that are two, see StopRequest
+TWICE = "interrupted twice: stopped at once; the last checkpoint stands"
 AT_ONCE = 5.0  # seconds in which the second ends the process, wherever it is
 
 
@@ -55,4 +57,5 @@ def _end_on_second(reader: int) -> None:
                 first = now
             elif number == signal.SIGINT and now - first > APART:
                 time.sleep(AT_ONCE)
+                print(TWICE, file=sys.stderr, flush=True)
                 os._exit(1)
