@@ -2,7 +2,8 @@
 
 It works across the nodes of a shared file system, where locks of the kernel often do not, and asks no clock: what is
 watched is that the file's time changes, not which time it is. An owner that dies stops touching it, and the next one
-takes over. An owner that was only suspended finds, when it wakes, that the claim is another's, and ends at once.
+takes over. Of the starts of one Slurm job the newest has the run: Slurm may have given up a node that lives on. An
+owner that was only suspended or cut off finds that the claim is another's, and ends at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -52,11 +54,13 @@ class Claim:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while not self._create():
                 owner = _read(self.path)
-                if self._alive(owner):
+                newer = self._newer(owner)
+                if newer:
+                    raise RequestError(f"{whose(owner)} has {self.run} now: this earlier start of the job ends")
+                if newer is None and self._alive(owner):
                     owner = _read(self.path)  # it may have been half written before
-                    job = f", Slurm job {owner['slurm_job_id']}" if owner.get("slurm_job_id") else ""
                     raise RequestError(
-                        f"{self.run} is being trained by process {owner.get('pid')} on {owner.get('host')}{job}: watch "
+                        f"{self.run} is being trained by {whose(owner)}: watch "
                         f"it with python pretty_logger.py {self.run}, or give another --run-name"
                     )
                 self._clear_away(owner)
@@ -70,7 +74,7 @@ class Claim:
         """Raises Overtaken if the run is another process's by now."""
         owner = _read(self.path)
         if owner and owner.get("id") != self._mine["id"]:
-            raise Overtaken(f"process {owner.get('pid')} on {owner.get('host')} has taken {self.run} over")
+            raise Overtaken(f"{whose(owner)} has taken {self.run} over")
 
     def release(self) -> None:
         """Give the claim back, unless it is another's by now."""
@@ -102,33 +106,37 @@ class Claim:
         return True
 
     def _keep(self) -> None:
+        beat = time.monotonic()
         while not self._done.wait(BEAT):
+            silent, beat = time.monotonic() - beat, time.monotonic()
             try:
                 self.check()
                 os.utime(self.path)
-            except Overtaken as error:  # not a file more from here: they are the other's
-                print(f"error: {error} while this one slept; it ends at once", file=sys.stderr, flush=True)
-                os._exit(1)
-            except FileNotFoundError:  # somebody cleaned up
-                with suppress(OSError):
+            except Overtaken as error:
+                _end(str(error))
+            except FileNotFoundError:
+                if silent > SILENCE:  # taken for dead, perhaps, by one that has trained and ended since
+                    _end(f"the claim on {self.run} is gone, and was not touched from here for {silent:.0f} s")
+                with suppress(OSError):  # somebody cleaned up
                     self._create()
             except OSError:  # not this time, then
                 pass
 
     def _alive(self, owner: dict[str, Any]) -> bool:
         """Is the owner of the claim alive? If nothing here can prove it, watch whether it still touches the file."""
-        here = self._mine
-        if owner.get("machine") == here["machine"]:
+        if owner.get("machine") == self._mine["machine"]:
             return owner.get("began") == _began(owner.get("pid"))
-        job, restart = "slurm_job_id", "slurm_restart"
-        if owner.get(job) and owner[job] == here[job] and owner.get(restart) != here[restart]:
-            return False  # an earlier start of this very job: Slurm has ended it
         seen, patience = _touched(self.path), time.monotonic() + SILENCE
         while time.monotonic() < patience:
             time.sleep(0.2)
             if _touched(self.path) != seen:
                 return self.path.exists()
         return False
+
+    def _newer(self, owner: dict[str, Any]) -> bool | None:
+        """Of two starts of one Slurm job: is the owner's the newer one? None if they are no two such starts."""
+        mine, its = slurm_start(self._mine), slurm_start(owner)
+        return its[1] > mine[1] if mine and its and mine[0] == its[0] and mine[1] != its[1] else None
 
     def _clear_away(self, owner: dict[str, Any]) -> None:
         """Remove a dead owner's claim; if it is a living one's by now, as two take over at once, put it back."""
@@ -140,9 +148,35 @@ class Claim:
             aside.unlink(missing_ok=True)
 
 
+def _end(why: str) -> None:
+    """End the process: not a file more from here, as they are another's."""
+    print(f"error: {why}; this process ends at once", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def owner_of(path: Path) -> dict[str, Any]:
+    """What the claim on a run says of its owner; nothing if nobody has claimed it, or it cannot be read."""
+    return _read(path)
+
+
 def holder(path: Path) -> str | None:
     """The name of the claim on a run, None if nobody has claimed it."""
     return _read(path).get("id")
+
+
+def slurm_start(record: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The Slurm job, and the restart of it, that has written a claim or a status; None if it was none."""
+    job, restart = record.get("slurm_job_id"), record.get("slurm_restart")
+    with suppress(TypeError, ValueError, OverflowError):
+        return (str(job), int(restart or 0)) if job else None
+    return None
+
+
+def whose(record: Mapping[str, Any]) -> str:
+    """Who has written a claim or a status, such as `process 4321 on node7, restart 2 of Slurm job 55`."""
+    job, restart = slurm_start(record) or (None, 0)
+    words = f", restart {restart} of Slurm job {job}" if restart else f", Slurm job {job}" if job else ""
+    return f"process {record.get('pid')} on {record.get('host')}{words}"
 
 
 def _whereabouts() -> dict[str, Any]:

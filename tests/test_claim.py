@@ -21,7 +21,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from ddpm import claim
-claim.BEAT = 0.2
+claim.BEAT, claim.SILENCE = 0.2, 0.7
 with claim.Claim(Path(sys.argv[1]), "a_run") as held:
     held.take()
     print("held", flush=True)
@@ -113,9 +113,11 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_touches_its_claim(path:
         assert json.loads(path.read_text())["id"] != "abc"
 
 
-def test_an_earlier_start_of_the_same_slurm_job_is_over(path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Requeued on another node, within seconds."""
-    elsewhere(path, slurm_job_id="55", slurm_restart="1")
+@pytest.mark.parametrize("machine", ["another", None], ids=["elsewhere", "here"])
+def test_an_earlier_start_of_the_same_slurm_job_is_over(path: Path, monkeypatch: pytest.MonkeyPatch, machine):
+    """Slurm has queued it again, on another node or, as that came back, on the same one: it may live on there."""
+    elsewhere(path, slurm_job_id="55", slurm_restart="1", pid=os.getppid(), began=claim._began(os.getppid()),
+              machine=machine or claim._machine())  # fmt: skip
     monkeypatch.setenv("SLURM_JOB_ID", "55")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setattr(claim, "SILENCE", 1000.0)
@@ -123,15 +125,38 @@ def test_an_earlier_start_of_the_same_slurm_job_is_over(path: Path, monkeypatch:
         mine.take()
 
 
+def test_an_earlier_start_of_a_slurm_job_leaves_the_run_to_the_newer_one(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It was slow to start on a node that Slurm has given up. A restart is counted, not compared as text."""
+    elsewhere(path, slurm_job_id="55", slurm_restart="10")
+    before = path.read_text()
+    monkeypatch.setenv("SLURM_JOB_ID", "55")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "9")
+    with pytest.raises(RequestError, match="restart 10 of Slurm job 55"):
+        Claim(path, "a_run").take()
+    assert path.read_text() == before
+
+
 def test_who_slept_while_the_run_was_taken_over_ends_without_touching_it(path: Path):
     process = holder(path)
     process.send_signal(signal.SIGSTOP)
-    elsewhere(path)  # a job on another machine, which could not see that it only slept
+    elsewhere(path, slurm_job_id="55")  # a job on another machine, which could not see that it only slept
     process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "process 4321 on node7 has taken a_run over" in told
+    assert "process 4321 on node7, Slurm job 55 has taken a_run over" in told
     assert json.loads(path.read_text())["id"] == "abc"
+
+
+def test_who_slept_for_long_does_not_claim_a_run_anew_whose_claim_is_gone(path: Path):
+    """Another job may have taken it over, trained, and ended."""
+    process = holder(path)
+    process.send_signal(signal.SIGSTOP)
+    path.unlink()
+    time.sleep(1.0)  # longer than its patience
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert not path.exists()
 
 
 def test_a_claim_that_was_cleaned_up_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch):
