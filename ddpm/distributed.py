@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -37,6 +37,7 @@ class World:
     device: torch.device
     store: dist.Store | None = None  # where processes leave each other word, also when collectives fail
     restarted: bool = False  # did torchrun start the processes anew?
+    nodes: int = 1  # hosts that they run on
 
     @property
     def is_main(self) -> bool:
@@ -45,10 +46,6 @@ class World:
     @property
     def node(self) -> str:
         return socket.gethostname()
-
-    @property
-    def nodes(self) -> int:
-        return max(1, self.world_size // self.local_world_size)
 
     def gather(self, value: object) -> list:
         """Every process's `value`, in rank order, on every process (small picklable things; not for tensors)."""
@@ -209,6 +206,7 @@ def connect() -> Iterator[World]:
             device_id=device if device.type == "cuda" else None,
         )
     world = World(rank, local_rank, world_size, local_world_size, device, store, restarted)
+    world = replace(world, nodes=len(set(world.gather(world.node))))  # a launcher may run twice on one
     yield world
     if world_size > 1:  # not after an error: the others may be waiting inside a collective
         world.expect_answers_within(STARTING)  # one of them may still be saving

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,6 +59,20 @@ def test_the_processes_of_a_node_share_its_cores():
     cores = len(os.sched_getaffinity(0))
     assert in_processes(threads, 1) == [cores]
     assert in_processes(threads, 2) == [max(1, cores // 2)] * 2
+
+
+def nodes(local_world_size: int, hosts: list[str]) -> int:
+    os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
+    host = hosts[int(os.environ["RANK"])]
+    socket.gethostname = lambda: host
+    with connect() as world:
+        return world.nodes
+
+
+def test_nodes_are_hosts_however_many_launchers_run_on_each():
+    """srun --ntasks-per-node=2 starts two, each of which calls its own processes local."""
+    assert in_processes(nodes, 2, 1, ["vn1", "vn1"]) == [1, 1]
+    assert in_processes(nodes, 2, 2, ["vn1", "vn2"]) == [2, 2]
 
 
 def ask_together(failing_rank: int | None) -> str:
