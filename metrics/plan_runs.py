@@ -81,6 +81,11 @@ class RunPlan:
         digest = sha256(json.dumps([run.arguments for run in self.runs]).encode()).hexdigest()[:8]
         return self.folder.with_name(f"{self.name}-settings-{digest}")
 
+    @property
+    def submissions(self) -> Path:
+        """The numbers of the job arrays that were made of the plan, one a line."""
+        return self.settings_folder / "submitted.txt"
+
     def write_settings(self) -> None:
         """Write the settings of run N to `N.json`, and the plan to `plan.json`.
 

@@ -3,7 +3,7 @@
     python -m metrics.sweep plan.yaml [--dry-run] [--nproc-per-node N]
     python -m metrics.sweep plan.yaml --submit [--at-once N] [-- options of sbatch]
 
-Run it again to go on: `train.py` skips what is finished and resumes the rest. How a plan looks: metrics/plan_runs.py.
+Run it again to go on: what is finished is skipped and the rest resumed. How a plan looks: metrics/plan_runs.py.
 Exit codes: 0 all runs are finished; 1 some failed; 2 the plan is wrong, nothing has begun; 75 stopped, to be run again.
 """
 
@@ -11,24 +11,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from ddpm.errors import RequestError
+from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT
 from ddpm.program import run_program
 from metrics.compare import check_folder, compare
-from metrics.plan_runs import RunPlan, read_plan
-from metrics.status import last_words, read_status
+from metrics.plan_runs import PlannedRun, RunPlan, read_plan
+from metrics.status import last_words, read_json, read_status
+from metrics.tracker import NO_RECIPE
 
 STOPPED = 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+OUTPUT = "logs/slurm-%A_%a.out"  # of each run: job array and number
 COMPARING = ("--gres=none", "--nodes=1", "--cpus-per-task=1", "--mem=4G", "--time=00:30:00")  # needs no GPU
 
 
@@ -129,16 +133,16 @@ def compare_all(plan: RunPlan) -> int:
 # ---- on a cluster ----------------------------------------------------------------------------------------------------
 
 
-def array_command(plan: RunPlan, at_once: int | None, options: Sequence[str]) -> list[str]:
-    """Submits the runs as an array; `%a` becomes the number of the run in submit.sh."""
-    array = f"--array=0-{len(plan.runs) - 1}" + (f"%{at_once}" if at_once else "")
-    return ["sbatch", "--parsable", f"--job-name={plan.name}", *options, array,
+def array_command(plan: RunPlan, elements: Sequence[int], at_once: int | None, options: Sequence[str]) -> list[str]:
+    """Submits the runs `elements` as an array; `%a` becomes the number of the run in submit.sh."""
+    array = f"--array={as_ranges(elements)}" + (f"%{at_once}" if at_once else "")
+    return ["sbatch", "--parsable", f"--job-name={plan.name}", f"--output={OUTPUT}", *options, array,
             "submit.sh", "--config", str(plan.settings_folder / "%a.json")]  # fmt: skip
 
 
-def comparison_command(plan: RunPlan, array: str, options: Sequence[str]) -> list[str]:
-    """Submits the comparison, which waits for the end of all runs of the job `array`."""
-    then = [f"--dependency=afterany:{array}", f"--job-name={plan.name}-comparison"]
+def comparison_command(plan: RunPlan, arrays: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Submits the comparison, which waits for the end of all runs of the jobs `arrays`."""
+    then = [f"--dependency=afterany:{':'.join(arrays)}", f"--job-name={plan.name}-comparison"]
     return ["sbatch", "--parsable", *options, *COMPARING, *then, "submit.sh", "run", *compare_command(plan)]
 
 
@@ -146,32 +150,88 @@ def compare_command(plan: RunPlan) -> list[str]:
     return ["python", "-m", "metrics.sweep", str(plan.settings_folder / "plan.json"), "--compare"]
 
 
+def as_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as Slurm writes them: `0-2,5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def is_finished(run: PlannedRun) -> bool:
+    """Is there nothing left to train, with the settings of the plan?"""
+    document = read_json(run.paths.json) or {}
+    trained, planned = document.get("settings"), run.config.to_dict()
+    status = read_status(run.paths) or {}
+    if not isinstance(trained, dict) or status.get("state") != "finished":
+        return False
+    return all(trained.get(name) == value for name, value in planned.items() if name not in (*NO_RECIPE, "data_root"))
+
+
+def queued_elements(plan: RunPlan) -> dict[int, str]:
+    """The runs that jobs of an earlier submission of the same plan have still to end: number → job array."""
+    found = {}
+    for array in read_submissions(plan):
+        command = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%K"]
+        asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")  # unknown: ended
+        found |= {int(word): array for word in asked.stdout.split() if word.isdigit()}
+    return found
+
+
+def read_submissions(plan: RunPlan) -> list[str]:
+    """The job arrays that were made of the plan, the oldest first."""
+    with suppress(OSError, UnicodeDecodeError):
+        return re.findall(r"^\d+$", plan.submissions.read_text(encoding="utf-8"), re.MULTILINE)
+    return []
+
+
 def submit(plan: RunPlan, at_once: int | None, nproc_per_node: int | None, options: Sequence[str]) -> int:
-    """Queue the runs and their comparison. Returns the exit code."""
+    """Queue the runs that are not finished or queued, and the comparison of all. Returns the exit code."""
+    finished = {number for number, run in enumerate(plan.runs) if is_finished(run)}
+    if len(finished) == len(plan.runs):
+        print(f"all {len(plan.runs)} runs are finished: nothing is queued")
+        return compare_all(plan)
     plan.write_settings()
-    processes = {} if nproc_per_node is None else {"NPROC_PER_NODE": str(nproc_per_node)}
-
-    def queue(command: Sequence[str]) -> str:
-        print(shlex.join(command), flush=True)
-        environment = {**os.environ, **processes}
-        return subprocess.run(
-            command, cwd=PROJECT_ROOT, env=environment, check=True, stdout=subprocess.PIPE, encoding="utf-8"
-        ).stdout.strip().split(";")[0]  # fmt: skip
-
-    job = None
     try:
-        job = queue(array_command(plan, at_once, options))
-        then = queue(comparison_command(plan, job, options))
+        queued = queued_elements(plan)
+        elements = [number for number in range(len(plan.runs)) if number not in finished | queued.keys()]
+        job = _queue(array_command(plan, elements, at_once, options), nproc_per_node) if elements else None
     except FileNotFoundError:
         raise RequestError("--submit: there is no sbatch here; leave it out to train one run after the other") from None
     except subprocess.CalledProcessError as error:
-        if job is None:
-            raise RequestError("--submit: sbatch refused the runs, see above; nothing was queued") from error
+        raise RequestError("--submit: sbatch refused the runs, see above; nothing was queued") from error
+    if job:
+        atomic_write(plan.submissions, "\n".join([*read_submissions(plan), job]) + "\n")
+    named = any(option.split("=")[0] in ("-o", "--output") for option in options)  # elsewhere than we say
+    for number, run in enumerate(plan.runs):
+        array = queued.get(number, job)
+        output = "" if named else f", output in {OUTPUT.replace('%A', array or '').replace('%a', str(number))}"
+        state = f"{array}_{number}{' already' if number in queued else ''}{output}"
+        print(f"{run.name}: {'finished' if number in finished else state}")
+    if job is None:
+        print("nothing is queued: the comparison of those jobs comes once they have ended")
+        return 0
+    try:
+        then = _queue(comparison_command(plan, sorted({job, *queued.values()}), options), nproc_per_node)
+    except subprocess.CalledProcessError:
         print(f"error: sbatch refused the comparison; the runs are queued as job {job}", file=sys.stderr)
         print(f"once they have ended: {shlex.join(compare_command(plan))}", file=sys.stderr)
         return 1
-    print(f"{len(plan.runs)} runs are queued as job {job}, their comparison as job {then}: it will be in {plan.folder}")
+    print(f"{len(elements)} runs are queued as job {job}, the comparison of all as job {then}: see {plan.folder} then")
     return 0
+
+
+def _queue(command: Sequence[str], nproc_per_node: int | None) -> str:
+    """Submit a job, printing the command. Returns its number."""
+    print(shlex.join(command), flush=True)
+    processes = {} if nproc_per_node is None else {"NPROC_PER_NODE": str(nproc_per_node)}
+    answer = subprocess.run(
+        command, cwd=PROJECT_ROOT, env={**os.environ, **processes}, check=True, stdout=subprocess.PIPE, encoding="utf-8"
+    ).stdout  # fmt: skip
+    return answer.strip().split(";")[0]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -179,13 +239,15 @@ def submit(plan: RunPlan, at_once: int | None, nproc_per_node: int | None, optio
 
 def dry_run(plan: RunPlan, options: argparse.Namespace) -> None:
     """Print what would be started."""
-    if options.submit:
-        print(shlex.join(array_command(plan, options.at_once, options.sbatch)))
-        print(shlex.join(comparison_command(plan, "JOB", options.sbatch)))
-    for number, run in enumerate(plan.runs):
-        command = run.arguments if options.submit else [*launcher(options.nproc_per_node), *run.arguments]
-        print(f"{number}: {shlex.join(command)}" if options.submit else shlex.join(command))
-    print(f"dry run: {len(plan.runs)} runs, then their comparison in {plan.folder}; nothing was started or written")
+    elements = [number for number, run in enumerate(plan.runs) if not (options.submit and is_finished(run))]
+    if options.submit and elements:
+        print(shlex.join(array_command(plan, elements, options.at_once, options.sbatch)))
+        print(shlex.join(comparison_command(plan, ["JOB"], options.sbatch)))
+    for number in elements:
+        arguments = plan.runs[number].arguments
+        command = [*launcher(options.nproc_per_node), *arguments]
+        print(f"{number}: {shlex.join(arguments)}" if options.submit else shlex.join(command))
+    print(f"dry run: {len(elements)} runs, then their comparison in {plan.folder}; nothing was started or written")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

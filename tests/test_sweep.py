@@ -60,6 +60,16 @@ if refused.exists() and refused.read_text() in " ".join(sys.argv):
 print(f"{len((folder / 'calls').read_text().splitlines())}00;cluster")
 """
 
+# Tells which elements of an array are still queued, by the file "queue" (array -> elements); knows nothing of others.
+SQUEUE = """
+import json, pathlib, sys
+queue = json.loads((pathlib.Path(__file__).parent / "queue").read_text())
+array = next(word for word in sys.argv if word.startswith("--jobs=")).removeprefix("--jobs=")
+if array not in queue:
+    sys.exit("slurm_load_jobs error: Invalid job id specified")
+print(*queue[array], sep="\\n")
+"""
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -193,6 +203,7 @@ def sbatch(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = root / "bin"
     folder.mkdir()
     executable(folder / "sbatch", SBATCH)
+    executable(folder / "squeue", SQUEUE)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
 
@@ -209,13 +220,51 @@ def test_submitted_they_are_an_array_and_a_job_that_waits_for_it(root: Path, sba
     assert (processes, where) == ("2", str(PROJECT_ROOT))
     assert "--dependency=afterany:100" in comparison
     assert comparison.index("--gres=none") > comparison.index("--gres=gpu:1"), "the last one counts"
-    assert "100" in capsys.readouterr().out
+    assert "--output=logs/slurm-%A_%a.out" in runs
+    assert "rates-fast: 100_1, output in logs/slurm-100_1.out" in capsys.readouterr().out
 
     file = runs[-1]
     for number, planned in enumerate(read_plan(root / "plan.yaml").runs):
         config = parse_args(["--config", file.replace("%a", str(number))])
         assert replace(config, config=None) == replace(planned.config, run_name=planned.name)
     assert read_plan(Path(comparison[-2])).folder == root / "metrics" / "comparisons" / "rates"
+
+
+def train(plan: Path, number: int) -> None:
+    subprocess.run([*sweep.launcher(None), *read_plan(plan).runs[number].arguments], check=True)
+
+
+def test_submitted_again_only_what_is_not_finished_or_queued_is_queued(root: Path, sbatch: Path, capsys):
+    names = {name: {} for name in ("done", "runs", "waits", "failed", "killed", "more")}
+    plan = write_plan(root, runs=names)
+    assert sweep.main([str(plan), "--submit"]) == 0
+    train(plan, 0)
+    (sbatch / "queue").write_text(json.dumps({"100": [1, 2]}))
+    capsys.readouterr()
+    assert sweep.main([str(plan), "--submit", "--", "--output=mine.out"]) == 0
+    _, _, (runs, *_), (comparison, *_) = calls(sbatch)
+    assert "--array=3-5" in runs
+    assert runs.index("--output=mine.out") > runs.index("--output=logs/slurm-%A_%a.out"), "the last one counts"
+    assert "--dependency=afterany:100:300" in comparison
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:7] == ["rates-done: finished", "rates-runs: 100_1 already", "rates-waits: 100_2 already",
+                          "rates-failed: 300_3", "rates-killed: 300_4", "rates-more: 300_5"]  # fmt: skip
+
+    (sbatch / "queue").write_text(json.dumps({"100": [1, 2], "300": [3, 4, 5]}))
+    assert sweep.main([str(plan), "--submit"]) == 0
+    assert len(calls(sbatch)) == 4, "all the rest is queued"
+
+
+def test_when_all_runs_are_finished_they_are_compared_at_once(root: Path, sbatch: Path, capsys):
+    plan = write_plan(root)
+    train(plan, 0)
+    train(plan, 1)
+    assert sweep.main([str(plan), "--submit"]) == 0
+    assert not (sbatch / "calls").exists()
+    page = root / "metrics" / "comparisons" / "rates" / "comparison.md"
+    assert str(page) in capsys.readouterr().out
+    assert sweep.main([str(write_plan(root, base={"epochs": 3})), "--submit"]) == 0
+    assert "--array=0-1" in calls(sbatch)[0][0], "finished, but with fewer epochs than the plan has now"
 
 
 def test_another_plan_of_the_same_name_leaves_the_settings_of_queued_runs_alone(root: Path, sbatch: Path):
