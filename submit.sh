@@ -75,6 +75,9 @@ tell() {
     return $none
 }
 
+# What Slurm says of this job, in one line; nothing if it does not answer.
+show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null; }
+
 listen
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a Slurm batch script: run 'sbatch submit.sh [flags of train.py]'," \
     "or without Slurm 'torchrun --standalone --nproc_per_node=<GPUs> train.py'"
@@ -108,7 +111,7 @@ command -v torchrun >/dev/null || refuse "this environment has no torchrun: 'pip
 
 # A job that starts again goes on with what it has saved, whatever it began with.
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto
-before=$(python -m metrics.requeue before "$@") || exit # it has said which flag is wrong
+SCONTROL_SHOW_JOB=$(show_job) python -m metrics.requeue before "$@" || exit # it has said which flag is wrong
 
 # ---- launch -------------------------------------------------------------------------------------------------------
 # The output is a file: unbuffered, and no escape codes, whatever the login shell has set.
@@ -143,17 +146,20 @@ code=$?
 say "exit code $code"
 
 # ---- the end: queue the job again, or end with the code that makes its state in Slurm true ------------------------
-why=$(python -m metrics.requeue after "$code" "$before" "$@")
+SCONTROL_SHOW_JOB=$(show_job) python -m metrics.requeue after "$code" "$caught" "$@"
 verdict=$?
-[ -z "$why" ] || say "$why"
 if [ "$verdict" -eq 10 ] && [ "$caught" = TERM ]; then
-    say "not queued again from here, as it was TERM: after a preemption Slurm itself does, after scancel nobody"
+    say "not queued again from here, as TERM came meanwhile"
 elif [ "$verdict" -eq 10 ]; then
     job=$SLURM_JOB_ID
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     say "queueing job $job again"
     trap '' TERM # which is what it does to this shell
-    scontrol requeue "$job" || say "Slurm does not queue it again: to continue, submit the same command"
+    for pause in 5 20 0; do # its controller may be restarting
+        scontrol requeue "$job" && break
+        [ "$pause" -ne 0 ] || say "Slurm does not queue it again: to continue, submit the same command"
+        sleep "$pause"
+    done
 fi
 [ "$verdict" -eq 0 ] || [ "$code" -ne 0 ] || code=75 # not finished: the job must not be called COMPLETED
 exit "$code"

@@ -1,5 +1,7 @@
 """What the GPUs of a job are doing, read through NVML and published as `gpus/<node>.json`, one file per node.
 
+`starts` in it has the mean utilisation of each start of the run there, and of how many readings it is the mean.
+
 Local rank 0 of every node runs one `GpuSampler`. NVML knows nothing of CUDA_VISIBLE_DEVICES and counts in another order
 than CUDA, so the GPUs are named by UUID: those that the job uses on this node, and no others.
 """
@@ -7,15 +9,17 @@ than CUDA, so the GPUs are named by UUID: those that the job uses on this node, 
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths
-from metrics.status import SafeWriter, read_json
+from metrics.status import SafeWriter, job_of_this_process, read_json
+from metrics.text import number
 
 MEBIBYTE = 2**20
 THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an idle GPU is not slowed down
@@ -30,6 +34,7 @@ THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an
 }
 ECC = {"ecc_corrected": 0, "ecc_uncorrected": 1}  # NVML's types of memory errors, counted since the driver was loaded
 VOLATILE = 0  # NVML's name for that count
+STARTS = 200  # of which the mean is kept
 
 
 class GpuSampler:
@@ -48,6 +53,7 @@ class GpuSampler:
         self.uuids = list(uuids)
         self._nvml = nvml
         self._interval = interval
+        self._starts: list[dict[str, Any]] = []  # the last one is this
         self._writer = SafeWriter()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpus", daemon=True)
@@ -65,15 +71,19 @@ class GpuSampler:
     def _run(self) -> None:
         nvml = self._open()
         if nvml is None:
+            self._starts = starts_of(read_json(self.path))
             self._publish([], note="no GPU")
             return
         try:
             handles = [_handle(nvml, uuid) for uuid in self.uuids]
+            begun = {**job_of_this_process(), "time": time.time(), "readings": 0, "mean_utilization": None}
+            self._starts = [*starts_of(read_json(self.path)), begun][-STARTS:]
             while not self._closing.is_set():
                 gpus = [
                     _sample(nvml, handle, uuid, i)
                     for i, (handle, uuid) in enumerate(zip(handles, self.uuids, strict=True))
                 ]
+                _count(begun, [gpu["utilization"] for gpu in gpus if gpu["utilization"] is not None])
                 self._publish(gpus, note=None)
                 self._closing.wait(self._interval)
         finally:
@@ -90,7 +100,7 @@ class GpuSampler:
         return nvml
 
     def _publish(self, gpus: list[dict[str, Any]], note: str | None) -> None:
-        record = {"time": time.time(), "node": self.node, "gpus": gpus, "note": note}
+        record = {"time": time.time(), "node": self.node, "gpus": gpus, "note": note, "starts": self._starts}
         self._writer.write(atomic_write, self.path, json.dumps(record) + "\n")
 
 
@@ -98,6 +108,30 @@ def read_gpus(paths: RunPaths) -> list[dict[str, Any]]:
     """What every node says of its GPUs, in the order of the nodes' names."""
     records = (read_json(path) for path in sorted(paths.gpus.glob("*.json")))
     return [record for record in records if record is not None]
+
+
+def starts_of(record: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The entries of `starts` in a node's file that can be read."""
+    starts = (record or {}).get("starts")
+    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+
+
+def mean_utilization(starts: Iterable[dict[str, Any]]) -> tuple[float | None, int]:
+    """The mean utilisation in percent over all readings of `starts`, None if there are none; and how many there are."""
+    total, readings = 0.0, 0
+    for start in starts:
+        mean, count = number(start.get("mean_utilization")), number(start.get("readings"))
+        if mean is not None and count is not None and 0 <= mean <= 100 and 0 < count < math.inf:
+            total, readings = total + mean * count, readings + int(count)
+    return (total / readings if readings else None), readings
+
+
+def _count(start: dict[str, Any], utilizations: Sequence[float]) -> None:
+    """Take further readings into a start's mean."""
+    mean, readings = mean_utilization([start])
+    if utilizations:
+        start["readings"] = readings + len(utilizations)
+        start["mean_utilization"] = ((mean or 0.0) * readings + sum(utilizations)) / start["readings"]
 
 
 def _import_nvml() -> ModuleType:

@@ -35,11 +35,12 @@ class Herald:
     """Tells of the run `paths`, which follows `plan`. To be used as a context; every process makes one."""
 
     def __init__(self, paths: RunPaths, plan: Plan, world: World) -> None:
+        gpus = world.gather((world.node, gpu_uuid(world.device)))
         fields = {
             "data": plan.config.data, "world_size": world.world_size, "nodes": world.nodes, "epochs": plan.epochs,
-            "device": device_name(world.device), "total_steps": plan.total_steps,
+            "device": device_name(world.device), "gpus": len({gpu for gpu in gpus if gpu[1]}),
+            "total_steps": plan.total_steps,
         }  # fmt: skip
-        gpus = world.gather((world.node, gpu_uuid(world.device)))
         here = [uuid for node, uuid in gpus if uuid and node == world.node]
         self.paths, self._plan = paths, plan
         self._logger = PrettyLogger(
@@ -70,10 +71,12 @@ class Herald:
             self.log(line)
         for note in notes:
             self.log(note, "warning")
+        images = self._plan.images_seen(step)
+        self._logger.set_progress(start_step=step, start_images=images, step=step, images_seen=images)
         self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
         why = self._tracker.starts[-1]["cause"]
         self.log(f"begins at step {step} of {self._plan.total_steps} ({why})", "success")
-        self._boards = Boards(self.paths, description, self._plan.images_seen(step), self.log)
+        self._boards = Boards(self.paths, description, images, self.log)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Rank 0 keeps one `StatusPublisher`. It leaves two files in the run's folder unde
   also writes when nothing changed (the heartbeat), so an old `heartbeat` means that the process is gone, and an old
   `progress_time` that the process lives but no longer steps.
 - `events.jsonl`: what happened, one JSON object a line, appended. `{"kind": "log"}` is a message with a severity,
-  `{"kind": "epoch"}` the row of an epoch.
+  `{"kind": "epoch"}` the row of an epoch, `{"kind": "start"}` the last that an earlier start said of itself.
 
 The dashboard (`metrics/dashboard.py`) draws these files, the CSV and `gpus/*.json`; it never asks training.
 Stamps are seconds since 1970, so that another machine can read them; intervals are measured on the monotonic clock.
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ddpm.claim import slurm_start
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths
 
@@ -44,7 +45,14 @@ PROGRESS = (
     "step",
     "total_steps",
     "images_seen",
+    "gpus",
+    "start_step",
+    "start_images",
 )
+START = (  # what is kept of a start once another one writes status.json
+    "state", "started", "heartbeat", "host", "slurm_job_id", "slurm_restart", "world_size", "device", "gpus",
+    "step", "start_step", "images_seen", "start_images",
+)  # fmt: skip
 TAIL_BYTES = 64 * 1024
 
 
@@ -113,15 +121,17 @@ class StatusPublisher:
         self._heartbeat = heartbeat
         self._fields: dict[str, Any] = {
             **{"run": paths.run, "data": None, "state": "running", "phase": "starting", "message": None},
-            **{"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID")},
-            **{"world_size": 1, "nodes": 1, "device": "cpu"},
+            **{"host": socket.gethostname(), "pid": os.getpid(), **job_of_this_process()},
+            **{"world_size": 1, "nodes": 1, "device": "cpu", "gpus": 0},
             **{"started": now, "heartbeat": now, "progress_time": now, "phase_time": now},
             **{"epoch": 0, "epochs": 0, "batch": 0, "batches": 0, "step": 0, "total_steps": 0, "images_seen": 0},
+            **{"start_step": None, "start_images": None},  # where this start begins to train
             **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec", "exit_code")),
             "retry": True,
             **(fields or {}),
         }
         self._changed = True
+        self._first = True  # is what was written before another start's?
         self._lock = threading.Lock()  # guards the fields
         self._write_lock = threading.Lock()  # one writer at a time
         self._closing = threading.Event()
@@ -183,7 +193,16 @@ class StatusPublisher:
                 self._fields["heartbeat"] = time.time()
                 text = to_json(self._fields)
                 self._changed = False
+            if self._first:
+                self._first = False
+                self._keep_earlier()
             return self.writer.write(atomic_write, self.paths.status, text + "\n")
+
+    def _keep_earlier(self) -> None:
+        """Keep how far the start before this one came, and when it last gave a sign of life."""
+        earlier = read_status(self.paths)
+        if earlier:
+            self.event(kind="start", **{name: _plain(earlier.get(name)) for name in START})
 
     def _close_torn_line(self) -> None:
         """A crash may have left half a line: end it, so that the next event is a line of its own."""
@@ -195,6 +214,12 @@ class StatusPublisher:
             return
         if torn:
             self.writer.write(append_line, self.paths.events, "")
+
+
+def job_of_this_process() -> dict[str, str | None]:
+    """The Slurm job, and how often Slurm has started it again; null outside Slurm."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"slurm_job_id": job, "slurm_restart": os.environ.get("SLURM_RESTART_COUNT", "0") if job else None}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -272,15 +297,16 @@ def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str, ke
     is finished. Where nothing can be written, nothing is said.
 
     Args:
-        keep: the run had begun, in another process: what that one said of its progress, and of its end, stays.
+        keep: this start had begun, in another process: what that one said of its progress, and of its end, stays.
     """
     status = read_status(paths) or {}
     itself = (status.get("pid"), status.get("host")) == (os.getpid(), socket.gethostname())
     if itself or status.get("state") in (ENDED if keep else ("finished",)):
         return
-    known = {name: status[name] for name in PROGRESS if name in status} if keep else {}
     with contextlib.suppress(OSError):
         paths.metrics.mkdir(parents=True, exist_ok=True)
         if os.access(paths.metrics, os.W_OK):
-            fields = {**known, "data": data, "retry": exit_code != 2}
-            StatusPublisher(paths, fields).close("failed", exit_code, message)
+            publisher = StatusPublisher(paths, {"data": data, "retry": exit_code != 2})
+            if keep and slurm_start(status) == slurm_start(publisher.fields()):
+                publisher.update(**{name: status[name] for name in PROGRESS if name in status})
+            publisher.close("failed", exit_code, message)

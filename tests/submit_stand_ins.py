@@ -35,25 +35,31 @@ while task.poll() is None:
 sys.exit(task.returncode)
 """
 
-# Knows the nodes' names, and keeps what it was asked beside that; fails where there is a file "refuse".
+# Knows the job and the nodes' names, and keeps what it was asked beside that; refuses as often as the file "refuse"
+# has letters.
 SCONTROL = """
 import pathlib, sys
-if sys.argv[1] == "show":
+if sys.argv[1:3] == ["show", "job"]:
+    print(f"JobId={sys.argv[-1]} Restarts=3")
+elif sys.argv[1] == "show":
     print("nodeA\\nnodeB")
 else:
-    pathlib.Path("scontrol").write_text(" ".join(sys.argv[1:]))
-    sys.exit(pathlib.Path("refuse").exists())
+    with open("scontrol", "a") as file:
+        print(" ".join(sys.argv[1:]), file=file)
+    refuse = pathlib.Path("refuse")
+    if refuse.exists() and refuse.read_text():
+        refuse.write_text(refuse.read_text()[1:])
+        sys.exit("slurm_requeue error: Unable to contact slurm controller (connect failure)")
 """
 
 # In place of metrics.requeue: keeps how it was asked, and gives the verdict in the file "verdict" (or: all is well).
 PYTHON = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 with open("requeue.jsonl", "a") as file:
-    print(json.dumps(sys.argv[1:]), file=file)
+    print(json.dumps([os.environ["SCONTROL_SHOW_JOB"], *sys.argv[2:]]), file=file)
 if sys.argv[3] == "before":
     if "--typing-error" in sys.argv:
         sys.exit(2)
-    print("step_3@7")
 else:
     print("because")
     sys.exit(int(pathlib.Path("verdict").read_text()) if pathlib.Path("verdict").exists() else 0)

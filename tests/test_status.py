@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import typing
+from functools import partial
 
 import pytest
 
@@ -34,9 +36,9 @@ def test_status_has_every_field_from_the_start_and_follows_updates(paths):
     publisher = StatusPublisher(paths, {"data": "glyphs", "epochs": 3}, interval=0.02)
     publisher.start()
     first = read_status(paths)
-    expected = """run data state phase message host pid slurm_job_id world_size nodes device started heartbeat
-    progress_time phase_time epoch epochs batch batches step total_steps images_seen loss lr grad_norm samples_per_sec
-    eta_sec exit_code retry"""
+    expected = """run data state phase message host pid slurm_job_id slurm_restart world_size nodes device gpus started
+    heartbeat progress_time phase_time epoch epochs batch batches step start_step total_steps images_seen start_images
+    loss lr grad_norm samples_per_sec eta_sec exit_code retry"""
     assert set(first) == set(expected.split())
     assert (first["run"], first["data"], first["state"], first["phase"]) == ("a_run", "glyphs", "running", "starting")
     publisher.update(step=5, phase="training", loss=0.5)
@@ -208,6 +210,32 @@ def test_gpus_are_sampled_by_uuid_and_what_is_unknown_is_null(paths):
     assert part["memory_used_mb"] == 3072
     assert part["utilization"] is part["temperature_c"] is part["power_w"] is None
     assert lost["index"] == 2 and lost["utilization"] is None and "GPU-lost" in lost["name"]
+
+
+def test_the_mean_utilization_of_each_start_is_kept(paths, monkeypatch):
+    class Changing(FakeNvml):
+        readings: typing.ClassVar = [10, 20, 90]
+
+        def nvmlDeviceGetUtilizationRates(self, handle):
+            self._whole(handle, None)
+            return type("Rates", (), {"gpu": self.readings.pop(0) if self.readings else None})
+
+    def starts() -> list[dict]:
+        return [start for node in read_gpus(paths) for start in node["starts"]]
+
+    def enough(restart: str) -> bool:
+        return any(start["slurm_restart"] == restart and start["readings"] >= 3 for start in starts())
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for restart, nvml in {"0": Changing(), "1": FakeNvml()}.items():
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        sampler = GpuSampler(paths, "vn1", ["aaa", "MIG-bbb"], interval=0.01, nvml=nvml)
+        sampler.start()
+        eventually(partial(enough, restart))
+        sampler.stop()
+    first, second = starts()
+    assert (first["slurm_job_id"], first["slurm_restart"], first["readings"]) == ("7", "0", 3)
+    assert (first["mean_utilization"], second["mean_utilization"]) == (pytest.approx(40), pytest.approx(97))
 
 
 @pytest.mark.parametrize("uuids", [[], ["GPU-aaa"]], ids=["no GPUs", "no driver"])

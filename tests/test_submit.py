@@ -210,12 +210,12 @@ def test_without_an_environment_it_says_how_to_make_one(folder: Path):
     assert "make install" in output
 
 
-def test_it_asks_what_was_saved_before_and_after(folder: Path):
+def test_it_asks_before_and_after_and_hands_on_what_slurm_says_of_the_job(folder: Path):
     run(folder, ONE_NODE, "--run-name", "two words", "--exit-code", "3")
     flags = ["--run-name", "two words", "--exit-code", "3"]
     asked = [json.loads(line) for line in (folder / "requeue.jsonl").read_text().splitlines()]
-    assert asked == [["-m", "metrics.requeue", "before", *flags],
-                     ["-m", "metrics.requeue", "after", "3", "step_3@7", *flags]]  # fmt: skip
+    says = ["JobId=41234 Restarts=3", "metrics.requeue"]
+    assert asked == [[*says, "before", *flags], [*says, "after", "3", "", *flags]]
 
 
 ARRAY = {"SLURM_ARRAY_JOB_ID": "41230", "SLURM_ARRAY_TASK_ID": "4"}
@@ -230,7 +230,7 @@ def test_a_run_that_can_go_on_is_queued_again(folder: Path, variables: dict[str,
     (folder / "verdict").write_text("10")
     job = start(folder, variables, *([] if number else ["--exit-code", "1"]))
     code, output = stop(job, "training", number) if number else (job.wait(60), job.stdout.read())
-    assert (folder / "scontrol").read_text() == f"requeue {name}"
+    assert (folder / "scontrol").read_text() == f"requeue {name}\n"
     assert code == (75 if number else 1)
     assert "because" in output
 
@@ -241,14 +241,20 @@ def test_upon_term_it_is_not_queued_again(folder: Path, variables: dict[str, str
     code, output = stop(start(folder, variables), "training", signal.SIGTERM)
     assert code == 75, output
     assert not (folder / "scontrol").exists()
+    asked = [json.loads(line) for line in (folder / "requeue.jsonl").read_text().splitlines()]
+    assert asked[-1][2:5] == ["after", "0", "TERM"]
 
 
-def test_where_slurm_refuses_to_queue_it_says_what_to_do(folder: Path):
+@pytest.mark.parametrize(("refusals", "asked"), [(1, 2), (9, 3)], ids=["for a moment", "for good"])
+def test_where_slurm_refuses_to_queue_it_is_asked_again_and_then_says_what_to_do(folder: Path, refusals, asked: int):
+    """Its controller may be restarting."""
     (folder / "verdict").write_text("10")
-    (folder / "refuse").touch()
+    (folder / "refuse").write_text("x" * refusals)
+    executable(folder / ".venv" / "bin" / "sleep", "\n")
     code, output = run(folder, ONE_NODE, "--exit-code", "3")
     assert code == 3
-    assert "submit the same command" in output
+    assert (folder / "scontrol").read_text().splitlines() == ["requeue 41234"] * asked
+    assert ("submit the same command" in output) == (refusals == 9)
 
 
 @pytest.mark.parametrize(("verdict", "exit_code", "expected"), [
