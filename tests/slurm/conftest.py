@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +153,20 @@ class Job:
                 os.kill(int(folder.name), signal.SIGKILL)
                 return environment.get("RANK", "")
         raise AssertionError(f"job {self.number} does not run {program}\n{self.output}")
+
+
+@contextmanager
+def lost_to_slurm(node: str) -> Iterator[None]:
+    """Slurm gives the node up and queues its jobs again, while what they have started lives on there."""
+    found = subprocess.run(["pgrep", "-f", f"^slurmd -D -N {node}$"], check=True, capture_output=True, text=True)
+    slurmd = int(found.stdout)
+    os.kill(slurmd, signal.SIGSTOP)
+    scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+    try:
+        yield
+    finally:
+        os.kill(slurmd, signal.SIGCONT)
+        scontrol("update", f"NodeName={node}", "State=RESUME")
 
 
 @pytest.fixture(scope="session")

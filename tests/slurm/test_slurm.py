@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL
-from tests.slurm.conftest import scontrol, wait_until
+from tests.slurm.conftest import lost_to_slurm, scontrol, wait_until
 
 ONE_NODE = {"sbatch": ("--gres=gpu:1", "--nodelist=hcn1-vn1")}
 TWO_NODES = {"sbatch": ("--gres=gpu:1", "--nodes=2"), "NPROC_PER_NODE": "1"}
@@ -77,12 +77,25 @@ def test_what_is_killed_on_one_node_ends_its_job_and_no_other_and_the_job_goes_o
         assert_same_weights(job.goes_on_and_completes())
 
 
+def test_a_start_that_slurm_has_replaced_leaves_the_job_to_its_successor(submit, assert_same_weights):
+    """Its node was lost, but lived on."""
+    job = submit("node-lost", "--checkpoint-every", "1", **ONE_NODE, SECONDS_PER_STEP="2").trains(6)
+    with lost_to_slurm("hcn1-vn1"):
+        job.wait(lambda job: job.restarts == 1, "another start")
+        scontrol("update", f"JobId={job.number}", "ReqNodeList=")  # it was asked for only to know which one it gets
+        job.wait(lambda job: "replaced: " in job.output, "the end of the first start")
+        assert_same_weights(job.ends("COMPLETED"))
+    assert job.restarts == 1
+    assert job.output.count("queueing job") == 0
+    assert sorted(re.findall(r"^state +(\w+)", job.output, re.MULTILINE)) == ["finished", "replaced"]
+
+
 def test_a_crash_before_the_first_checkpoint_is_a_failure(submit):
     job = submit("no-progress").trains()
     rank = job.kill("train.py")
     job.ends("FAILED", 60)
     assert job.restarts == 0
-    assert "no checkpoint was saved" in job.output
+    assert "no new step" in job.output
     assert re.search(RANK_KILLED.format(rank=rank), job.output)
 
 
@@ -96,12 +109,16 @@ def test_told_to_stop_with_no_restart_left_it_has_not_completed(submit):
 
 def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
     wrong, missing = submit("wrong", "--lr", "zero"), submit("missing", "--data-root", "nowhere")
-    dry = submit("dry", "--dry-run")
+    dry, late = submit("dry", "--dry-run"), submit("late")
+    late.wait(lambda job: "torchrun --nproc" in job.output, "its start")
+    late.signal("USR1")  # as at once, if the time limit is not longer than the notice
+    assert late.ends("FAILED").saved == "step_00000000"
+    assert "give a longer --time" in late.output
     assert wrong.ends("FAILED").facts["ExitCode"] == "2:0"
     missing.ends("FAILED")
     dry.ends("COMPLETED")
     assert "not queued again: the same command would fail again" in missing.output
-    assert [job.restarts for job in (wrong, missing, dry)] == [0, 0, 0]
+    assert [job.restarts for job in (wrong, missing, dry, late)] == [0, 0, 0, 0]
 
 
 def test_a_sweep_is_an_array_of_runs_that_ends_with_their_comparison(project: Path, small_data: Path):
@@ -110,12 +127,22 @@ def test_a_sweep_is_an_array_of_runs_that_ends_with_their_comparison(project: Pa
     (project / "plan.yaml").write_text(json.dumps(plan))
     command = [sys.executable, "-m", "metrics.sweep", "plan.yaml", "--submit", "--nproc-per-node", "1"]
     few = ["--cpus-per-task=1", "--mem=1G", "--gres=gpu:1"]
-    subprocess.run([*command, "--", *few], cwd=project, env=dict(os.environ) | {"CONDA_ENV": "none"}, check=True)
+
+    def submit_it() -> str:
+        environment = dict(os.environ) | {"CONDA_ENV": "none"}
+        return subprocess.run([*command, "--", *few], cwd=project, env=environment, check=True, stdout=subprocess.PIPE,
+                              text=True).stdout  # fmt: skip
+
+    output = re.search(r"rates-lr=0.002: (\d+)_1, output in (.*)\n", submit_it())
+    assert "nothing is queued" in submit_it(), "the jobs that train it are known"
     page = project / "metrics" / "comparisons" / "rates" / "comparison.md"
     wait_until(page.exists, "the comparison", 240)
     text = page.read_text()
     assert "# Comparison of 2 runs" in text
     assert text.count("| finished |") == 2, "it waited for both"
+    assert f"job {output[1]}_1" in (project / output[2]).read_text()
+    page.unlink()
+    assert str(page) in submit_it(), "all are finished: only the comparison is made"
 
 
 def test_before_its_time_is_over_it_saves_and_goes_on(job_with_little_time, assert_same_weights):
