@@ -75,9 +75,6 @@ tell() {
     return $none
 }
 
-# What Slurm says of this job, in one line; nothing if it does not answer.
-show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null; }
-
 listen
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a Slurm batch script: run 'sbatch submit.sh [flags of train.py]'," \
     "or without Slurm 'torchrun --standalone --nproc_per_node=<GPUs> train.py'"
@@ -111,6 +108,8 @@ command -v torchrun >/dev/null || refuse "this environment has no torchrun: 'pip
 
 # A job that starts again goes on with what it has saved, whatever it began with.
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto
+# What Slurm says of this job, in one line; nothing if it does not answer.
+show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null; }
 SCONTROL_SHOW_JOB=$(show_job) python -m metrics.requeue before "$@" || exit # it has said which flag is wrong
 
 # ---- launch -------------------------------------------------------------------------------------------------------

@@ -162,7 +162,6 @@ def main(arguments: Sequence[str]) -> int:
     """Answer submit.sh. Returns the exit code."""
     when, *rest = arguments
     told, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
-    sys.stdout.reconfigure(errors="replace")  # a message may hold what the locale cannot say
     try:
         config = parse_args(flags)
         if not told:

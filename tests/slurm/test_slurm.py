@@ -110,7 +110,7 @@ def test_told_to_stop_with_no_restart_left_it_has_not_completed(submit):
 def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
     wrong, missing = submit("wrong", "--lr", "zero"), submit("missing", "--data-root", "nowhere")
     dry, late = submit("dry", "--dry-run"), submit("late")
-    late.wait(lambda job: "torchrun --nproc" in job.output, "its start")
+    late.wait(lambda job: "nproc_per_node" in job.output, "its start")
     late.signal("USR1")  # as at once, if the time limit is not longer than the notice
     assert late.ends("FAILED").saved == "step_00000000"
     assert "give a longer --time" in late.output
