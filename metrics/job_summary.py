@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm.claim import slurm_start
@@ -31,6 +31,7 @@ class Start:
         gpu_seconds: the same, times the GPUs that it trained on.
         began_at: the step at which it began to train, None if it did not come so far.
         images: that it has trained, also those that were lost as it was killed before it saved them.
+        last: what it said last, in the words of `status.json`, those of `START` if another start has begun since.
     """
 
     slurm: tuple[str, int] | None
@@ -38,6 +39,7 @@ class Start:
     gpu_seconds: float
     began_at: int | None
     images: int
+    last: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_starts(paths: RunPaths) -> list[Start]:
@@ -69,14 +71,14 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
     yield _line("state", state)
     yield _line("next", following)
     if this:
-        images, step, steps = (_count(status.get(name)) for name in ("images_seen", "step", "total_steps"))
+        images, step, steps = (_count(this.last.get(name)) for name in ("images_seen", "step", "total_steps"))
         wall, gpu_seconds = (sum(getattr(start, name) for start in starts) for name in ("seconds", "gpu_seconds"))
         count = f"{len(starts)} start" + "s" * (len(starts) > 1)
         yield _line("images trained", f"{this.images:,} in this start, {images} in all (step {step} of {steps})")
         yield _line("wall time", f"{duration(this.seconds)} in this start, {duration(wall)} in all ({count})")
         hours = f"{this.gpu_seconds / 3600:,.2f} in this start, {gpu_seconds / 3600:,.2f} in all"
-        gpus = f"{status.get('gpus')} x {status.get('device')}"
-        yield _line("GPU-hours", f"{hours} ({gpus})" if gpu_seconds else f"none: on {status.get('device')}")
+        gpus, device = this.last.get("gpus"), this.last.get("device")
+        yield _line("GPU-hours", f"{hours} ({gpus} x {device})" if gpu_seconds else f"none: on {device}")
         mine, mean = utilization(paths, slurm), utilization(paths)
         both = f"{_percent(mine)} in this start, {_percent(mean)} in all"
         yield _line("mean GPU use", "not measured" if mean is None else both)
@@ -117,6 +119,7 @@ def _start(records: list[Mapping[str, Any]]) -> Start:
         gpu_seconds=gpu_seconds,
         began_at=next((int(step) for step in began_at if step is not None), None),
         images=max(0, *(int(last - first) for last, first in seen)),
+        last=records[-1],
     )
 
 

@@ -51,7 +51,7 @@ PROGRESS = (
 )
 START = (  # what is kept of a start once another one writes status.json
     "state", "started", "heartbeat", "host", "slurm_job_id", "slurm_restart", "world_size", "device", "gpus",
-    "step", "start_step", "images_seen", "start_images",
+    "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
 TAIL_BYTES = 64 * 1024
 

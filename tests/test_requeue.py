@@ -193,6 +193,19 @@ def test_the_end_of_a_start_is_told_in_lines_that_can_be_recomputed(paths: RunPa
     assert utilization(paths) == pytest.approx((50 * 300 + 70 * 300 + 90 * 600 + 80 * 600) / 1800)
 
 
+def test_an_overtaken_start_tells_of_itself_and_not_of_the_other(paths: RunPaths, monkeypatch, capsys):
+    trains(paths, 0, 20, seconds=1800)
+    save(paths, 16)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    StatusPublisher(paths, {"host": "node7", "pid": 4321}).close("running")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    assert ask(paths, "after", "1", "") == UNFINISHED
+    told = values(capsys)
+    assert told["state"] == "overtaken: process 4321 on node7, Slurm job 42 has taken the run over"
+    assert told["images trained"] == "1,000 in this start, 1,000 in all (step 20 of 40)"
+    assert told["GPU-hours"] == "2.00 in this start, 2.00 in all (4 x L40S)"
+
+
 def test_where_nothing_was_measured_it_says_so(paths: RunPaths, capsys):
     publisher = trains(paths, 0, 40, gpus=0, device="CPU (x86_64)")
     publisher.close("finished", 0)
