@@ -11,6 +11,7 @@ the job; it may be empty.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -66,13 +67,19 @@ def decide(ended: Ended) -> tuple[int, str, str]:
     status, (job, restart) = ended.status, ended.slurm
     message = str(status.get("message") or "").strip()
     state = f"{status.get('state')}" + (f": {message}" if message else "")
+    if status.get("state") == "running":
+        state = f"killed without a word, at step {status.get('step')} or later"
     if status.get("state") == "finished" and ended.code == 0:
         return STANDS, state, "nothing: the run is finished"
-    counts = [start[1] for start in map(slurm_start, (status, ended.owner)) if start and start[0] == job]
-    newest = max([*counts, *map(int, re.findall(r"^\d+$", ended.facts.get("Restarts", "")))], default=restart)
-    if newest > restart:  # a node that Slurm has given up may live on
-        state = f"replaced: Slurm has queued job {job} again since (restart {newest}), this was restart {restart}"
-        return UNFINISHED, state, "not queued again from here: the newer start goes on"
+    others = [start for start in map(slurm_start, (status, ended.owner)) if start and start[0] == job]
+    told = [int(count) for count in re.findall(r"^\d+$", ended.facts.get("Restarts", ""))]
+    newest = max([restart, *told, *(start[1] for start in others)])
+    if newest > restart:  # to queue it would kill the newer start; a node that Slurm has given up may live on
+        taken = any(start[1] > restart for start in others)
+        following = (
+            f"not queued again from here: Slurm has done so since (restart {newest}, this was restart {restart})"
+        )
+        return UNFINISHED, f"replaced by restart {newest}" if taken or not ended.said else state, following
     if ended.said is None:
         state = "ended before the training began, see above" if status else "status.json is missing or damaged"
         return UNFINISHED, f"{state} (exit code {ended.code})", f"not queued again; {CONTINUE}"
@@ -81,8 +88,6 @@ def decide(ended: Ended) -> tuple[int, str, str]:
             return UNFINISHED, f"overtaken: {whose(other)} has taken the run over", "not queued again"
     if status.get("state") == "finished":
         return STANDS, state, f"not queued again: the run is finished, though what ran it ended with {ended.code}"
-    if status.get("state") == "running":
-        state = f"killed without a word, at step {status.get('step')} or later"
     if status.get("retry") is not True:
         return UNFINISHED, state, "not queued again: the same command would fail again"
     return _of_one_that_can_go_on(ended, state)
@@ -111,7 +116,7 @@ def saved_step(paths: RunPaths) -> int | None:
     """The step of the latest checkpoint, None if there is none."""
     progress = (read_json(paths.checkpoints / "latest" / "meta.json") or {}).get("progress")
     step = number(progress.get("step")) if isinstance(progress, dict) else None
-    return None if step is None else int(step)
+    return None if step is None or not math.isfinite(step) else int(step)
 
 
 def time_limit(facts: Mapping[str, str]) -> int | None:

@@ -63,17 +63,19 @@ def test_the_verdict(changes: dict, verdict: int, words: str):
     assert words in f"{state}; {following}"
 
 
-@pytest.mark.parametrize("witness", [
-    {"status": STOPPED | {"slurm_restart": "1"}},
-    {"owner": JOB | {"slurm_restart": "1"}},
-    {"facts": {"Restarts": "1", "JobState": "PENDING"}},
+@pytest.mark.parametrize(("witness", "state"), [
+    ({"status": STOPPED | {"slurm_restart": "1"}}, "replaced by restart 1"),
+    ({"owner": JOB | {"slurm_restart": "1"}}, "replaced by restart 1"),
+    ({"facts": {"Restarts": "1"}}, "stopped"),  # such as by `scontrol requeue`
+    ({"facts": {"Restarts": "1"}, "said": None}, "replaced by restart 1"),
 ])  # fmt: skip
-def test_a_start_that_slurm_has_replaced_leaves_the_job_alone(witness: dict):
+def test_a_start_that_slurm_has_replaced_leaves_the_job_alone(witness: dict, state: str):
     """To queue it again would kill its successor. Any one witness will do."""
-    verdict, state, _ = decide(replace(ENDED, **witness))
-    assert verdict == UNFINISHED
-    assert "(restart 1), this was restart 0" in state
-    assert decide(replace(ENDED, slurm=("41", 1), **witness, said=replace(SAID, slurm=("41", 1))))[1][:8] != "replaced"
+    verdict, given, following = decide(replace(ENDED, **witness))
+    assert (verdict, given) == (UNFINISHED, state)
+    assert "(restart 1, this was restart 0)" in following
+    newest = {"status": STOPPED | {"slurm_restart": "1"}, "owner": {}, "facts": {"Restarts": "1"}, "said": SAID}
+    assert decide(replace(ENDED, **newest, slurm=("41", 1)))[0] == AGAIN
 
 
 @pytest.mark.parametrize(("limit", "seconds"), [
@@ -149,7 +151,7 @@ def test_rank_0_is_killed_and_another_process_tells_of_it(paths: RunPaths):
 @pytest.mark.parametrize("content", [
     "", "{", "[1]", "null", '{"state": ["stopped"]}', '{"slurm_job_id": "41", "retry": true, "slurm_restart": "x"}',
     '{"slurm_job_id": "41", "retry": true, "start_step": "0", "started": [], "heartbeat": 1e999, "state": null}',
-    '{"slurm_job_id": {}, "slurm_restart": 1e999, "started": {}}', "\x00\xff",
+    '{"slurm_job_id": {}, "slurm_restart": 1e999, "started": {}}', '{"progress": {"step": 1e999}}', "\x00\xff",
 ])  # fmt: skip
 def test_a_status_of_another_shape_queues_nothing(paths: RunPaths, content: str, capsys):
     paths.metrics.mkdir(parents=True)

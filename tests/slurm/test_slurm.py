@@ -83,7 +83,7 @@ def test_a_start_that_slurm_has_replaced_leaves_the_job_to_its_successor(submit,
     with lost_to_slurm("hcn1-vn1"):
         job.wait(lambda job: job.restarts == 1, "another start")
         scontrol("update", f"JobId={job.number}", "ReqNodeList=")  # it was asked for only to know which one it gets
-        job.wait(lambda job: "replaced: " in job.output, "the end of the first start")
+        job.wait(lambda job: "replaced by restart 1" in job.output, "the end of the first start")
         assert_same_weights(job.ends("COMPLETED"))
     assert job.restarts == 1
     assert job.output.count("queueing job") == 0
