@@ -79,7 +79,8 @@ def test_what_is_killed_on_one_node_ends_its_job_and_no_other_and_the_job_goes_o
 
 def test_a_start_that_slurm_has_replaced_leaves_the_job_to_its_successor(submit, assert_same_weights):
     """Its node was lost, but lived on."""
-    job = submit("node-lost", "--checkpoint-every", "1", **ONE_NODE, SECONDS_PER_STEP="2").trains(6)
+    patience = {"SECONDS_PER_STEP": "2", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    job = submit("node-lost", "--checkpoint-every", "1", **ONE_NODE, **patience).trains(5)
     with lost_to_slurm("hcn1-vn1"):
         job.wait(lambda job: job.restarts == 1, "another start")
         scontrol("update", f"JobId={job.number}", "ReqNodeList=")  # it was asked for only to know which one it gets
