@@ -176,7 +176,8 @@ def queued_elements(plan: RunPlan) -> dict[int, str]:
     found = {}
     for array in read_submissions(plan):
         command = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%K"]
-        asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")  # unknown: ended
+        # an array that it no longer knows has ended
+        asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
         found |= {int(word): array for word in asked.stdout.split() if word.isdigit()}
     return found
 
