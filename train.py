@@ -18,6 +18,7 @@ from ddpm.config import TrainConfig, parse_args
 from ddpm.errors import ProcessesLost, RequestError, TrainingFailed
 from ddpm.program import flush, prepare
 from ddpm.signals import TWICE, StopRequest
+from ddpm.threads import Threads, limit_spinning
 
 
 def is_first() -> bool:
@@ -39,6 +40,7 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
         CONFIG = parse_args()
     except RequestError as error:
         sys.exit(refuse(error))
+    limit_spinning()
 
 from ddpm import checkpoint, data, hardware, set_aside, soundness
 from ddpm.advice import after_failure
@@ -132,6 +134,9 @@ class Run:
             if progress.count_step():
                 self.publish("training", epoch)
                 self.world.expect_answers_within(timedelta(minutes=self.config.hang_minutes))
+            if changed := self.threads.step():
+                progress.note_threads(self.threads.number)
+                self.herald.log(f"step {progress.step}: {changed}", "warning")
             if self.trainer.record.full:
                 self.tell_progress(epoch)
                 if self.checkpoints and self.checkpoints.overdue and progress.step < plan.epoch_end(epoch):
@@ -176,7 +181,7 @@ class Run:
             self.publish_row(self.epoch_row(epoch, measured))
             if progress.step % self.plan.steps_per_epoch == 0:
                 progress.begin_epoch()
-            if due(config.checkpoint_every) or (evaluate and config.best_by != "val_loss"):
+            if due(config.checkpoint_every) or due(config.keep_every) or (evaluate and config.best_by != "val_loss"):
                 self.save()
         if self.choices.samples_per_class and (last() or due(config.sample_every)):
             return self.draw_samples(epoch)
@@ -306,12 +311,15 @@ class Run:
     def build(self) -> None:
         """Make the model, and take up the checkpoint that the run continues from."""
         config = self.config
+        self.threads = Threads(self.world)
         self.trainer = Trainer(config, self.choices, self.world)
         self.validation = Validation(config, self.test_set, self.choices.val_images, self.trainer.scheduler, self.world)
         if self.start:
             state, averages = self.start.load()
             self.trainer.load_state_dict(state, averages)
             self.progress.load_state_dict(state["progress"])
+            self.notes += self.trainer.settle_average(self.progress.step // self.plan.steps_per_epoch)
+        self.progress.note_threads(self.threads.number)
         if self.world.is_main:
             self.open_files()
         self.evaluation = Evaluation(config, self.train_set, self.test_set, self.world)
@@ -321,14 +329,15 @@ class Run:
         """Take up the files of checkpoints and figures, and say what is trained (main process only)."""
         config, start = self.config, self.start
         description = describe_run(
-            config, self.choices, self.world, self.plan, self.flops_per_image, self.train_set, self.test_set
-        )
+            config, self.choices, self.world, self.plan, self.flops_per_image, self.train_set, self.test_set,
+            self.threads, self.progress.threads,
+        )  # fmt: skip
         rows = start.meta["history"] if start else []
-        self.herald.begin(description, self.progress.step, rows, self.cause, self.notes)
+        self.herald.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.plan.remarks()])
         for note in set_aside.later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
             self.herald.log(note)
         if start:
-            changed = "; ".join(checkpoint.changes(start, config, self.world.world_size)) or "nothing"
+            changed = "; ".join(checkpoint.changes(start, config, self.plan, self.threads.number)) or "nothing"
             self.herald.log(f"resumed from {start.folder.name}; changed since: {changed}")
             if start.unsound:
                 self.herald.log(f"{start.folder.name} is unsound ({start.unsound}); it was asked for", "warning")

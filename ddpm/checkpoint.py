@@ -11,6 +11,7 @@ latest → the newest checkpoint whose state is sound, best → the best of thos
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from ddpm.config import NUM_CLASSES, TrainConfig
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write, fsync_folder, replace_link, sha256_file
 from ddpm.plan import Plan
+from ddpm.rules import BETAS, beta_range
 from ddpm.soundness import broken
 
 STATE, WEIGHTS_NAME = "train_state.pt", "diffusion_pytorch_model.safetensors"
@@ -223,8 +225,11 @@ def identity_of(config: TrainConfig, plan: Plan, data_sha256: str) -> dict[str, 
     names = ("preset", "data", "resolution", "block_out_channels", "layers_per_block", "norm_num_groups",
              "mid_attention", "seed", "diffusion_steps", "beta_schedule", "prediction_type")  # fmt: skip
     settings = config.to_dict()
+    betas = beta_range(config)
     return {
         **{name: settings[name] for name in names},
+        # None where they have always been so: older checkpoints of other betas cannot go on with these
+        "betas": None if betas in (None, BETAS) else " – ".join(f"{beta:.4g}" for beta in betas),
         "classes": NUM_CLASSES,
         "training images": plan.train_images,
         "SHA-256 of the images": data_sha256[:16],
@@ -253,14 +258,33 @@ def refuse_other_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     )
 
 
-def changes(checkpoint: Checkpoint, config: TrainConfig, world_size: int) -> list[str]:
-    """What differs from the start that wrote the checkpoint and is allowed to, in words."""
-    before = {**checkpoint.meta["settings"], "processes": checkpoint.meta["progress"]["world_size"]}
-    now = {**config.to_dict(), "processes": world_size}
+def changes(checkpoint: Checkpoint, config: TrainConfig, plan: Plan, threads: int | None = None) -> list[str]:
+    """What differs from the start that wrote the checkpoint and is allowed to, in words, and what comes of it.
+
+    Args:
+        threads: of torch, on a CPU. Sums are in another order with another number, as with other processes.
+    """
+    progress = checkpoint.meta["progress"]
+    before = {**checkpoint.meta["settings"], "processes": progress["world_size"]}
+    now = {**config.to_dict(), "processes": plan.world_size}
+    if threads and progress.get("threads"):
+        before["threads"], now["threads"] = progress["threads"], threads
     told = [name for name in now if name not in ("resume", "dry_run", "download")]
-    return [
-        f"{name.replace('_', ' ')} {before.get(name)} → {now[name]}" for name in told if before.get(name) != now[name]
-    ]
+    differing = [name for name in told if before.get(name) != now[name]]
+    words = [f"{name.replace('_', ' ')} {before.get(name)} → {now[name]}" for name in differing]
+    if {"processes", "threads"} & set(differing):
+        words.append("the run goes on, but not bit for bit: sums are in another order")
+    return words + _of_learning_rate(progress.get("lr"), plan)
+
+
+def _of_learning_rate(saved: dict[str, Any] | None, plan: Plan) -> list[str]:
+    """What becomes of the learning rate at the checkpoint's step, if another plan gave another one there."""
+    if not saved or saved["step"] >= plan.total_steps:
+        return []
+    before, now = saved["rate"], plan.learning_rate(saved["step"])
+    if math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12):
+        return []
+    return [f"learning rate at step {saved['step']} {before:.3g} → {now:.3g}"]
 
 
 def sweep(root: Path) -> None:

@@ -20,6 +20,7 @@ from ddpm.hardware import Choices
 from ddpm.model import activation_bytes, build_unet, count_parameters, flops_per_image
 from ddpm.paths import PROJECT_ROOT
 from ddpm.plan import Plan
+from ddpm.threads import Threads
 
 
 def describe_run(
@@ -30,14 +31,20 @@ def describe_run(
     flops: float,
     train: data.Images,
     test: data.Images,
+    threads: Threads,
+    by_step: list[dict[str, int | None]],
 ) -> dict[str, Any]:
-    """Settings, environment, data and model of a run, as `training_metrics.json` holds them."""
+    """Settings, environment, data and model of a run, as `training_metrics.json` holds them.
+
+    Args:
+        threads, by_step: of torch on a CPU; how many, from which step on (see `Progress.threads`).
+    """
     return {
         "run": config.run,
         "data": config.data,
         "settings": config.to_dict(),
         "hyperparameters": hyperparameters(config, choices, plan),
-        "environment": environment(choices, world),
+        "environment": environment(choices, world, threads, by_step),
         "data_summary": {
             "train_images": len(train),
             "test_images": len(test),
@@ -109,9 +116,12 @@ def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan) -> dict[s
     }
 
 
-def environment(choices: Choices, world: World) -> dict[str, Any]:
+def environment(
+    choices: Choices, world: World, threads: Threads, by_step: list[dict[str, int | None]]
+) -> dict[str, Any]:
     """Where and with what the run runs."""
     on_gpu = world.device.type == "cuda"
+    counted = {} if on_gpu else {"threads": f"{threads.number} ({threads.reason})"}
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -124,7 +134,8 @@ def environment(choices: Choices, world: World) -> dict[str, Any]:
         "nodes": world.nodes,
         "precision": choices.precision,
         "compile": choices.compile,
-        "choices": choices.in_words(),
+        "threads": by_step,  # bits depend on them
+        "choices": choices.in_words() | counted,
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
     }
@@ -199,7 +210,7 @@ def dry_run(config: TrainConfig, world: World) -> None:
     }
     if world.is_main:
         print(json.dumps(config.to_dict(), indent=2))
-        for name, text in estimates.items():
+        for name, text in (*estimates.items(), *(("note", remark) for remark in plan.remarks())):
             print(f"{name + ':':<20} {text}")
         print("dry run: nothing was trained or written")
 

@@ -19,12 +19,15 @@ from ddpm.config import NULL_CLASS, TrainConfig
 from ddpm.data import Images, to_model_input
 from ddpm.distributed import World
 from ddpm.hardware import synchronize
+from ddpm.rules import beta_range
 from ddpm.seeding import Stream, derive, generator
 
 
 def make_scheduler(config: TrainConfig) -> DDPMScheduler:
-    """The noise schedule, as it is also saved beside the weights."""
+    """The noise schedule, as it is also saved beside the weights, with its betas."""
+    betas = beta_range(config)
     return DDPMScheduler(
+        **(dict(zip(("beta_start", "beta_end"), betas, strict=True)) if betas else {}),
         num_train_timesteps=config.diffusion_steps,
         beta_schedule=config.beta_schedule,
         prediction_type=config.prediction_type,

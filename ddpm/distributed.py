@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from ddpm.errors import ProcessesLost, RequestError
 from ddpm.signals import StopRequest
+from ddpm.threads import most_threads
 
 T = TypeVar("T")
 
@@ -190,9 +191,7 @@ def connect() -> Iterator[World]:
     """
     rank, local_rank, world_size, local_world_size = _ranks()
     device = _device(local_rank, local_world_size)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # More threads than cores slow each other down tenfold, whatever OMP_NUM_THREADS has been set to.
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size)))
+    torch.set_num_threads(most_threads(torch.get_num_threads(), local_world_size))
     store, restarted = None, False
     if world_size > 1:
         shared, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=STARTING))

@@ -12,7 +12,7 @@ import torch
 
 from ddpm.config import NUM_CLASSES, TrainConfig
 from ddpm.errors import RequestError
-from ddpm.rules import EVALUATED
+from ddpm.rules import EVALUATED, USUAL_EVAL_EVERY, parse_target
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
 # GPU's name counts. A GPU that is not here gets no MFU rather than a guess.
@@ -190,11 +190,13 @@ def _affordable(usual: int, flops: float, device: torch.device, at_least: int = 
 
 def _evaluation_pays(config: TrainConfig, device: torch.device) -> tuple[int, str]:
     if device.type == "cuda":
-        return 10, "takes seconds on a GPU"
+        return USUAL_EVAL_EVERY, "takes seconds on a GPU"
     if config.best_by in EVALUATED:
-        return 10, "--best-by needs it"
+        return USUAL_EVAL_EVERY, "--best-by needs it"
     if config.early_stop_patience and config.early_stop_metric in EVALUATED:
-        return 10, "--early-stop-metric needs it"
+        return USUAL_EVAL_EVERY, "--early-stop-metric needs it"
+    if config.target and parse_target(config.target)[0] in EVALUATED:
+        return USUAL_EVAL_EVERY, "--target needs it"
     return 0, "takes minutes on a CPU"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from contextlib import suppress
@@ -12,6 +13,21 @@ from ddpm.errors import RequestError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 REPORTED = ("plots", "report", "report (HTML)")  # artifacts that are made together, at the end of every start
+CLASSIFIERS = "reference_classifiers"
+RESERVED = {CLASSIFIERS, "tensorboard", "readme.md"}  # in lower case: what lies beside the folders and logs of runs
+SET_ASIDE = ".before-%Y%m%d-%H%M%S"  # goes to the name of a run that `--resume never` sets aside
+LONGEST_NAME = 200  # bytes; `.<run>.claim.<32 digits>` and `<run>.before-…` stay below the 255 that file systems allow
+
+
+def name_taken(name: str) -> str | None:
+    """What a run would share folders with if it were called `name`; None if with nothing. Systems may ignore case."""
+    if name.casefold() in RESERVED:
+        return "the project uses this name itself"
+    if re.search(r"\.before-\d{8}-\d{6}$", name.casefold()):
+        return "runs that were set aside are called so: rename its folders to continue one"
+    if re.match(r"slurm-\d", name.casefold()):
+        return "the output of Slurm's jobs is called so"
+    return None
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class RunPaths:
     @property
     def classifiers(self) -> Path:
         """Reference classifiers that generated characters are judged by, one for each set of training images."""
-        return self.root / "checkpoints" / "reference_classifiers"
+        return self.root / "checkpoints" / CLASSIFIERS
 
     @property
     def metrics(self) -> Path:
@@ -138,7 +154,7 @@ class RunPaths:
         rows = self.csv.read_text(encoding="utf-8").splitlines()[1:] if self.csv.exists() else []
         used = any(self.checkpoints.glob("step_*")) or rows
         outputs = (self.checkpoints, self.metrics, self.tensorboard) if afresh and used else ()
-        suffix = time.strftime(".before-%Y%m%d-%H%M%S")
+        suffix = time.strftime(SET_ASIDE)
         try:
             old = [folder for folder in outputs if folder.exists()]
             aside = [folder.rename(folder.with_name(folder.name + suffix)) for folder in old]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddpm.config import TrainConfig
+from ddpm.config import TrainConfig, preset
 from ddpm.errors import RequestError
+from ddpm.rules import without_effect
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,34 @@ class Plan:
                 f"{self.world_size} process(es) makes a global batch of {self.global_batch}, but there are only "
                 f"{self.train_images} training images: take a smaller batch"
             )
+        config, total = self.config, self.total_steps
+        if config.warmup_steps >= total and config.warmup_steps != preset(config.preset).warmup_steps:
+            raise RequestError(
+                f"--warmup-steps {config.warmup_steps}: of only {total} steps of the run; the learning rate would "
+                "never reach its peak: give fewer, or 0"
+            )
+        if config.lr_schedule == "cosine_restarts" and config.lr_cycles > total:
+            raise RequestError(f"--lr-cycles {config.lr_cycles}: the run has only {total} steps: give fewer")
+
+    def remarks(self) -> list[str]:
+        """What the settings do that the user may not expect, a line each."""
+        config, total = self.config, self.total_steps
+        planned, whole = config.epochs * self.steps_per_epoch, total // self.steps_per_epoch
+        found = list(without_effect(config, preset(config.preset)))
+        if config.warmup_steps >= total:
+            found.append(
+                f"the preset's --warmup-steps {config.warmup_steps} are more than the {total} steps of the run: the "
+                "learning rate never reaches its peak; give fewer, or 0"
+            )
+        if config.max_steps and config.max_steps > planned:
+            found.append(f"--max-steps {config.max_steps} does nothing: --epochs {config.epochs} end at step {planned}")
+        if config.max_steps and whole < min(config.swa_start_epoch, config.epochs):
+            found.append(
+                f"--swa-start-epoch {config.swa_start_epoch}: --max-steps end the run before, in epoch {self.epochs}"
+            )
+        if config.max_steps and config.lr_schedule == "step" and total <= config.lr_step_epochs * self.steps_per_epoch:
+            found.append(f"--lr-step-epochs {config.lr_step_epochs:g}: --max-steps end the run before its first step")
+        return found
 
     @property
     def global_batch(self) -> int:

@@ -25,6 +25,7 @@ class Progress:
         self.row_step = 0  # the step at which the latest epoch's row was made
         self.warm = False  # has this process made its first step?
         self.recent_images_per_sec = float("nan")  # over the steps between the last two notes
+        self.threads: list[dict[str, int | None]] = []  # on a CPU: how many, from which step on
         self._elapsed_before = 0.0  # seconds of earlier starts
         self._clock = time.monotonic()
         self._epoch_began = self._row_at = 0.0  # `elapsed` at the last two rows
@@ -80,6 +81,12 @@ class Progress:
             self._train_images += self._untimed_images
         self._since, self._untimed_images = now, 0
 
+    def note_threads(self, number: int | None) -> None:
+        """The coming steps are made with so many threads (None: on a GPU). With another number, sums are in another
+        order, and bits differ."""
+        if [each["threads"] for each in self.threads[-1:]] != [number]:
+            self.threads.append({"step": self.step, "threads": number})
+
     def begin_epoch(self) -> None:
         """The epoch's row is made: what comes now belongs to the next."""
         self._epoch_began = self._row_at
@@ -113,6 +120,7 @@ class Progress:
             "elapsed": self.elapsed,
             "epoch_began": self._epoch_began,
             "spent": dict(self._spent),
+            "threads": list(self.threads),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -120,4 +128,5 @@ class Progress:
         self.losses, self.grad_norms = state["losses"].tolist(), state["grad_norms"].tolist()
         self._train_sec, self._train_images = state["train_sec"], state["train_images"]
         self._spent |= state.get("spent", {})
+        self.threads[:] = state.get("threads", [])
         self._elapsed_before, self._epoch_began = state["elapsed"], state["epoch_began"]

@@ -93,7 +93,9 @@ class Checkpoints:
             "data": config.data,
             "identity": self._identity,
             "settings": config.to_dict(),
-            "progress": place | {"global_batch": plan.global_batch, "world_size": plan.world_size},
+            "progress": place
+            | {"global_batch": plan.global_batch, "world_size": plan.world_size}
+            | {"threads": progress.threads[-1]["threads"] if progress.threads else None, "lr": _lr_there(plan, step)},
             **known,
         }
         state = {**trainer.state_dict(), "progress": progress.state_dict()}
@@ -223,6 +225,12 @@ def _completed_epoch(folder: Path) -> float:
     """The epoch that ended at this checkpoint; NaN, which divides by nothing, for one taken within an epoch."""
     progress = read_meta(folder).get("progress", {})
     return progress["epoch"] if progress.get("batch") == 0 else float("nan")
+
+
+def _lr_there(plan: Plan, step: int) -> dict[str, float]:
+    """The learning rate of the step that comes after `step` others, or of the last one: resuming compares it."""
+    step = min(step, plan.total_steps - 1)
+    return {"step": step, "rate": plan.learning_rate(step)}
 
 
 def _remove(folder: Path) -> None:

@@ -41,7 +41,7 @@ class Trainer:
         if not choices.compile:
             skip_unit_scales(self.model)
         self.ema = EMA(self.model, config.ema_decay)
-        self.swa = AveragedModel(self.model).eval().requires_grad_(False) if config.swa_start_epoch else None
+        self.swa = self._new_average() if config.swa_start_epoch else None
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -63,6 +63,9 @@ class Trainer:
             device_ids=[self.world.device.index] if on_gpu else None,
             gradient_as_bucket_view=True,
         )
+
+    def _new_average(self) -> AveragedModel:
+        return AveragedModel(self.model).eval().requires_grad_(False)
 
     def autocast(self) -> torch.autocast:
         """The precision in which forward passes run, also those of validation and sampling."""
@@ -129,6 +132,27 @@ class Trainer:
         if self.swa and epoch + 1 >= self.config.swa_start_epoch:
             self.swa.update_parameters(self.model)
 
+    def settle_average(self, epochs: int) -> list[str]:
+        """Compare the average that a checkpoint after `epochs` epochs had with what `--swa-start-epoch` asks for.
+
+        Returns what differs, in words. An average that is to begin later is dropped.
+        """
+        start, have = self.config.swa_start_epoch, int(self.swa.n_averaged) if self.swa else 0
+        asked = max(0, epochs - start + 1) if start else 0
+        name = "the average of the weights (SWA)"
+        if have and not start:
+            return [f"{name} over the ends of {have} epoch(s) is kept up, though --swa-start-epoch was left out"]
+        if have and not asked:
+            self.swa = self._new_average()
+            return [f"{name} over the ends of {have} epoch(s) is dropped: it begins anew with epoch {start}"]
+        if have < asked:
+            return [
+                f"{name} lacks {asked - have} of the {asked} epoch(s) since epoch {start}, in which it was not kept"
+            ]
+        if have > asked:
+            return [f"{name} also has the ends of {have - asked} epoch(s) before epoch {start}"]
+        return []
+
     @property
     def swa_model(self) -> torch.nn.Module | None:
         """The model with the averaged weights of `--swa-start-epoch`, once there are any."""
@@ -152,7 +176,8 @@ class Trainer:
         """Continue from a checkpoint's `train_state.pt` and the weights of its `unet` folders."""
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(averages["unet"])
-        if self.swa and "unet_swa" in averages:
+        if "unet_swa" in averages:
+            self.swa = self.swa or self._new_average()  # it is kept up, also by a start that leaves out the flag
             self.swa.module.load_state_dict(averages["unet_swa"])
             self.swa.n_averaged.fill_(state["swa_epochs"])
         self.optimizer.load_state_dict(state["optimizer"])

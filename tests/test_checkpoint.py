@@ -9,7 +9,15 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm import checkpoint
-from ddpm.checkpoint import choose_start, find_latest, identity_of, inspect, sweep
+from ddpm.checkpoint import (
+    Checkpoint,
+    choose_start,
+    find_latest,
+    identity_of,
+    inspect,
+    refuse_other_run,
+    sweep,
+)
 from ddpm.errors import RequestError
 from ddpm.plan import Plan
 from ddpm.set_aside import damaged_checkpoints
@@ -150,14 +158,30 @@ def test_another_run_is_refused_with_a_table_of_what_differs(saver: Saver, small
     assert choose_start(saver.root, "never", other) == (None, {})
 
 
+def test_old_betas_do_not_go_on_with_new_ones(saver: Saver, small):
+    """Before they were scaled by the number of steps, a checkpoint's identity said nothing of betas."""
+    saver.save(4)
+    found, _ = choose_start(saver.root, "auto", saver.identity)
+    for schedule, steps, goes_on in (("linear", 100, False), ("linear", 1000, True), ("squaredcos_cap_v2", 100, True)):
+        config = replace(small, beta_schedule=schedule, diffusion_steps=steps)
+        now = identity_of(config, saver.plan, "0123")
+        old = Checkpoint(found.folder, {**found.meta, "identity": {k: v for k, v in now.items() if k != "betas"}})
+        if goes_on:
+            refuse_other_run(old, now)
+        else:
+            with pytest.raises(RequestError, match=r"betas +None +0\.001 – 0\.2"):
+                refuse_other_run(old, now)
+
+
 def test_what_may_change_is_told(saver: Saver, small):
     saver.save(4)
     found, _ = choose_start(saver.root, "auto", saver.identity)
     now = replace(small, epochs=9, log_every=1, batch_size=8, grad_accum=2, resume="never", dry_run=True)
-    assert checkpoint.changes(found, now, world_size=2) == [
-        "epochs 2 → 9", "batch size 32 → 8", "grad accum 1 → 2", "log every 3 → 1", "processes 1 → 2"
-    ]  # fmt: skip
-    assert checkpoint.changes(found, small, world_size=1) == []
+    *settings, bits, rate = checkpoint.changes(found, now, Plan(now, 2, 128))
+    assert settings == ["epochs 2 → 9", "batch size 32 → 8", "grad accum 1 → 2", "log every 3 → 1", "processes 1 → 2"]
+    assert "not bit for bit" in bits
+    assert rate == f"learning rate at step 4 {Plan(small, 1, 128).learning_rate(4):.3g} → 0.00097"
+    assert checkpoint.changes(found, small, Plan(small, 1, 128)) == []
 
 
 def test_resume_can_name_a_checkpoint(saver: Saver):

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from ddpm.config import PRESETS, TrainConfig, field_help, markdown_table, parse_args, preset
 from ddpm.errors import RequestError
-from ddpm.paths import PROJECT_ROOT
-from ddpm.rules import flag
+from ddpm.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE
+from ddpm.rules import flag, without_effect
 from tests.conftest import replace
 
 
@@ -75,6 +76,22 @@ def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
         (["--sample-steps", "1000"], "--diffusion-steps"),
         (["--run-name", "../elsewhere"], "--run-name"),
         (["--run-name", ""], "--run-name"),
+        (["--run-name", "reference_classifiers"], "the project uses this name itself"),
+        (["--run-name", "Reference_Classifiers"], "uses this name itself"),  # where case is ignored
+        (["--run-name", "tensorboard"], "the project uses this name itself"),
+        (["--run-name", "README.md"], "the project uses this name itself"),
+        (["--run-name", "mine.before-20261125-221357"], "set aside"),
+        (["--run-name", "slurm-33"], "Slurm"),
+        (["--run-name", "x" * 201], "201 bytes; take at most 200"),
+        (["--run-name", "xé" * 70], "210 bytes; take at most 200"),
+        (["--run-name", "mine", "--baseline", "mine"], "--baseline mine"),
+        (["--early-stop-patience", "3", "--val-every", "5"], "measured every 5 epochs only; give 5 or more"),
+        (["--early-stop-patience", "3", "--early-stop-metric", "rca"], "measured every 10 epochs only"),
+        (["--target", "val_loss=0.01", "--val-every", "0"], "--val-every 1 or more"),
+        (["--target", "top1=0.9", "--eval-every", "0"], "--eval-every 1 or more"),
+        (["--target", "val_loss_swa=0.01"], "--swa-start-epoch"),
+        (["--lr-schedule", "step", "--epochs", "6"], "--lr-step-epochs 30: the run ends before its first step"),
+        (["--beta-schedule", "linear", "--diffusion-steps", "20", "--sample-steps", "9"], "give more than 20"),
         (["--lr-schedule", "cosine_restarts", "--lr-cycles", "0"], "--lr-cycles 0: must be 1 or more"),
         (["--lr-schedule", "step", "--lr-step-factor", "2"], "(0, 1]"),
         (["--early-stop-patience", "3", "--val-every", "0"], "--val-every 1 or more"),
@@ -91,6 +108,42 @@ def test_a_wrong_request_is_refused_with_the_reason(arguments, told):
         parse_args(arguments)
     assert told in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["classifiers", "tensorboards", "a.before-noon", "slurm-first", "x" * 200])
+def test_other_names_are_free(name):
+    assert parse_args(["--run-name", name]).run == name
+
+
+def test_the_longest_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
+    """As the claim of a dead owner is called while it is taken over, and the folders that --resume never sets aside."""
+    for name in (f".{'x' * LONGEST_NAME}.claim.{'0' * 32}", f"{'x' * LONGEST_NAME}{time.strftime(SET_ASIDE)}"):
+        (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        (["--lr-cycles", "8"], "--lr-cycles 8"),
+        (["--lr-step-factor", "0.5", "--lr-schedule", "cosine"], "--lr-step-factor 0.5"),
+        (["--min-delta", "0.01"], "--min-delta 0.01"),
+        (["--early-stop-metric", "val_loss"], "--early-stop-metric val_loss"),
+        (["--sample-every", "2", "--samples-per-class", "0"], "--sample-every 2"),
+        (["--val-images", "100", "--val-every", "0", "--best-by", "rca"], "--val-images 100"),
+        (["--keep-every", "200"], "--keep-every 200"),
+        (["--data", "glyphs", "--download"], "--download True"),
+        (["--val-every", "0"], "--val-every 0"),
+        (["--cfg-dropout-prob", "0"], "--guidance-scale 1"),
+    ],
+)
+def test_what_does_nothing_or_not_what_it_seems_is_remarked_and_not_refused(arguments, setting):
+    (remark,) = without_effect(parse_args(arguments), preset("large"))
+    assert setting in remark
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_no_preset_needs_a_remark(name):
+    assert list(without_effect(preset(name), preset(name))) == []
 
 
 def test_the_command_line_says_in_one_line_what_is_wrong_and_exits_with_2():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from ddpm import data
 from ddpm.config import NULL_CLASS, preset
@@ -20,6 +21,7 @@ from ddpm.diffusion import (
 )
 from ddpm.distributed import World, connect
 from ddpm.model import build_unet
+from ddpm.pipeline import make_sampler
 from tests.conftest import ONE, random_images, replace
 from tests.processes import in_processes
 
@@ -47,6 +49,37 @@ def test_noising_follows_the_cosine_schedule():
     a = alphas_cumprod[timesteps].view(4, 1, 1, 1)
     torch.testing.assert_close(model.sample.double(), a.sqrt() * images + (1 - a).sqrt() * noise, atol=1e-5, rtol=1e-4)
     assert model.sample.equal(scheduler.add_noise(images, noise, timesteps))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("steps", [25, 100, 200, 600, 1000, 4000])
+def test_a_linear_schedule_ends_in_noise_with_any_number_of_steps(schedule: str, steps: int):
+    """Signal and noise at the same part of the way are those of diffusers' 1000 steps."""
+    config = preset("large", beta_schedule=schedule, diffusion_steps=steps, sample_steps=10)
+    ours, theirs = make_scheduler(config), DDPMScheduler(1000, beta_schedule=schedule)
+    left = ours.alphas_cumprod[-1].sqrt()
+    assert left < 1.2 * theirs.alphas_cumprod[-1].sqrt()
+    assert left < 0.035
+    if steps >= 100:
+        halfway = ours.alphas_cumprod[steps // 2 - 1].sqrt().item()
+        assert halfway == pytest.approx(theirs.alphas_cumprod[499].sqrt().item(), rel=0.05)
+    if steps == 1000:
+        assert ours.betas.equal(theirs.betas)
+    assert ours.betas.max() < 1
+
+
+def test_the_saved_schedule_needs_nothing_else(tmp_path):
+    """An export, or a checkpoint of an older version, is drawn with its own betas."""
+    config = preset("large", beta_schedule="linear", diffusion_steps=100)
+    make_scheduler(config).save_pretrained(tmp_path)
+    assert DDPMScheduler.from_pretrained(tmp_path).betas.equal(make_scheduler(config).betas)
+    old, _ = make_sampler("ddpm", DDPMScheduler(100, beta_schedule="linear"), 100)
+    assert old.alphas_cumprod[-1].sqrt().item() == pytest.approx(0.60, abs=0.01)
+
+
+def test_the_cosine_is_as_it_was():
+    plain = DDPMScheduler(600, beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    assert make_scheduler(preset("large")).betas.equal(plain.betas)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -73,3 +73,35 @@ def test_scale_lr_follows_the_global_batch():
 def test_a_global_batch_larger_than_the_data_set_is_refused():
     with pytest.raises(RequestError, match=r"global batch of 128, but there are only 100"):
         plan(world_size=2, images=100)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"warmup_steps": 1_000_000}, {"warmup_steps": 45}, {"warmup_steps": 21, "max_steps": 20}]
+)
+def test_a_warm_up_that_never_ends_is_refused(settings):
+    with pytest.raises(RequestError, match="learning rate would never reach its peak"):
+        plan(**settings)
+    assert plan(warmup_steps=44).remarks() == []
+
+
+def test_a_presets_own_warm_up_is_only_remarked_where_a_run_is_short():
+    (remark,) = plan(max_steps=20).remarks()
+    assert "--warmup-steps 100 are more than the 20 steps" in remark
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_steps": 46}, "--max-steps 46 does nothing: --epochs 3 end at step 45"),
+        ({"max_steps": 29, "swa_start_epoch": 2}, "--swa-start-epoch 2"),
+        ({"max_steps": 15, "lr_schedule": "step", "lr_step_epochs": 1}, "--lr-step-epochs 1"),
+    ],
+)
+def test_what_the_end_of_the_run_cuts_off_is_remarked(settings, told):
+    (remark,) = plan(warmup_steps=0, **settings).remarks()
+    assert told in remark
+
+
+def test_more_cycles_than_steps_are_refused():
+    with pytest.raises(RequestError, match="--lr-cycles 50: the run has only 45 steps"):
+        plan(warmup_steps=0, lr_schedule="cosine_restarts", lr_cycles=50)

@@ -15,6 +15,7 @@ from ddpm import trained
 from ddpm.checkpoint import STATE, WEIGHTS_NAME
 from ddpm.config import TrainConfig
 from ddpm.errors import RequestError
+from ddpm.plan import Plan
 from ddpm.signals import StopRequest
 from tests.conftest import replace
 from tests.processes import in_processes
@@ -233,6 +234,43 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_epochs_ends_and_survives
     assert not ema.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
     with pytest.raises(RequestError, match="--swa-start-epoch makes them"):
         trained.load(str(checkpoints_of(whole)[0]), torch.device("cpu"), weights="swa")
+
+
+def test_an_average_that_a_start_does_not_ask_for_is_kept_up(small: TrainConfig):
+    whole = replace(
+        small, batch_size=94, epochs=3, swa_start_epoch=1, lr_schedule="constant", val_images=20, keep_last=9
+    )
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    for epochs, flag in ((1, 1), (2, 0), (3, 1)):
+        assert run(replace(parts, epochs=epochs, swa_start_epoch=flag)) == 0
+    assert_same_run(whole, parts)
+    swa, again = (load_file(checkpoints_of(each)[-1] / "unet_swa" / WEIGHTS_NAME) for each in (whole, parts))
+    assert all(again[name].equal(swa[name]) for name in swa)
+    assert "over the ends of 1 epoch(s) is kept up, though --swa-start-epoch was left out" in log_of(parts)
+    assert "lacks" not in log_of(parts)
+
+
+def test_an_epoch_that_keep_every_names_is_saved_and_kept(small: TrainConfig):
+    config = replace(
+        small, batch_size=94, epochs=5, keep_every=2, checkpoint_every=3, keep_last=1, val_every=0, samples_per_class=0
+    )
+    assert run(config) == 0
+    assert [folder.name for folder in checkpoints_of(config)] == ["step_00000006", "step_00000012", "step_00000015"]
+
+
+def test_a_learning_rate_that_another_schedule_changes_is_told_with_both_numbers(small: TrainConfig):
+    config = replace(small, epochs=1, lr_schedule="cosine", val_every=0, samples_per_class=0)
+    assert run(config) == 0
+    stop = StopRequest()
+    stop._handle(signal.SIGTERM, None)
+    assert train.main(replace(config, epochs=2), stop) == 75
+    half, whole = (Plan(replace(config, epochs=epochs), 1, 282) for epochs in (1, 2))
+    assert f"learning rate at step 7 {half.learning_rate(7):.3g} → {whole.learning_rate(7):.3g}" in log_of(config)
+
+
+def log_of(config: TrainConfig) -> str:
+    return paths_of(config).log.read_text()
 
 
 def checkpoints_of(config: TrainConfig) -> list[Path]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from ddpm.config import NULL_CLASS
 from ddpm.data import to_model_input
@@ -232,3 +233,26 @@ def test_what_may_change_on_resume_is_taken_from_the_new_settings(small):
     trained = trainer(small)
     run_steps(trained, 1)
     assert resumed(trained, weight_decay=0.3).optimizer.param_groups[0]["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("start", "epochs", "have", "kept", "told"),
+    [
+        (2, 4, 3, 3, None),  # the epochs 2, 3 and 4
+        (2, 1, 0, 0, None),
+        (0, 4, 0, 0, None),
+        (0, 4, 3, 3, "is kept up"),
+        (2, 4, 0, 0, "lacks 3 of the 3 epoch(s) since epoch 2"),
+        (2, 4, 1, 1, "lacks 2 of the 3 epoch(s) since epoch 2"),
+        (4, 4, 3, 3, "also has the ends of 2 epoch(s) before epoch 4"),
+        (6, 4, 3, 0, "is dropped: it begins anew with epoch 6"),
+    ],
+)
+def test_what_an_average_of_epochs_lacks_or_has_too_much_is_told(small, start, epochs, have, kept, told):
+    trainer = Trainer(replace(small, epochs=9, swa_start_epoch=start), choose(small, ONE.device, 1e8), ONE)
+    if have:
+        trainer.swa = trainer.swa or AveragedModel(trainer.model)
+        trainer.swa.n_averaged.fill_(have)
+    words = trainer.settle_average(epochs)
+    assert (told is None and words == []) or told in words[0]
+    assert (int(trainer.swa.n_averaged) if trainer.swa else 0) == kept
