@@ -30,6 +30,7 @@ from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT
 from ddpm.pictures import npz, png
 from ddpm.program import run_program
+from ddpm.threads import settle
 from ddpm.trained import load as load_model
 from judge import evaluation as parts
 from judge.artist import Artist, Manner
@@ -287,7 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else list(arguments)
     try:
         config = cli.parse(EvaluateConfig, arguments, "evaluate.py")
-        hardware.set_up(hardware.pick_device(config.device), deterministic=False)
+        device = hardware.pick_device(config.device)
+        hardware.set_up(device, deterministic=False)
+        if fewer := settle(device):
+            console.print(fewer, markup=False, highlight=False)
         evaluation = Evaluation(config, shlex.join(["python", "evaluate.py", *typed]), console)
         evaluation.main()
         evaluation.publish()

@@ -25,6 +25,7 @@ from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.program import run_program
 from ddpm.sample_config import SampleConfig
+from ddpm.threads import limit_spinning, settle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +47,14 @@ def make(config: SampleConfig) -> Path:
     Raises:
         RequestError: there is no such model, character or device, or the picture cannot be written.
     """
+    limit_spinning()
     from ddpm import hardware, trained  # here, as they take seconds: a typing error is answered at once
     from ddpm.artist import Artist
     from ddpm.pictures import npz
 
     device = hardware.pick_device(config.device)
     hardware.set_up(device, deterministic=False)
+    fewer = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)
     model = trained.load(config.model or only_run(config.output_root), device, config.output_root, config.weights)
     artist = Artist(config, model)
@@ -75,7 +78,7 @@ def make(config: SampleConfig) -> Path:
     except OSError as error:
         raise RequestError(f"{error.filename or path}: {error.strerror}; give another file with --out") from error
     print(f"  {count} characters: {artist.manner} · {precision} on {hardware.device_name(device)}")
-    print(f"  {seconds:.1f} s, {1000 * seconds / count:.3g} ms per image")
+    print(f"  {seconds:.1f} s, {1000 * seconds / count:.3g} ms per image" + (f" · {fewer}" if fewer else ""))
     for file, content in files.items():
         print(f"{file} ({len(content) / 1000:,.0f} kB)")
     return path

@@ -57,6 +57,10 @@ def of_preset(name: str, figure: str) -> Callable[[dict], float]:
     return lambda document: document["presets"][name][figure]["median"]
 
 
+def of_fair_share(case: str) -> Callable[[dict], float]:
+    return lambda document: document["figures"][f"{case}: chosen by the run"]["of_fair_share"]["median"]
+
+
 def percent(read: Callable[[dict], float]) -> Callable[[dict], float]:
     return lambda document: 100 * read(document)
 
@@ -84,6 +88,10 @@ AIMS = [
       for name in ("tiny", "small", "large")),
     *(Aim(f"{name}: EMA, norm, figures, dashboard, of a step", f"overhead_{name}",
           percent(beside_learning), 2, 2, False, "%") for name in ("tiny", "small")),
+    Aim("tiny: threads chosen by the run / all, idle", "threads_tiny",
+        lambda d: d["figures"]["idle: chosen by the run"]["of_all_threads"]["median"], 0.97),
+    *(Aim(f"tiny: threads chosen by the run, {case} / fair share", "threads_tiny", of_fair_share(case), 0.8)
+      for case in ("busy", "busy later")),
     *(Aim(f"{name}: command to first step, not compiled", f"startup_{name}",
           lambda d: d["figures"][EAGER]["total"]["median"], 8, 15, False, " s") for name in ("tiny", "large")),
     Aim("large: second start, compiled", "startup_large", lambda d: d["figures"][WARM]["total"]["median"],

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from ddpm.distributed import World
 
 SPINS = "20000"  # about 1 ms; libgomp's 300,000 can let a thread that waits for a busy core burn its whole time slice
@@ -37,7 +39,7 @@ def limit_spinning() -> None:
 def _read(path: Path) -> str:
     """The file's content; nothing if there is no such file or it may not be read."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -221,6 +223,11 @@ class Threads:
         self._adjust = Adjustment(min(number for _, number, *_ in everyone))
         self._apply(*self._look())
 
+    @property
+    def reduced(self) -> bool:
+        """Are there fewer threads than cores for them, because others take those?"""
+        return self._adapts and self.number < self._adjust.most
+
     def step(self) -> str | None:
         """To be called after each step, by all processes. What was changed, in words; None if nothing was."""
         if not self._adapts:
@@ -255,6 +262,14 @@ class Threads:
         taken = f"other processes keep {cores - free:.1f} of {cores:g} cores busy"
         self.reason = taken if number < self._adjust.most else "other processes have left the cores alone for a while"
         return f"{in_words(number)} from here on: {self.reason}"
+
+
+def settle(device: torch.device) -> str | None:
+    """Choose the threads of a program of one process, once. Says so if they are fewer than there are cores for."""
+    from ddpm.distributed import World
+
+    threads = Threads(World(0, 0, 1, 1, device))
+    return f"{in_words(threads.number)}: {threads.reason}" if threads.reduced else None
 
 
 def in_words(number: int) -> str:
