@@ -94,7 +94,7 @@ class TrainConfig:
     diffusion_steps: int = 600
     """Noise levels of the forward process."""
     beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
-    """Noise schedule, by its diffusers name; squaredcos_cap_v2 is the cosine schedule."""
+    """Noise schedule, by its diffusers name; squaredcos_cap_v2 is the cosine, the others scale with 1000 / steps."""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the network predicts: the noise, or the velocity (Salimans & Ho 2022)."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
@@ -146,7 +146,7 @@ class TrainConfig:
     keep_last: int = 3
     """How many of the newest checkpoints are kept. The best one is always kept."""
     keep_every: int = 0
-    """Keep the checkpoint of every N-th epoch for good. 0: none."""
+    """Save the checkpoint of every N-th epoch and keep it for good. 0: none."""
     export: bool = True
     """At the end, make checkpoints/<run>/export/: a folder that diffusers loads, with pictures and a model card."""
     hang_minutes: float = 10.0
