@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm.errors import RequestError
 from ddpm.threads import limit_spinning, usable_cores
 
 if TYPE_CHECKING:
@@ -67,11 +68,13 @@ def child(side: str, flags: Sequence[str]) -> None:
     that was."""
     if side == CHOSEN:
         limit_spinning()
-    from benchmarks.our_run import our_run
     from ddpm.config import parse_args
+
+    config = parse_args(flags)
+    from benchmarks.our_run import our_run
     from ddpm.distributed import connect
 
-    with connect() as world, our_run(parse_args(flags), world) as ours:
+    with connect() as world, our_run(config, world) as ours:
         ours.steps(WARM_UP)
         print("warm", file=sys.__stdout__, flush=True)
         settle, seconds = map(float, sys.stdin.readline().split())
@@ -99,8 +102,6 @@ def measure(
     Raises:
         RequestError: the process failed.
     """
-    from ddpm.errors import RequestError
-
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     if side != CHOSEN:
         environment["OMP_NUM_THREADS"] = str(1 if side == ONE_THREAD else len(usable_cores()))
@@ -161,7 +162,6 @@ def table(preset: str, told: dict[str, dict[str, Any]], threads: dict[str, list[
 
 def main(argv: list[str] | None = None) -> None:
     from benchmarks.rounds import arguments, in_turn, machine, publish, settings
-    from ddpm.errors import RequestError
     from ddpm.hardware import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=3)
@@ -195,6 +195,9 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], sys.argv[3:])
+        try:
+            child(sys.argv[2], sys.argv[3:])
+        except RequestError as error:
+            sys.exit(f"error: {error}")
     else:
         main()

@@ -47,9 +47,8 @@ def test_a_measurement_is_a_process_that_trains(small: TrainConfig):
         assert threads == {f"{BUSY}: {ONE_THREAD}": [1]}
         time.sleep(0.1)
         assert psutil.Process(crowd.processes[0].pid).status() == psutil.STATUS_STOPPED
-        nowhere = as_arguments(replace(small, data_root=small.output_root / "nowhere"))
-        with pytest.raises(RequestError, match="nowhere"):
-            measure(crowd, IDLE, ONE_THREAD, nowhere, settle=0, seconds=0.1, threads=threads)
+        with pytest.raises(RequestError, match="^--epochs 0: must be 1 or more"):
+            measure(crowd, IDLE, ONE_THREAD, ["--epochs", "0"], settle=0, seconds=0.1, threads=threads)
 
 
 def test_a_wrong_number_is_one_line(capsys):

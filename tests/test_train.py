@@ -164,6 +164,13 @@ def test_dry_run_needs_no_data(small: TrainConfig, tmp_path: Path, capsys):
     assert "112,800 (not here yet)" in capsys.readouterr().out
 
 
+def test_dry_run_refuses_what_a_run_would_and_remarks_what_does_nothing(small: TrainConfig, capsys):
+    assert run(replace(small, dry_run=True, warmup_steps=1_000_000)) == 2
+    assert "of only 16 steps" in capsys.readouterr().err
+    assert run(replace(small, dry_run=True, lr_cycles=9)) == 0
+    assert "--lr-cycles 9 does nothing" in capsys.readouterr().out
+
+
 def test_missing_data_are_told_in_one_line_and_in_the_status(small: TrainConfig, tmp_path: Path, capsys):
     config = replace(small, data_root=tmp_path / "nothing")
     assert run(config) == 2
