@@ -3,10 +3,14 @@ VENV ?= .venv
 PYTHON ?= python3
 SHELL := /bin/bash
 bin := $(VENV)/bin
+# TORCH="torch==2.9.1 torchvision==0.24.1": this torch instead of the pinned one; TORCH=keep: the one that VENV has. The
+# environment remembers it; TORCH= is the pinned one again. Where it comes from is pip's business (PIP_EXTRA_INDEX_URL).
+TORCH ?= $(shell cat $(VENV)/.torch 2>/dev/null)
+of_torch := ^(torch|torchvision|triton)==# triton: every torch wants a version of its own
 scripts := submit.sh .ci/run benchmarks/run_gpu.sh $(wildcard tests/*/*.sh)
 
 # An environment is up to date when it holds the stamp of what the lists of packages say now.
-stamp = $(VENV)/.$(1)-$(shell cat requirements.txt $(2) constraints.txt | cksum | cut -d ' ' -f 1)
+stamp = $(VENV)/.$(1)-$(shell (cat requirements.txt $(2) constraints.txt; printf %s '$(TORCH)') | cksum | cut -d ' ' -f 1)
 installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
@@ -18,8 +22,8 @@ help: ## this list
 
 install: $(installed) ## make the environment (VENV, default .venv) and install what training needs
 
-demo: $(installed) ## train the tiny preset on the embedded data, on whatever device there is: minutes
-	$(bin)/python train.py --preset tiny --data glyphs --run-name demo
+demo: $(installed) ## train the tiny preset on the embedded data, on whatever device there is: minutes; ARGS="--device cpu"
+	$(bin)/python train.py --preset tiny --data glyphs --run-name demo $(ARGS)
 
 tensorboard: $(installed) ## every run's curves, pictures, weights and settings, in a browser
 	$(bin)/tensorboard --logdir logs/tensorboard
@@ -46,10 +50,19 @@ $(bin)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
 
+# $(call pip_install,FILE): what FILE asks for, in the pinned versions; of torch in that of TORCH.
+define pip_install
+	grep -Ev '$(if $(TORCH),$(of_torch),^$$)' constraints.txt >$(VENV)/constraints.txt
+	$(if $(filter keep,$(TORCH)),$(bin)/python -m pip list --format=freeze | grep -E '$(of_torch)' \
+		>>$(VENV)/constraints.txt || { echo "TORCH=keep: $(VENV) has no torch to keep" >&2; exit 2; })
+	$(bin)/python -m pip install $(filter-out keep,$(TORCH)) -r $(1) -c $(VENV)/constraints.txt
+	printf %s '$(TORCH)' >$(VENV)/.torch
+endef
+
 $(installed): | $(bin)/python
-	$(bin)/python -m pip install -r requirements.txt -c constraints.txt
+	$(call pip_install,requirements.txt)
 	touch $@
 
 $(installed_test): | $(bin)/python
-	$(bin)/python -m pip install -r requirements-test.txt -c constraints.txt
+	$(call pip_install,requirements-test.txt)
 	touch $(installed) $@

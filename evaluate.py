@@ -24,6 +24,7 @@ from tyro.conf import Positional
 
 from ddpm import cli, data, hardware
 from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
+from ddpm.device import pick_device
 from ddpm.distributed import World
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
@@ -74,7 +75,7 @@ class EvaluateConfig:
     batch_size: int | None = None
     """Images in one forward pass; left out, as many as suit the device. What is drawn does not depend on it."""
     device: str = "auto"
-    """auto takes a GPU if there is one; else cpu, cuda, cuda:1."""
+    """auto takes a GPU if one is granted or there; else cpu, cuda, cuda:1. A GPU that cannot be used is refused."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast type of the model; auto takes bf16 where the device has it. The classifier is always fp32."""
     compile: bool = False
@@ -109,7 +110,7 @@ class Evaluation:
             RequestError: one of them is not there, or the settings do not suit the model.
         """
         self.config, self.console, self.started = config, console, time.monotonic()
-        device = hardware.pick_device(config.device)
+        device, _ = pick_device(config.device)
         self.model = load_model(config.model, device, config.output_root, config.weights)
         settings = self.model.meta["settings"]
         self.manner = Manner(
@@ -288,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else list(arguments)
     try:
         config = cli.parse(EvaluateConfig, arguments, "evaluate.py")
-        device = hardware.pick_device(config.device)
+        device, _ = pick_device(config.device)
         hardware.set_up(device, deterministic=False)
         if fewer := settle(device):
             console.print(fewer, markup=False, highlight=False)

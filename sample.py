@@ -50,9 +50,10 @@ def make(config: SampleConfig) -> Path:
     limit_spinning()
     from ddpm import hardware, trained  # here, as they take seconds: a typing error is answered at once
     from ddpm.artist import Artist
+    from ddpm.device import pick_device
     from ddpm.pictures import npz
 
-    device = hardware.pick_device(config.device)
+    device, _ = pick_device(config.device)
     hardware.set_up(device, deterministic=False)
     fewer = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)

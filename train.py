@@ -15,20 +15,24 @@ import sys
 from datetime import timedelta
 
 from ddpm.config import TrainConfig, parse_args
-from ddpm.errors import ProcessesLost, RequestError, TrainingFailed
+from ddpm.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
+from ddpm.launch import read_launch
 from ddpm.program import flush, prepare
 from ddpm.signals import TWICE, StopRequest
 from ddpm.threads import Threads, limit_spinning
 
 
 def is_first() -> bool:
-    """Is this rank 0? As torchrun or srun say it, before the processes have met."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    """Is this rank 0? As torchrun or srun say it, before the processes have met; if they say nonsense, each is."""
+    try:
+        return read_launch().rank == 0
+    except RequestError:
+        return True
 
 
 def refuse(error: RequestError) -> int:
-    """Say in one line what is wrong with the request; one process speaks for all."""
-    if is_first():
+    """Say in one line what is wrong with the request; one process speaks for all that have met."""
+    if is_first() or isinstance(error, NotMetError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     return 2
 
@@ -38,6 +42,7 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
     try:
         prepare()
         CONFIG = parse_args()
+        read_launch()
     except RequestError as error:
         sys.exit(refuse(error))
     limit_spinning()
@@ -432,10 +437,11 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
         if is_first() and not config.dry_run and not paths.claim.exists():  # else another job has the run
             publish_failure(paths, config.data, code, message)
 
+    claimed = None
     try:
         if config.wandb:
             wandb_board.require()
-        with connect() as world:
+        with connect(config.device) as world:
             if config.dry_run:
                 dry_run(config, world)
                 return 0

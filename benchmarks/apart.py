@@ -36,15 +36,18 @@ class Turn:
 class Apart:
     """A loop that trains when it is told to, with all the processes that it starts."""
 
-    def __init__(self, name: str, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]]) -> None:
+    def __init__(
+        self, name: str, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]], device: str = "auto"
+    ) -> None:
         """Begin to load libraries, as several sides do at once.
 
         Args:
             make: makes the loop in its process, and whatever is to be known of it; can be pickled.
+            device: what `--device` says.
         """
         self.name = name
         self._pipe, theirs = multiprocessing.Pipe()
-        self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, make))
+        self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, make, device))
         self._process.start()
         theirs.close()
 
@@ -85,14 +88,14 @@ class Apart:
         return answer
 
 
-def _serve(pipe: Connection, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]]) -> None:
+def _serve(pipe: Connection, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]], device: str) -> None:
     os.setpgrp()  # its workers are stopped with it; if its parent dies, the system wakes and hangs up the group
     multiprocessing.set_start_method(None, force=True)  # its workers start as they do in any other process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         pipe.send("loaded")
         pipe.recv()
-        with connect() as world, make(world) as (loop, about):
+        with connect(device) as world, make(world) as (loop, about):
             pipe.send(about)
             while True:
                 steps = pipe.recv()

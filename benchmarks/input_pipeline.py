@@ -14,7 +14,6 @@ a CPU only where it takes at most 3 TFLOP. Its time is of all that a step is, th
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -141,11 +140,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, help="of the DataLoader (default 2, with a GPU 8)")
     parser.add_argument("--seconds", type=float, default=2.0, help="least time of each side in a round (default 2)")
     parser.add_argument("--share-of-step", action="store_true", help="also time training steps")
-    options, _ = settings(parser, argv)
+    options, asked = settings(parser, argv)
     flags = parser.parse_known_args(argv)[1]
     if (options.workers or 0) < 0 or options.seconds <= 0:
         parser.error("--workers: at least 0; --seconds: above 0")
-    with connect() as world:
+    with connect(asked.device) as world:
         device, about, told = world.device, machine(world.device), {}
         workers = (2 if device.type == "cpu" else 8) if options.workers is None else options.workers
         for name in options.presets:

@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="in a turn (default 20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the rounds (default 5)")
     options, config = settings(parser, argv)
-    with connect() as world:
+    with connect(config.device) as world:
         if world.world_size > 1:
             sys.exit("error: one process is measured; start it without torchrun")
         about = machine(world.device)

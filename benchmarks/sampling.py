@@ -20,8 +20,9 @@ from rich.table import Table
 
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
 from ddpm.config import NUM_CLASSES, TrainConfig
+from ddpm.device import pick_device
 from ddpm.diffusion import make_scheduler
-from ddpm.hardware import choose, pick_device, set_up
+from ddpm.hardware import choose, set_up
 from ddpm.model import build_unet, flops_per_image
 from ddpm.pictures import images_at_once
 from ddpm.pipeline import make_sampler, sample
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, help="to draw in one sampling (default: 470 on a GPU, 16 on a CPU)")
     parser.add_argument("--manners", nargs="+", default=MANNERS, help=f"sampler-steps (default: {' '.join(MANNERS)})")
     options, config = settings(parser, argv)
-    device = pick_device("auto")
+    device, _ = pick_device(config.device)
     images = options.images if options.images is not None else 470 if device.type == "cuda" else 16
     if images < 1:
         parser.error("--images: at least 1")

@@ -27,8 +27,8 @@ from rich.table import Table
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, settings, spread, words
 from ddpm.config import TrainConfig
 from ddpm.data import count_images
+from ddpm.device import pick_device
 from ddpm.errors import RequestError
-from ddpm.hardware import pick_device
 from ddpm.paths import PROJECT_ROOT, RunPaths
 from ddpm.plan import Plan
 from ddpm.program import run_program
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="default 1 2 4; 1 is always there")
     parser.add_argument("--steps", type=int, default=20, help="of each job (default 20)")
     options, config = settings(parser, argv)
-    flags, device = parser.parse_known_args(argv)[1], pick_device("auto")
+    flags, device = parser.parse_known_args(argv)[1], pick_device(config.device)[0]
     check(config, options.processes, options.steps, device)
     cores = len(os.sched_getaffinity(0)) if device.type == "cpu" else None
     about, threads = machine(device), 1 if device.type == "cpu" else None

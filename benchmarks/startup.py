@@ -116,10 +116,10 @@ def watch_train(train: Any, clock: PhaseClock) -> None:
     connect, count_step = train.connect, train.Progress.count_step
 
     @contextmanager
-    def connected() -> Iterator[Any]:
+    def connected(device: str) -> Iterator[Any]:
         with ExitStack() as stack:
             with clock.during("device"):
-                world = stack.enter_context(connect())
+                world = stack.enter_context(connect(device))
             yield world
 
     def count_one(progress: Any) -> None:
@@ -177,14 +177,14 @@ def table(preset: str, told: dict[str, dict], targets: dict[str, dict]) -> Table
 
 def main(argv: list[str] | None = None) -> None:
     from benchmarks.rounds import arguments, machine, publish, settings, spread
-    from ddpm.hardware import pick_device
+    from ddpm.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--warm-cache", action="store_true", help="also with compilation, its cache empty and filled")
     options, config = settings(parser, argv)
     if config.compile is not None or config.dry_run:
         parser.error("leave out --compile and --dry-run; --warm-cache measures compiled starts too")
-    flags, device = parser.parse_known_args(argv)[1], pick_device("auto")
+    flags, device = parser.parse_known_args(argv)[1], pick_device(config.device)[0]
     about = machine(device)
     seconds = measure(flags, options.rounds, options.warm_cache)
     told = {side: {phase: spread(values) for phase, values in each.items()} for side, each in seconds.items()}

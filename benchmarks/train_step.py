@@ -73,7 +73,9 @@ def measure(config: TrainConfig, names: Sequence[str], options: Namespace) -> di
 def sitting(config: TrainConfig, names: Sequence[str], options: Namespace) -> tuple[dict, dict, dict]:
     """All rounds of one start of the sides: seconds per step by round, what they chose, the memory they needed."""
     with ExitStack() as stack:
-        sides = [stack.enter_context(closing(Apart(name, partial(side, name, config)))) for name in names]
+        sides = [
+            stack.enter_context(closing(Apart(name, partial(side, name, config), config.device))) for name in names
+        ]
         chosen, peaks = {}, {}
         for each in sides:
             chosen[each.name] = each.build()
@@ -149,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     if "accelerate loop" in names and not find_spec("accelerate"):
         print("the Accelerate loop is left out: it needs `pip install accelerate`", file=sys.stderr)
         names.remove("accelerate loop")
-    with connect() as world:
+    with connect(config.device) as world:
         document = {"machine": machine(world.device), "preset": config.preset, "resolution": config.resolution,
                     "batch": config.images_per_step, "sittings": options.sittings, "passes": options.passes,
                     "steps": options.steps}  # fmt: skip

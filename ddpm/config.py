@@ -106,6 +106,8 @@ class TrainConfig:
     cfg_dropout_prob: float = 0.1
     """Probability that a label is replaced by the null class, for classifier-free guidance."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if one is granted or there (refused if it cannot be used), else the CPU. cpu: the CPU is meant."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast type of forward and backward; auto takes bf16 where the device has it, else fp16 (GPU) or fp32."""
     compile: Annotated[bool | None, "flag"] = None

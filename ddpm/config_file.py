@@ -12,7 +12,7 @@ import yaml
 from ddpm.errors import RequestError
 from ddpm.rules import flag
 
-OF_THE_COMMAND = ("config", "dry_run", "download", "resume")  # what a run was asked once, and not what it is
+OF_THE_COMMAND = ("config", "dry_run", "download", "resume", "device")  # what a run was asked once, and not what it is
 
 
 def read_arguments(path: Path, known: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ def describe_run(
         "run": config.run,
         "data": config.data,
         "settings": config.to_dict(),
-        "hyperparameters": hyperparameters(config, choices, plan),
+        "hyperparameters": hyperparameters(config, choices, plan, on_gpu=world.device.type == "cuda"),
         "environment": environment(choices, world, threads, by_step),
         "data_summary": {
             "train_images": len(train),
@@ -60,9 +60,8 @@ def describe_run(
     }
 
 
-def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan) -> dict[str, Any]:
+def hyperparameters(config: TrainConfig, choices: Choices, plan: Plan, on_gpu: bool) -> dict[str, Any]:
     """The settings under the names that the reference run's report gave them, and those it did not have."""
-    on_gpu = torch.cuda.is_available()
     return {
         "model_name": config.model_name,
         "size_name": config.preset,
@@ -135,7 +134,7 @@ def environment(
         "precision": choices.precision,
         "compile": choices.compile,
         "threads": by_step,  # bits depend on them
-        "choices": choices.in_words() | counted,
+        "choices": {"device": f"{world.device.type} ({world.why_device})", **choices.in_words(), **counted},
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
     }
@@ -195,7 +194,7 @@ def dry_run(config: TrainConfig, world: World) -> None:
     kept = min(config.keep_last, plan.epochs) + 1 + (plan.epochs // config.keep_every if config.keep_every else 0)
     estimates = {
         "run": config.run,
-        "device": f"{hardware.device_name(world.device)}, {world.world_size} process(es)",
+        "device": f"{hardware.device_name(world.device)}, {world.world_size} process(es) ({world.why_device})",
         **choices.in_words(),
         "parameters": f"{parameters:,}",
         "compute": f"{flops / 1e9:,.4g} GFLOP per image, forward and backward",

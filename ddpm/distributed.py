@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,7 +15,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from ddpm.device import pick_device
 from ddpm.errors import ProcessesLost, RequestError
+from ddpm.launch import read_launch
+from ddpm.rendezvous import agreed_device, meet
 from ddpm.signals import StopRequest
 from ddpm.threads import most_threads
 
@@ -39,6 +41,7 @@ class World:
     store: dist.Store | None = None  # where processes leave each other word, also when collectives fail
     restarted: bool = False  # did torchrun start the processes anew?
     nodes: int = 1  # hosts that they run on
+    why_device: str = ""  # in words
 
     @property
     def is_main(self) -> bool:
@@ -183,94 +186,44 @@ class StopVote:
 
 
 @contextmanager
-def connect() -> Iterator[World]:
+def connect(device: str = "auto") -> Iterator[World]:
     """Join the other processes, as torchrun, srun or nobody started them, and take a device.
 
+    Args:
+        device: what `--device` says.
+
     Raises:
-        RequestError: there are fewer GPUs on this node than processes.
+        RequestError: what started the processes has not said how many there are, or where they meet; they do not all
+            come; one of them, here or elsewhere, cannot use the GPU that it was given (all raise the same then).
+        ProcessesLost: process 0 was lost meanwhile.
     """
-    rank, local_rank, world_size, local_world_size = _ranks()
-    device = _device(local_rank, local_world_size)
-    torch.set_num_threads(most_threads(torch.get_num_threads(), local_world_size))
+    launch = read_launch()
+    torch.set_num_threads(most_threads(torch.get_num_threads(), launch.local_world_size))
     store, restarted = None, False
-    if world_size > 1:
-        shared, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=STARTING))
-        store, restarted = _private(shared, rank, world_size)
+    if launch.world_size == 1:
+        taken, why = pick_device(device)
+    else:
+        try:
+            store, restarted = meet(launch)
+            taken, why = agreed_device(device, launch, store)
+        except dist.DistError as error:
+            raise ProcessesLost(
+                "process 0 was lost while the processes met; see what it said", launch.rank == 1
+            ) from error
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if taken.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
-            rank=rank,
-            world_size=world_size,
+            rank=launch.rank,
+            world_size=launch.world_size,
             timeout=STARTING,
-            device_id=device if device.type == "cuda" else None,
+            device_id=taken if taken.type == "cuda" else None,
         )
-    world = World(rank, local_rank, world_size, local_world_size, device, store, restarted)
+    numbers = launch.rank, launch.local_rank, launch.world_size, launch.local_world_size
+    world = World(*numbers, taken, store, restarted, why_device=why)
     world = replace(world, nodes=len(set(world.gather(world.node))))  # a launcher may run twice on one
     yield world
-    if world_size > 1:  # not after an error: the others may be waiting inside a collective
+    if launch.world_size > 1:  # not after an error: the others may be waiting inside a collective
         world.expect_answers_within(STARTING)  # one of them may still be saving
         with suppress(RuntimeError):  # who was killed at the very end is missed by nobody here
             world.gather("leaving")  # together: a process that is still connecting must find its peers
         dist.destroy_process_group()
-
-
-def _private(shared: dist.Store, rank: int, world_size: int) -> tuple[dist.Store, bool]:
-    """A store of these processes alone, and whether they are a restart.
-
-    torchrun keeps its store over restarts, with the words of dead processes in it. So each rank says hello under a name
-    that was never used, and rank 0, which answers every hello it finds, tells it the name of the new session.
-    """
-    if rank > 0:
-        me = uuid.uuid4().hex
-        shared.set(f"hello/{rank}", me)
-        shared.wait([f"welcome/{me}"], STARTING)
-        session = shared.get(f"welcome/{me}").decode()
-        shared.set(f"thanks/{session}/{rank}", "")
-    else:
-        session = f"{shared.add('sessions', 1)}/{uuid.uuid4().hex}"
-        waiting, until = set(range(1, world_size)), time.monotonic() + STARTING.total_seconds()
-        while waiting and time.monotonic() < until:
-            for other in waiting:
-                if shared.check([f"hello/{other}"]):
-                    shared.set(f"welcome/{shared.get(f'hello/{other}').decode()}", session)
-            time.sleep(0.02)
-            waiting = {other for other in waiting if not shared.check([f"thanks/{session}/{other}"])}
-    return dist.PrefixStore(session, shared), not session.startswith("1/")
-
-
-def _ranks() -> tuple[int, int, int, int]:
-    """(rank, local rank, world size, local world size), from torchrun's variables or those of a Slurm step."""
-    env = os.environ
-    if "RANK" in env:
-        world_size = int(env.get("WORLD_SIZE", 1))
-        local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
-        return int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), world_size, local_world_size
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))  # set by srun only: a batch script's own shell is not a task
-    if tasks == 1:
-        return 0, 0, 1, 1
-    env.setdefault("MASTER_ADDR", _first_host(env["SLURM_STEP_NODELIST"]))
-    env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
-    per_node = env["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0]
-    return int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), tasks, int(per_node)
-
-
-def _first_host(node_list: str) -> str:
-    """The first host of a Slurm node list: `vn[3-5,8],other` → `vn3`."""
-    head, bracket, rest = node_list.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0]
-    return head + rest.split("]")[0].split(",")[0].split("-")[0]
-
-
-def _device(local_rank: int, local_world_size: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    there = torch.cuda.device_count()
-    bound = there == 1 and "RANK" not in os.environ  # srun --gpus-per-task shows each task its own GPU only
-    if there < local_world_size and not bound:
-        raise RequestError(
-            f"{local_world_size} processes but {there} GPU(s) on {socket.gethostname()}: start one process per GPU"
-        )
-    device = torch.device("cuda", 0 if bound else local_rank)
-    torch.cuda.set_device(device)
-    return device

@@ -5,6 +5,10 @@ class RequestError(ValueError):
     """The request is wrong: one line that says what and how to mend it. Ends in exit code 2."""
 
 
+class NotMetError(RequestError):
+    """The processes of a run have not found each other: each that notices says so, as none can speak for all."""
+
+
 class TrainingFailed(RuntimeError):
     """Training cannot go on (a loss that stays non-finite, say). Ends in exit code 1, without a traceback."""
 

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm import cli, hardware, model_card
 from ddpm import pipeline as pipeline_code
+from ddpm.device import pick_device
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write, fsync_folder, sha256_file
 from ddpm.model import count_parameters
@@ -38,7 +39,8 @@ from ddpm.trained import Trained, load
 
 PER_CLASS = 4  # characters of a class
 FEWEST, QUICKLY = 4, ("dpm++", 10)  # where a CPU takes long: characters in all, sampler and steps
-OF_THE_MACHINE = {"data_root": "data", "output_root": ".", "resume": "auto"}  # settings that are nobody else's business
+# machine-specific settings, replaced in exports
+OF_THE_MACHINE = {"data_root": "data", "output_root": ".", "resume": "auto", "device": "auto"}
 KILLED_AFTER = 3600  # seconds after which a half-made export is taken to be a killed process's
 
 
@@ -48,6 +50,8 @@ class ExportConfig:
 
     model: tyro.conf.Positional[str]
     """A run (its best checkpoint is taken) or a checkpoint's folder."""
+    device: str = "auto"
+    """auto takes a GPU if one is granted or there; else cpu, cuda, cuda:1. A GPU that cannot be used is refused."""
     output_root: Path = PROJECT_ROOT
     """Folder under which checkpoints/ lies."""
     out: Path | None = None
@@ -119,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export what the command line asks for. Returns the exit code: 0, or 2 if the request is wrong."""
     try:
         config = cli.parse(ExportConfig, arguments, "-m ddpm.export")
-        trained = load(config.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"), config.output_root)
+        trained = load(config.model, pick_device(config.device)[0], config.output_root)
         print(f"exporting {trained.run}, {trained.progress} ({trained.folder}); drawing samples …", flush=True)
         folder = export(trained, config.out)
         print(f"export: {folder}\nmodel card: {folder / 'README.md'}\nsamples: {folder / 'samples.png'}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 
 from ddpm.config import NUM_CLASSES, TrainConfig
-from ddpm.errors import RequestError
 from ddpm.rules import EVALUATED, USUAL_EVAL_EVERY, parse_target
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
@@ -86,22 +85,6 @@ def choose(config: TrainConfig, device: torch.device, flops_per_image: float) ->
             picked[name] = getattr(config, name), ASKED
     values = {name: value for name, (value, _) in picked.items()}
     return Choices(**values, reasons={name: reason for name, (_, reason) in picked.items()})
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a `--device` names: auto (a GPU if there is one), cpu, cuda, cuda:1.
-
-    Raises:
-        RequestError: there is none of that name.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"--device {name} is not here: take auto, cpu or cuda") from error
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def pick_precision(name: str, device: torch.device) -> tuple[str, str]:

@@ -54,7 +54,7 @@ class SampleConfig:
     batch_size: int | None = None
     """Images in one forward pass. Left out: as many as suit the model's resolution."""
     device: str = "auto"
-    """auto takes a GPU if there is one; else cpu, cuda, cuda:1."""
+    """auto takes a GPU if one is granted or there; else cpu, cuda, cuda:1. A GPU that cannot be used is refused."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast type of the model; auto takes bf16 where the device has it."""
     compile: bool = False

@@ -1,52 +1,210 @@
 """Ranks, agreement between processes, and stop signals."""
 
+import datetime
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from ddpm.distributed import StopVote, _first_host, _ranks, connect
-from ddpm.errors import RequestError
+import train
+from ddpm import rendezvous
+from ddpm.distributed import StopVote, connect
+from ddpm.errors import NotMetError, RequestError
+from ddpm.launch import Launch, first_host, read_launch
 from ddpm.paths import PROJECT_ROOT
 from ddpm.signals import StopRequest
+from tests.conftest import as_arguments
 from tests.processes import in_processes
 
-LAUNCHES = {
-    "nobody": ({}, (0, 0, 1, 1)),
-    "by hand": ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, (0, 0, 1, 1)),
-    "torchrun": ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, (5, 1, 8, 4)),
-    "a batch script without srun": ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, (0, 0, 1, 1)),
-    "srun": (
-        {
-            "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2", "SLURM_JOB_ID": "1234567",
-            "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
-        },
-        (6, 2, 8, 4),
-    ),
+WHOLE = {
+    "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "gpu03",
+    "MASTER_PORT": "29500",
 }  # fmt: skip
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2", "SLURM_JOB_ID": "1234567",
+    "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+}  # fmt: skip
+UNEVEN = {
+    "SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+}  # fmt: skip
+LAUNCHES = {
+    "nobody": ({}, Launch()),
+    "by hand": ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, Launch()),
+    "empty variables": ({"RANK": "", "WORLD_SIZE": " "}, Launch()),
+    "torchrun": (WHOLE, Launch(5, 1, 8, 4, "gpu03", 29500)),
+    "a batch script without srun": ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, Launch()),
+    "srun": (STEP, Launch(6, 2, 8, 4, "gpu03", 20000 + 14567, by_srun=True)),
+    "srun, in a script that says where to meet": (
+        {**STEP, "MASTER_ADDR": "other", "MASTER_PORT": "1024", "WORLD_SIZE": "8"},
+        Launch(6, 2, 8, 4, "other", 1024, by_srun=True),
+    ),
+    "srun, fewer tasks on the last node": (STEP | UNEVEN, Launch(4, 0, 5, 1, "gpu03", 34567, by_srun=True)),
+    "torchrun in a step of srun": ({**STEP, **WHOLE}, Launch(5, 1, 8, 4, "gpu03", 29500)),
+}
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_ranks_come_from_whoever_started_the_processes(launch: str, monkeypatch: pytest.MonkeyPatch):
+def test_ranks_come_from_whoever_started_the_processes(launch: str):
     variables, expected = LAUNCHES[launch]
-    monkeypatch.setattr(os, "environ", dict(variables))
-    assert _ranks() == expected
-    if launch == "srun":
-        assert os.environ["MASTER_ADDR"] == "gpu03"
-        assert 1024 < int(os.environ["MASTER_PORT"]) < 65536
+    assert read_launch(variables) == expected
+
+
+NONSENSE = {  # variables → the one that the line must name
+    "RANK alone": ({"RANK": "1"}, "WORLD_SIZE"),
+    "WORLD_SIZE alone": ({"WORLD_SIZE": "4"}, "RANK"),
+    "LOCAL_RANK alone": ({"LOCAL_RANK": "1"}, "RANK"),
+    "no number": ({"RANK": "x", "WORLD_SIZE": "1"}, "RANK=x"),
+    "not of this world": (WHOLE | {"RANK": "8"}, "RANK=8"),
+    "not of this node": (WHOLE | {"LOCAL_RANK": "4"}, "LOCAL_RANK=4"),
+    "a node larger than the world": (WHOLE | {"LOCAL_WORLD_SIZE": "9"}, "LOCAL_WORLD_SIZE=9"),
+    "nobody": (WHOLE | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+    "negative": (WHOLE | {"RANK": "-1"}, "RANK=-1"),
+    "no address": (WHOLE | {"MASTER_ADDR": ""}, "MASTER_ADDR"),
+    "no port": (WHOLE | {"MASTER_PORT": ""}, "MASTER_PORT"),
+    "no LOCAL_RANK": (WHOLE | {"LOCAL_RANK": ""}, "LOCAL_RANK"),
+    "no such port": (WHOLE | {"MASTER_PORT": "65536"}, "MASTER_PORT=65536"),
+    "a port's name": (WHOLE | {"MASTER_PORT": "http"}, "MASTER_PORT=http"),
+    "srun said otherwise": (STEP | {"WORLD_SIZE": "4"}, "RANK"),
+    "half a step": ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, "SLURM_LOCALID"),
+    "a task without its step": ({"SLURM_PROCID": "3"}, "SLURM_STEP_NUM_TASKS"),
+    "a step without its nodes": (STEP | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST"),
+    "nodes that cannot be read": (STEP | {"SLURM_STEP_NODELIST": "vn[1-"}, "SLURM_STEP_NODELIST=vn[1-"),
+    "tasks that cannot be read": (STEP | {"SLURM_STEP_TASKS_PER_NODE": "four"}, "SLURM_STEP_TASKS_PER_NODE=four"),
+    "a task too many": (STEP | {"SLURM_PROCID": "8"}, "SLURM_PROCID=8"),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_variables_that_are_half_set_or_nonsense_are_refused(case: str):
+    variables, named = NONSENSE[case]
+    with pytest.raises(RequestError, match=re.escape(named)) as refusal:
+        read_launch(variables)
+    assert "\n" not in str(refusal.value)
+
+
+def train_with(variables: dict[str, str], *arguments: str) -> subprocess.Popen:
+    """train.py with these variables and no other process of its job."""
+    inherited = {name: value for name, value in os.environ.items() if name not in {*WHOLE, *STEP, *UNEVEN}}
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments], cwd=PROJECT_ROOT, env=inherited | variables,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_whoever_has_such_variables_says_so_in_one_line_whatever_its_rank():
+    cases = ["RANK alone", "WORLD_SIZE alone", "no number", "no address"]
+    for case, process in [(case, train_with(NONSENSE[case][0])) for case in cases]:
+        told = process.communicate(timeout=60)[1]
+        assert (process.returncode, told.count("\n")) == (2, 1), told
+        assert told.startswith("error: ")
+        assert NONSENSE[case][1] in told
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("", 0)) as other:
+        port = str(other.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        process = train_with({"RANK": "0", "LOCAL_RANK": "0", **shared})
+        told = process.communicate(timeout=60)[1]
+    assert (process.returncode, told.count("\n")) == (2, 1), told
+    assert f"MASTER_PORT {port}" in told
+
+
+def alone(rank: int, address: str, answers: bool) -> tuple[str, bool]:
+    """Why process `rank` of two, whose other never comes, gives up; and whether each process is to say so."""
+    rendezvous.MEETING, rendezvous.HANDSHAKE = datetime.timedelta(seconds=0.5), 0.5
+    with socket.create_server(("", 0)) as silent:  # is never accepted
+        port = silent.getsockname()[1]
+        if not answers:
+            silent.close()
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        try:
+            with connect():
+                return "met", False
+        except RequestError as error:
+            return str(error).replace(str(port), "PORT"), isinstance(error, NotMetError)
+
+
+@pytest.mark.parametrize(
+    ("rank", "address", "answers", "complaint"),
+    [
+        (0, "127.0.0.1", False, "for process 1 of 2"),
+        (1, "127.0.0.1", False, "for process 0 at 127.0.0.1:PORT"),
+        (1, "127.0.0.1", True, "127.0.0.1:PORT does not answer"),
+        (1, "no..host", False, "MASTER_ADDR=no..host"),
+    ],
+)
+def test_whoever_waits_in_vain_says_for_whom(rank: int, address: str, answers: bool, complaint: str):
+    told, by_each = in_processes(alone, 1, rank, address, answers)[0]
+    assert complaint in told
+    assert by_each
+
+
+def test_processes_that_have_not_met_each_speak(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    assert train.refuse(RequestError("said by process 0")) == 2
+    assert train.refuse(NotMetError("said by process 5")) == 2
+    assert capsys.readouterr().err == "error: said by process 5\n"
+
+
+def test_one_process_without_its_gpu_ends_all_with_one_line_that_names_it(small, tmp_path: Path):
+    """Two real processes without data: what the second was granted is hidden from it. No data are read before that."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"CUDA_VISIBLE_DEVICES": ""}
+    flags = as_arguments(replace(small, data_root=tmp_path / "nowhere"))
+    granted = {"RANK": "1", "LOCAL_RANK": "1", "SLURM_JOB_GPUS": "0"}
+    processes = [train_with(shared | mine, *flags) for mine in ({"RANK": "0", "LOCAL_RANK": "0"}, granted)]
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert (told[0].count("\n"), told[1]) == (1, ""), told
+    assert f"(process 1 of 2, on {socket.gethostname()})" in told[0]
+
+
+def mixed(kinds: list[str]) -> str:
+    """What becomes of processes that find devices of these kinds; "met" if they can train together."""
+    rendezvous.pick_device = lambda *_: (torch.device(kinds[int(os.environ["RANK"])]), "")
+    try:
+        with connect():
+            return "met"
+    except RequestError as error:
+        return str(error)
+
+
+def test_a_run_is_not_trained_on_gpus_and_cpus_at_once():
+    assert in_processes(mixed, 2, ["cpu", "cpu"]) == ["met", "met"]
+    first, second = in_processes(mixed, 2, ["cuda", "cpu"])
+    assert first == second
+    assert f"{socket.gethostname()} has no GPU" in first
 
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("vn1", "vn1"), ("vn1,vn2", "vn1"), ("vn[1-2]", "vn1"), ("gpu[003,007-9],cpu1", "gpu003"), ("a,b[1-2]", "a")],
-)
+    [
+        ("vn1", "vn1"), ("vn1,vn2", "vn1"), ("vn[1-2]", "vn1"), ("gpu[003,007-9],cpu1", "gpu003"), ("a,b[1-2]", "a"),
+        ("rack[1-2]n[01-04],x", "rack1n01"), ("vn[3-5,8]-ib.cluster", "vn3-ib.cluster"), ("a-b", "a-b"),
+    ],
+)  # fmt: skip
 def test_the_first_host_of_a_node_list(nodes: str, first: str):
-    assert _first_host(nodes) == first
+    assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize("nodes", ["", ",a", "a[1-2", "a]", "a b", "[", "a[]"])
+def test_what_is_no_node_list(nodes: str):
+    with pytest.raises(RequestError, match="SLURM_STEP_NODELIST"):
+        first_host(nodes)
 
 
 def threads() -> int:

@@ -136,7 +136,7 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: 
         (["small", "--samples-per-class", "0"], "--samples-per-class 0: must be 1 or more"),
         (["small", "--steps", "101"], "at most 100"),
         (["small", "--guidance-scale", "-1"], "--guidance-scale -1.0"),
-        (["small", "--device", "cuda:99"], "--device cuda:99 is not here"),
+        (["small", "--device", "cuda:99"], "--device cuda:99"),
         (["small", "--data-root", "/nowhere"], "/nowhere"),
         (["small", "--sampler", "euler"], "--sampler"),
     ],

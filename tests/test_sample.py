@@ -147,7 +147,7 @@ def test_it_says_what_it_made_and_from_what(root: Path, tmp_path: Path, capsys: 
         (["small", "--strip", "3"], "steps are 0 (noise) to 2 (finished)"),
         (["small", "--steps", "101"], "takes 1 to 100"),
         (["small", "--per-class", "0"], "--per-class 0"),
-        (["small", "--device", "abacus"], "--device abacus is not here"),
+        (["small", "--device", "abacus"], "--device abacus"),
         (["other"], "the runs there are: small"),
     ],
 )

@@ -123,7 +123,8 @@ def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
 
 
 def test_a_sweep_is_an_array_of_runs_that_ends_with_their_comparison(project: Path, small_data: Path):
-    base = SMALL | {"preset": "tiny", "data_root": str(small_data), "samples_per_class": 0, "max_steps": 8}
+    base = SMALL | {"preset": "tiny", "device": "cpu", "samples_per_class": 0, "max_steps": 8}
+    base |= {"data_root": str(small_data)}
     plan = {"name": "rates", "base": base, "grid": {"lr": [0.001, 0.002]}}
     (project / "plan.yaml").write_text(json.dumps(plan))
     command = [sys.executable, "-m", "metrics.sweep", "plan.yaml", "--submit", "--nproc-per-node", "1"]
