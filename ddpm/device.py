@@ -150,7 +150,7 @@ def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
     try:
         torch.cuda.init()
         there = torch.cuda.device_count()
-    except RuntimeError as error:
+    except Exception as error:  # RuntimeError, or one of torch's own that are none
         raise _refusal(asked, error) from error
     host, named = socket.gethostname(), _named()
     expected = os.environ.get("SLURM_GPUS_ON_NODE", "") if "CUDA_VISIBLE_DEVICES" not in os.environ else ""
@@ -169,7 +169,7 @@ def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
     device = torch.device("cuda", 0 if only else index)
     try:
         try_out(device)
-    except RuntimeError as error:
+    except Exception as error:
         raise _refusal(asked, error, device) from error
     return device
 

@@ -158,6 +158,18 @@ def test_processes_that_have_not_met_each_speak(monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().err == "error: said by process 5\n"
 
 
+def test_a_process_0_that_dies_before_the_group_is_made_is_told_of_by_process_1(small, monkeypatch, capsys):
+    def fail(launch: Launch) -> None:
+        raise torch.distributed.DistNetworkError("Connection reset by peer")
+
+    monkeypatch.setattr("ddpm.distributed.meet", fail)
+    for rank in ("1", "5"):
+        for name, value in (WHOLE | {"RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        assert train.main(small, StopRequest()) == 1
+    assert capsys.readouterr().err.count("process 0 was lost") == 1
+
+
 def test_one_process_without_its_gpu_ends_all_with_one_line_that_names_it(small, tmp_path: Path):
     """Two real processes without data: what the second was granted is hidden from it. No data are read before that."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
