@@ -123,7 +123,7 @@ class Driver:
 
     def __str__(self) -> str:
         if not self.version:
-            return f"{socket.gethostname()} shows no NVIDIA driver"
+            return f"{socket.gethostname()} shows no NVIDIA driver ({self.complaint})"
         if not self.cuda:
             return f"the driver is {self.version} and does not work: {self.complaint}"
         return f"the driver is {self.version} and supports CUDA up to {self.cuda[0]}.{self.cuda[1]}"
@@ -194,8 +194,8 @@ def _refusal(asked: str, error: Exception | None = None, device: torch.device | 
         fix = "unset CUDA_VISIBLE_DEVICES, which hides them"
     elif not cuda and not hip:
         fix = OTHER_TORCH
-    elif not driver.version and not hip:
-        fix = "use a node with a GPU, or start the container with its GPUs (apptainer --nv, docker --gpus all)"
+    elif not driver.cuda and not hip:
+        fix = "take a host whose driver works, or start the container with its GPUs (apptainer --nv, docker --gpus all)"
     elif cuda and driver.cuda and driver.cuda[0] < int(cuda.split(".")[0]):
         fix = f"{OTHER_TORCH}, a newer driver"
     else:

@@ -44,6 +44,9 @@ def write_report(paths):
 }
 
 
+HIDE = '[ -z "$HIDE_GPUS" ] || export CUDA_VISIBLE_DEVICES='  # of a host that has some
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not CLUSTER and Path(__file__).parent in item.path.parents:
@@ -183,7 +186,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "logs").mkdir()
     activate = folder / ".venv" / "bin" / "activate"
     activate.parent.mkdir(parents=True)
-    activate.write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    activate.write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n{HIDE}\n')
     return folder
 
 

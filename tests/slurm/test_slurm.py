@@ -110,6 +110,7 @@ def test_told_to_stop_with_no_restart_left_it_has_not_completed(submit):
 
 def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
     wrong, missing = submit("wrong", "--lr", "zero"), submit("missing", "--data-root", "nowhere")
+    without_gpu = submit("without-gpu", "--device", "auto", HIDE_GPUS="yes")
     dry, late = submit("dry", "--dry-run"), submit("late")
     late.wait(lambda job: "nproc_per_node" in job.output, "its start")
     late.signal("USR1")  # as at once, if the time limit is not longer than the notice
@@ -117,9 +118,11 @@ def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
     assert "give a longer --time" in late.output
     assert wrong.ends("FAILED").facts["ExitCode"] == "2:0"
     missing.ends("FAILED")
+    without_gpu.ends("FAILED")
     dry.ends("COMPLETED")
     assert "not queued again: the same command would fail again" in missing.output
-    assert [job.restarts for job in (wrong, missing, dry, late)] == [0, 0, 0, 0]
+    assert without_gpu.output.count("error: GPUs are granted (SLURM_") == 1
+    assert [job.restarts for job in (wrong, missing, without_gpu, dry, late)] == [0] * 5
 
 
 def test_a_sweep_is_an_array_of_runs_that_ends_with_their_comparison(project: Path, small_data: Path):
