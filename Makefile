@@ -52,6 +52,7 @@ $(bin)/python:
 
 # $(call pip_install,FILE): what FILE asks for, in the pinned versions; of torch in that of TORCH.
 define pip_install
+	rm -f $(VENV)/.installed*
 	grep -Ev '$(if $(TORCH),$(of_torch),^$$)' constraints.txt >$(VENV)/constraints.txt
 	$(if $(filter keep,$(TORCH)),$(bin)/python -m pip list --format=freeze | grep -E '$(of_torch)' \
 		>>$(VENV)/constraints.txt || { echo "TORCH=keep: $(VENV) has no torch to keep" >&2; exit 2; })
