@@ -14,6 +14,7 @@ a CPU only where it takes at most 3 TFLOP. Its time is of all that a step is, th
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

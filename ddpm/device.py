@@ -135,7 +135,7 @@ def _text(value: str | bytes) -> str:
 
 def _version_of_the_kernel() -> str:
     try:
-        found = re.search(r"\s(\d{3,}\.[\d.]+)\s", DRIVER_FILE.read_text())
+        found = re.search(r"\s(\d{3,}\.[\d.]+)\s", DRIVER_FILE.read_text(encoding="utf-8"))
     except OSError:
         return ""
     return found[1] if found else ""
