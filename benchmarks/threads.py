@@ -74,7 +74,7 @@ def child(side: str, flags: Sequence[str]) -> None:
     from benchmarks.our_run import our_run
     from ddpm.distributed import connect
 
-    with connect() as world, our_run(config, world) as ours:
+    with connect(config.device) as world, our_run(config, world) as ours:
         ours.steps(WARM_UP)
         print("warm", file=sys.__stdout__, flush=True)
         settle, seconds = map(float, sys.stdin.readline().split())
@@ -162,7 +162,7 @@ def table(preset: str, told: dict[str, dict[str, Any]], threads: dict[str, list[
 
 def main(argv: list[str] | None = None) -> None:
     from benchmarks.rounds import arguments, in_turn, machine, publish, settings
-    from ddpm.hardware import pick_device
+    from ddpm.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=3)
     cores = len(usable_cores())
@@ -170,9 +170,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=4, help="of training in a measurement (default 4)")
     parser.add_argument("--settle", type=float, default=12, help="seconds before, where they begin later (default 12)")
     options, config = settings(parser, argv)
-    flags, device = parser.parse_known_args(argv)[1], pick_device("auto")
+    flags, device = parser.parse_known_args(argv)[1], pick_device(config.device)[0]
     if device.type != "cpu":
-        parser.error("this is about CPUs: hide the GPU with CUDA_VISIBLE_DEVICES=")
+        parser.error("this is about CPUs: give --device cpu")
     if options.busy < 1 or options.seconds <= 0:
         parser.error("--busy and --seconds: above 0")
     about, threads = machine(device), {}
