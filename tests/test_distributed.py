@@ -233,6 +233,7 @@ def test_the_processes_of_a_node_share_its_cores():
 
 def nodes(local_world_size: int, hosts: list[str]) -> int:
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
+    os.environ["LOCAL_RANK"] = str(int(os.environ["RANK"]) % local_world_size)
     host = hosts[int(os.environ["RANK"])]
     socket.gethostname = lambda: host
     with connect() as world:
