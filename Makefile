@@ -7,7 +7,7 @@ bin := $(VENV)/bin
 # environment remembers it; TORCH= is the pinned one again. Where it comes from is pip's business (PIP_EXTRA_INDEX_URL).
 TORCH ?= $(shell cat $(VENV)/.torch 2>/dev/null)
 of_torch := ^(torch|torchvision|triton)==# triton: every torch wants a version of its own
-scripts := submit.sh .ci/run benchmarks/run_gpu.sh $(wildcard tests/*/*.sh)
+scripts := submit.sh $(wildcard slurm/*.sh) .ci/run benchmarks/run_gpu.sh $(wildcard tests/*/*.sh)
 
 # An environment is up to date when it holds the stamp of what the lists of packages say now.
 stamp = $(VENV)/.$(1)-$(shell (cat requirements.txt $(2) constraints.txt; printf %s '$(TORCH)') | cksum | cut -d ' ' -f 1)

@@ -6,7 +6,8 @@
 #   sbatch --array=0-4 submit.sh --seed %a --run-name seed-%a     # five jobs; %a is the number of each
 #   sbatch --gres=none submit.sh run python -m metrics.report RUN # any other command in the environment below
 # Another group sets SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS, which sbatch reads over the lines below.
-# CONDA_ENV names the conda environment; NPROC_PER_NODE the processes per node (default: one for each GPU).
+# VENV, CONDA_ENV, CONTAINER and MODULES choose the environment (slurm/environment.sh), NPROC_PER_NODE the processes per
+# node (default: one for each GPU).
 # At the time limit, or after a crash that came later than a checkpoint, the job saves what it can and queues itself
 # again, until it has been started again MAX_REQUEUES times (default 30).
 #
@@ -32,17 +33,18 @@ refuse() { say "$*" >&2; exit 2; }
 
 # From here on USR1 and TERM end nothing by themselves; the last one that came is left in $caught.
 listen() {
-    caught='' launcher='' pid='' told=''
+    caught='' kind='' pid='' told=''
     trap 'hand_on USR1' USR1
     trap 'hand_on TERM' TERM
 }
 
-# Runs torchrun or srun and returns its exit code. In the background, as bash sits on a signal while a command runs
-# in the foreground. torchrun ignores USR1 (also over exec): some sites send a signal to every process of a task.
+# supervise KIND COMMAND... runs a command and returns its exit code. KIND is torchrun, srun or other. It runs in the
+# background, as bash sits on a signal while a command runs in the foreground. torchrun ignores USR1 (also over exec):
+# some sites send a signal to every process of a task.
 supervise() {
     local code interrupted
-    launcher=$1
-    ([ "$launcher" = srun ] || trap '' USR1; exec "$@") &
+    kind=$1
+    ([ "$kind" != torchrun ] || trap '' USR1; exec "${@:2}") &
     pid=$!
     [ -z "$caught" ] || hand_on "$caught" # it came before there was anything to hand it on to
     # A trap ends `wait` early, with a code of its own; a code once had is given again.
@@ -50,61 +52,96 @@ supervise() {
     return "$code"
 }
 
-# To torchrun's children, as torchrun itself makes a failure of a signal. srun would kill its tasks on TERM, but sends
-# USR1 on to them, and they do as this shell does. It is lost on a srun that is still starting: hence again and again.
+# srun would kill its tasks on TERM, but sends USR1 on to them, and they do as this shell does. It is lost on a srun that
+# is still starting, and what is still starting elsewhere has no handler yet: hence again and again.
 hand_on() {
     [ "$caught" = "$1" ] || say "$1 received on $HOSTNAME"
     caught=$1 interrupted=yes
-    [ -n "$pid" ] && [ -z "$told" ] || return 0
-    told=yes
-    if [ "$launcher" = srun ]; then
-        while sleep 1 && kill -s USR1 "$pid" 2>/dev/null; do :; done &
-    else
-        while kill -0 "$pid" 2>/dev/null && ! tell "$1" $(pgrep -P "$pid"); do sleep 0.5; done
+    [ -n "$pid" ] || return 0
+    if [ "$kind $1" = "other TERM" ]; then
+        tell TERM "$pid" || kill "$pid" # to end it is what TERM is for
+    elif [ -z "$told" ]; then
+        told=yes
+        if [ "$kind" = srun ]; then
+            while sleep 1 && kill -s USR1 "$pid" 2>/dev/null; do :; done &
+        elif ! tell "$1" "$pid"; then
+            [ "$kind" = torchrun ] || say "the command has no handler for $1 and goes on"
+            until tell "$1" "$pid" || ! kill -0 "$pid" 2>/dev/null; do sleep 0.5; done &
+        fi
     fi
 }
 
-# Sends a signal to those of the processes that have a handler for it; one that is still starting would die of it.
-# One worker is enough, as the ranks agree to stop. Fails if there was none.
+# Sends a signal to those of process $2 and its descendants that have a handler for it, on each branch to the first; any
+# other would die of it. Fails if there was none.
 tell() {
-    local signal=$1 process handled none=1
-    for process in "${@:2}"; do
-        handled=$(awk '/^SigCgt:/ { print $2 }' "/proc/$process/status" 2>/dev/null)
-        if (((0x0$handled >> ($(kill -l "$signal") - 1)) & 1)); then kill -s "$signal" "$process" && none=0; fi
-    done
+    local signal=$1 process=$2 handled child none=1
+    handled=$(awk '/^SigCgt:/ { print $2 }' "/proc/$process/status" 2>/dev/null)
+    if (((0x0$handled >> ($(kill -l "$signal") - 1)) & 1)) && ! launches "$process"; then
+        kill -s "$signal" "$process"
+        return
+    fi
+    for child in $(pgrep -P "$process"); do ! tell "$signal" "$child" || none=0; done
     return $none
 }
 
+# Is it torchrun, which makes a failure of a signal? Or what runs a container, which hands all signals to torchrun? Or
+# still this shell, before its `exec`?
+launches() {
+    tr '\0' ' ' <"/proc/$1/cmdline" | grep -q -e '-m torch\.distributed\.run ' -e '/torchrun ' ||
+        grep -qx -e apptainer -e singularity -e 'starter.*' "/proc/$1/comm" ||
+        cmp -s "/proc/$1/cmdline" "/proc/$$/cmdline"
+} 2>/dev/null
+
+# ---- where it runs ------------------------------------------------------------------------------------------------
+
+# Slurm runs a copy of this file from its spool folder, so the file's own path says nothing. The project is looked for
+# in and above the script that was submitted (its flags, which follow it, do no harm), the working directory and the
+# folder it was submitted from.
+go_to_project() {
+    local script folder places=()
+    script=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n '/Command=(null)/!s/^ *Command=//p')
+    [[ -z $script || $script == /* ]] || script=${SLURM_SUBMIT_DIR:-$PWD}/$script
+    for folder in "$script" "$PWD" "${SLURM_SUBMIT_DIR:-}" "$(realpath "${BASH_SOURCE[0]}")"; do
+        places+=("'$folder'")
+        while [ -n "$folder" ]; do
+            if [ -f "$folder/train.py" ] && [ -f "$folder/slurm/environment.sh" ]; then cd "$folder" && return; fi
+            folder=${folder%/*}
+        done
+    done
+    refuse "no train.py and slurm/environment.sh in or above ${places[*]}: submit from the project folder, or with" \
+        "--chdir=PROJECT"
+}
+
+set +eu # a login shell may have exported SHELLOPTS
 listen
+HOSTNAME=$(uname -n) # not that of the login node, which many shells export
+export -n HOSTNAME
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a Slurm batch script: run 'sbatch submit.sh [flags of train.py]'," \
     "or without Slurm 'torchrun --standalone --nproc_per_node=<GPUs> train.py'"
-# (Slurm runs a copy of this file from its spool folder, so the file's own path says nothing.)
-cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
-[ -f train.py ] || refuse "no train.py in $PWD: submit from the project folder"
+name=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || name="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID (number $SLURM_JOB_ID)"
+say "job $name, restart ${SLURM_RESTART_COUNT:-0}"
+go_to_project
+[ "$PWD" = "${SLURM_SUBMIT_DIR:-$PWD}" ] || say "project folder $PWD; paths among the flags count from there"
 export MAX_REQUEUES=${MAX_REQUEUES:-30}
 [[ $MAX_REQUEUES =~ ^[0-9]+$ ]] || refuse "MAX_REQUEUES=$MAX_REQUEUES: give a whole number, 0 for never"
+# shellcheck source=slurm/nodes.sh
+source slurm/nodes.sh
+gpus=$(gpus)
+processes=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+[[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "NPROC_PER_NODE=$processes: give the processes per node, 1 or more"
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "${@//%a/$SLURM_ARRAY_TASK_ID}"
+# The output is a file: unbuffered, and no escape codes, whatever the login shell has set.
+unset FORCE_COLOR CLICOLOR_FORCE PY_COLORS TTY_COMPATIBLE TTY_INTERACTIVE
+export PYTHONUNBUFFERED=1 NO_COLOR=1 TERM=dumb
+# shellcheck source=slurm/environment.sh
+source slurm/environment.sh
 
-# ---- the environment: modules and conda where they are, else .venv ------------------------------------------------
-if command -v module >/dev/null; then
-    for name in cuda/12.6 python/miniforge-25.3.0; do
-        if module load "$name"; then say "module $name"; else say "no module $name here, going on without it"; fi
-    done
+if [ "${1:-}" = run ]; then
+    [ $# -gt 1 ] || refuse "run what? 'sbatch submit.sh run COMMAND...'"
+    supervise other "${inside[@]}" "${@:2}"
+    exit
 fi
-CONDA_ENV=${CONDA_ENV:-superstition-sd}
-CONDA_EXE=${CONDA_EXE:-$(type -P conda)}
-if [ -n "$CONDA_EXE" ] && eval "$("$CONDA_EXE" shell.bash hook)" && conda activate "$CONDA_ENV" 2>/dev/null; then
-    say "conda environment $CONDA_ENV"
-elif [ -f .venv/bin/activate ]; then
-    say "no conda environment $CONDA_ENV here, using $PWD/.venv"
-    # shellcheck source=/dev/null
-    source .venv/bin/activate
-else
-    refuse "no conda environment $CONDA_ENV and no .venv in $PWD: run 'make install' there, or set CONDA_ENV"
-fi
-command -v torchrun >/dev/null || refuse "this environment has no torchrun: 'pip install -r requirements.txt' in it"
-
-[ "${1:-}" != run ] || exec "${@:2}"
 
 # A job that starts again goes on with what it has saved, whatever it began with.
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto
@@ -113,34 +150,41 @@ show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null
 SCONTROL_SHOW_JOB=$(show_job) python -m metrics.requeue before "$@" || exit # it has said which flag is wrong
 
 # ---- launch -------------------------------------------------------------------------------------------------------
-# The output is a file: unbuffered, and no escape codes, whatever the login shell has set.
-unset FORCE_COLOR CLICOLOR_FORCE PY_COLORS TTY_COMPATIBLE TTY_INTERACTIVE
-export PYTHONUNBUFFERED=1 NO_COLOR=1 TERM=dumb
 nodes=${SLURM_JOB_NUM_NODES:-1}
-processes=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-cpus=${SLURM_CPUS_PER_TASK:-1}
+cpus=${SLURM_CPUS_ON_NODE:-${SLURM_CPUS_PER_TASK:-1}}
 export OMP_NUM_THREADS=$((cpus > processes ? cpus / processes : 1))
-say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $nodes node(s): ${SLURM_JOB_NODELIST:-$HOSTNAME};" \
-    "on each ${SLURM_GPUS_ON_NODE:-no} GPU(s), $processes process(es) with $OMP_NUM_THREADS thread(s)"
+say "$nodes node(s): ${SLURM_JOB_NODELIST:-$HOSTNAME}; on each $gpus GPU(s), $processes process(es) with" \
+    "$OMP_NUM_THREADS thread(s)"
 
-command=(torchrun --nproc_per_node="$processes")
+# Not the command `torchrun`, which may be that of another environment.
+command=("${inside[@]}" "$python" -m torch.distributed.run --nproc_per_node="$processes")
 if [ "$nodes" -eq 1 ]; then
     command+=(--standalone train.py "$@")
+    say "$(printf '%q ' "${command[@]}")"
+    supervise torchrun "${command[@]}"
 else
-    # Port and id are the job's own: jobs that share a node, or a job and its earlier start, must not meet.
+    by_nodes=$(gpus_by_nodes)
+    [ -n "${NPROC_PER_NODE:-}" ] || [ "$(awk '{ print $2 }' <<<"$by_nodes" | sort -u | wc -l)" -le 1 ] ||
+        refuse "not equally many GPUs on each node (${by_nodes//$'\n'/; }): ask for --gres=gpu:N or --gpus-per-node=N," \
+            "not --gpus, or set NPROC_PER_NODE"
+    # The id is of this start alone: it must not meet what is left of an earlier one.
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    command+=(--nnodes="$nodes" --rdzv_backend=c10d --rdzv_endpoint="$first:$((10000 + SLURM_JOB_ID % 20000))"
+    command+=(--nnodes="$nodes" --rdzv_backend=c10d --rdzv_endpoint="$first:$(free_port "$SLURM_JOB_ID")"
         --rdzv_id="${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}" train.py "$@")
+    say "$(printf '%q ' "${command[@]}")"
+    # A node that fails ends the others at once; once a node has ended well, they have 60 s.
+    unset BASH_ENV # else the shell on each node would first do what that says
+    forget_tasks
+    on_each_node=(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --export=ALL --wait=60
+        --kill-on-bad-exit=1)
+    [ "$gpus" -eq 0 ] || on_each_node+=(--gres=gpu:$((gpus < processes ? gpus : processes))) # not one task's share
+    on_each_node+=(bash -c)
+    "${on_each_node[@]}" "$(declare -f say refuse check_node); check_node \"\$@\"" \
+        submit.sh "$first" "$PWD" "${command[0]}" || exit 2
+    supervise srun "${on_each_node[@]}" \
+        "$(declare -f say listen supervise hand_on tell launches); listen; supervise torchrun \"\$@\"" \
+        submit.sh "${command[@]}"
 fi
-say "$(printf '%q ' "${command[@]}")"
-if [ "$nodes" -gt 1 ]; then
-    # srun does not take over --cpus-per-task (from 22.05 on). A node that fails ends the others at once; once a node
-    # has ended well, they have 60 s.
-    on_each_node="$(declare -f say listen supervise hand_on tell); listen; supervise \"\$@\""
-    command=(srun --nodes="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus" --export=ALL --wait=60
-        --kill-on-bad-exit=1 bash -c "$on_each_node" submit.sh "${command[@]}")
-fi
-supervise "${command[@]}"
 code=$?
 say "exit code $code"
 

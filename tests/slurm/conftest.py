@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,12 +112,13 @@ class Job:
         latest = self.paths.checkpoints / "latest"
         return latest.resolve().name if latest.exists() else ""
 
-    def wait(self, condition: Callable[[Job], object], what: str, seconds: float = 120) -> None:
+    def wait(self, condition: Callable[[Job], object], what: str, seconds: float = 120) -> Job:
         """Wait until `condition(job)`; if it does not come true, fail with the job's output."""
         try:
             wait_until(lambda: condition(self), what, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.facts}\n{self.output}") from None
+        return self
 
     def trains(self, step: int = 3) -> Job:
         """Wait until it has made `step` steps."""
@@ -144,15 +146,19 @@ class Job:
         subprocess.run(["scancel", self.number], check=True)
 
     def kill(self, program: str, host: str | None = None) -> str:
-        """Kill -9 a process of its current start that runs `program`, on `host` if given. Returns its rank, if any."""
+        """Kill -9 a Python of its current start, on `host` if given. Returns its rank, if any.
+
+        `program` is its script or, behind -m, its module.
+        """
         wanted = {"SLURM_JOB_ID": self.number, **({"SLURMD_NODENAME": host} if host else {})}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                _, script, *_ = (folder / "cmdline").read_text().replace("\0-u\0", "\0").split("\0")
+                python, script, module, *_ = (folder / "cmdline").read_text().replace("\0-u\0", "\0").split("\0")
                 environment = dict(re.findall(r"(\w+)=([^\0]*)", (folder / "environ").read_text()))
             except (OSError, ValueError):  # it has just ended, or is a command without arguments
                 continue
-            if Path(script).name == program and wanted.items() <= environment.items():
+            runs = module if script == "-m" else Path(script).name
+            if "python" in python and runs == program and wanted.items() <= environment.items():
                 os.kill(int(folder.name), signal.SIGKILL)
                 return environment.get("RANK", "")
         raise AssertionError(f"job {self.number} does not run {program}\n{self.output}")
@@ -178,15 +184,20 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for file in (*PROJECT_ROOT.glob("*.py"), PROJECT_ROOT / "submit.sh"):
         shutil.copy(file, folder)
-    for package in ("ddpm", "judge", "metrics"):
+    shutil.copy(PROJECT_ROOT / "requirements.txt", folder)
+    for package in ("ddpm", "judge", "metrics", "slurm"):
         shutil.copytree(PROJECT_ROOT / package, folder / package, ignore=shutil.ignore_patterns("output"))
     for file, lines in CHANGES.items():
         with (folder / file).open("a") as module:
             module.write(lines)
     (folder / "logs").mkdir()
-    activate = folder / ".venv" / "bin" / "activate"
-    activate.parent.mkdir(parents=True)
-    activate.write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n{HIDE}\n')
+    # An environment that has all that this one has.
+    environment = folder / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    [packages] = environment.glob("lib/python*/site-packages")
+    (packages / "tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    with (environment / "bin" / "activate").open("a") as activate:
+        activate.write(f"{HIDE}\n")
     return folder
 
 
@@ -206,7 +217,7 @@ def submit(project: Path, flags: list[str]) -> Iterator[Callable[..., Job]]:
     def queue(run: str, *more: str, sbatch: tuple[str, ...] = (), **variables: str) -> Job:
         # One CPU a process makes one thread of each, as in the run that it is compared with.
         small = ("--cpus-per-task=1", "--mem=1G", "--parsable", *sbatch)
-        environment = {"NPROC_PER_NODE": "2", "SECONDS_PER_STEP": "0.3", "CONDA_ENV": "none"} | variables
+        environment = {"NPROC_PER_NODE": "2", "SECONDS_PER_STEP": "0.3", "VENV": ".venv"} | variables
         number = subprocess.run(
             ["sbatch", *small, "submit.sh", *flags, "--run-name", run, *more],
             cwd=project, env=dict(os.environ) | environment, check=True, capture_output=True, text=True,

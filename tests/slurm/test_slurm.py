@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ddpm.paths import RunPaths
+from metrics.status import read_status
 from tests.conftest import SMALL
-from tests.slurm.conftest import lost_to_slurm, scontrol, wait_until
+from tests.slurm.conftest import Job, lost_to_slurm, scontrol, wait_until
+from tests.submit_stand_ins import APPTAINER, executable
 
 ONE_NODE = {"sbatch": ("--gres=gpu:1", "--nodelist=hcn1-vn1")}
 TWO_NODES = {"sbatch": ("--gres=gpu:1", "--nodes=2"), "NPROC_PER_NODE": "1"}
@@ -63,7 +67,7 @@ def test_preempted_it_saves_and_goes_on(submit, assert_same_weights):
 
 def test_what_is_killed_on_one_node_ends_its_job_and_no_other_and_the_job_goes_on(submit, assert_same_weights):
     """Two jobs at once, on the same two nodes."""
-    victims = {"train.py": RANK_KILLED, "torchrun": NODE_FAILED}
+    victims = {"train.py": RANK_KILLED, "torch.distributed.run": NODE_FAILED}
     pace = {"SECONDS_PER_STEP": "0.6"}
     jobs = [submit(f"killed-{program}", "--checkpoint-every", "1", **TWO_NODES, **pace) for program in victims]
     for job in jobs:
@@ -125,6 +129,57 @@ def test_what_cannot_begin_fails_once_and_a_dry_run_completes(submit):
     assert [job.restarts for job in (wrong, missing, without_gpu, dry, late)] == [0] * 5
 
 
+def test_tasks_of_another_number_and_a_container_make_no_difference(submit, project: Path, assert_same_weights):
+    """srun would start a launcher a task; and what runs a container would hand a signal to torchrun."""
+    executable(project / "bin" / "apptainer", APPTAINER)
+    tasks = submit("tasks", sbatch=("--nodes=2", "--ntasks-per-node=2", "--gres=none", "--gpus-per-task=1"),
+                   NPROC_PER_NODE="", SECONDS_PER_STEP="0")  # fmt: skip
+    path = f"{project}/bin:{os.environ['PATH']}"
+    contained = submit("container", **ONE_NODE, CONTAINER=".venv", VENV="", PATH=path, SECONDS_PER_STEP="0.5")
+    contained.trains().signal("USR1")
+    status = read_status(tasks.ends("COMPLETED").paths)
+    assert (status["world_size"], status["nodes"]) == (4, 2)
+    assert_same_weights(contained.goes_on_and_completes())
+
+
+NO_HANDLER = "import signal, time; time.sleep(6); print(signal.getsignal(signal.SIGUSR1).name, 'survived')"
+
+
+def test_where_it_is_submitted_and_what_is_active_there(project: Path, tmp_path: Path):
+    """As an array, by `run`, from several places; a module puts a Python in front that cannot train."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "base"], check=True)
+    (project / "sub" / "folder").mkdir(parents=True)
+    prefix, script = project / ".venv", f"{project}/submit.sh"
+    conda = {"CONDA_PREFIX": str(prefix), "CONDA_DEFAULT_ENV": "mine", "PATH": f"{prefix}/bin:{os.environ['PATH']}",
+             "BASH_FUNC_module%%": f"() {{ PATH={tmp_path}/base/bin:$PATH; }}"}  # fmt: skip
+    there = f"--chdir={project}"
+
+    def submit(where: Path, *command: str, **variables: str) -> Job:
+        few = ("--parsable", "--gres=none", "--cpus-per-task=1", "--mem=1G", f"--output={project}/logs/slurm-%A.out")
+        number = subprocess.run(["sbatch", *few, *command], cwd=where, env=dict(os.environ) | variables, check=True,
+                                capture_output=True, text=True).stdout.strip()  # fmt: skip
+        return Job(number, RunPaths(project, "none"))
+
+    show = ("run", "python", "-c", "import os, sys, torch; print(os.getcwd(), sys.prefix)")
+    deaf = submit(project, "submit.sh", "run", "python", "-c", NO_HANDLER, VENV=".venv", FORCE_COLOR="1")
+    jobs = [
+        submit(project / "sub" / "folder", "--array=3", "../../submit.sh", *show, **conda),
+        submit(tmp_path, script, *show, **conda),
+        submit(tmp_path, there, str(shutil.copy(script, tmp_path / "mine.sh")), *show, **conda),
+    ]
+    lost = submit(tmp_path, str(tmp_path / "mine.sh"), *show)
+    deaf.wait(lambda job: "VENV=.venv" in job.output, "its start").signal("USR1")
+    for job in jobs:
+        job.ends("COMPLETED")
+        assert job.output.splitlines()[-1] == f"{project} {prefix}"
+        assert f"active environment {prefix}: {prefix}/bin/python" in job.output
+    assert jobs[0].output.startswith(f"submit.sh: job {jobs[0].number}_3 ")
+    assert str(tmp_path) in lost.ends("FAILED").output
+    deaf.ends("COMPLETED")
+    assert "USR1 received" in deaf.output
+    assert "SIG_DFL survived" in deaf.output
+
+
 def test_a_sweep_is_an_array_of_runs_that_ends_with_their_comparison(project: Path, small_data: Path):
     base = SMALL | {"preset": "tiny", "device": "cpu", "samples_per_class": 0, "max_steps": 8}
     base |= {"data_root": str(small_data)}
@@ -134,7 +189,7 @@ def test_a_sweep_is_an_array_of_runs_that_ends_with_their_comparison(project: Pa
     few = ["--cpus-per-task=1", "--mem=1G", "--gres=gpu:1"]
 
     def submit_it() -> str:
-        environment = dict(os.environ) | {"CONDA_ENV": "none"}
+        environment = dict(os.environ) | {"VENV": ".venv"}
         return subprocess.run([*command, "--", *few], cwd=project, env=environment, check=True, stdout=subprocess.PIPE,
                               text=True).stdout  # fmt: skip
 
