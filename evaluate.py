@@ -9,10 +9,12 @@ Leaves evaluation.json, pictures and the generated images, and adds a section to
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +29,7 @@ from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
 from ddpm.device import pick_device
 from ddpm.distributed import World
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, read_file, real
 from ddpm.paths import PROJECT_ROOT
 from ddpm.pictures import npz, png
 from ddpm.program import run_program
@@ -121,7 +123,7 @@ class Evaluation:
         self.most_steps = self.model.pipeline.scheduler.config.num_train_timesteps
         if self.manner.steps > self.most_steps:
             raise RequestError(f"--steps {self.manner.steps}: this model takes at most {self.most_steps}")
-        paths, out = self.model.paths, config.out and config.out.resolve()
+        paths, out = self.model.paths, config.out and real(config.out)
         self.folder, self.json = (out, out / "evaluation.json") if out else (paths.evaluation_files, paths.evaluation)
         where = TrainConfig(
             data=config.data or self.model.data,
@@ -154,8 +156,8 @@ class Evaluation:
         self.log(f"device: {self.document['device']}, precision {self.precision}")
         self.check_classifier()
         self.measure()
-        if self.json.exists():  # its sweeps may have taken an hour
-            atomic_write(self.json.with_suffix(".previous.json"), self.json.read_bytes())
+        with suppress(FileNotFoundError):  # its sweeps may have taken an hour
+            atomic_write(self.json.with_suffix(".previous.json"), read_file(self.json))
         self.save()
         self.console.print(figures_table(self.document))
         if self.config.sweeps:
@@ -258,7 +260,7 @@ class Evaluation:
         paths = self.model.paths
         if not self.config.out:
             self.log("drawing the plots")
-            if paths.json.exists():
+            if os.path.lexists(paths.json):
                 self.say(f"report: {write_report(paths)}")
             else:  # the checkpoint has come without its run's figures
                 write_evaluation_plots(paths)
@@ -283,6 +285,7 @@ class Evaluation:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line asks. Returns 0, 2 for a wrong request, 130 for Ctrl-C, 1 for anything else."""
     console, evaluation = Console(), None
@@ -296,20 +299,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluation = Evaluation(config, shlex.join(["python", "evaluate.py", *typed]), console)
         evaluation.main()
         evaluation.publish()
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         stands = "nothing was measured yet"
-        if evaluation and "conditional" in evaluation.document and evaluation.json.exists():
+        if evaluation and "conditional" in evaluation.document and os.path.exists(evaluation.json):
             stands = f"what was measured by then is in {evaluation.json}"
         print(f"interrupted; {stands}", file=sys.stderr)
         return INTERRUPTED
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory, give a smaller --batch-size ({error})", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}: is the disk or the quota full?", file=sys.stderr)
         return 1
     return 0
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ddpm.errors import RequestError
+from ddpm import cli
 from ddpm.paths import RunPaths, find_run
 from ddpm.program import run_program
 from metrics.gpus import GpuSampler
@@ -217,6 +217,7 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code."""
     parser = argparse.ArgumentParser(description="Show a run: live until it ends on a terminal, else once as text.")
@@ -224,11 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-root", type=Path, help="where the run writes (default: the project folder)")
     parser.add_argument("--once", action="store_true", help="print the view once as plain text, and end")
     options = parser.parse_args(arguments)
-    try:
-        paths = find_run(options.run, options.output_root)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    paths = find_run(options.run, options.output_root)
     if on_terminal(sys.stdout) and not options.once:
         watch(paths)
     else:

@@ -28,13 +28,11 @@ from ddpm.sample_config import SampleConfig
 from ddpm.threads import limit_spinning, settle
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw what the command line asks for. Returns 0, 2 for a wrong request, 130 for Ctrl-C."""
     try:
         make(cli.parse(SampleConfig, arguments, "sample.py"))
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
@@ -91,7 +89,9 @@ def only_run(root: Path) -> str:
     Raises:
         RequestError: there is none, or more than one.
     """
-    known = sorted({link.parent.name for link in (root / "checkpoints").glob("*/latest")})
+    from ddpm.trained import runs_with_checkpoints
+
+    known = runs_with_checkpoints(root)
     if len(known) == 1:
         return known[0]
     there = (

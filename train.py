@@ -54,6 +54,7 @@ from ddpm.describe import describe_run, dry_run
 from ddpm.diffusion import Validation
 from ddpm.distributed import StopVote, World, connect
 from ddpm.early_stop import out_of_patience
+from ddpm.files import real, why_and_cure
 from ddpm.model import flops_per_image
 from ddpm.paths import REPORTED, RunPaths
 from ddpm.pictures import draw_samples, labelled_grid
@@ -76,7 +77,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, stop: StopRequest, world: World, claim: Claim) -> None:
         self.config, self.world, self.claim = config, world, claim
-        self.paths = RunPaths(config.output_root.resolve(), config.run)
+        self.paths = RunPaths(real(config.output_root), config.run)
         self.flops_per_image = flops_per_image(config)
         self.choices = hardware.choose(config, world.device, self.flops_per_image)
         self.train_set, self.test_set = data.load(config, world)
@@ -273,6 +274,12 @@ class Run:
         """
 
         def decide() -> tuple:
+            try:
+                return look()
+            except OSError as error:
+                raise RequestError(f"the run's files cannot be taken up: {why_and_cure(error)}") from error
+
+        def look() -> tuple:
             status, root = read_status(self.paths), self.paths.checkpoints
             resume = "auto" if self.world.restarted else self.config.resume  # what it began with is behind it
             start, damaged = checkpoint.choose_start(root, resume, self.identity)
@@ -297,7 +304,8 @@ class Run:
     def nothing_to_do(self) -> int:
         if self.world.is_main:
             old: tuple[str, ...] = ()
-            if not self.paths.report.exists() or self.paths.report.stat().st_mtime < self.paths.json.stat().st_mtime:
+            report, figures = self.paths.report, self.paths.json
+            if figures.exists() and not (report.exists() and report.stat().st_mtime >= figures.stat().st_mtime):
                 try:
                     from metrics.report import write_report  # here, as the first step need not wait for what draws it
 
@@ -431,10 +439,10 @@ class Run:
 
 def main(config: TrainConfig, stop: StopRequest) -> int:
     """Run `config` as one of the processes that were started. Returns the exit code, as README lists them."""
-    paths = RunPaths(config.output_root.resolve(), config.run)
+    paths = RunPaths(real(config.output_root), config.run)
 
     def publish(code: int, message: str) -> None:
-        if is_first() and not config.dry_run and not paths.claim.exists():  # else another job has the run
+        if is_first() and not config.dry_run and not os.path.exists(paths.claim):  # else another job has the run
             publish_failure(paths, config.data, code, message)
 
     claimed = None

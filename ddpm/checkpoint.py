@@ -10,6 +10,7 @@ latest → the newest checkpoint whose state is sound, best → the best of thos
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -26,13 +27,16 @@ from safetensors.torch import load_file, save_file
 
 from ddpm.config import NUM_CLASSES, TrainConfig
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write, fsync_folder, replace_link, sha256_file
+from ddpm.files import atomic_write, fsync_folder, real, replace_link, sha256_file, why_and_cure
+from ddpm.meta import checked_meta
+from ddpm.paths import readable_folder
 from ddpm.plan import Plan
 from ddpm.rules import BETAS, beta_range
 from ddpm.soundness import broken
 
 STATE, WEIGHTS_NAME = "train_state.pt", "diffusion_pytorch_model.safetensors"
 WEIGHTS = f"unet/{WEIGHTS_NAME}"
+GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is no such file
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,9 @@ def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) 
 def read_meta(folder: Path) -> dict[str, Any]:
     """What a checkpoint's meta.json says; nothing if it cannot be read."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        return checked_meta(folder, ())
     except (OSError, ValueError):
         return {}
-    return meta if isinstance(meta, dict) else {}
 
 
 def sound_folders(root: Path) -> list[Path]:
@@ -154,18 +157,17 @@ def inspect(folder: Path) -> Checkpoint:
         OSError: it cannot be read now, which says nothing about what is in it.
     """
     path, mend = folder / "meta.json", "give --resume another step_ folder"
-    if not path.is_file():
-        raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {mend}")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        hashes, _, _ = meta["files"], meta["progress"]["step"], meta["identity"]
-        unlisted = {STATE, WEIGHTS} - set(hashes)
-    except (ValueError, KeyError, TypeError) as error:
+        meta = checked_meta(folder, ("files", "progress.step", "identity"))
+        unlisted = {STATE, WEIGHTS} - set(hashes := meta["files"])
+    except GONE:
+        raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {mend}") from None
+    except ValueError as error:
         raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {mend}") from error
     if unlisted:
         raise RequestError(f"{path} gives no SHA-256 of {', '.join(sorted(unlisted))}: {mend}")
     for name, expected in hashes.items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+        if digest_of(folder / name) != expected:
             raise RequestError(f"{folder / name} is missing or damaged: {mend}")
     try:
         torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)["progress"]
@@ -177,11 +179,30 @@ def inspect(folder: Path) -> Checkpoint:
     return Checkpoint(folder, meta)
 
 
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 of a file; None if there is no such file.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        if isinstance(error, GONE) or error.errno in (errno.EINVAL, errno.ELOOP):
+            return None
+        raise
+
+
 def find_latest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     """The checkpoint that `latest` points to or, if it is damaged, the newest that is whole and sound; and what is
-    wrong with the damaged ones that were passed over, by folder."""
+    wrong with the damaged ones that were passed over, by folder.
+
+    Raises:
+        OSError: one of them, or their folder, cannot be read now.
+    """
+    readable_folder(root)  # as glob finds nothing in a folder that may not be read
     newest_first = sorted(root.glob("step_*"), reverse=True)
-    newest_first.sort(key=lambda folder: folder != (root / "latest").resolve())  # stable: `latest` comes to the front
+    newest_first.sort(key=lambda folder: folder != real(root / "latest"))  # stable: `latest` comes to the front
     damaged = {}
     for folder in newest_first:
         try:
@@ -205,13 +226,18 @@ def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Che
     """
     if resume == "never":
         return None, {}
-    if resume == "auto":
-        found, damaged = find_latest(root)
-    else:
-        folder = Path(resume)
-        if not folder.is_dir():
-            raise RequestError(f"--resume {folder}: no such folder; give auto, never or a step_ folder of checkpoints/")
-        found, damaged = inspect((folder / "latest" if (folder / "latest").exists() else folder).resolve()), {}
+    try:
+        if resume == "auto":
+            found, damaged = find_latest(root)
+        else:
+            folder = Path(resume)
+            if not folder.is_dir():
+                raise RequestError(
+                    f"--resume {folder}: no such folder; give auto, never or a step_ folder of checkpoints/"
+                )
+            found, damaged = inspect(real(folder / "latest" if (folder / "latest").exists() else folder)), {}
+    except OSError as error:  # which says nothing about what is in it: nothing is set aside
+        raise RequestError(f"no checkpoint can be read: {why_and_cure(error)}") from error
     if found:
         refuse_other_run(found, identity)
     elif damaged:

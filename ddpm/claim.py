@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ddpm.errors import RequestError
+from ddpm.files import read_json
 
 BEAT = 3.0  # seconds between touches
 SILENCE = 15.0  # an owner on another machine that has not touched its claim for so long is dead
@@ -211,7 +212,7 @@ def _began(pid: int | None) -> str | None:
 def _read(path: Path) -> dict[str, Any]:
     """The claim's content; nothing if there is none, or if it is not whole (yet)."""
     with suppress(OSError, ValueError):
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json(path)
         return owner if isinstance(owner, dict) else {}
     return {}
 

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ddpm.errors import RequestError
+from ddpm.files import why_and_cure
 
 T = TypeVar("T")
+Main = Callable[[Sequence[str] | None], int]
+
+
+def in_one_line(main: Main) -> Main:
+    """Decorator of an entry point: a wrong request, or a file that cannot be used, is said in one line, and the exit
+    code is 2."""
+
+    @functools.wraps(main)
+    def guarded(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except RequestError as error:
+            message = str(error)
+        except BrokenPipeError:  # whoever read the output has seen enough: `run_program` ends quietly
+            raise
+        except OSError as error:
+            message = why_and_cure(error)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return 2
+
+    return guarded
 
 
 def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default: T | None = None) -> T:

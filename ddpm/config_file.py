@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ddpm.errors import RequestError
+from ddpm.files import SETTINGS, read_text, why
 from ddpm.rules import flag
 
 OF_THE_COMMAND = ("config", "dry_run", "download", "resume", "device")  # what a run was asked once, and not what it is
@@ -37,14 +38,29 @@ def read_arguments(path: Path, known: Sequence[str]) -> list[str]:
     return arguments
 
 
+def read_yaml(path: Path) -> Any:
+    """What a file of YAML (or JSON) holds that people write: settings, or a plan; at most 1 MiB.
+
+    Raises:
+        ValueError: it is none, or cannot be read; says why in one line.
+    """
+    try:
+        return yaml.safe_load(read_text(path, SETTINGS))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except OSError as error:
+        raise ValueError(why(error)) from error
+    except (ValueError, OverflowError, TypeError, yaml.YAMLError) as error:  # bytes, dates, keys that are lists
+        raise ValueError(" ".join(str(error).split()) or repr(error)) from error
+
+
 def _mapping(path: Path) -> tuple[dict[str, Any], bool]:
     """The settings in the file, and whether a run wrote them."""
     mend = "give a file of settings, such as `batch_size: 64`, or a run's training_metrics.json"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise RequestError(f"--config {path} cannot be read ({why}); {mend}") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise RequestError(f"--config {path} cannot be read ({error}); {mend}") from error
     of_a_run = isinstance(content, dict) and "settings" in content
     settings = content["settings"] if of_a_run else content
     if not isinstance(settings, dict):

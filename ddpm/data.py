@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from ddpm import glyphs, idx
 from ddpm.config import TrainConfig
 from ddpm.distributed import World
 from ddpm.errors import RequestError
+from ddpm.files import why_and_cure
 from ddpm.seeding import Stream, generator
 
 CLASS_NAMES = idx.CLASS_NAMES
@@ -90,8 +92,18 @@ def agreed_sha256(images: Images, world: World) -> str:
 
 
 def present(config: TrainConfig) -> bool:
-    """Are there files of the data set?"""
-    return idx.split_files(data_root(config), "train")[1].exists()
+    """Are there files of the data set?
+
+    Raises:
+        RequestError: their folder cannot be looked into.
+    """
+    try:
+        os.lstat(idx.split_files(data_root(config), "train")[1])
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RequestError(f"--data-root: {why_and_cure(error)}") from error
+    return True
 
 
 def count_images(config: TrainConfig) -> int:

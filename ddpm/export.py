@@ -27,9 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm import cli, hardware, model_card
 from ddpm import pipeline as pipeline_code
+from ddpm.checkpoint import digest_of
 from ddpm.device import pick_device
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write, fsync_folder, sha256_file
+from ddpm.files import atomic_write, fsync_folder, read_file, read_json, real, why, why_and_cure
 from ddpm.model import count_parameters
 from ddpm.paths import PROJECT_ROOT
 from ddpm.pictures import images_at_once, png, sample_grid
@@ -82,7 +83,7 @@ def export(trained: Trained, folder: Path | None = None) -> Path:
             run's evaluation.json cannot be read.
         OSError: no room or no permission; an export that was there still is.
     """
-    folder = (folder or trained.paths.checkpoints / "export").resolve()
+    folder = real(folder or trained.paths.checkpoints / "export")
     _refuse_to_lose(folder)
     evaluation = _evaluation(trained)
     files = _model_files(trained)
@@ -119,23 +120,21 @@ def push(folder: Path, name: str, private: bool) -> str:
     return str(address)
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export what the command line asks for. Returns the exit code: 0, or 2 if the request is wrong."""
+    config = cli.parse(ExportConfig, arguments, "-m ddpm.export")
+    trained = load(config.model, pick_device(config.device)[0], config.output_root)
+    print(f"exporting {trained.run}, {trained.progress} ({trained.folder}); drawing samples …", flush=True)
     try:
-        config = cli.parse(ExportConfig, arguments, "-m ddpm.export")
-        trained = load(config.model, pick_device(config.device)[0], config.output_root)
-        print(f"exporting {trained.run}, {trained.progress} ({trained.folder}); drawing samples …", flush=True)
         folder = export(trained, config.out)
-        print(f"export: {folder}\nmodel card: {folder / 'README.md'}\nsamples: {folder / 'samples.png'}")
-        if config.push_to_hub:
-            print(f"on the Hub: {push(folder, config.push_to_hub, config.private)}")
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"error: the export could not be written ({what}): make room, or give another --out", file=sys.stderr)
-        return 2
+        raise RequestError(
+            f"the export could not be written ({why(error)}): make room, or give another --out"
+        ) from error
+    print(f"export: {folder}\nmodel card: {folder / 'README.md'}\nsamples: {folder / 'samples.png'}")
+    if config.push_to_hub:
+        print(f"on the Hub: {push(folder, config.push_to_hub, config.private)}")
     return 0
 
 
@@ -148,7 +147,7 @@ def _model_files(trained: Trained) -> dict[str, bytes]:
     files = {}
     for name, expected in trained.meta["files"].items():
         if name.startswith(("unet/", "scheduler/")):
-            files[name] = (trained.folder / name).read_bytes()
+            files[name] = read_file(trained.folder / name, 2**40)
             if hashlib.sha256(files[name]).hexdigest() != expected:
                 raise RequestError(f"{trained.folder / name} is damaged: give another checkpoint")
     index = json.loads(trained.pipeline.to_json_string())
@@ -193,15 +192,16 @@ def _flops(pipeline: CharacterPipeline) -> int:
 
 def _evaluation(trained: Trained) -> dict[str, Any] | None:
     """What evaluate.py found out about the run, if it was run."""
-    path = trained.paths.metrics / "evaluation.json"
+    path = trained.paths.evaluation
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        _, _, _ = found["sampler"]["steps"], found["samples_per_class"], found["checkpoint"]
+        found = read_json(path)
+        model_card.check_evaluation(found)
         return found
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is not an evaluation ({error!r}): run evaluate.py again, or delete it") from error
+        words = why_and_cure(error) if isinstance(error, OSError) else repr(error)
+        raise RequestError(f"{path} is not an evaluation ({words}): run evaluate.py again, or delete it") from error
 
 
 def _refuse_to_lose(folder: Path) -> None:
@@ -213,13 +213,13 @@ def _refuse_to_lose(folder: Path) -> None:
     if not folder.exists():
         return
     try:
-        known = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["files"]
+        known = dict(read_json(folder / "meta.json")["files"])
         known = known if "model_index.json" in known else {}  # else a checkpoint
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
     there = [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else [folder]
     names = {str(path.relative_to(folder)): path for path in there if not (known and path == folder / "meta.json")}
-    strange = sorted(name for name, path in names.items() if name not in known or sha256_file(path) != known[name])
+    strange = sorted(name for name, path in names.items() if name not in known or digest_of(path) != known[name])
     if strange:
         raise RequestError(
             f"{folder} holds what no export wrote, or what was changed since ({', '.join(strange[:3])}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, read_json
 from ddpm.fonts import font_file
 from ddpm.idx import CLASS_NAMES, IMAGE_SIZE, MERGED, check_split, read_idx, split_files, write_idx
 from ddpm.paths import PROJECT_ROOT
@@ -268,8 +269,8 @@ def ensure_glyphs(
     wanted |= {"train_per_class": train_per_class, "test_per_class": test_per_class}
     if _is_whole(Path(root), note, wanted):
         return
-    foreign = [file for split in ("train", "test") for file in split_files(root, split) if file.exists()]
-    if foreign and not note.exists():
+    foreign = [file for split in ("train", "test") for file in split_files(root, split) if os.path.lexists(file)]
+    if foreign and not os.path.lexists(note):
         raise RequestError(f"{foreign[0]} was not drawn by ddpm.glyphs, so it stays: give glyphs a folder of their own")
     note.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(note, json.dumps(wanted | {"whole": False}, indent=2))
@@ -283,7 +284,7 @@ def ensure_glyphs(
 def _is_whole(root: Path, note: Path, wanted: dict) -> bool:
     """Was drawing with these parameters finished, and are its files still sound?"""
     try:
-        if json.loads(note.read_text(encoding="utf-8")) != wanted | {"whole": True}:
+        if read_json(note) != wanted | {"whole": True}:
             return False
         for split in ("train", "test"):
             check_split(root, split)

@@ -7,6 +7,7 @@ stored transposed: an upright picture is `image.T`.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, open_regular
 
 Split = Literal["train", "test"]
 
@@ -82,12 +83,12 @@ def _header_size(dimensions: int) -> int:
 
 def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
     """The shape that the header of an IDX file says, if the file is as long as that takes."""
-    if not path.is_file():
-        raise RequestError(_missing(path))
-    header_size, size = _header_size(dimensions), path.stat().st_size
+    header_size = _header_size(dimensions)
     try:
-        with open(path, "rb") as file:
-            start = file.read(512)
+        with open_regular(path) as file:
+            start, size = file.read(512), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise RequestError(_missing(path)) from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read ({error.strerror}): mend its permissions, or --data-root") from error
     if start.lstrip().startswith(b"<"):
@@ -111,10 +112,10 @@ def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
 def _missing(path: Path) -> str:
     """Why there is nothing to read, and what to do: often the data came, but packed."""
     packed = path.with_name(f"{path.name}.gz")
-    if packed.is_file():
+    if os.path.isfile(packed):
         return f"{path} is missing, but {packed.name} is there: unpack it with `gunzip -k {packed}`"
     archive = path.with_name("gzip.zip")
-    if archive.is_file():
+    if os.path.isfile(archive):
         return f"{path} is missing, but {archive} is there: --download unpacks it (and fetches it again only if broken)"
     return (
         f"{path} is missing: --download fetches EMNIST (on a login node if this one has no network), --data-root names "

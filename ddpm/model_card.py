@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ddpm import kinds
 from ddpm.config import data_words
 from ddpm.idx import CLASS_NAMES, MERGED
 
@@ -227,6 +228,36 @@ def _references(meta: dict[str, Any]) -> str:
     return "\n".join(f"- {paper}" for paper in papers)
 
 
+def check_evaluation(evaluation: Any) -> None:
+    """See that all is there, and of its kind, that a card shows of evaluation.json.
+
+    Raises:
+        ValueError: it is not; says in a few words why.
+    """
+    known = kinds.record(
+        sampler=kinds.record(name=kinds.text, steps=kinds.count, guidance_scale=kinds.amount),
+        samples_per_class=kinds.count, checkpoint=kinds.text, step=kinds.count, data=kinds.one_of(*kinds.DATA),
+    )(evaluation)  # fmt: skip
+    best = (evaluation or {}).get("recommended") if known else None
+    whole = kinds.record(sampler=kinds.text, steps=kinds.count, why=kinds.text)
+    for name, found, size in (("the file", known, 5), ("sampler", (known or {}).get("sampler"), 3),
+                              ("recommended", whole(best) if best is not None else dict("abc"), 3)):  # fmt: skip
+        if not found or len(found) < size or None in found.values():
+            raise ValueError(f"{name} is not what it should be")
+    for places in EVALUATION.values():
+        for place in filter(None, places[:2]):
+            estimate = _at(evaluation, place)
+            if estimate is not None and not _is_estimate(estimate):
+                raise ValueError(f"{place} is not what it should be")
+
+
+def _is_estimate(estimate: Any) -> bool:
+    if not isinstance(estimate, dict) or kinds.count(estimate.get("count")) is None:
+        return False
+    figures = [estimate.get(name, ...) for name in ("value", "low", "high")]
+    return all(value is None or kinds.figure(value) is not None for value in figures)
+
+
 def _same_checkpoint(meta: dict[str, Any], evaluation: dict[str, Any]) -> bool:
     return evaluation.get("step") == meta["progress"]["step"]
 
@@ -234,7 +265,8 @@ def _same_checkpoint(meta: dict[str, Any], evaluation: dict[str, Any]) -> bool:
 def _at(document: dict[str, Any], place: str | None) -> dict[str, Any] | None:
     """The estimate at `part.figure` of evaluation.json, if it was made."""
     part, _, figure = (place or "").partition(".")
-    return (document.get(part) or {}).get(figure)
+    found = document.get(part)
+    return found.get(figure) if isinstance(found, dict) else None
 
 
 def _interval(estimate: dict[str, Any] | None) -> str:

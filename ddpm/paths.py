@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.errors import RequestError
+from ddpm.files import read_file, real, why_and_cure
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 REPORTED = ("plots", "report", "report (HTML)")  # artifacts that are made together, at the end of every start
@@ -151,11 +153,11 @@ class RunPaths:
         Raises:
             RequestError: a folder cannot be written to.
         """
-        rows = self.csv.read_text(encoding="utf-8").splitlines()[1:] if self.csv.exists() else []
-        used = any(self.checkpoints.glob("step_*")) or rows
-        outputs = (self.checkpoints, self.metrics, self.tensorboard) if afresh and used else ()
         suffix = time.strftime(SET_ASIDE)
         try:
+            rows = read_file(self.csv).splitlines()[1:] if self.csv.exists() else []
+            used = any(self.checkpoints.glob("step_*")) or rows
+            outputs = (self.checkpoints, self.metrics, self.tensorboard) if afresh and used else ()
             old = [folder for folder in outputs if folder.exists()]
             aside = [folder.rename(folder.with_name(folder.name + suffix)) for folder in old]
             for folder in (self.checkpoints, self.plots, self.samples, self.log.parent, self.tensorboard):
@@ -175,20 +177,34 @@ def _holds(path: Path) -> bool:
     return True  # not to be looked into, so it is there
 
 
+def readable_folder(path: Path) -> bool:
+    """Is there a folder, and can its files be read? False if there is none.
+
+    Raises:
+        OSError: it is there, or may be, and cannot be looked into.
+    """
+    try:
+        os.listdir(path)
+        os.stat(path / ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def find_run(name: str, output_root: Path | None = None) -> RunPaths:
     """The run called `name`, or whose folder under `metrics/output/` is `name`.
 
     Raises:
-        RequestError: no such run; the message lists the runs there are.
+        RequestError: no such run, or its folder cannot be looked into; the message lists the runs there are.
     """
-    folder = Path(name)
-    if folder.is_dir() and folder.resolve().parent.name == "output":
-        folder = folder.resolve()
-        return RunPaths(folder.parents[2], folder.name)
-    paths = RunPaths((output_root or PROJECT_ROOT).resolve(), name)
-    if paths.metrics.is_dir():
-        return paths
-    outputs = paths.metrics.parent
-    known = sorted(entry.name for entry in outputs.iterdir() if entry.is_dir()) if outputs.is_dir() else []
+    folder, outputs = real(Path(name)), RunPaths(real(output_root or PROJECT_ROOT), "").metrics
+    try:
+        if folder.parent.name == "output" and readable_folder(folder):
+            return RunPaths(folder.parents[2], folder.name)
+        if readable_folder(outputs / name):
+            return RunPaths(outputs.parents[1], name)
+        known = sorted(entry.name for entry in os.scandir(outputs) if entry.is_dir()) if outputs.is_dir() else []
+    except OSError as error:
+        raise RequestError(f"the run {name:.60} cannot be read: {why_and_cure(error)}") from error
     there = f"the runs there are: {', '.join(known)}" if known else "there are no runs yet"
     raise RequestError(f"no run called {name!r} under {outputs}; {there} (see also --output-root)")

@@ -16,7 +16,7 @@ import torch
 
 from ddpm.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
 from ddpm.config import TrainConfig
-from ddpm.files import replace_link
+from ddpm.files import real, replace_link
 from ddpm.hardware import synchronize
 from ddpm.plan import Plan
 from ddpm.progress import Progress
@@ -49,7 +49,7 @@ class Checkpoints:
         self._root, self._config, self._plan, self._identity = root, config, plan, identity
         self._log, self._ours = log, ours
         self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and rows known then
-        if start and start.folder.parent.resolve() == root.resolve():
+        if start and real(start.folder.parent) == real(root):
             self._saved = start.step, len(start.meta["history"])
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
@@ -128,7 +128,7 @@ class Checkpoints:
         self.unsaved, self.unsound, self._saved = None, newest.unsound, (step, rows)
         if newest.unsound:
             latest = self._root / "latest"
-            where = f"`latest` stays at {latest.resolve().name}" if latest.exists() else "there is no sound one yet"
+            where = f"`latest` stays at {real(latest).name}" if latest.exists() else "there is no sound one yet"
             self._log(f"checkpoint: {newest.folder} is unsound ({newest.unsound}); {where}", "warning")
         else:
             self._log(f"checkpoint: {newest.folder}", "info")
@@ -194,7 +194,7 @@ def update_best(root: Path, by: str) -> Path | None:
         (root / "best").unlink(missing_ok=True)
         return None
     best = best_of(scores, key=scores.get)
-    if (root / "best").resolve() != best.resolve():
+    if real(root / "best") != real(best):
         replace_link(root / "best", best.name)
     return best
 
@@ -207,7 +207,7 @@ def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
     """
     folders, sound = sorted(root.glob("step_*")), sound_folders(root)
     newest = sound[-keep_last:]
-    kept = {*newest, *folders[-1:], *(root / (root / name).resolve().name for name in ("best", "latest"))}
+    kept = {*newest, *folders[-1:], *(root / real(root / name).name for name in ("best", "latest"))}
     kept |= {folder for folder in sound if keep_every and _completed_epoch(folder) % keep_every == 0}
     problems = []
     for folder in folders:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from ddpm.checkpoint import Checkpoint, point_latest, read_meta
+from ddpm.files import read_json, real
 from ddpm.paths import RunPaths
 
 
@@ -32,14 +33,14 @@ def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
     Otherwise `best`, the pages and the pruning would count weights that the run no longer leads to.
     """
     root = paths.checkpoints
-    ours = start.folder.parent.resolve() == root.resolve()
+    ours = real(start.folder.parent) == real(root)
     steps = [folder for folder in sorted(root.glob("step_*")) if not ours or folder.name > start.folder.name]
     made = [
         (paths.checkpoints / "export", _step(paths.checkpoints / "export" / "meta.json", "progress")),
         (paths.evaluation, evaluated := _step(paths.evaluation)),
         (paths.evaluation_files, evaluated),
     ]
-    gone = steps + [path for path, step in made if path.exists() and step is not None and step > start.step]
+    gone = steps + [path for path, step in made if os.path.lexists(path) and step is not None and step > start.step]
     if not gone:
         return []
     names = [f"{folder.name}{_why(folder)}" for folder in steps] + [path.name for path in gone[len(steps) :]]
@@ -72,7 +73,7 @@ def _why(folder: Path) -> str:
 def _step(file: Path, *keys: str) -> int | None:
     """The step that a JSON file is of; None if it does not say."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file)
         for key in keys:
             document = document[key]
         return int(document["step"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,9 +20,10 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as dump_weights
 from torch import nn
 
+from ddpm import kinds
 from ddpm.config import NUM_CLASSES
 from ddpm.data import Images
-from ddpm.files import atomic_write, sha256_file
+from ddpm.files import atomic_write, read_file, read_json, sha256_file
 
 FEATURES = 128
 BATCH = 1024  # images that are judged at once
@@ -151,9 +153,11 @@ def load_or_train(
     """
     recipe, digest = recipe or Recipe(), _sha256(train, test)
     place = folder / digest[:16]
-    if (place / "meta.json").exists():
+    if os.path.lexists(place):
         try:
-            return _load(place, recipe, digest, train.pixels.device)
+            return _load(place, recipe, digest, train.pixels.device, (len(train), len(test)))
+        except FileNotFoundError:  # it was not written to its end
+            pass
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             log(f"classifier: the one in {place} cannot be used ({error}); a new one is trained")
     judge = _train(train, test, recipe, digest, log, interrupted)
@@ -175,14 +179,17 @@ def _sha256(train: Images, test: Images) -> str:
     return digest.hexdigest()
 
 
-def _load(place: Path, recipe: Recipe, digest: str, device: torch.device) -> Judge:
-    meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+def _load(place: Path, recipe: Recipe, digest: str, device: torch.device, images: tuple[int, int]) -> Judge:
+    meta = read_json(place / "meta.json")
     if meta["recipe"] != asdict(recipe):
         raise ValueError("it was trained by another recipe")
     if meta["data_sha256"] != digest or meta["weights_sha256"] != sha256_file(place / "classifier.safetensors"):
         raise ValueError("its files are damaged")
+    known = (kinds.count(meta["epochs"]), kinds.amount(meta["seconds"]))
+    if None in known or (meta["train_images"], meta["test_images"]) != images:
+        raise ValueError("its meta.json is damaged")
     network = CharacterCNN()
-    network.load_state_dict(load_weights((place / "classifier.safetensors").read_bytes()))
+    network.load_state_dict(load_weights(read_file(place / "classifier.safetensors")))
     return Judge(network.to(device), meta)
 
 

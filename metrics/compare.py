@@ -17,8 +17,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from ddpm import cli
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, read_text, why
 from ddpm.paths import PROJECT_ROOT, RunPaths, find_run
 from ddpm.program import run_program
 from metrics.compare_cautions import cautions
@@ -42,13 +43,9 @@ def default_folder(places: Sequence[RunPaths]) -> Path:
 def check_folder(folder: Path) -> None:
     """Raises RequestError if `folder` holds something else than a comparison."""
     try:
-        if (
-            not folder.exists()
-            or not any(folder.iterdir())
-            or (folder / PAGE).read_text(encoding="utf-8").startswith(MARK)
-        ):
+        if not folder.exists() or not any(folder.iterdir()) or read_text(folder / PAGE).startswith(MARK):
             return
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         pass
     raise RequestError(
         f"{folder} is there and is not a comparison's folder: nothing is written over; choose another --out"
@@ -119,6 +116,7 @@ def parse_levels(texts: Iterable[str]) -> list[float]:
     return levels
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m metrics.compare", description="Compare runs: a Markdown page with plots, and a summary here."
@@ -131,18 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="losses to reach (default: chosen from the runs)")  # fmt: skip
     parser.add_argument("--output-root", type=Path, default=PROJECT_ROOT, help="where runs given by name wrote to")
     options = parser.parse_args(arguments)
+    if options.rank_by:
+        parse_rank_by(options.rank_by)
+    levels = parse_levels(options.loss_levels)
+    places = [find_run(name, options.output_root) for name in options.runs]
     try:
-        if options.rank_by:
-            parse_rank_by(options.rank_by)
-        levels = parse_levels(options.loss_levels)
-        places = [find_run(name, options.output_root) for name in options.runs]
         print(compare(places, options.out or default_folder(places), options.rank_by, levels))
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"error: cannot write the comparison: {error}; choose another folder with --out", file=sys.stderr)
-        return 1
+        raise RequestError(f"cannot write the comparison: {why(error)}; choose another folder with --out") from error
     return 0
 
 

@@ -27,7 +27,10 @@ def cautions(runs: Sequence[ComparedRun], ranking: Ranking) -> list[str]:
     def listed(names: Iterable[str]) -> str:
         return "; ".join(f"`{name}`: {', '.join(values(name))}" for name in names)
 
-    found, loss = [], loss_column(runs)
+    found, loss = (
+        [f"`{run.label}`: {run.document['damaged']}." for run in runs if run.document["damaged"]],
+        loss_column(runs),
+    )
     if names := differ(ranking.column):
         found.append(f"**Not all of these runs are comparable** by `{ranking.column}`: it measures other things where "
                      f"these settings differ: {listed(names)}. They are ranked in groups.")  # fmt: skip

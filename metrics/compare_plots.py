@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ddpm.files import atomic_write
-from ddpm.idx import CLASS_NAMES
 from metrics.compare_figures import LOSSES, ComparedRun, comparable, final, has_values
 from metrics.drawing import (
     BLUE,
@@ -35,7 +33,7 @@ from metrics.drawing import (
     human_number,
     log_scale,
 )
-from metrics.strip import GAP, SHOWN
+from metrics.strip import GAP, SHOWN, read_row
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GOLD, PURPLE, RED, "#3fd8e8", TEXT, "#b5794a")
 LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))  # from the eleventh run on the colours come again
@@ -190,17 +188,6 @@ def grids_of(run: ComparedRun) -> dict[int, Path]:
     """The arrays beside the sample grids, by epoch."""
     found = {file: re.search(r"_epoch_(\d+)$", file.stem) for file in run.paths.samples.glob("*.npz")}
     return {int(match[1]): file for file, match in found.items() if match}
-
-
-def read_row(file: Path) -> np.ndarray | None:
-    """The first picture of each class of `SHOWN`, uint8 [classes, H, W]; None if they are not all there."""
-    try:
-        with np.load(file) as arrays:
-            pixels, classes = arrays["x"], list(arrays["y"])
-            row = pixels[[classes.index(CLASS_NAMES.index(name)) for name in SHOWN]]
-    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
-        return None
-    return row if row.ndim == 3 else None
 
 
 def draw_row(axes: Axes, row: np.ndarray, label: str, named: bool) -> None:

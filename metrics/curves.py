@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import plotext
 
+from ddpm import cli
 from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths, find_run
@@ -159,10 +160,12 @@ def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, pd.DataFrame], lis
         name = paths.run if paths.run not in runs else f"{paths.run} ({len(runs) + 1})"
         frame = runs[name] = epochs_frame(document)
         done = f"{frame.index[-1]} epochs" if len(frame) else "no epoch has finished yet"
-        lines.append(f"{name}: {data_words(document['data'])}; {document['state']}, {done}")
+        damaged = f"; {document['damaged']}" if document["damaged"] else ""
+        lines.append(f"{name}: {data_words(document['data'])}; {document['state']}, {done}{damaged}")
     return runs, lines
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metrics.curves", description="Curves of runs as text charts.")
     parser.add_argument("runs", nargs="+", metavar="run", help="name of a run, or its folder under metrics/output/")
@@ -175,14 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     terminal = sys.stdout.isatty()
     width = options.width or (shutil.get_terminal_size((WIDTH, 0)).columns if terminal else WIDTH)
-    try:
-        if width < LEAST_WIDTH or options.height < LEAST_HEIGHT:
-            raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
-        columns = _checked(options.columns)
-        runs, lines = _read_runs([find_run(name, options.output_root) for name in options.runs])
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if width < LEAST_WIDTH or options.height < LEAST_HEIGHT:
+        raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
+    columns = _checked(options.columns)
+    runs, lines = _read_runs([find_run(name, options.output_root) for name in options.runs])
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     colour = terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
     look = {"width": width, "height": options.height, "colour": colour, "ascii_only": ascii_only}

@@ -2,45 +2,84 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import pandas as pd
 
+from ddpm import kinds
 from ddpm.errors import RequestError
+from ddpm.files import read_json, why
 from ddpm.paths import RunPaths
+from metrics.status import ENDED
 from metrics.text import number
-from metrics.tracker import COLUMNS
+from metrics.tracker import COLUMNS, human_time, summarise
 
 NEEDED = {"data": str, "state": str, "epochs": list, "summary": dict}
 PARTS = {
-    "settings": dict, "hyperparameters": dict, "environment": dict, "data_summary": dict, "model": dict, "starts": list,
+    "settings": kinds.settings,
+    "hyperparameters": lambda part: {**part, **HYPERPARAMETERS(part)} if isinstance(part, dict) else {},
+    "environment": kinds.record(
+        **dict.fromkeys(("host", "platform", "python", "torch", "diffusers", "device", "gpu"), kinds.text),
+        **dict.fromkeys(("precision", "command", "commit"), kinds.text),
+        **dict.fromkeys(("world_size", "nodes"), kinds.count), compile=kinds.flag, choices=kinds.mapping(kinds.text),
+    ),
+    "data_summary": kinds.record(
+        class_names=kinds.every(kinds.text), **dict.fromkeys(("train_counts", "test_counts"), kinds.every(kinds.count)),
+        **dict.fromkeys(("train_images", "test_images"), kinds.count),
+    ),
+    "model": kinds.record(parameters=kinds.count, flops_per_image=kinds.amount, peak_flops=kinds.amount),
+    "starts": kinds.some(kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text)),
+    "artifacts": kinds.mapping(kinds.text),
+    "generated": kinds.text,
 }  # fmt: skip
+HYPERPARAMETERS = kinds.record(
+    **dict.fromkeys(("total_steps", "steps_per_epoch", "global_batch_size", "val_images"), kinds.count)
+)
+EMPTY = {"starts": [], "generated": None}  # parts that are not there; of the others {}
 FIGURES = tuple(name for name in COLUMNS if name not in ("epoch", "data"))
 
 
 def load_document(paths: RunPaths) -> dict[str, Any]:
-    """What `training_metrics.json` holds; parts that are missing or of another kind are there and empty.
+    """What `training_metrics.json` holds; parts and figures that are missing or of another kind are there and empty.
 
-    The run is called as its folder is: that is the name one types.
+    The run is called as its folder is: that is the name one types. `damaged` says in words what was left out of
+    `epochs`, None if nothing was; the summary is of all epochs, made anew from them where none is missing.
 
     Raises:
         RequestError: there is no such file, or it is not one.
     """
     try:
-        document = json.loads(paths.json.read_text(encoding="utf-8"))
+        document = read_json(paths.json)
         for name, kind in NEEDED.items():
             if not isinstance(document[name], kind):
                 raise TypeError(f"{name!r} is not a {kind.__name__}")
+        if document["data"] not in kinds.DATA or document["state"] not in ("running", *ENDED):
+            raise ValueError(f"data {document['data']!r:.30}, state {document['state']!r:.30}")
     except FileNotFoundError:
         raise RequestError(f"{paths.json} is not there: has the run {paths.run!r} begun to train?") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         mend = "restore it from a backup, or let the run write it again at the end of its next epoch"
-        raise RequestError(f"{paths.json} cannot be read as metrics ({error!r}); {mend}") from error
-    parts = {name: document[name] if isinstance(document.get(name), kind) else kind() for name, kind in PARTS.items()}
-    parts["starts"] = [start for start in parts["starts"] if isinstance(start, dict)]
-    return {**document, **parts, "run": paths.run}
+        words = why(error) if isinstance(error, OSError) else repr(error)
+        raise RequestError(f"{paths.json} cannot be read as metrics ({words}); {mend}") from error
+    parts = {name: kind(document.get(name)) or EMPTY.get(name, {}) for name, kind in PARTS.items()}
+    _agree(parts["data_summary"])
+    parts["epochs"], lost = kinds.rows(document["epochs"])
+    summary = {name: kinds.amount(value) for name, value in document["summary"].items()}
+    summary |= {} if lost else summarise(parts["epochs"], parts["starts"])
+    if "total_time_human" in summary:  # a text, so made anew
+        total = summary.get("total_time_sec")
+        summary["total_time_human"] = None if total is None else human_time(total)
+    damaged = f"{' and '.join(lost)} of {paths.json.name} cannot be read and are left out" if lost else None
+    return {**document, **parts, "summary": summary, "run": paths.run, "damaged": damaged}
+
+
+def _agree(summary: dict[str, Any]) -> None:
+    """Empty the counts of classes if they are not of the classes that are named."""
+    names = summary.get("class_names")
+    for name in ("train_counts", "test_counts"):
+        if names is not None and len(summary.get(name) or names) != len(names):
+            summary[name] = []
 
 
 def planned_epochs(document: dict[str, Any]) -> int | None:

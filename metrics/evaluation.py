@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 from matplotlib import style
@@ -113,7 +114,7 @@ def evaluation_section(paths: RunPaths) -> list[str]:
     parts = ["## Evaluation", *_lead(evaluation)]
     for heading, (words, pictures, figures) in shown.items():
         files = (paths.evaluation_files / f"{name}.png" for name in pictures)
-        parts += [f"### {heading}", words, *(picture(paths, file) for file in files if file.is_file())]
+        parts += [f"### {heading}", words, *(picture(paths, file) for file in files if os.path.isfile(file))]
         parts += [figures] if figures else []
     parts += ["### Figures", _figures(evaluation), "### How it was measured", _how(evaluation)]
     return "\n\n".join(parts).splitlines()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from ddpm.files import read_json, why
 from ddpm.paths import RunPaths
 
 Estimate = dict[str, Any]  # "value", "low", "high": the 95% interval; "count": of what it was measured on
@@ -46,11 +46,11 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
         ValueError: it is damaged; says in a few words how.
     """
     try:
-        evaluation = json.loads(paths.evaluation.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        evaluation = read_json(paths.evaluation)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise ValueError(why(error)) from error
     _check(evaluation, SHAPE, "")
     classes = len(evaluation["conditional"]["per_class"])
     balance, histogram = evaluation["class_balance"], evaluation["memorisation"]["histogram"]
@@ -76,5 +76,5 @@ def _check(value: Any, shape: Any, where: str) -> None:
             raise ValueError(f"{where} is not a list")
         for item in value:
             _check(item, shape[0], where)
-    elif not isinstance(value, shape):
+    elif not isinstance(value, shape) or isinstance(value, bool) or (shape is int and value < 0):
         raise ValueError(f"{where} is missing" if value is ... else f"{where} is {value!r:.30}")

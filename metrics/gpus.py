@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
+from ddpm import kinds
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths
 from metrics.status import SafeWriter, job_of_this_process, read_json
@@ -33,6 +34,14 @@ THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an
     0x100: "display_clocks",
 }
 ECC = {"ecc_corrected": 0, "ecc_uncorrected": 1}  # NVML's types of memory errors, counted since the driver was loaded
+GPU = kinds.record(
+    index=kinds.count, name=kinds.text, throttle=kinds.some(kinds.text),
+    **dict.fromkeys(("utilization", "memory_used_mb", "memory_total_mb", "power_w", "power_limit_w"), kinds.amount),
+    temperature_c=kinds.figure, **dict.fromkeys(ECC, kinds.count),
+)  # fmt: skip
+NODE = kinds.record(
+    time=kinds.stamp, node=kinds.text, gpus=kinds.some(GPU), note=kinds.text, starts=kinds.some(kinds.anything(dict))
+)  # fmt: skip
 VOLATILE = 0  # NVML's name for that count
 STARTS = 200  # of which the mean is kept
 
@@ -105,9 +114,12 @@ class GpuSampler:
 
 
 def read_gpus(paths: RunPaths) -> list[dict[str, Any]]:
-    """What every node says of its GPUs, in the order of the nodes' names."""
-    records = (read_json(path) for path in sorted(paths.gpus.glob("*.json")))
-    return [record for record in records if record is not None]
+    """What every node says of its GPUs, in the order of the nodes' names; a file that names none is left out."""
+    try:
+        files = sorted(paths.gpus.glob("*.json"))
+    except OSError:
+        return []
+    return [node for path in files if (node := NODE(read_json(path))) and node.get("node") and "gpus" in node]
 
 
 def starts_of(record: dict[str, Any] | None) -> list[dict[str, Any]]:

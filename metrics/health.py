@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from ddpm import cli, kinds
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, real, why
 from ddpm.paths import RunPaths, find_run
 from ddpm.program import flush, run_program
 from metrics import health_checks as checks
@@ -83,13 +85,11 @@ class Examiner:
         """The run's health now."""
         state, limits = self._state(), self._limits
         self.ended = state.ended
-        document = read_json(self._paths.json) or {}
-        document |= {name: document[name] if isinstance(document.get(name), dict) else {} for name in PARTS}
-        starts = document.get("starts")
-        starts = [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else None
+        document, damaged = self._document()
         settings, rows = document["settings"], _rows(state)
         chosen = self._checkpoint or self._checkpoints.newest()
-        sections = _published(state, starts, settings, limits)
+        sections = _published(state, document["starts"], settings, limits)
+        sections[0].findings.extend(damaged)
         sections += [self._data_section(document, chosen), model(document, rows, state)]
         sections.append(self._checkpoints.section(rows, settings, chosen))
         weights, figures = self._weights_section(chosen)
@@ -106,6 +106,17 @@ class Examiner:
             weights=figures,
         )
 
+    def _document(self) -> tuple[dict[str, Any], list[checks.Finding]]:
+        """What training_metrics.json holds, empty where there is none, and what is wrong with it."""
+        from metrics.document import load_document  # with pandas, which the dashboard's one word does without
+
+        try:
+            document = load_document(self._paths)
+        except RequestError as error:
+            empty = {**{name: {} for name in PARTS}, "starts": []}
+            return empty, [checks.warning(str(error))] if os.path.lexists(self._paths.json) else []
+        return document, [checks.warning(document["damaged"])] if document["damaged"] else []
+
     def _state(self) -> RunState:
         """The published state. A heartbeat that is only a little too old may be a clock's fault: does it beat?"""
         state = self._reader.read()
@@ -115,7 +126,8 @@ class Examiner:
         return state
 
     def _data_section(self, document: dict[str, Any], chosen: Path | None) -> checks.Section:
-        identity = ((read_json(chosen / "meta.json") if chosen else None) or {}).get("identity") or {}
+        identity = ((read_json(chosen / "meta.json") if chosen else None) or {}).get("identity")
+        identity = kinds.mapping(kinds.text)(identity)
         key = (document.get("data"), document["data_summary"], document["settings"].get("data_root"), identity)
         if self._data is None or self._data[0] != key:
             self._data = key, data(document, identity, self._limits)
@@ -128,16 +140,19 @@ class Examiner:
         from metrics.weights import read_weights  # with torch, which the dashboard does without
 
         try:
+            if problem := self._checkpoints.problem(chosen):
+                raise RequestError(f"not looked into: {problem}")
             key = (chosen, [path.stat().st_mtime_ns for path in sorted(chosen.rglob("*"))])
             if self._weights is None or self._weights[0] != key:
                 weights = read_weights(chosen, self._limits)
                 section = weights_section(weights, chosen.name, self._limits)
                 self._weights = key, section, weights.to_dict()
         except (RequestError, OSError) as error:
-            if not chosen.is_dir():
+            if not os.path.lexists(chosen):
                 note = f"{chosen.name} was removed by the run while it was being read: look again"
                 return checks.Section("weights", [checks.Finding("–", note)]), None
-            return checks.Section("weights", [checks.Finding("unhealthy", str(error))]), None
+            words = why(error) if isinstance(error, OSError) else str(error)
+            return checks.Section("weights", [checks.Finding("unhealthy", words)]), None
         return self._weights[1:]
 
 
@@ -150,8 +165,8 @@ def find_checkpoint(paths: RunPaths, name: str | None) -> Path | None:
     if name is None:
         return None
     for folder in (paths.checkpoints / name, Path(name)):
-        if (folder / "meta.json").is_file() or (folder / "train_state.pt").is_file():
-            return folder.resolve()
+        if os.path.lexists(folder / "meta.json") or os.path.lexists(folder / "train_state.pt"):
+            return real(folder)
     known = ", ".join(sorted(path.name for path in paths.checkpoints.glob("step_*"))) or "none"
     raise RequestError(f"--checkpoint {name}: no such checkpoint in {paths.checkpoints}; there are: {known}")
 
@@ -189,6 +204,7 @@ def _watch(paths: RunPaths, examiner: Examiner, seconds: float) -> Health | None
     return health
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m metrics.health", description="Judge a run from what it has published: is it healthy?"
@@ -208,12 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
     options = parser.parse_args(arguments)
-    try:
-        limits, paths = parse_thresholds(options.threshold), find_run(options.run, options.output_root)
-        examiner = Examiner(paths, limits, find_checkpoint(paths, options.checkpoint))
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    limits, paths = parse_thresholds(options.threshold), find_run(options.run, options.output_root)
+    examiner = Examiner(paths, limits, find_checkpoint(paths, options.checkpoint))
     if options.watch:
         health = _watch(paths, examiner, LOOK_AGAIN)
         return health.exit_code if health else 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,11 @@ import numpy as np
 
 from ddpm.config import data_words
 from ddpm.errors import RequestError
+from ddpm.files import real, why
 from ddpm.idx import CLASS_NAMES, check_split, read_idx, split_files
-from ddpm.paths import RunPaths
+from ddpm.paths import RunPaths, readable_folder
 from metrics.health_checks import DASH, Finding, Section, Table, column, fact, healthy, shown, unhealthy, warning
 from metrics.run_state import RunState
-from metrics.status import read_json
 from metrics.text import number
 from metrics.thresholds import Thresholds
 
@@ -184,21 +185,27 @@ class CheckpointReader:
 
     def section(self, rows: Sequence[dict[str, Any]], settings: dict[str, Any], chosen: Path | None) -> Section:
         """The run's checkpoints: what is in them, and which are whole. `chosen`: the one whose files are listed."""
+        from ddpm.checkpoint import read_meta
+
         root = self._paths.checkpoints
-        links = {name: (root / name).resolve() for name in ("best", "latest")}
+        try:
+            readable_folder(root)
+        except OSError as error:
+            return Section("checkpoints", [warning(f"not looked into: {why(error)}")])
+        links = {name: real(root / name) for name in ("best", "latest")}
         found, cells, whole = [], [], []
         for folder in sorted(root.glob("step_*")):
             try:
                 problem = self.problem(folder)
                 size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             except OSError as error:
-                if folder.exists():
+                if os.path.lexists(folder):
                     found.append(warning(f"{folder.name} could not be read: {error.strerror or error}"))
                 continue
-            if problem and not folder.exists():  # pruned by the run while we looked
+            if problem and not os.path.lexists(folder):  # pruned by the run while we looked
                 continue
-            pointed = [name for name, target in links.items() if target == folder.resolve()]
-            meta = read_json(folder / "meta.json") or {}
+            pointed = [name for name, target in links.items() if target == real(folder)]
+            meta = read_meta(folder)
             place, figures, unsound = meta.get("progress") or {}, meta.get("metrics") or {}, meta.get("unsound")
             cells.append(
                 (

@@ -30,8 +30,9 @@ from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 from PIL import Image
 
+from ddpm import cli
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, read_file, read_text, why
 from ddpm.paths import RunPaths, find_run
 from ddpm.program import run_program
 
@@ -90,7 +91,7 @@ def embedded(path: Path) -> tuple[str, tuple[int, int]]:
     Raises:
         OSError, ValueError, SyntaxError, KeyError, DecompressionBombError: it is missing, or not a whole picture.
     """
-    content = path.read_bytes()
+    content = read_file(path)
     with Image.open(io.BytesIO(content)) as picture:
         picture.load()  # half a file is found out here
         kind, size = Image.MIME[picture.format], picture.size
@@ -114,7 +115,7 @@ def to_html(markdown_path: Path, title: str) -> str:
     """
     markdown = MarkdownIt("commonmark", {"html": False}, renderer_cls=PageRenderer).enable("table")
     markdown.use(front_matter_plugin).use(anchors_plugin, max_level=3)
-    tokens = markdown.parse(markdown_path.read_text(encoding="utf-8"))
+    tokens = markdown.parse(read_text(markdown_path))
     script = _beside("page.js")
     return Template(_beside("page.html")).substitute(
         title=escape(title),
@@ -138,7 +139,8 @@ def write_page(markdown_path: Path, title: str) -> Path:
     except FileNotFoundError:
         raise RequestError(f"there is no page {markdown_path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{markdown_path} cannot be read as Markdown ({error}); write it anew") from error
+        words = why(error) if isinstance(error, OSError) else error
+        raise RequestError(f"{markdown_path} cannot be read as Markdown ({words}); write it anew") from error
     target = markdown_path.with_suffix(".html")
     atomic_write(target, page)
     return target
@@ -193,6 +195,7 @@ def _folded(tokens: list[Token]) -> list[Token]:
     return tokens
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m metrics.html", description="Make a run's Markdown report one self-contained web page."
@@ -201,17 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
     options = parser.parse_args(arguments)
     page = Path(options.run)
-    try:
-        if page.suffix == ".md" and not page.is_dir():
-            print(write_page(page, page.stem))
-        else:
-            print(write_html(find_run(options.run, options.output_root)))
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write the page: {error}", file=sys.stderr)
-        return 1
+    if page.suffix == ".md" and not page.is_dir():
+        print(write_page(page, page.stem))
+    else:
+        print(write_html(find_run(options.run, options.output_root)))
     return 0
 
 

@@ -6,13 +6,14 @@ from when it began to publish to its last sign of life, so what a killed one did
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm.claim import slurm_start
+from ddpm.files import parse_json, read_file
 from ddpm.paths import RunPaths
 from metrics.gpus import mean_utilization, read_gpus, starts_of
 from metrics.status import read_status
@@ -89,18 +90,15 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
 
 
 def _records(paths: RunPaths) -> Iterator[Mapping[str, Any]]:
-    try:
-        with open(paths.events, "rb") as file:
-            for line in file:
-                if b'"kind": "start"' in line:
-                    try:
-                        event = json.loads(line)
-                    except ValueError:  # torn
-                        continue
-                    if isinstance(event, dict) and event.get("kind") == "start":
-                        yield event
-    except OSError:
-        pass
+    with suppress(OSError):
+        for line in read_file(paths.events).splitlines():
+            if b'"kind": "start"' in line:
+                try:
+                    event = parse_json(line)
+                except ValueError:  # torn
+                    continue
+                if isinstance(event, dict) and event.get("kind") == "start":
+                    yield event
     if status := read_status(paths):
         yield status
 

@@ -6,7 +6,6 @@ Found in the rows of `training_metrics.json`; the wall-clock times are those of 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,9 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from ddpm.files import read_file
 from ddpm.paths import RunPaths
 from ddpm.rules import LARGER_IS_BETTER, parse_target
 from metrics.markdown import table
+from metrics.status import read_event
 from metrics.text import number
 from metrics.tracker import human_time
 from metrics.trend import Phase, new_bests, reach, thinned
@@ -56,23 +57,18 @@ def read_clock(paths: RunPaths) -> Clock:
     """What `events.jsonl` says of times; lines that are torn are left out. An epoch that was trained again ended when
     it last did."""
     try:
-        lines = paths.events.read_bytes().splitlines()
+        lines = read_file(paths.events).splitlines()
     except OSError:
         return Clock()
     epochs: dict[int, float] = {}
     saved = None
     for line in lines:
-        if not any(part in line for part in LOGGED):
+        if not any(part in line for part in LOGGED) or not (event := read_event(line)):
             continue
-        try:
-            event = json.loads(line)
-            stamp = float(event["time"])
-            if event["kind"] == "epoch":
-                epochs[int(event["row"]["epoch"])] = stamp
-            elif saved is None and (step := re.search(r"step_(\d+)$", str(event["message"]))):
-                saved = (stamp, int(step[1]))
-        except (ValueError, KeyError, TypeError):
-            continue
+        if event["kind"] == "epoch":
+            epochs[event["row"]["epoch"]] = event["time"]
+        elif saved is None and (step := re.search(r"step_(\d{1,15})$", event["message"], re.ASCII)):
+            saved = (event["time"], int(step[1]))
     return Clock(epochs, saved)
 
 

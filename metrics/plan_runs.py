@@ -27,11 +27,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddpm.config import TrainConfig, parse_args
+from ddpm.config_file import read_yaml
 from ddpm.errors import RequestError
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, real
 from ddpm.paths import RunPaths
 from metrics.compare_figures import parse_rank_by
 
@@ -58,7 +57,7 @@ class PlannedRun:
 
     @property
     def paths(self) -> RunPaths:
-        return RunPaths(self.config.output_root.resolve(), self.config.run)
+        return RunPaths(real(self.config.output_root), self.config.run)
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class RunPlan:
             settings = {
                 name: value for name, value in run.config.to_dict().items() if name not in (*NOT_HERE, "config")
             }
-            places = {name: str(Path(settings[name]).resolve()) for name in ("data_root", "output_root")}
+            places = {name: str(real(Path(settings[name]))) for name in ("data_root", "output_root")}
             text = json.dumps({**settings, **places, "run_name": run.name}, indent=2)
             atomic_write(self.settings_folder / f"{number}.json", text)
         base = {**(self.content.get("base") or {}), "output_root": str(self.runs[0].paths.root)}
@@ -134,10 +133,9 @@ def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise RequestError(f"the plan {path} cannot be read ({why}); see plans/example.yaml") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise RequestError(f"the plan {path} cannot be read ({error}); see plans/example.yaml") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} is no plan: it holds no mapping with {', '.join(PARTS)}; see plans/example.yaml")
     for part, value in content.items():

@@ -19,9 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ddpm import cli
 from ddpm.claim import owner_of, slurm_start, whose
 from ddpm.config import parse_args
 from ddpm.errors import RequestError
+from ddpm.files import real
 from ddpm.paths import RunPaths
 from ddpm.program import run_program
 from metrics.job_summary import Start, read_starts, summary
@@ -163,22 +165,19 @@ def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str
     return verdict
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str]) -> int:
     """Answer submit.sh. Returns the exit code."""
     when, *rest = arguments
     told, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
-    try:
-        config = parse_args(flags)
-        if not told:
-            before(os.environ)
-            return 0
-        if config.dry_run:
-            return STANDS
-        code, signal = told
-        return after(RunPaths(config.output_root.resolve(), config.run), int(code), signal, os.environ)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = parse_args(flags)
+    if not told:
+        before(os.environ)
+        return 0
+    if config.dry_run:
+        return STANDS
+    code, signal = told
+    return after(RunPaths(real(config.output_root), config.run), int(code), signal, os.environ)
 
 
 if __name__ == "__main__":

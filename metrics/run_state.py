@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddpm.files import open_regular
 from ddpm.paths import RunPaths
 from metrics.gpus import read_gpus
-from metrics.status import ENDED, read_epochs, read_events, read_status
+from metrics.status import ENDED, read_csv, read_events, read_status
 from metrics.text import number, rough_duration
 
 DEAD_AFTER = 45.0  # seconds; the heartbeat comes every 5, and a network file system may hold it back for some 30
@@ -21,7 +22,10 @@ CLOCK_SKEW = 60.0  # seconds that the clocks of two nodes may differ
 
 @dataclass(frozen=True)
 class RunState:
-    """The published state of the run `run` at the time `now`; `heartbeat_age` is in seconds."""
+    """The published state of the run `run` at the time `now`; `heartbeat_age` is in seconds.
+
+    `trouble`: what the run itself could not write; `damaged`: what of its files cannot be read.
+    """
 
     run: str
     now: float
@@ -31,6 +35,7 @@ class RunState:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     heartbeat_age: float = 0.0
     trouble: str | None = None
+    damaged: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -44,6 +49,10 @@ class RunState:
     @property
     def notice(self) -> str | None:
         """What is wrong, in a line; None when all is well."""
+        return "; ".join(filter(None, (self._ill, self.damaged))) or None
+
+    @property
+    def _ill(self) -> str | None:
         status = self.status
         if status is None or self.trouble:
             return self.trouble
@@ -75,18 +84,33 @@ class RunReader:
         now = time.time()
         status = self._fresh(self.paths.status, read_status)
         events = self._fresh(self.paths.events, read_events) or []
+        epochs, damaged = self._fresh(self.paths.csv, read_csv) or ([], None)
         started = number((status or {}).get("started")) or 0.0
         return RunState(
             run=self.paths.run,
             now=now,
             status=status,
             logs=[event for event in events if event.get("kind") == "log"],
-            epochs=self._fresh(self.paths.csv, read_epochs) or [],
+            epochs=epochs,
             # the files of nodes that only an earlier start of the run used stay behind
             nodes=[node for node in read_gpus(self.paths) if (number(node.get("time")) or 0) > started - CLOCK_SKEW],
             heartbeat_age=self._age(status, now),
             trouble=self._trouble(),
+            damaged=self._unreadable(status) or damaged,
         )
+
+    def _unreadable(self, status: dict[str, Any] | None) -> str | None:
+        """Which of the published files is there and cannot be read, and why."""
+        for path in (self.paths.status, self.paths.events, self.paths.csv):
+            try:
+                open_regular(path).close()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                return f"{path.name} cannot be read: {error.strerror}"
+            if path == self.paths.status and status is None:
+                return f"{path.name} is damaged: it names no state"
+        return None
 
     def _fresh(self, path: Path, read: Callable[[RunPaths], Any]) -> Any:
         try:

@@ -20,6 +20,7 @@ import json
 import math
 import numbers
 import os
+import re
 import socket
 import sys
 import threading
@@ -28,8 +29,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ddpm import kinds
 from ddpm.claim import slurm_start
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, open_regular, parse_json, read_file, read_text, without_waiting
+from ddpm.files import read_json as read_any_json
 from ddpm.paths import RunPaths
 
 SEVERITIES = ("debug", "info", "success", "warning", "error")
@@ -54,6 +57,21 @@ START = (  # what is kept of a start once another one writes status.json
     "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
 TAIL_BYTES = 64 * 1024
+STATUS = kinds.record(
+    state=kinds.one_of("running", *ENDED),
+    **dict.fromkeys(("run", "data", "phase", "message", "host", "slurm_job_id", "slurm_restart", "device"), kinds.text),
+    **dict.fromkeys(("started", "heartbeat", "progress_time", "phase_time"), kinds.stamp),
+    **dict.fromkeys(("pid", "world_size", "nodes", "epoch", "epochs", "batch", "batches"), kinds.count),
+    **dict.fromkeys(("step", "total_steps", "images_seen", "exit_code"), kinds.count),
+    **dict.fromkeys(("gpus", "start_step", "start_images"), kinds.count),
+    **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec"), kinds.amount),
+    retry=kinds.flag,
+)
+EVENT = kinds.record(
+    time=kinds.stamp, kind=kinds.text, severity=kinds.one_of(*SEVERITIES), message=kinds.text,
+    row=lambda row: next(iter(kinds.rows([row])[0]), None),
+)  # fmt: skip
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 class SafeWriter:
@@ -83,7 +101,7 @@ class SafeWriter:
 
 def append_line(path: Path, line: str) -> None:
     """Append `line` in one write, and close the file: a deleted or rotated file comes back with the next line."""
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=without_waiting) as file:
         file.write(line.encode(errors="backslashreplace") + b"\n")
 
 
@@ -207,7 +225,7 @@ class StatusPublisher:
     def _close_torn_line(self) -> None:
         """A crash may have left half a line: end it, so that the next event is a line of its own."""
         try:
-            with open(self.paths.events, "rb") as file:
+            with open_regular(self.paths.events) as file:
                 file.seek(-1, os.SEEK_END)
                 torn = file.read(1) != b"\n"
         except OSError:  # no events yet, or none at all in the file
@@ -225,60 +243,73 @@ def job_of_this_process() -> dict[str, str | None]:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, None where there is none to be read (missing, foreign, damaged)."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_any_json(path)
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def read_status(paths: RunPaths) -> dict[str, Any] | None:
-    """What `status.json` says, None when it is not there."""
-    return read_json(paths.status)
+    """What `status.json` says, None when it is not there or names no state; a field of another kind is None."""
+    status = STATUS(read_json(paths.status))
+    return status if status and status.get("state") else None
 
 
 def read_events(paths: RunPaths, last: int = 200) -> list[dict[str, Any]]:
     """The latest events, oldest first: at most `last`, and of the file's last 64 KiB; torn lines are left out."""
     try:
-        with open(paths.events, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
+        lines = read_file(paths.events, tail=TAIL_BYTES).split(b"\n")
     except OSError:
         return []
-    events = []
-    for line in lines[-last - 1 :]:
-        try:
-            event = json.loads(line)
-        except ValueError:  # torn: cut by our seek, by a crash, or still being written
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events[-last:]
+    return [event for line in lines[-last - 1 :] if (event := read_event(line))][-last:]
+
+
+def read_event(line: bytes) -> dict[str, Any] | None:
+    """The event in a line of `events.jsonl`; None if it is torn: cut by a seek or a crash, or still being written."""
+    try:
+        event = EVENT(parse_json(line))
+    except ValueError:
+        return None
+    if event is None:
+        return None
+    whole = {"log": ("message",), "epoch": ("row",)}.get(event.get("kind"), ())
+    if None in [event.get(name) for name in ("kind", "time", *whole)]:
+        return None
+    return {**event, "severity": event.get("severity") or SEVERITIES[1]}
 
 
 def read_epochs(paths: RunPaths, last: int | None = None) -> list[dict[str, Any]]:
     """The latest rows of the CSV, oldest first, as numbers, None for an empty cell; half a row is left out."""
-    try:
-        text = paths.csv.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    whole = text[: text.rfind("\n") + 1]
-    rows = [
-        {key: _cell(cell) for key, cell in row.items()}
-        for row in csv.DictReader(whole.splitlines())
-        if None not in row and None not in row.values()
-    ]
+    rows, _ = read_csv(paths)
     return rows[-last:] if last else rows
+
+
+def read_csv(paths: RunPaths) -> tuple[list[dict[str, Any]], str | None]:
+    """The rows of the CSV, as `kinds.rows` has them, and in words what of the file cannot be read, if anything.
+
+    A last line without an end is still being written, and is no damage.
+    """
+    try:
+        text = read_text(paths.csv)
+        lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    except FileNotFoundError:
+        return [], None
+    except (OSError, ValueError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text of comma-separated values"
+        return [], f"{paths.csv.name} cannot be read: {why}"
+    heads = lines[0] if lines else []
+    if lines and ("epoch" not in heads or len(set(heads)) < len(heads)):
+        return [], f"{paths.csv.name} cannot be read: its first line does not name the columns"
+    given = [dict(zip(heads, map(_cell, line), strict=True)) if len(line) == len(heads) else None for line in lines[1:]]
+    rows, lost = kinds.rows(given)
+    return rows, f"{paths.csv.name}: {' and '.join(lost)} cannot be read and are left out" if lost else None
 
 
 def _cell(text: str) -> int | float | str | None:
     """A cell's number; its text where it is none."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text or None
+    if not NUMBER.fullmatch(text):
+        return text or None
+    return int(text) if text.isdigit() and len(text) < 20 else float(text)
 
 
 def last_words(status: dict[str, Any] | None) -> str:

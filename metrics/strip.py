@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, read_file
 from ddpm.idx import CLASS_NAMES
 from ddpm.paths import RunPaths
 from metrics.drawing import STYLE, headed_figure, png
@@ -33,8 +33,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     Raises:
         OSError: the folder of plots cannot be written.
     """
-    labels = [CLASS_NAMES.index(name) for name in SHOWN]
-    read = {file: _read(file, labels) for file in sorted(paths.samples.glob("*_epoch_*.npz"))}
+    read = {file: read_row(file) for file in sorted(paths.samples.glob("*_epoch_*.npz"))}
     rows = {file: row for file, row in read.items() if row is not None}
     rows = {file: row for file, row in rows.items() if row.shape == list(rows.values())[-1].shape}
     picture = paths.plots / f"{NAME}.png"
@@ -56,15 +55,15 @@ def _epoch(file: Path) -> int:
     return int(re.search(r"_epoch_(\d+)", file.stem)[1])
 
 
-def _read(file: Path, labels: list[int]) -> np.ndarray | None:
-    """The first picture of each of `labels`, uint8 [labels, H, W]; None if they are not all there."""
+def read_row(file: Path) -> np.ndarray | None:
+    """The first picture of each class of `SHOWN`, uint8 [classes, H, W]; None if they are not all there."""
     try:
-        with np.load(file) as arrays:
+        with np.load(io.BytesIO(read_file(file))) as arrays:
             pixels, classes = arrays["x"], list(arrays["y"])
-            row = pixels[[classes.index(label) for label in labels]]
-    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+            row = pixels[[classes.index(CLASS_NAMES.index(name)) for name in SHOWN]]
+    except Exception:  # zipfile, zlib and NumPy each have their own for what is damaged
         return None
-    return row if row.ndim == 3 else None
+    return row if row.ndim == 3 and row.dtype == np.uint8 and row.size else None
 
 
 def _draw(rows: list[np.ndarray], epochs: list[int], document: dict) -> Figure:

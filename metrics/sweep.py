@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from ddpm import cli
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import PROJECT_ROOT
@@ -272,30 +273,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if (options.sbatch or options.at_once) and not options.submit:
-            raise RequestError("--at-once and options of sbatch behind -- need --submit")
-        for name in ("at_once", "nproc_per_node"):
-            if (value := getattr(options, name)) is not None and value < 1:
-                raise RequestError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-        plan = read_plan(options.plan, options.output_root)
-        check_folder(plan.folder)
-        if options.compare:
-            return compare_all(plan)
-        if options.dry_run:
-            dry_run(plan, options)
-            return 0
-        if options.submit:
-            return submit(plan, options.at_once, options.nproc_per_node, options.sbatch)
-        return train_all(plan, options.nproc_per_node)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write the plan's files: {error}", file=sys.stderr)
-        return 1
+    if (options.sbatch or options.at_once) and not options.submit:
+        raise RequestError("--at-once and options of sbatch behind -- need --submit")
+    for name in ("at_once", "nproc_per_node"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise RequestError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    plan = read_plan(options.plan, options.output_root)
+    check_folder(plan.folder)
+    if options.compare:
+        return compare_all(plan)
+    if options.dry_run:
+        dry_run(plan, options)
+        return 0
+    if options.submit:
+        return submit(plan, options.at_once, options.nproc_per_node, options.sbatch)
+    return train_all(plan, options.nproc_per_node)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,20 @@ import re
 import time
 from typing import Any
 
+from ddpm import kinds
+
 NONE = "-"
 ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]?")
 
 
 def number(value: Any) -> float | None:
-    """`value` if it is a number, else None."""
-    return None if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    """`value` if it is a number that a float can hold, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def fixed(value: Any, digits: int = 0, unit: str = "") -> str:
@@ -65,7 +72,7 @@ def rough_duration(seconds: float) -> str:
 
 def clock(stamp: Any, form: str = "%H:%M:%S") -> str:
     """A stamp (seconds since 1970) in local time."""
-    stamp = number(stamp)
+    stamp = kinds.stamp(stamp)
     return NONE if stamp is None else time.strftime(form, time.localtime(stamp))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddpm.files import atomic_write
+from ddpm.files import atomic_write, read_json
 from ddpm.paths import RunPaths
 
 COLUMNS = (
@@ -61,17 +61,17 @@ def summarise(rows: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[
     """The Summary of a run, computed from its rows alone (and the number of restarts from `starts`)."""
     if not rows:
         return {"total_epochs": 0, "total_samples": 0, "total_time_sec": 0.0, "restarts": max(len(starts) - 1, 0)}
-    frame = pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")
-    last = rows[-1]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).apply(pd.to_numeric, errors="coerce")
+    last = {**dict.fromkeys(COLUMNS), **rows[-1]}
     best = frame["loss_mean"].idxmin() if frame["loss_mean"].notna().any() else None
     best_val = frame["val_loss_ema"].idxmin() if frame["val_loss_ema"].notna().any() else None
-    judged = frame.loc[frame["rca"].notna()] if "rca" in frame else frame[:0]
+    judged = frame.loc[frame["rca"].notna()]
     train_time = frame["train_time_sec"].sum()
     summary = {
         "total_epochs": last["epoch"],
         "total_samples": last["images_seen"],
         "total_time_sec": last["total_time_sec"],
-        "total_time_human": human_time(last["total_time_sec"]),
+        "total_time_human": None if last["total_time_sec"] is None else human_time(last["total_time_sec"]),
         "best_epoch": None if best is None else int(frame["epoch"][best]),
         "best_loss": None if best is None else float(frame["loss_mean"][best]),
         "final_loss": last["loss_mean"],
@@ -176,7 +176,7 @@ def _csv(rows: list[dict[str, Any]], header: bool) -> str:
 def _read_starts(path: Path) -> list[dict[str, Any]]:
     """The earlier starts that a JSON file tells of; none if it cannot be read: figures are not worth a training."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+        return [start for start in read_json(path)["starts"] if isinstance(start, dict)]
     return []
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from ddpm import cli
 from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.files import atomic_write
@@ -109,6 +110,8 @@ def head(document: dict[str, Any], run: RunState) -> list[str]:
         parts.append(
             f"> **Trained on the {data_words(document['data'])}.** No figure here says anything about handwriting."
         )
+    if document["damaged"]:
+        parts.append(f"> **{document['damaged']}**: what is told below is of the others.")
     status = run.status or {}
     state, now = document["state"], status.get("state")
     if run.notice:
@@ -247,6 +250,7 @@ def _count(value: float | None) -> str:
     return DASH if value is None or pd.isna(value) else f"{value:,.0f}"
 
 
+@cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m metrics.training_log",
@@ -257,21 +261,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", metavar="NAME=VALUE", help="a figure to reach, such as val_loss=0.004")
     parser.add_argument("--baseline", metavar="RUN", help="a run to compare with: its name, or its folder")
     options = parser.parse_args(arguments)
-    try:
-        if options.target and not parse_target(options.target):
-            known = ", ".join(MEASURED)
-            raise RequestError(
-                f"--target {options.target}: give one of {known}, = and a number, such as val_loss=0.004"
-            )
-        paths = find_run(options.run, options.output_root)
-        baseline = find_run(options.baseline, paths.root) if options.baseline else None
-        print(write_training_log(paths, options.target, baseline))
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write the training log: {error}", file=sys.stderr)
-        return 1
+    if options.target and not parse_target(options.target):
+        known = ", ".join(MEASURED)
+        raise RequestError(f"--target {options.target}: give one of {known}, = and a number, such as val_loss=0.004")
+    paths = find_run(options.run, options.output_root)
+    baseline = find_run(options.baseline, paths.root) if options.baseline else None
+    print(write_training_log(paths, options.target, baseline))
     return 0
 
 

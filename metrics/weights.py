@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ddpm.checkpoint import STATE, WEIGHTS_NAME
 from ddpm.errors import RequestError
+from ddpm.files import open_regular
 from metrics.thresholds import Thresholds
 
 CLASSES = "class_embedding.weight"
@@ -68,6 +69,7 @@ def read_weights(folder: Path, limits: Thresholds) -> Weights:
         RequestError: a file of it is missing or is no safe file of tensors; the message names it.
     """
     try:
+        open_regular(folder / STATE).close()
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
         live, moments, step = state["model"], state["optimizer"]["state"], state["progress"]["step"]
         files = sorted(folder.glob(f"unet*/{WEIGHTS_NAME}"))

@@ -34,7 +34,7 @@ class Saver:
         self, step: int, val_loss_ema: float | None = None, unsound: str | None = None, **figures: float | None
     ) -> Path:
         self.progress.step = step
-        self.rows.append({"step": step, "val_loss_ema": val_loss_ema, **figures})
+        self.rows.append({"epoch": len(self.rows) + 1, "step": step, "val_loss_ema": val_loss_ema, **figures})
         self.keeper.save(self.trainer, self.progress, self.rows, unsound)
         self.keeper.wait()
         return self.root / f"step_{step:08d}"
