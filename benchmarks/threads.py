@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.errors import RequestError
+from ddpm.program import run_program
 from ddpm.threads import limit_spinning, usable_cores
 
 if TYPE_CHECKING:
@@ -194,10 +195,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        try:
-            child(sys.argv[2], sys.argv[3:])
-        except RequestError as error:
-            sys.exit(f"error: {error}")
-    else:
-        main()
+    measured = sys.argv[1:2] == ["--child"]
+    sys.exit(run_program(lambda: child(sys.argv[2], sys.argv[3:])) if measured else run_program(main))

@@ -122,11 +122,14 @@ def test_unequal_classes_are_told(small_data: Path, small):
     from ddpm.describe import counts_in_words, describe_run
     from ddpm.hardware import choose
     from ddpm.plan import Plan
+    from ddpm.threads import Threads
 
     train, test = data.load(small, ONE)
     cut = replace(train, pixels=train.pixels[:-1], labels=train.labels[:-1])
     plan = Plan(small, 1, len(cut))
-    summary = describe_run(small, choose(small, ONE.device, 1e8), ONE, plan, 1e8, cut, test)["data_summary"]
+    summary = describe_run(small, choose(small, ONE.device, 1e8), ONE, plan, 1e8, cut, test, Threads(ONE), [])[
+        "data_summary"
+    ]
     words = counts_in_words("emnist", summary)
     assert "classes NOT equal" in words
     assert "t:5" in words

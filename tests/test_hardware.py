@@ -68,7 +68,7 @@ def test_a_cpu_evaluates_only_for_what_needs_it():
         return choose(preset("tiny", **settings), CPU, 1e8).eval_every
 
     assert every() == every(early_stop_metric="rca") == every(early_stop_patience=2) == 0
-    assert every(best_by="rca") == every(early_stop_patience=2, early_stop_metric="fid_features") == 10
+    assert every(best_by="rca") == every(early_stop_patience=10, early_stop_metric="fid_features") == 10
 
 
 @pytest.mark.parametrize(
