@@ -6,8 +6,8 @@
 
 Where to change what: settings in ddpm/config.py, images and their order in ddpm/data.py, the network in ddpm/model.py
 and what makes it fast in ddpm/speed.py, the loss in ddpm/diffusion.py, how characters are drawn in ddpm/pipeline.py and
-judged in judge/, the optimizer step in ddpm/step.py, what is kept in ddpm/checkpoint.py and ddpm/saving.py, what is
-told in metrics/herald.py, figures in metrics/tracker.py. This file says in which order.
+judged in judge/, the optimizer step in ddpm/step.py, what is kept in ddpm/checkpoint.py and ddpm/saving.py, where a run
+resumes in ddpm/resume.py, what is told in metrics/herald.py, figures in metrics/tracker.py. Here is in which order.
 """
 
 import os
@@ -60,6 +60,7 @@ from ddpm.paths import REPORTED, RunPaths
 from ddpm.pictures import draw_samples, labelled_grid
 from ddpm.plan import Plan
 from ddpm.progress import Progress
+from ddpm.resume import changes, choose_start, identity_of
 from ddpm.saving import Checkpoints, update_best
 from ddpm.step import Trainer
 from judge.in_training import Evaluation
@@ -82,7 +83,7 @@ class Run:
         self.choices = hardware.choose(config, world.device, self.flops_per_image)
         self.train_set, self.test_set = data.load(config, world)
         self.plan = Plan(config, world.world_size, len(self.train_set))
-        self.identity = checkpoint.identity_of(config, self.plan, data.agreed_sha256(self.train_set, world))
+        self.identity = identity_of(config, self.plan, data.agreed_sha256(self.train_set, world))
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.plan.global_batch)
         self.checkpoints: Checkpoints | None = None  # on the main process only
@@ -282,7 +283,7 @@ class Run:
         def look() -> tuple:
             status, root = read_status(self.paths), self.paths.checkpoints
             resume = "auto" if self.world.restarted else self.config.resume  # what it began with is behind it
-            start, damaged = checkpoint.choose_start(root, resume, self.identity)
+            start, damaged = choose_start(root, resume, self.identity)
             was_finished = status is not None and status.get("state") == "finished"
             notes = []
             if start is None and resume == "auto" and any(root.glob("step_*")):
@@ -350,7 +351,7 @@ class Run:
         for note in set_aside.later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
             self.herald.log(note)
         if start:
-            changed = "; ".join(checkpoint.changes(start, config, self.plan, self.threads.number)) or "nothing"
+            changed = "; ".join(changes(start, config, self.plan, self.threads.number)) or "nothing"
             self.herald.log(f"resumed from {start.folder.name}; changed since: {changed}")
             if start.unsound:
                 self.herald.log(f"{start.folder.name} is unsound ({start.unsound}); it was asked for", "warning")

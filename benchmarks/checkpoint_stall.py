@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.rounds import seconds
-from ddpm.checkpoint import identity_of
 from ddpm.config import PRESETS, preset
 from ddpm.data import Images
 from ddpm.distributed import connect
@@ -28,6 +27,7 @@ from ddpm.model import count_parameters, flops_per_image
 from ddpm.plan import Plan
 from ddpm.program import run_program
 from ddpm.progress import Progress
+from ddpm.resume import identity_of
 from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
 

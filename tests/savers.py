@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from ddpm.checkpoint import identity_of
 from ddpm.hardware import choose
 from ddpm.plan import Plan
 from ddpm.progress import Progress
+from ddpm.resume import identity_of
 from ddpm.saving import Checkpoints
 from ddpm.step import Trainer
 from tests.conftest import ONE, random_images

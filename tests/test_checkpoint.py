@@ -9,17 +9,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm import checkpoint
-from ddpm.checkpoint import (
-    Checkpoint,
-    choose_start,
-    find_latest,
-    identity_of,
-    inspect,
-    refuse_other_run,
-    sweep,
-)
+from ddpm.checkpoint import Checkpoint, inspect, sweep
 from ddpm.errors import RequestError
 from ddpm.plan import Plan
+from ddpm.resume import changes, choose_start, find_latest, identity_of, refuse_other_run
 from ddpm.set_aside import damaged_checkpoints
 from tests.conftest import replace
 from tests.savers import Saver, flip_a_bit
@@ -177,11 +170,11 @@ def test_what_may_change_is_told(saver: Saver, small):
     saver.save(4)
     found, _ = choose_start(saver.root, "auto", saver.identity)
     now = replace(small, epochs=9, log_every=1, batch_size=8, grad_accum=2, resume="never", dry_run=True)
-    *settings, bits, rate = checkpoint.changes(found, now, Plan(now, 2, 128))
+    *settings, bits, rate = changes(found, now, Plan(now, 2, 128))
     assert settings == ["epochs 2 → 9", "batch size 32 → 8", "grad accum 1 → 2", "log every 3 → 1", "processes 1 → 2"]
     assert "not bit for bit" in bits
     assert rate == f"learning rate at step 4 {Plan(small, 1, 128).learning_rate(4):.3g} → 0.00097"
-    assert checkpoint.changes(found, small, Plan(small, 1, 128)) == []
+    assert changes(found, small, Plan(small, 1, 128)) == []
 
 
 def test_resume_can_name_a_checkpoint(saver: Saver):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddpm import checkpoint, saving
+from ddpm.resume import find_latest
 from tests.conftest import replace
 from tests.disks import small_disk
 from tests.savers import STEPS_PER_EPOCH, Saver
@@ -107,7 +108,7 @@ def test_an_old_one_that_cannot_be_removed_costs_nothing(saver: Saver, monkeypat
         saver.save(step)
     assert saver.keeper.unsaved is None
     assert ("old checkpoint" in saver.said[-1][0], saver.said[-1][1]) == (True, "warning")
-    assert checkpoint.find_latest(saver.root)[0].step == 4
+    assert find_latest(saver.root)[0].step == 4
 
 
 def test_time_makes_a_checkpoint_due(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,8 +11,9 @@ import torch
 
 from ddpm import soundness
 from ddpm.advice import without
-from ddpm.checkpoint import choose_start, find_latest, read_meta
+from ddpm.checkpoint import read_meta
 from ddpm.config import TrainConfig, parse_args
+from ddpm.resume import choose_start, find_latest
 from tests.conftest import as_arguments, replace
 from tests.runs import paths_of, rows, run, status
 from tests.savers import Saver
