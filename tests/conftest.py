@@ -16,6 +16,9 @@ from ddpm.distributed import World
 from ddpm.idx import split_files, write_idx
 from ddpm.paths import PROJECT_ROOT
 
+for name in ("VENV", "TORCH", "CONDA_ENV", "CONTAINER", "MODULES", "NPROC_PER_NODE", "MAX_REQUEUES"):
+    os.environ.pop(name, None)  # `make VENV=… test` hands it on, and submit.sh would take it for the user's wish
+
 TRAIN_PER_CLASS, TEST_PER_CLASS = 6, 3
 ONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 
