@@ -36,7 +36,7 @@ from ddpm.checkpoint import STATE, WEIGHTS
 from ddpm.config import TrainConfig, preset
 from ddpm.paths import RunPaths
 from ddpm.program import run_program
-from metrics.tracker import TIMES
+from ddpm.run.metrics import names
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])
@@ -130,7 +130,7 @@ def outcome(config: TrainConfig) -> tuple[dict[str, torch.Tensor], pd.DataFrame]
     tensors |= {f"ema.{name}": value for name, value in load_file(paths.checkpoints / "latest" / WEIGHTS).items()}
     for index, moments in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    return tensors, pd.read_csv(paths.csv).drop(columns=TIMES)
+    return tensors, pd.read_csv(paths.csv).drop(columns=list(names(timed=True)))
 
 
 def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:

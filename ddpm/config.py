@@ -18,10 +18,12 @@ from ddpm.errors import RequestError
 from ddpm.paths import PROJECT_ROOT
 from ddpm.program import run_program
 from ddpm.rules import flag, mistakes
+from ddpm.run.metrics import names
 
 NUM_CLASSES = 47
 NULL_CLASS = NUM_CLASSES  # the label that stands for "no label" (classifier-free guidance)
 
+Selectable = Literal[names(selectable=True)]  # the figures that a user can choose by
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
 
 
@@ -84,9 +86,7 @@ class TrainConfig:
     """From the end of this epoch on, also average the weights at the end of each (Izmailov et al. 2018). 0: never."""
     early_stop_patience: int = 0
     """End the run when --early-stop-metric has not improved for so many epochs. 0: train to the end."""
-    early_stop_metric: Literal["val_loss_ema", "val_loss", "val_loss_swa", "loss_mean", "rca", "fid_features"] = (
-        "val_loss_ema"
-    )
+    early_stop_metric: Selectable = "val_loss_ema"
     """The column of training_metrics.csv that --early-stop-patience watches."""
     min_delta: float = 0.0
     """What counts as an improvement: better than the best by more than this."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm.config import TrainConfig
-from ddpm.rules import LARGER_IS_BETTER
+from ddpm.run.metrics import METRICS
 
 
 def out_of_patience(rows: Sequence[dict[str, Any]], config: TrainConfig) -> str | None:
@@ -19,7 +19,7 @@ def out_of_patience(rows: Sequence[dict[str, Any]], config: TrainConfig) -> str 
     measured = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
     if not (config.early_stop_patience and measured):
         return None
-    sign = -1 if name in LARGER_IS_BETTER else 1
+    sign = -1 if METRICS[name].larger_is_better else 1
     best_epoch, best = measured[0]
     for epoch, value in measured:
         if sign * value < sign * best - config.min_delta:

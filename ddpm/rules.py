@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ddpm.paths import LONGEST_NAME, name_taken
+from ddpm.run.metrics import names
 
 if TYPE_CHECKING:
     from ddpm.config import TrainConfig
@@ -21,11 +22,10 @@ BOUNDS = {  # smallest value → settings
 EXAMPLES = {  # what must be above 0 and finite → a value that is
     "lr": "1e-4", "timestep_power": "0.6 (1 for even timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
 }  # fmt: skip
-LARGER_IS_BETTER = ("rca", "top1", "top5")  # of these; of the others, smaller is
-EVALUATED = ("rca", "top1", "top5", "fid_features")  # measured by --eval-every
+EVALUATED = names(group="quality")  # measured by --eval-every
+SELECTABLE = names(selectable=True)
 USUAL_EVAL_EVERY = 10  # epochs, where --eval-every is left out and an evaluation is wanted
 BETAS = 1e-4, 0.02  # the first and last of linear and scaled_linear at 1000 steps (Ho et al. 2020)
-MEASURED = ("loss_mean", "val_loss", "val_loss_ema", "val_loss_swa", "rca", "top1", "top5", "fid_features")
 
 
 def flag(name: str) -> str:
@@ -35,8 +35,8 @@ def flag(name: str) -> str:
 
 def mistakes(config: TrainConfig) -> Iterator[str]:
     """What is wrong with the settings, a line each; nothing if all is well."""
-    for bound, names in BOUNDS.items():
-        for name in names.split():
+    for bound, settings in BOUNDS.items():
+        for name in settings.split():
             value = getattr(config, name)
             if value is not None and not bound <= value < math.inf:
                 yield f"{flag(name)} {value}: must be {bound} or more"
@@ -164,7 +164,7 @@ def _of_names(config: TrainConfig) -> list[tuple[bool, str]]:
         ),
         (
             config.target is not None and parse_target(config.target) is None,
-            f"--target {config.target}: give one of {', '.join(MEASURED)}, = and a number, such as val_loss=0.004",
+            f"--target {config.target}: give one of {', '.join(SELECTABLE)}, = and a number, such as val_loss=0.004",
         ),
     ]
 
@@ -186,8 +186,8 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
         "download": (config.data == "emnist", "--data emnist"),
         "keep_every": (config.keep_every <= config.epochs, f"{config.keep_every} epochs or more"),
     }
-    for names, (effective, need) in needs.items():
-        for name in () if effective else names.split():
+    for settings, (effective, need) in needs.items():
+        for name in () if effective else settings.split():
             if getattr(config, name) != getattr(usual, name):
                 yield f"{flag(name)} {getattr(config, name)} does nothing without {need}"
     if config.best_by == "val_loss" and config.val_every == 0:
@@ -204,4 +204,4 @@ def parse_target(text: str) -> tuple[str, float] | None:
         number = float(value)
     except ValueError:
         return None
-    return (name, number) if name in MEASURED and math.isfinite(number) else None
+    return (name, number) if name in SELECTABLE and math.isfinite(number) else None

@@ -20,9 +20,10 @@ from ddpm.files import real, replace_link
 from ddpm.hardware import synchronize
 from ddpm.plan import Plan
 from ddpm.progress import Progress
+from ddpm.run.metrics import METRICS
 from ddpm.step import Trainer
 
-BEST_BY = {"val_loss": ("val_loss_ema", min), "rca": ("rca", max), "fid_features": ("fid_features", min)}  # the column
+BEST_BY = {"val_loss": "val_loss_ema"}  # what --best-by calls otherwise than the column
 
 
 class Checkpoints:
@@ -187,7 +188,8 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
 def update_best(root: Path, by: str) -> Path | None:
     """Point `best` at the sound checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its
     folder. Where none was measured there is no `best`."""
-    column, best_of = BEST_BY[by]
+    column = BEST_BY.get(by, by)
+    best_of = max if METRICS[column].larger_is_better else min
     scores = {folder: read_meta(folder).get("metrics", {}).get(column) for folder in sound_folders(root)}
     scores = {folder: score for folder, score in scores.items() if score is not None}
     if not scores:

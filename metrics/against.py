@@ -9,13 +9,13 @@ import pandas as pd
 
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
-from ddpm.rules import LARGER_IS_BETTER, parse_target
+from ddpm.rules import parse_target
+from ddpm.run.metrics import METRICS, headline
 from metrics.document import epochs_frame, load_document
 from metrics.markdown import table
-from metrics.tracker import NO_RECIPE, SAME_LOSS, SAME_TRAINING_LOSS, human_time
+from metrics.tracker import NO_RECIPE, human_time
 from metrics.trend import best, reach
 
-COMPARED = ("val_loss_ema", "val_loss", "val_loss_swa", "loss_mean", "rca", "top1", "top5", "fid_features")
 MOST = 12  # settings that are listed
 
 
@@ -26,7 +26,7 @@ def target_section(frame: pd.DataFrame, target: str, planned: int | None) -> str
     if asked is None:
         return f"{head}This is no target: give a column and a number, such as val_loss=0.004."
     name, value = asked
-    larger = name in LARGER_IS_BETTER
+    larger = METRICS[name].larger_is_better
     found, known = best(frame[name], larger), frame[name].dropna()
     if found is None:
         return f"{head}`{name}` has not been measured yet."
@@ -84,7 +84,7 @@ def baseline_section(document: dict[str, Any], frame: pd.DataFrame, baseline: Ru
     except RequestError as error:
         return f"{head}Not compared: {error}"
     theirs = epochs_frame(other)
-    names = [name for name in COMPARED if frame[name].notna().any() and theirs[name].notna().any()]
+    names = [name for name in headline() if frame[name].notna().any() and theirs[name].notna().any()]
     if not names:
         return f"{head}Not compared: there is no figure yet that both runs have measured."
     common = min(_last_images(frame), _last_images(theirs))
@@ -104,7 +104,7 @@ def _rows(name: str, ours: pd.DataFrame, theirs: pd.DataFrame, common: float) ->
     frames = (ours, theirs)
     curves = [frame[name].dropna() for frame in frames]
     upto = [frame.loc[frame["images_seen"] <= common, name].dropna() for frame in frames]
-    larger = name in LARGER_IS_BETTER
+    larger = METRICS[name].larger_is_better
     rows = []
     if all(len(curve) for curve in upto):
         rows.append(_row(name, f"up to {common:,.0f} images", *((curve.index[-1], curve.iloc[-1]) for curve in upto)))
@@ -117,14 +117,14 @@ def _rows(name: str, ours: pd.DataFrame, theirs: pd.DataFrame, common: float) ->
 def _row(name: str, where: str, one: tuple[int, float], two: tuple[int, float]) -> tuple[str, ...]:
     change = one[1] - two[1]
     share = f" ({one[1] / two[1] - 1:+.1%})" if two[1] else ""
-    verdict = "better" if (change > 0) == (name in LARGER_IS_BETTER) else "worse"
+    verdict = "better" if (change > 0) == METRICS[name].larger_is_better else "worse"
     values = (f"{value:.5g} (epoch {epoch})" for epoch, value in (one, two))
     return (f"`{name}`", where, *values, f"{change:+.3g}{share}, {verdict}" if change else "none")
 
 
 def _first_as_good(name: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
     """When this run was first as good as the baseline ever was."""
-    larger = name in LARGER_IS_BETTER
+    larger = METRICS[name].larger_is_better
     epoch, value = best(theirs[name], larger)
     there = reach(ours[name], value, larger).epoch
     images, seconds = theirs.loc[epoch, ["images_seen", "total_time_sec"]]
@@ -143,9 +143,9 @@ def _cautions(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     shown = ", ".join(f"`{name}` {one[name]} against {two[name]}" for name in differ[:MOST])
     more = f" and {len(differ) - MOST} more" if len(differ) > MOST else ""
     lines = [f"Settings that differ: {shown}{more}." if differ else "No setting differs that both runs have."]
-    if other := [name for name in SAME_LOSS if name in differ]:
+    if other := [name for name in METRICS["val_loss_ema"].same if name in differ]:
         lines.append(f"**The losses are not comparable**: they measure other things where {_listed(other)} differ(s).")
-    elif other := [name for name in SAME_TRAINING_LOSS if name in differ]:
+    elif other := [name for name in METRICS["loss_mean"].same if name in differ]:
         lines.append(f"`loss_mean` is not comparable: it measures other things where {_listed(other)} differ(s).")
     counts = [document["hyperparameters"].get("val_images") for document in (ours, theirs)]
     if None not in counts and counts[0] != counts[1]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from metrics.compare_figures import ComparedRun, Ranking, definition, loss_column, over_seeds
+from ddpm.run.metrics import METRICS
+from metrics.compare_figures import ComparedRun, Ranking, loss_column, over_seeds
 from metrics.drawing import DASH
 from metrics.text import clock
 
@@ -22,7 +23,7 @@ def cautions(runs: Sequence[ComparedRun], ranking: Ranking) -> list[str]:
 
     def differ(column: str) -> list[str]:
         """The settings that make the column measure other things in some of the runs."""
-        return [name for name in definition(column) if len(values(name)) > 1]
+        return [name for name in METRICS[column].same if len(values(name)) > 1]
 
     def listed(names: Iterable[str]) -> str:
         return "; ".join(f"`{name}`: {', '.join(values(name))}" for name in names)

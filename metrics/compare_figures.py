@@ -19,30 +19,16 @@ import pandas as pd
 from ddpm.config import TrainConfig, data_words
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths
-from ddpm.rules import LARGER_IS_BETTER
+from ddpm.run.metrics import METRICS, names
 from metrics.document import epochs_frame, load_document
-from metrics.drawing import BANDS, DASH, QUALITY
+from metrics.drawing import DASH
 from metrics.run_state import RunState
 from metrics.status import ENDED, read_status
 from metrics.text import number
-from metrics.tracker import COLUMNS, NO_RECIPE, SAME_LOSS, SAME_TRAINING_LOSS
+from metrics.tracker import NO_RECIPE
 
 VALIDATION = ("val_loss_ema", "val_loss", "val_loss_swa")
 TRAINING = ("loss_mean", "loss_median", "loss_min", "loss_max", "loss_std")
-LOSSES = (*VALIDATION, *BANDS, *TRAINING)
-MEASURED = (*LOSSES, *QUALITY)  # columns whose best epoch counts
-MEMORY = ("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb")
-PARTS = ("train_time_sec", "val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec")
-LARGER = (*LARGER_IS_BETTER, "samples_per_sec", "batches_per_sec", "mfu")
-SMALLER = (
-    *LOSSES, "fid_features", "nonfinite_steps", *MEMORY, *PARTS, "epoch_time_sec", "total_time_sec",
-    "slowest_rank_ratio",
-)  # fmt: skip
-OF_THE_WHOLE_RUN = {  # column: how its epochs make one figure; of others the last one stands
-    **dict.fromkeys(("batches_per_sec", "mfu", "epoch_time_sec"), "median"),
-    **dict.fromkeys((*PARTS, "nonfinite_steps"), "sum"),
-    **dict.fromkeys((*MEMORY, "slowest_rank_ratio", "grad_norm_max"), "max"),
-}
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
@@ -142,10 +128,6 @@ def _read(paths: RunPaths) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Any]
 # ---- one figure of one run -------------------------------------------------------------------------------------------
 
 
-def larger_is_better(column: str) -> bool:
-    return column in LARGER
-
-
 def best(run: ComparedRun, column: str) -> tuple[float, int | None]:
     """The figure that stands for the run, and its epoch: of losses and quality the best epoch's, else the whole run's.
 
@@ -155,13 +137,14 @@ def best(run: ComparedRun, column: str) -> tuple[float, int | None]:
     values = run.frame[column].dropna()
     if values.empty:
         return math.nan, None
-    if column in MEASURED:
-        epoch = values.idxmax() if larger_is_better(column) else values.idxmin()
+    metric = METRICS[column]
+    if metric.over_epochs == "best":
+        epoch = values.idxmax() if metric.larger_is_better else values.idxmin()
         return float(values[epoch]), int(epoch)
-    if column == "samples_per_sec":
+    if metric.over_epochs == "images_per_second":
         both = run.frame[["train_images", "train_time_sec"]].dropna().sum()
         return (both["train_images"] / both["train_time_sec"] if both["train_time_sec"] else math.nan), None
-    return float(getattr(values, OF_THE_WHOLE_RUN[column])() if column in OF_THE_WHOLE_RUN else values.iloc[-1]), None
+    return float(values.iloc[-1] if metric.over_epochs == "last" else getattr(values, metric.over_epochs)()), None
 
 
 def final(run: ComparedRun, column: str) -> float:
@@ -173,18 +156,11 @@ def final(run: ComparedRun, column: str) -> float:
 # ---- which runs can be compared, and who is best ---------------------------------------------------------------------
 
 
-def definition(column: str) -> tuple[str, ...]:
-    """The settings that have to be equal for a column to measure the same in two runs."""
-    if column in TRAINING:
-        return SAME_TRAINING_LOSS
-    return SAME_LOSS if column in LOSSES else ("data",) if column in QUALITY else ()
-
-
 def comparable(runs: Sequence[ComparedRun], column: str) -> list[list[ComparedRun]]:
     """The runs in groups in which `column` measures the same."""
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        groups.setdefault(str([run.setting(name) for name in definition(column)]), []).append(run)
+        groups.setdefault(str([run.setting(name) for name in METRICS[column].same]), []).append(run)
     return list(groups.values())
 
 
@@ -204,14 +180,14 @@ def parse_rank_by(text: str) -> tuple[str, bool]:
         RequestError: no such column of figures, or it is not known what is better.
     """
     column, _, direction = text.partition(":")
-    if column not in COLUMNS or column in ("data", "epoch"):
-        known = ", ".join(name for name in COLUMNS if name not in ("data", "epoch"))
+    if column not in METRICS or column in ("data", "epoch"):
+        known = ", ".join(name for name in METRICS if name not in ("data", "epoch"))
         raise RequestError(f"--rank-by {text}: no such column of training_metrics.csv; there are {known}")
-    if direction not in ("", "up", "down") or not (direction or column in LARGER + SMALLER):
+    if direction not in ("", "up", "down") or not (direction or METRICS[column].better):
         raise RequestError(
             f"--rank-by {text}: say what is better, {column}:down for smaller values or {column}:up for larger ones"
         )
-    return column, direction == "up" if direction else larger_is_better(column)
+    return column, direction == "up" if direction else METRICS[column].larger_is_better
 
 
 def rank(runs: Sequence[ComparedRun], rank_by: str | None = None) -> Ranking:
@@ -223,7 +199,7 @@ def rank(runs: Sequence[ComparedRun], rank_by: str | None = None) -> Ranking:
     if rank_by is None:
         rank_by = loss_column(runs)
     column, larger = parse_rank_by(rank_by)
-    with_values = [name for name in (*VALIDATION, *TRAINING[:1], *QUALITY) if has_values(runs, name)]
+    with_values = [name for name in (*VALIDATION, *TRAINING[:1], *names(group="quality")) if has_values(runs, name)]
     if not has_values(runs, column):
         there = f"there are values of {', '.join(with_values)}" if with_values else "none has a loss either"
         raise RequestError(f"--rank-by {rank_by}: no run has a value there; {there}")

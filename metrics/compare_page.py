@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from ddpm.config import data_words
+from ddpm.run.metrics import METRICS, names
 from metrics.compare_cautions import cautions
 from metrics.compare_figures import (
     TRAINING,
@@ -25,14 +26,13 @@ from metrics.compare_figures import (
     final,
     has_values,
     in_words,
-    larger_is_better,
     loss_column,
     loss_levels,
     reached,
     trained_with,
 )
 from metrics.compare_ranking import ranking_section, seeds_section, told_apart
-from metrics.drawing import BANDS, DASH, QUALITY, human_number
+from metrics.drawing import DASH, human_number
 from metrics.evaluation_document import load_evaluation
 from metrics.markdown import table
 from metrics.text import NONE, duration
@@ -43,8 +43,8 @@ MANY = 5  # up to so many runs stand side by side as columns, more as rows
 WIDE = 8  # columns of a table of many runs
 FIGURES = {
     "Validation loss": VALIDATION,
-    "Validation loss of the EMA weights by noise level (band 1: least noise)": BANDS,
-    "Drawn characters": QUALITY,
+    "Validation loss of the EMA weights by noise level (band 1: least noise)": names(group="loss_by_noise_level"),
+    "Drawn characters": names(group="quality"),
     "Training loss": TRAINING[:2],
 }
 OTHERS = (*TRAINING[2:], "lr", "grad_norm", "grad_norm_max", "ema_delta_norm")
@@ -159,7 +159,7 @@ def cell_of_each(runs: Sequence[ComparedRun], column: str, which: str) -> list[s
     """`0.1256 (−0.0024), epoch 5` for each run."""
     figures = [best(run, column) if which == "best" else (final(run, column), None) for run in runs]
     values = pd.Series([value for value, _ in figures])
-    top = values.max() if larger_is_better(column) else values.min()
+    top = values.max() if METRICS[column].larger_is_better else values.min()
     like_first = next(group for group in comparable(runs, column) if runs[0] in group)
     fair = len(like_first) == len(runs) and values.nunique() > 1
     cells = []

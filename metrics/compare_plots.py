@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ddpm.files import atomic_write
-from metrics.compare_figures import LOSSES, ComparedRun, comparable, final, has_values
+from ddpm.run.metrics import METRICS
+from metrics.compare_figures import ComparedRun, comparable, final, has_values
 from metrics.drawing import (
     BLUE,
     DPI,
@@ -131,9 +132,9 @@ def scale_values(axes: Axes, runs: Sequence[ComparedRun], column: str) -> None:
     """
     values = [run.frame[column].dropna() for run in runs]
     every = pd.concat(values)
-    if (every > 0).all() and (column in LOSSES or every.max() > 20 * every.min()):
+    if (every > 0).all() and (METRICS[column].is_loss or every.max() > 20 * every.min()):
         shown = pd.concat([series.iloc[max(len(series) // 5, int(len(series) > 3)) :] for series in values])
-        shown = shown if column in LOSSES and every.max() > 1.3 * shown.max() else every
+        shown = shown if METRICS[column].is_loss and every.max() > 1.3 * shown.max() else every
         log_scale(axes, shown)
         axes.set_ylim(shown.min() / 1.03, shown.max() * 1.03)
         if shown is not every:

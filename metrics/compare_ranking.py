@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ddpm.run.metrics import METRICS
 from metrics.compare_figures import (
     ComparedRun,
     Ranking,
     best,
-    definition,
     differing,
     in_words,
     over_seeds,
@@ -27,7 +27,7 @@ STATES = {"running": "in progress", "silent": "no sign of life"}
 
 def told_apart(groups: Sequence[Sequence[ComparedRun]], column: str) -> list[str]:
     """For each group of comparable runs the settings that set it apart, "`resolution` 28"; "" if there is but one."""
-    names = [name for name in definition(column) if len({str(runs[0].setting(name)) for runs in groups}) > 1]
+    names = [name for name in METRICS[column].same if len({str(runs[0].setting(name)) for runs in groups}) > 1]
     return [", ".join(f"`{name}` {runs[0].said(name)}" for name in names) for runs in groups]
 
 

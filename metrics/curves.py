@@ -26,18 +26,18 @@ from ddpm.config import data_words
 from ddpm.errors import RequestError
 from ddpm.paths import RunPaths, find_run
 from ddpm.program import LEGIBLE, run_program
+from ddpm.run.metrics import METRICS, headline, names
 from metrics.document import FIGURES, epochs_frame, load_document
-from metrics.tracker import COLUMNS
 
-LOSSES = ("loss_mean", "val_loss", "val_loss_ema", "val_loss_swa")
+USUAL = headline()
+LOSSES = tuple(name for name in USUAL if METRICS[name].group == "loss")
 TOGETHER = {  # columns of one unit share a chart: its title
-    "loss": (*LOSSES, *(name for name in COLUMNS if name.startswith(("loss_", "val_loss")) and name not in LOSSES)),
+    "loss": tuple(dict.fromkeys((*LOSSES, *names(group="loss"), *names(group="loss_by_noise_level")))),
     "quality": ("rca", "top1", "top5"),
     "gradient norm": ("grad_norm", "grad_norm_max"),
-    "GPU memory, MB": ("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"),
-    "seconds": tuple(name for name in COLUMNS if name.endswith("_time_sec") and name != "total_time_sec"),
+    "GPU memory, MB": names(group="memory"),
+    "seconds": tuple(name for name in names(unit="s") if name != "total_time_sec"),
 }
-USUAL = (*LOSSES, "rca", "top1", "top5", "fid_features")
 MARKS, COLOURS = "ox+*#@%&=~", ("blue+", "orange", "green+", "magenta+", "cyan+", "red+")
 WIDTH, HEIGHT = 78, 16  # of a chart, in characters, where there is no terminal to ask
 LEAST_WIDTH, LEAST_HEIGHT = 40, 8

@@ -11,9 +11,10 @@ from ddpm import kinds
 from ddpm.errors import RequestError
 from ddpm.files import read_json, why
 from ddpm.paths import RunPaths
+from ddpm.run.metrics import METRICS
 from metrics.status import ENDED
 from metrics.text import number
-from metrics.tracker import COLUMNS, human_time, summarise
+from metrics.tracker import human_time, summarise
 
 NEEDED = {"data": str, "state": str, "epochs": list, "summary": dict}
 PARTS = {
@@ -37,7 +38,7 @@ HYPERPARAMETERS = kinds.record(
     **dict.fromkeys(("total_steps", "steps_per_epoch", "global_batch_size", "val_images"), kinds.count)
 )
 EMPTY = {"starts": [], "generated": None}  # parts that are not there; of the others {}
-FIGURES = tuple(name for name in COLUMNS if name not in ("epoch", "data"))
+FIGURES = tuple(name for name in METRICS if name not in ("epoch", "data"))
 
 
 def load_document(paths: RunPaths) -> dict[str, Any]:

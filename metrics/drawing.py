@@ -32,8 +32,6 @@ STYLE = ["default", {  # whatever the process, or a file of its user, has set
 }]  # fmt: skip
 NOTE = {"loc": "right", "fontsize": 9.5, "color": MUTED, "fontweight": "normal"}  # a second, quiet title
 DPI = 180
-BANDS = tuple(f"val_loss_band{band}" for band in (1, 2, 3, 4))  # columns: loss by noise level, 1 = least noise
-QUALITY = ("rca", "top1", "top5", "fid_features")  # columns: what a classifier says of characters drawn in training
 FEW = 40  # up to this many epochs each is drawn apart: a marker, a bar of its own
 
 

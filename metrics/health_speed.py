@@ -8,17 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.run.metrics import METRICS, names
 from metrics.health_checks import DASH, Finding, Section, Table, column, fact, healthy, warning
 from metrics.text import number
 from metrics.thresholds import Thresholds
 
-PARTS = {  # column of seconds: what they went into
-    "train_time_sec": "training",
-    "val_time_sec": "validation",
-    "eval_time_sec": "evaluation",
-    "sample_time_sec": "samples",
-    "checkpoint_time_sec": "checkpoints",
-}
+PARTS = {name: METRICS[name].label for name in names(group="time", over_epochs="sum")}  # what seconds went into
 
 
 def performance(rows: Sequence[dict[str, Any]], limits: Thresholds) -> Section:

@@ -18,7 +18,8 @@ import pandas as pd
 
 from ddpm.files import read_file
 from ddpm.paths import RunPaths
-from ddpm.rules import LARGER_IS_BETTER, parse_target
+from ddpm.rules import parse_target
+from ddpm.run.metrics import METRICS
 from metrics.markdown import table
 from metrics.status import read_event
 from metrics.text import number
@@ -232,7 +233,7 @@ def milestones_section(
     story.bests(best_of)
     story.plateaus(column, phases)
     if asked := parse_target(str(target)):
-        story.target(*asked, reach(frame[asked[0]], asked[1], asked[0] in LARGER_IS_BETTER).epoch)
+        story.target(*asked, reach(frame[asked[0]], asked[1], METRICS[asked[0]].larger_is_better).epoch)
     story.first_checkpoint()
     story.starts()
     story.end(status if status.get("state") == document["state"] else {})

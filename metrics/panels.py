@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from ddpm.run.metrics import EPOCH_TABLE, METRICS, Metric
 from metrics.run_state import RunState
 from metrics.text import clock, duration, fixed, loss, number, rate, speed
 
@@ -30,18 +30,11 @@ SEVERITY_MARKS = {
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
 GAP = "  "  # between figures
-CELL_WIDTH = 9  # of the table of epochs, at least
-EPOCH_COLUMNS = (
-    ("epoch", "epoch", str), ("loss", "loss_mean", loss), ("val loss", "val_loss", loss),
-    ("val EMA", "val_loss_ema", loss), ("val SWA", "val_loss_swa", loss), ("RCA", "rca", partial(fixed, digits=3)),
-    ("FID", "fid_features", partial(fixed, digits=2)), ("lr", "lr", rate), ("grad", "grad_norm", loss),
-    ("images/s", "samples_per_sec", speed), ("time", "epoch_time_sec", duration),
+CELL_WIDTH = 10  # of the table of epochs, at least
+EPOCH_COLUMNS = (  # of the CSV, the most important first
+    "epoch", "loss_mean", "val_loss_ema", "rca", "epoch_time_sec", "val_loss", "fid_features", "samples_per_sec", "lr",
+    "grad_norm", "val_loss_swa",
 )  # fmt: skip
-IMPORTANCE = (
-    *("epoch", "loss_mean", "val_loss_ema", "rca", "epoch_time_sec", "val_loss", "fid_features", "samples_per_sec"),
-    *("lr", "grad_norm", "val_loss_swa"),
-)
-OPTIONAL = ("rca", "fid_features", "val_loss_swa")  # shown if any epoch has them
 
 
 def panel(content: RenderableType, title: str, subtitle: str | None = None) -> Panel:
@@ -188,31 +181,31 @@ def epochs_panel(state: RunState, width: int, rows: int) -> Panel:
     lowest = min(scores, key=itemgetter(0), default=None)
     columns = epoch_columns(state, width)
     cell_width = (width - 4) // len(columns)
-    lines = [line(("".join(title.rjust(cell_width) for title, _, _ in columns), "bright_black"))]
+    lines = [line(("".join(column.heading.rjust(cell_width) for column in columns), "bright_black"))]
     for row in state.epochs[-max(1, rows) :]:
         starred = lowest is not None and row.get("epoch") == lowest[1]
-        cells = [form(row.get(key)) for _, key, form in columns]
+        cells = [column.text(row.get(column.name)) for column in columns]
         cells[0] = f"★ {cells[0]}" if starred else cells[0]
         lines.append(line(("".join(cell.rjust(cell_width) for cell in cells), "bold green" if starred else "")))
     return panel(Group(*lines), "epochs", " · ".join(fitting(_legend(state, lowest), width - 6, " · ")))
 
 
-def epoch_columns(state: RunState, width: int) -> list[tuple[str, str, Callable[[Any], str]]]:
-    """What the table of epochs shows in a panel of `width` columns: (title, column of the CSV, its form)."""
-    given = [
+def epoch_columns(state: RunState, width: int) -> list[Metric]:
+    """What the table of epochs shows in a panel of `width` columns."""
+    measured = [
         name
-        for name in IMPORTANCE
-        if name not in OPTIONAL or any(row.get(name) is not None for row in reversed(state.epochs))
+        for name in EPOCH_COLUMNS
+        if not METRICS[name].optional or any(row.get(name) is not None for row in reversed(state.epochs))
     ]
-    chosen = given[: max(1, (width - 4) // CELL_WIDTH)]
-    return [column for column in EPOCH_COLUMNS if column[1] in chosen]
+    chosen = measured[: max(1, (width - 4) // CELL_WIDTH)]
+    return [METRICS[name] for name in EPOCH_TABLE if name in chosen]
 
 
 def _legend(state: RunState, lowest: tuple[float, Any] | None) -> list[str]:
-    """What the star says, and the latest word on quality: `lowest val EMA 0.0350, epoch 30`, `RCA 0.931, epoch 30`."""
-    parts = [] if lowest is None else [f"lowest val EMA {loss(lowest[0])}, epoch {lowest[1]}"]
+    """What the star says, and the latest word on quality: `lowest Val EMA 0.03500, epoch 30`, `RCA 0.931, epoch 30`."""
+    parts = [] if lowest is None else [f"lowest Val EMA {METRICS['val_loss_ema'].text(lowest[0])}, epoch {lowest[1]}"]
     judged = next((row for row in reversed(state.epochs) if number(row.get("rca")) is not None), None)
-    return parts + ([f"RCA {fixed(judged['rca'], 3)}, epoch {judged.get('epoch')}"] if judged else [])
+    return parts + ([f"RCA {METRICS['rca'].text(judged['rca'])}, epoch {judged.get('epoch')}"] if judged else [])
 
 
 def log_panel(state: RunState, width: int, rows: int) -> Panel:

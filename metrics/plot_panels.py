@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from ddpm.run.metrics import METRICS, names
 from metrics.drawing import (
-    BANDS,
     BLUE,
     DASH,
     GOLD,
@@ -37,11 +37,8 @@ from metrics.drawing import (
 Panel = Callable[[Axes, pd.DataFrame, dict], None]
 NO_LOSS = "no epoch has a finite loss"
 ERROR = "mean squared error"
-VALIDATION = {  # column: colour, label
-    "val_loss": (ORANGE, "validation"),
-    "val_loss_ema": (GREEN, "validation, EMA"),
-    "val_loss_swa": (PINK, "validation, SWA"),
-}
+VALIDATION = {"val_loss": ORANGE, "val_loss_ema": GREEN, "val_loss_swa": PINK}
+BANDS = names(group="loss_by_noise_level")
 
 
 def panel(title: str, unit: str, column: str, missing: str | Callable[[dict], str]) -> Callable[[Panel], Panel]:
@@ -74,9 +71,9 @@ def panel(title: str, unit: str, column: str, missing: str | Callable[[dict], st
 def draw_losses(axes: Axes, frame: pd.DataFrame) -> None:
     draw_span(axes, frame["loss_min"], frame["loss_max"], BLUE, "train, min to max", 0.22)
     draw_line(axes, frame["loss_mean"], BLUE, "train, mean")
-    for name, (colour, label) in VALIDATION.items():
+    for name, colour in VALIDATION.items():
         if frame[name].notna().any():
-            draw_line(axes, frame[name].dropna(), colour, label, linewidth=1.4)
+            draw_line(axes, frame[name].dropna(), colour, METRICS[name].label, linewidth=1.4)
     draw_best(axes, frame["loss_mean"], BLUE, "train")
     draw_best(axes, frame["val_loss_ema"], GREEN, "EMA")
     draw_best(axes, frame["val_loss_swa"], PINK, "SWA")

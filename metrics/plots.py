@@ -12,12 +12,11 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from ddpm.files import atomic_write
+from ddpm.run.metrics import names
 from metrics.document import epochs_frame, planned_epochs
 from metrics.drawing import (
-    BANDS,
     DASH,
     MUTED,
-    QUALITY,
     STYLE,
     device_words,
     headed_figure,
@@ -27,7 +26,7 @@ from metrics.drawing import (
 from metrics.plot_panels import MEASURED, PANELS
 
 PLOTS = (*PANELS, "dashboard")
-NEEDS = {"loss_by_noise_level": BANDS, "quality": QUALITY}  # plot: columns, of which any has to hold a value
+NEEDS = {name: names(group=name) for name in ("loss_by_noise_level", "quality")}  # plot: its columns
 
 
 def plots_of(frame: pd.DataFrame) -> tuple[str, ...]:

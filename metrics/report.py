@@ -18,7 +18,7 @@ from ddpm import cli
 from ddpm.files import atomic_write, real
 from ddpm.paths import RunPaths, find_run
 from ddpm.program import run_program
-from ddpm.rules import LARGER_IS_BETTER
+from ddpm.run.metrics import EPOCH_TABLE, METRICS
 from metrics import strip as strips
 from metrics.document import epochs_frame, load_document, planned_epochs
 from metrics.drawing import DASH, data_words, device_words, human_number, shown
@@ -55,37 +55,6 @@ SUMMARY = {  # row: (format, what it is)
     "restarts": (".0f", "how often the run was taken up again"),
 }
 IF_MEASURED = ("best_swa_epoch", "best_val_loss_swa")  # of these, no row without a value
-EPOCH_TABLE = {  # heading: (column, format); a column without any value is left out
-    "Epoch": ("epoch", ".0f"),
-    "Loss mean": ("loss_mean", ".5f"),
-    "Loss std": ("loss_std", ".5f"),
-    "Loss min": ("loss_min", ".5f"),
-    "Loss max": ("loss_max", ".5f"),
-    "Val": ("val_loss", ".5f"),
-    "Val EMA": ("val_loss_ema", ".5f"),
-    "Val SWA": ("val_loss_swa", ".5f"),
-    "RCA": ("rca", ".3f"),
-    "LR": ("lr", ".3e"),
-    "Grad Norm": ("grad_norm", ".4f"),
-    "Samples/s": ("samples_per_sec", ",.1f"),
-    "GPU Peak MB": ("gpu_mem_peak_mb", ",.0f"),
-    "EMA Δ": ("ema_delta_norm", ".4f"),
-    "Time (s)": ("epoch_time_sec", ",.1f"),
-}
-EPOCH_NOTES = {  # heading: what stands below it
-    "Loss mean": "mean squared error of a batch of all processes: its mean over the batches of the epoch; likewise the "
-    "standard deviation, the smallest and the largest",
-    "Val": "validation loss, the mean squared error on test images, of the live weights",
-    "Val EMA": "validation loss of the EMA weights",
-    "Val SWA": "validation loss of the SWA weights, averaged from `--swa-start-epoch` on",
-    "RCA": "Top-1 of characters drawn in training / of test images",
-    "LR": "learning rate of the last step",
-    "Grad Norm": "mean of the finite L2 norms before clipping",
-    "Samples/s": "training images per second of the whole job, while it trains and does nothing else",
-    "GPU Peak MB": "most memory allocated, of the fullest GPU, in MB of 2^20 bytes",
-    "EMA Δ": "L2 distance of EMA and live weights at the end",
-    "Time (s)": "from the end of the epoch before to the end of this one, everything included",
-}
 
 
 def front_matter(document: dict, results: Sequence[str] = ()) -> str:
@@ -146,7 +115,7 @@ def best_words(document: dict, paths: RunPaths) -> str | None:
     column = "val_loss_ema" if by == "val_loss" else by
     if row is None or row.get(column) is None:
         return None
-    most = "largest" if column in LARGER_IS_BETTER else "smallest"
+    most = "largest" if METRICS[column].larger_is_better else "smallest"
     chosen = f"`--best-by {by}` takes the {most} `{column}` of the epochs that were saved"
     return f"`{step}`, after epoch {row['epoch']}, `{column}` {human_number(row[column], 5)}; {chosen}"
 
@@ -181,10 +150,10 @@ def epochs_section(document: dict) -> str:
     epochs = document["epochs"]
     if not epochs:
         return "## Per-Epoch Metrics\n\nNo epoch has finished yet."
-    heads = [head for head, (name, _) in EPOCH_TABLE.items() if any(row.get(name) is not None for row in epochs)]
-    columns = [EPOCH_TABLE[head] for head in heads]
-    body = table(heads, [[shown(row.get(name), form) for name, form in columns] for row in epochs], numbers=True)
-    notes = "\n".join(f"- **{head}**: {words}." for head, words in EPOCH_NOTES.items() if head in heads)
+    columns = [METRICS[name] for name in EPOCH_TABLE if any(row.get(name) is not None for row in epochs)]
+    cells = [[column.text(row.get(column.name)) for column in columns] for row in epochs]
+    body = table([column.heading for column in columns], cells, numbers=True)
+    notes = "\n".join(f"- **{column.heading}**: {column.meaning}." for column in columns[1:])
     return f"## Per-Epoch Metrics\n\n{body}\n\n{notes}"
 
 

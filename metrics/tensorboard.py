@@ -12,36 +12,22 @@ from torch.utils.tensorboard.summary import hparams
 
 from ddpm.config import data_words
 from ddpm.paths import RunPaths
+from ddpm.run.metrics import METRICS
 from metrics.text import number
 from metrics.tracker import NO_RECIPE
 
-GROUPS = {
-    "loss": (
-        "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median", "val_loss", "val_loss_ema", "val_loss_swa",
-    ),
-    "loss_by_noise_level": ("val_loss_band1", "val_loss_band2", "val_loss_band3", "val_loss_band4"),
-    "quality": ("rca", "top1", "top5", "fid_features"),
-    "optimizer": ("lr", "grad_norm", "grad_norm_max", "nonfinite_steps", "ema_delta_norm"),
-    "speed": ("samples_per_sec", "batches_per_sec", "mfu", "epoch_time_sec", "slowest_rank", "slowest_rank_ratio"),
-    "time": (
-        "total_time_sec", "train_time_sec", "val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec",
-    ),
-    "memory": ("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"),
-    "progress": ("epoch", "step", "train_images"),
-}  # fmt: skip
-GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-METRICS = (
+HPARAM_METRICS = (
     *("loss/loss_mean", "loss/val_loss_ema", "quality/rca", "quality/fid_features", "speed/samples_per_sec"),
     *("summary/best_loss", "summary/best_val_loss_ema", "summary/best_rca", "summary/total_time_sec"),
 )
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an epoch's row as `group/column`; a column that no group knows is under `other`."""
+    """The figures of an epoch's row as `group/column`."""
     return {
-        f"{GROUP_OF.get(name, 'other')}/{name}": value
+        f"{METRICS[name].group}/{name}": value
         for name, value in row.items()
-        if name != "images_seen" and number(value) is not None
+        if METRICS[name].group and number(value) is not None
     }
 
 
@@ -63,7 +49,7 @@ class TensorBoard:
         # always, as TensorBoard takes the first such mark in a folder for a beginning, and only later ones for a resume
         self._writer = SummaryWriter(str(paths.tensorboard), purge_step=images_seen + 1)
         # not by add_hparams: it makes a folder of its own, which is shown as a second run
-        experiment, start, self._success = hparams(_flat(description), dict.fromkeys(METRICS, 0.0))
+        experiment, start, self._success = hparams(_flat(description), dict.fromkeys(HPARAM_METRICS, 0.0))
         self._writer.file_writer.add_summary(experiment)
         self._writer.file_writer.add_summary(start)
         machine = description["environment"]

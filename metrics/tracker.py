@@ -15,24 +15,11 @@ import pandas as pd
 
 from ddpm.files import atomic_write, read_json
 from ddpm.paths import RunPaths
+from ddpm.run.metrics import METRICS
 
-COLUMNS = (
-    "epoch", "step", "images_seen", "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median", "val_loss",
-    "val_loss_ema", "lr", "grad_norm", "grad_norm_max", "nonfinite_steps", "samples_per_sec", "batches_per_sec", "mfu",
-    "gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb", "ema_delta_norm", "epoch_time_sec",
-    "total_time_sec", "train_time_sec", "train_images", "data", "val_loss_band1", "val_loss_band2", "val_loss_band3",
-    "val_loss_band4", "rca", "top1", "top5", "fid_features", "val_time_sec", "eval_time_sec", "sample_time_sec",
-    "checkpoint_time_sec", "slowest_rank", "slowest_rank_ratio", "val_loss_swa",
-)  # fmt: skip
 NO_RECIPE = (  # settings that say nothing of what is trained
     "run_name", "output_root", "download", "config", "resume", "dry_run", "target", "baseline", "wandb",
 )  # fmt: skip
-SAME_LOSS = ("data", "prediction_type", "resolution", "diffusion_steps", "beta_schedule")  # else a loss is another one
-SAME_TRAINING_LOSS = (*SAME_LOSS, "loss_weighting", "timestep_power", "cfg_dropout_prob")
-TIMES = [  # columns that the clock decides: everything else is the same whenever the run is made
-    "samples_per_sec", "batches_per_sec", "mfu", "epoch_time_sec", "total_time_sec", "train_time_sec", "train_images",
-    "val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec", "slowest_rank", "slowest_rank_ratio",
-]  # fmt: skip
 
 
 def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[str, float | int | None]:
@@ -61,8 +48,8 @@ def summarise(rows: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[
     """The Summary of a run, computed from its rows alone (and the number of restarts from `starts`)."""
     if not rows:
         return {"total_epochs": 0, "total_samples": 0, "total_time_sec": 0.0, "restarts": max(len(starts) - 1, 0)}
-    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).apply(pd.to_numeric, errors="coerce")
-    last = {**dict.fromkeys(COLUMNS), **rows[-1]}
+    frame = pd.DataFrame(rows, columns=list(METRICS), dtype=object).apply(pd.to_numeric, errors="coerce")
+    last = {**dict.fromkeys(METRICS), **rows[-1]}
     best = frame["loss_mean"].idxmin() if frame["loss_mean"].notna().any() else None
     best_val = frame["val_loss_ema"].idxmin() if frame["val_loss_ema"].notna().any() else None
     judged = frame.loc[frame["rca"].notna()]
@@ -140,7 +127,7 @@ class MetricsTracker:
         Raises:
             OSError: no room or no permission. The row is not lost: it is written with the next one.
         """
-        row = jsonable({name: row.get(name) for name in COLUMNS})
+        row = jsonable({name: row.get(name) for name in METRICS})
         if self.rows and self.rows[-1]["epoch"] == row["epoch"]:  # --max-steps had cut it short, and now it went on
             self.rows.pop()
             self._csv_whole = False
@@ -170,7 +157,7 @@ class MetricsTracker:
 
 
 def _csv(rows: list[dict[str, Any]], header: bool) -> str:
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).to_csv(index=False, header=header)
+    return pd.DataFrame(rows, columns=list(METRICS), dtype=object).to_csv(index=False, header=header)
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from ddpm.errors import RequestError
 from ddpm.files import atomic_write
 from ddpm.paths import RunPaths, find_run
 from ddpm.program import run_program
-from ddpm.rules import LARGER_IS_BETTER, MEASURED, parse_target
+from ddpm.rules import SELECTABLE, parse_target
+from ddpm.run.metrics import METRICS, headline, names
 from metrics import against, trend
 from metrics.curves import USUAL, charts
 from metrics.document import epochs_frame, load_document, planned_epochs
@@ -34,12 +35,6 @@ from metrics.status import ENDED, read_status
 from metrics.text import number
 from metrics.tracker import human_time
 
-BANDS = tuple(f"val_loss_band{band}" for band in (1, 2, 3, 4))
-BEST = ("val_loss_ema", "val_loss", "val_loss_swa", *BANDS, "loss_mean", "rca", "top1", "top5", "fid_features")
-SPENT = {
-    "train_time_sec": "training", "val_time_sec": "validation", "eval_time_sec": "evaluation of drawn characters",
-    "sample_time_sec": "sample grids", "checkpoint_time_sec": "waiting for checkpoints",
-}  # fmt: skip
 FILES = ("report", "metrics", "plots", "samples", "best checkpoint", "export", "evaluation", "log")
 COMMANDS = {
     "python pretty_logger.py": "the dashboard, live",
@@ -162,8 +157,8 @@ def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | No
 
 
 def _best_words(frame: pd.DataFrame) -> str | None:
-    names = (main_loss(frame), "rca")
-    found = {name: trend.best(frame[name], name in LARGER_IS_BETTER) for name in names}
+    shown = (main_loss(frame), "rca")
+    found = {name: trend.best(frame[name], METRICS[name].larger_is_better) for name in shown}
     return ", ".join(f"`{name}` {_figure(at[1])} (epoch {at[0]})" for name, at in found.items() if at) or None
 
 
@@ -174,8 +169,8 @@ def _links(paths: RunPaths) -> list[str]:
 
 def best_results(frame: pd.DataFrame) -> str:
     rows = []
-    for name in BEST:
-        larger = name in LARGER_IS_BETTER
+    for name in (*headline(), *names(group="loss_by_noise_level")):
+        larger = METRICS[name].larger_is_better
         if not (found := trend.best(frame[name], larger)):
             continue
         smooth, last = trend.best_smoothed(frame[name], larger), frame[name].dropna()
@@ -189,7 +184,7 @@ def best_results(frame: pd.DataFrame) -> str:
     heads = ["Figure", "Best", "Epoch", "Best smoothed", "Epochs", "Last (against the best)", "Epoch"]
     note = (
         f"Smoothed: the mean of {trend.SMOOTH} measured values in a row, {DASH} where there are fewer. Larger is better"
-        f" of {', '.join(f'`{name}`' for name in LARGER_IS_BETTER)}, smaller of the others."
+        f" of {', '.join(f'`{name}`' for name in names(over_epochs='best', better='higher'))}, smaller of the others."
     )
     return f"## Best results\n\n{table(heads, rows)}\n\n{note}"
 
@@ -221,7 +216,8 @@ def time_section(frame: pd.DataFrame) -> str | None:
     total = frame["epoch_time_sec"].sum()
     if not total > 0:
         return None
-    parts = {words: frame[name].sum() for name, words in SPENT.items() if frame[name].sum() > 0}
+    spent = {METRICS[name].label: frame[name].sum() for name in names(group="time", over_epochs="sum")}
+    parts = {words: seconds for words, seconds in spent.items() if seconds > 0}
     parts["everything else"] = total - sum(parts.values())
     listed = ", ".join(f"{words} {human_time(spent)} ({spent / total:.1%})" for words, spent in parts.items())
     lines = [f"- Of {human_time(total)}: {listed}."]
@@ -262,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", metavar="RUN", help="a run to compare with: its name, or its folder")
     options = parser.parse_args(arguments)
     if options.target and not parse_target(options.target):
-        known = ", ".join(MEASURED)
+        known = ", ".join(SELECTABLE)
         raise RequestError(f"--target {options.target}: give one of {known}, = and a number, such as val_loss=0.004")
     paths = find_run(options.run, options.output_root)
     baseline = find_run(options.baseline, paths.root) if options.baseline else None

@@ -15,9 +15,11 @@ from ddpm import model
 from ddpm.checkpoint import WEIGHTS
 from ddpm.config import TrainConfig
 from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.metrics import names
 from ddpm.signals import StopRequest
-from metrics.tracker import TIMES
 from tests.conftest import as_arguments
+
+TIMES = list(names(timed=True))
 
 
 def flops_per_image(config: TrainConfig) -> float:

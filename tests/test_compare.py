@@ -14,10 +14,10 @@ import pytest
 
 from ddpm.idx import CLASS_NAMES
 from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.metrics import METRICS
 from metrics.compare import PAGE, main
 from metrics.compare_figures import loss_levels, reached, read_runs
 from metrics.compare_plots import draw_curves, draw_samples
-from metrics.tracker import COLUMNS
 from tests.metrics_documents import make_document
 
 TINY = {"preset": "tiny", "seed": 0, "lr": 0.003, "prediction_type": "v_prediction", "run_name": "x"}
@@ -38,7 +38,7 @@ def make_run(root: Path, name: str, epochs: int = 4, factor: float = 1.0, data: 
 
 def save(paths: RunPaths, document: dict) -> None:
     paths.json.write_text(json.dumps(document))
-    pd.DataFrame(document["epochs"], columns=list(COLUMNS)).to_csv(paths.csv, index=False)
+    pd.DataFrame(document["epochs"], columns=list(METRICS)).to_csv(paths.csv, index=False)
 
 
 def draw_grid(paths: RunPaths, epoch: int, resolution: int = 28) -> None:

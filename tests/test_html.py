@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 from ddpm.paths import RunPaths
+from ddpm.run.metrics import EPOCH_TABLE, METRICS
 from metrics.document import load_document
 from metrics.html import main, to_html, write_html
-from metrics.report import EPOCH_TABLE, render
+from metrics.report import render
 from tests.metrics_documents import make_document
 
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -108,10 +109,10 @@ def test_every_picture_of_the_report_is_inside_the_page(tmp_path: Path) -> None:
 def test_the_tables_say_what_the_metrics_say(tmp_path: Path) -> None:
     document = make_document(4)
     page = Page(write_html(make_run(tmp_path, 4)).read_text())
-    columns = {head: of for head, of in EPOCH_TABLE.items() if of[0] in document["epochs"][0]}
+    columns = {METRICS[name].heading: name for name in EPOCH_TABLE if name in document["epochs"][0]}
     heads = page.rows.index(list(columns))
     for row, cells in zip(document["epochs"], page.rows[heads + 1 : heads + 5], strict=True):
-        assert cells == [format(row[column], form) for column, form in columns.values()]
+        assert cells == [METRICS[column].text(row[column]) for column in columns.values()]
     summary = {row[0]: row[1] for row in page.rows}
     assert summary["best_loss"] == f"{min(row['loss_mean'] for row in document['epochs']):.5f}"
 

@@ -26,6 +26,7 @@ import pytest
 from rich.console import Console
 
 from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.metrics import METRICS
 from metrics.dashboard import render
 from metrics.gpus import read_gpus
 from metrics.run_state import RunReader, RunState
@@ -324,7 +325,7 @@ def test_the_view_says_what_the_files_say(paths):
         "30.0/45 GB",
     ):
         assert part in text
-    assert "★ 30" in text and "lowest val EMA 0.0350, epoch 30" in text and "! a warning" in text
+    assert "★ 30" in text and "lowest Val EMA 0.03500, epoch 30" in text and "! a warning" in text
     assert "350 W" in text and "no heartbeat" not in text
     assert "\x1b" not in text
 
@@ -414,9 +415,23 @@ def test_a_node_that_is_silent_or_has_not_spoken_yet_is_named(paths):
 @pytest.mark.parametrize(
     ("width", "columns"),
     [
-        (60, ["epoch", "loss", "val loss", "val EMA", "RCA", "time"]),
-        (80, ["epoch", "loss", "val loss", "val EMA", "RCA", "FID", "images/s", "time"]),
-        (120, ["epoch", "loss", "val loss", "val EMA", "RCA", "FID", "lr", "grad", "images/s", "time"]),
+        (60, ["epoch", "loss_mean", "val_loss_ema", "rca", "epoch_time_sec"]),
+        (80, ["epoch", "loss_mean", "val_loss", "val_loss_ema", "rca", "fid_features", "epoch_time_sec"]),
+        (
+            120,
+            [
+                "epoch",
+                "loss_mean",
+                "val_loss",
+                "val_loss_ema",
+                "rca",
+                "fid_features",
+                "lr",
+                "grad_norm",
+                "samples_per_sec",
+                "epoch_time_sec",
+            ],
+        ),
     ],
 )
 def test_quality_is_in_the_table_of_epochs_where_it_was_measured(paths, width, columns):
@@ -426,9 +441,9 @@ def test_quality_is_in_the_table_of_epochs_where_it_was_measured(paths, width, c
     scored = [line + (",0.9,12.25" if line.startswith("20,") else ",,") for line in lines]
     paths.csv.write_text("\n".join([lines[0] + ",rca,fid_features", *scored[1:]]) + "\n")
     text = shown(RunReader(paths).read(), (width, 60))
-    header = next(line for line in text.splitlines() if "val EMA" in line and "best" not in line)
-    assert re.findall(r"val (?:loss|EMA)|[\w/]+", header) == columns
-    assert "lowest val EMA 0.0350, epoch 30 · RCA 0.900, epoch 20" in text
+    header = next(line for line in text.splitlines() if "Val EMA" in line and "best" not in line)
+    assert header.strip("│ ").split() == " ".join(METRICS[name].heading for name in columns).split()
+    assert "lowest Val EMA 0.03500, epoch 30 · RCA 0.900, epoch 20" in text
     assert "best" not in text, "that may be the checkpoint of another epoch: see --best-by"
 
 

@@ -14,9 +14,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.util import tensor_util
 
 from ddpm.paths import RunPaths
+from ddpm.run.metrics import ALL, METRICS
 from metrics.boards import Boards, histogram
-from metrics.tensorboard import GROUP_OF, GROUPS, scalars
-from metrics.tracker import COLUMNS
 from tests.metrics_documents import IMAGES, make_document
 
 
@@ -47,15 +46,13 @@ def test_every_column_is_a_curve_over_images_seen_and_empty_cells_are_left_out(p
     written = read(paths)
     for row in document["epochs"]:
         for name in ("loss_mean", "val_loss_ema", "lr", "total_time_sec"):
-            assert values(written, f"{GROUP_OF[name]}/{name}")[row["images_seen"]] == pytest.approx(row[name], rel=1e-6)
-    curves = {tag.split("/")[1] for tag in written.Tags()["tensors"] if tag.split("/")[0] in GROUPS}
+            assert values(written, f"{METRICS[name].group}/{name}")[row["images_seen"]] == pytest.approx(
+                row[name], rel=1e-6
+            )
+    groups = {metric.group for metric in ALL}
+    curves = {tag.split("/")[1] for tag in written.Tags()["tensors"] if tag.split("/")[0] in groups}
     given = {name for name, value in document["epochs"][0].items() if value is not None}
     assert curves == given - {"images_seen", "data"}
-
-
-def test_a_column_without_a_group_is_not_lost_and_all_of_the_csv_have_one():
-    assert scalars({"images_seen": 5, "new_figure": 2.0, "rca": None, "data": "emnist"}) == {"other/new_figure": 2.0}
-    assert set(COLUMNS) - set(GROUP_OF) == {"images_seen", "data"}
 
 
 def test_settings_and_final_figures_are_a_line_of_hparams_in_the_runs_own_folder(paths):

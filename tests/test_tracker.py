@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from ddpm.paths import RunPaths
-from metrics.tracker import COLUMNS, MetricsTracker, human_time, loss_statistics, summarise
+from ddpm.run.metrics import METRICS
+from metrics.tracker import MetricsTracker, human_time, loss_statistics, summarise
 
 DESCRIPTION = {"run": "r", "data": "glyphs", "settings": {}, "environment": {}}
 
@@ -30,7 +31,7 @@ def test_columns_are_those_of_the_design_in_its_order_and_new_ones_at_the_end():
     contract = """epoch, step, images_seen, loss_mean, loss_std, loss_min, loss_max, loss_median, val_loss,
     val_loss_ema, lr, grad_norm, grad_norm_max, nonfinite_steps, samples_per_sec, batches_per_sec, mfu,
     gpu_mem_allocated_mb, gpu_mem_reserved_mb, gpu_mem_peak_mb, ema_delta_norm, epoch_time_sec, total_time_sec"""
-    assert list(COLUMNS[:23]) == [name.strip() for name in contract.split(",")]
+    assert list(METRICS)[:23] == [name.strip() for name in contract.split(",")]
 
 
 def test_statistics_are_over_every_batch_and_only_finite_norms_are_averaged():
@@ -47,13 +48,13 @@ def test_pandas_reads_back_what_was_written(paths: RunPaths):
     tracker = MetricsTracker(paths, DESCRIPTION)
     written = [tracker.add_epoch(row(epoch, val_loss=math.nan)) for epoch in (1, 2, 3)]
     frame = pd.read_csv(paths.csv)
-    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame.columns) == list(METRICS)
     assert frame["val_loss"].isna().all()
     assert frame["mfu"].isna().all()
     assert set(frame["data"]) == {"glyphs"}
     document = json.loads(paths.json.read_text())
     assert document["epochs"] == written
-    for name in COLUMNS:
+    for name in METRICS:
         there = [each[name] for each in written if each[name] is not None]
         assert frame[name].dropna().tolist() == there
     assert "inf" not in paths.csv.read_text().lower()
