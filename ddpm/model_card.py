@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ddpm import kinds
 from ddpm.config import data_words
 from ddpm.idx import CLASS_NAMES, MERGED
+from ddpm.run.metrics import METRICS
 
 TASK = "unconditional-image-generation"  # the Hub's nearest: it has no task for classes
 SHOWN_EPOCHS = 10
@@ -157,15 +158,15 @@ def _training(meta: dict[str, Any], facts: Facts) -> str:
         ("the network predicts", "noise" if settings["prediction_type"] == "epsilon" else "velocity"),
         ("weights", f"moving average (EMA), decay {settings['ema_decay']:g}"),
         ("labels left out", f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance"),
-        ("validation loss, on test images", _number(last.get("val_loss_ema"))),
+        ("validation loss, on test images", METRICS["val_loss_ema"].text(last.get("val_loss_ema"))),
         ("time", f"{last['total_time_sec'] / 60:,.1f} minutes" if last.get("total_time_sec") else _number(None)),
     ]
     history = meta.get("history", [])
     every = math.ceil(len(history) / SHOWN_EPOCHS) or 1
     shown = history[::-every][::-1]  # the last one is among them
-    columns = {"loss_mean": "training loss", "val_loss_ema": "validation loss (EMA)", "lr": "learning rate"}
-    epochs = [(row["epoch"], *(_number(row.get(name)) for name in columns)) for row in shown]
-    tables = [_table(("", ""), rows)] + ([_table(("epoch", *columns.values()), epochs)] if epochs else [])
+    columns = [METRICS[name] for name in ("epoch", "loss_mean", "val_loss_ema", "lr")]
+    epochs = [[metric.text(row.get(metric.name)) for metric in columns] for row in shown]
+    tables = [_table(("", ""), rows)] + ([_table([metric.label for metric in columns], epochs)] if epochs else [])
     return "\n\n".join(tables)
 
 

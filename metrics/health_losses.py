@@ -12,28 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.run.metrics import METRICS, names
 from metrics.health_checks import Finding, Section, Status, Table, column, fact, healthy, shown, unhealthy, warning
 from metrics.health_trend import trend
 from metrics.text import number
 from metrics.thresholds import Thresholds
 
 LAST = 10  # epochs in the table
-SERIES = {
-    "loss_mean": "training loss",
-    "val_loss": "validation loss (live)",
-    "val_loss_ema": "validation loss (EMA)",
-    "val_loss_swa": "validation loss (SWA)",
-}
-TABLE = {  # heading: (column, format)
-    "Epoch": ("epoch", ".0f"),
-    "Training": ("loss_mean", ".5f"),
-    "Validation": ("val_loss", ".5f"),
-    "Validation, EMA": ("val_loss_ema", ".5f"),
-    "LR": ("lr", ".2e"),
-    "Gradient norm": ("grad_norm", ".4g"),
-    "Largest": ("grad_norm_max", ".4g"),
-    "Not finite": ("nonfinite_steps", ".0f"),
-}
+SERIES = {name: METRICS[name].label for name in names(group="loss", selectable=True)}
+COLUMNS = ("epoch", "loss_mean", "val_loss", "val_loss_ema", "lr", "grad_norm", "grad_norm_max", "nonfinite_steps")
 
 
 def losses(rows: Sequence[dict[str, Any]], settings: dict[str, Any], limits: Thresholds, ended: bool) -> Section:
@@ -45,8 +32,10 @@ def losses(rows: Sequence[dict[str, Any]], settings: dict[str, Any], limits: Thr
     found += [*_finite(rows, settings, limits), *_trends(rows, limits), *_spikes(rows, limits)]
     found += _average(rows, settings, limits, ended)
     found += [*_rate(rows), *_gradients(rows, settings), *_quality(rows, limits)]
-    cells = [[shown(row.get(name), form) for name, form in TABLE.values()] for row in rows[-LAST:]]
-    return Section("losses", found, [Table(f"The last {len(cells)} epoch(s)", list(TABLE), cells)])
+    columns = [METRICS[name] for name in COLUMNS]
+    cells = [[metric.text(row.get(metric.name)) for metric in columns] for row in rows[-LAST:]]
+    heads = [metric.heading for metric in columns]
+    return Section("losses", found, [Table(f"The last {len(cells)} epoch(s)", heads, cells)])
 
 
 def _known(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -174,7 +174,7 @@ def test_the_best_epochs_are_marked_where_the_rows_have_them() -> None:
 @pytest.mark.parametrize("name", ["loss_linear", "loss_log", "dashboard"])
 def test_the_loss_of_swa_weights_is_drawn_where_there_is_one(name: str) -> None:
     axes = next(axes for axes in draw(averaged(make_document(12)), name).axes if axes.lines)
-    curve, star = labelled(axes, "validation loss, SWA"), labelled(axes, "best SWA")
+    curve, star = labelled(axes, "validation loss (SWA)"), labelled(axes, "best SWA")
     assert curve.get_xdata().tolist() == list(range(4, 13)) and max(curve.get_ydata()) < axes.get_ylim()[1]
     assert star.get_xydata().tolist() == [[9, 0.03]]
     assert "SWA" not in words(draw(make_document(12), name))

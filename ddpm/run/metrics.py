@@ -83,10 +83,10 @@ ALL = (
     Metric("loss_min", "smallest training loss", "Loss min", meaning="that of the smallest batch", **TRAINING),
     Metric("loss_max", "largest training loss", "Loss max", meaning="that of the largest batch", **TRAINING),
     Metric("loss_median", "median training loss", "Loss median", meaning="that of the median batch", **TRAINING),
-    Metric("val_loss", "validation loss", "Val", meaning="mean squared error on test images, live weights, always "
-           "the same noise", **VALIDATION),
-    Metric("val_loss_ema", "validation loss, EMA", "Val EMA", meaning="the same with the EMA weights; the smallest one "
-           "makes the `best` checkpoint, unless `--best-by` says otherwise", **VALIDATION),
+    Metric("val_loss", "validation loss (live)", "Val", meaning="mean squared error on test images, live weights, "
+           "always the same noise", **VALIDATION),
+    Metric("val_loss_ema", "validation loss (EMA)", "Val EMA", meaning="the same with the EMA weights; the smallest "
+           "one makes the `best` checkpoint, unless `--best-by` says otherwise", **VALIDATION),
     Metric("lr", "learning rate", "LR", "optimizer", "learning rate of the last step", format=".3e"),
     Metric("grad_norm", "gradient norm", "Grad Norm", "optimizer", "mean L2 norm of the gradient before clipping, over "
            "the steps where it is finite"),
@@ -118,7 +118,7 @@ ALL = (
            "images", ",.0f", timed=True),
     Metric("data", "data set", "Data", "", "`emnist` or `glyphs` (the embedded set, not EMNIST)"),
     *(
-        Metric(f"val_loss_band{band}", f"validation loss, EMA, band {band}", f"Band {band}", meaning=f"`val_loss_ema` "
+        Metric(f"val_loss_band{band}", f"validation loss (EMA), band {band}", f"Band {band}", meaning=f"`val_loss_ema` "
                f"of band {band} of four equal bands of timesteps{which}", **BAND)
         for band, which in enumerate((", the one with the least noise", "", "", ", the one with the most noise"), 1)
     ),
@@ -142,7 +142,7 @@ ALL = (
            "share of the validation; empty for a single process", format=".0f", timed=True),
     Metric("slowest_rank_ratio", "time of the slowest process", "Slowest ÷ median", "speed", "its time over the median "
            "process's: each training step waits for the slowest", "ratio", ".2f", "lower", "max", timed=True),
-    Metric("val_loss_swa", "validation loss, SWA", "Val SWA", meaning="`val_loss` with the weights averaged from "
+    Metric("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights averaged from "
            "`--swa-start-epoch` on", **VALIDATION, optional=True),
 )  # fmt: skip
 METRICS = {metric.name: metric for metric in ALL}
