@@ -34,7 +34,7 @@ class Metric:
     meaning: str
     """One sentence, as metrics/README.md has it."""
     unit: str = ""
-    format: str = ".4g"
+    format: str = "#.4g"
     """Format of a value, as `format()` takes it."""
     better: Better | None = None
     over_epochs: OverEpochs = "last"
