@@ -17,7 +17,7 @@ from datetime import timedelta
 from ddpm.config import TrainConfig, parse_args
 from ddpm.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
 from ddpm.launch import read_launch
-from ddpm.program import flush, prepare
+from ddpm.program import flush, prepare, run_program
 from ddpm.signals import TWICE, StopRequest
 from ddpm.threads import Threads, limit_spinning
 
@@ -295,6 +295,7 @@ class Run:
                 notes += set_aside.damaged_checkpoints(root, start, damaged)
                 notes += set_aside.abandoned_line(self.paths, start)
                 update_best(root, self.config.best_by)
+            checkpoint.point_latest(root)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
 
@@ -419,7 +420,10 @@ class Run:
             return self.herald.end("failed", 1, unsaved)
         code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED  # torchrun calls any code but 0 a failure
         again = "run the same command again" if self.config.resume == "auto" else "run it with --resume auto"
-        return self.herald.end("stopped", code, f"{self.vote.reason}; {again} to continue", retry=True)
+        way = f"{again} to continue"
+        if self.world.is_main and (unsound := self.unsound or self.checkpoints.unsound):
+            way = f"the state is unsound: {unsound}; {after_failure(self.config, self.paths, self.world)}"
+        return self.herald.end("stopped", code, f"{self.vote.reason}; {way}", retry=True)
 
     def failed(self, error: TrainingFailed) -> int:
         self.last_checkpoint()
@@ -478,7 +482,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
 
 
 if __name__ == "__main__":
-    CODE = main(CONFIG, STOP)
+    CODE = run_program(lambda: main(CONFIG, STOP))
     if CODE == 1:  # at once: a thread may still write, or NCCL wait for the dead
         flush()
         os._exit(CODE)

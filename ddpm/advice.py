@@ -8,16 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from ddpm.checkpoint import read_meta, sound_folders
-from ddpm.config import TrainConfig
+from ddpm.config import TrainConfig, preset
 from ddpm.distributed import World
 from ddpm.paths import RunPaths
 
 
 def after_failure(config: TrainConfig, paths: RunPaths, world: World) -> str:
     """Names the newest sound checkpoint of the run, and the command that continues from it with a smaller learning
-    rate: the checkpoint's own if that was smaller, else a tenth. Without a sound one, the command that begins anew."""
+    rate: the checkpoint's own if that was smaller, else a tenth. Without a sound one, the command that begins anew
+    with the preset's, or a tenth."""
     sound = sound_folders(paths.checkpoints)
-    before = read_meta(sound[-1]).get("settings", {}).get("lr", config.lr) if sound else config.lr
+    before = read_meta(sound[-1]).get("settings", {}).get("lr", config.lr) if sound else preset(config.preset).lr
     lr = before if before < config.lr else config.lr / 10
     where = f"the newest sound checkpoint is {sound[-1]}" if sound else "no checkpoint of the run is sound"
     flags = [*without(sys.argv[1:], "--lr", "--resume"), "--lr", f"{lr:g}", "--resume", "auto" if sound else "never"]

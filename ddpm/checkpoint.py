@@ -155,7 +155,9 @@ def inspect(folder: Path) -> Checkpoint:
     try:
         meta = checked_meta(folder, ("files", "progress.step", "identity"))
         unlisted = {STATE, WEIGHTS} - set(hashes := meta["files"])
-    except GONE:
+    except OSError as error:
+        if not _no_file(error):
+            raise
         raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {mend}") from None
     except ValueError as error:
         raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {mend}") from error
@@ -183,9 +185,14 @@ def digest_of(path: Path) -> str | None:
     try:
         return sha256_file(path)
     except OSError as error:
-        if isinstance(error, GONE) or error.errno in (errno.EINVAL, errno.ELOOP):
+        if _no_file(error):
             return None
         raise
+
+
+def _no_file(error: OSError) -> bool:
+    """Is there no file of that name, but nothing, a folder, a pipe or a loop of links?"""
+    return isinstance(error, GONE) or error.errno in (errno.EINVAL, errno.ELOOP)
 
 
 def sweep(root: Path) -> None:

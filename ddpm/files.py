@@ -171,7 +171,13 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Point the symbolic link `link` at `target` (relative to its folder) in one step."""
+    """Point the symbolic link `link` at `target` (relative to its folder) in one step.
+
+    Raises:
+        OSError: the folder is not writable or is full, or a folder has the name of the link.
+    """
+    if link.is_dir() and not link.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(link))
     aside = _aside(link)
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)

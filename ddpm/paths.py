@@ -151,8 +151,11 @@ class RunPaths:
         been used sets the old files aside; returns their new names.
 
         Raises:
-            RequestError: a folder cannot be written to.
+            RequestError: a folder cannot be written to, or something else has the name of a file of figures.
         """
+        for path in (self.csv, self.json):
+            if path.exists() and not path.is_file():
+                raise RequestError(f"{path} is not a file: move it away")
         suffix = time.strftime(SET_ASIDE)
         try:
             rows = read_file(self.csv).splitlines()[1:] if self.csv.exists() else []

@@ -141,7 +141,7 @@ class Trainer:
         asked = max(0, epochs - start + 1) if start else 0
         name = "the average of the weights (SWA)"
         if have and not start:
-            return [f"{name} over the ends of {have} epoch(s) is kept up, though --swa-start-epoch was left out"]
+            return [f"{name} over the ends of {have} epoch(s) is kept up, though --swa-start-epoch is 0 in this start"]
         if have and not asked:
             self.swa = self._new_average()
             return [f"{name} over the ends of {have} epoch(s) is dropped: it begins anew with epoch {start}"]

@@ -54,6 +54,8 @@ class Trained:
     def progress(self) -> str:
         """How long it was trained, in words."""
         done = self.meta["progress"]
+        if done.get("batch"):
+            return f"in epoch {done['epoch'] + 1}, step {done['step']}"
         return f"epoch {done['epoch']}, step {done['step']}" if done["epoch"] else f"step {done['step']}"
 
     @property

@@ -95,6 +95,8 @@ DAMAGES = {
         '{"files": {}, "progress": {"step": 8}, "identity": {}}'
     ),
     "a pickle": lambda folder: smuggle(folder, Payload(folder / "ran")),
+    "a pipe": lambda folder: ((folder / "meta.json").unlink(), os.mkfifo(folder / "meta.json")),
+    "a loop of links": lambda folder: ((folder / "meta.json").unlink(), (folder / "meta.json").symlink_to("meta.json")),
 }
 
 

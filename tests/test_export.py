@@ -146,6 +146,15 @@ def test_the_card_holds_the_evaluation_of_its_checkpoint(small_run):
     assert 'sampler="dpm++"' in page and "another checkpoint" not in page
 
 
+def test_an_evaluation_without_a_comparison_of_samplers_recommends_none(small_run):
+    """As `evaluate.py --no-sweeps` leaves it."""
+    evaluated(small_run, step=8)
+    path = small_run.output_root / "metrics" / "output" / small_run.run / "evaluation.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "recommended": None}))
+    _, page = card_of(export.export(trained(small_run)))
+    assert "Top-1 of a classifier" in page and "Recommended" not in page
+
+
 def test_the_evaluation_of_another_checkpoint_is_called_that_and_is_no_result_of_this_one(small_run):
     evaluated(small_run, step=16)
     head, page = card_of(export.export(trained(small_run)))

@@ -112,7 +112,14 @@ def test_a_program_keeps_what_an_encoding_has_and_replaces_the_rest(encoding):
     assert done.stderr == b""
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["-m", "ddpm.config"], 141), (["train.py", "--help"], 0)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["-m", "ddpm.config"], 141),
+        (["train.py", "--help"], 0),
+        (["train.py", "--preset", "tiny", "--data", "glyphs", "--dry-run"], 141),
+    ],
+)
 def test_a_reader_that_leaves_gets_no_traceback(arguments, code):
     """More than a pipe's buffer is ended as by SIGPIPE; else the program had done its work."""
     read, write = os.pipe()

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from ddpm import soundness
 from ddpm.advice import without
 from ddpm.checkpoint import read_meta
 from ddpm.config import TrainConfig, parse_args
 from ddpm.resume import choose_start, find_latest
+from ddpm.signals import StopRequest
 from tests.conftest import as_arguments, replace
 from tests.runs import paths_of, rows, run, status
 from tests.savers import Saver
@@ -138,6 +140,36 @@ def test_the_command_that_a_failed_run_advises_works(small: TrainConfig, monkeyp
     assert advised == replace(too_high, lr=1e-3)  # that of the sound checkpoint
     assert run(replace(advised, epochs=2)) == 0
     assert rows(config)["nonfinite_steps"].sum() == 0
+
+
+@pytest.mark.usefixtures("quick_reports")
+def test_a_run_that_is_stopped_while_it_is_unsound_says_so_and_what_to_type(small: TrainConfig):
+    config = replace(small, lr_schedule="constant", samples_per_class=0, log_every=1)
+    assert run(replace(config, epochs=1)) == 0
+
+    class AfterTheRow(StopRequest):
+        @property
+        def requested(self) -> bool:
+            return len(rows(config)) > 1
+
+    assert train.main(replace(config, epochs=9, lr=1e12), AfterTheRow()) == 75
+    assert "the state is unsound" in status(config)["message"] and "--lr 0.001" in status(config)["message"]
+    assert (paths_of(config).checkpoints / "latest").resolve().name == "step_00000008"
+
+
+@pytest.mark.usefixtures("quick_reports")
+@pytest.mark.parametrize("name", ["latest", "training_metrics.json", "training_metrics.csv"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_trained(small: TrainConfig, name: str, capsys):
+    config = replace(small, epochs=1, samples_per_class=0)
+    assert run(config) == 0
+    paths = paths_of(config)
+    place = (paths.checkpoints if name == "latest" else paths.metrics) / name
+    place.unlink()
+    place.mkdir()
+    assert run(replace(config, epochs=2)) == 2
+    said = capsys.readouterr().err
+    assert str(place) in said and "move it away" in said
+    assert not (paths.checkpoints / "step_00000016").exists()
 
 
 def test_flags_are_left_out_however_they_were_typed():
