@@ -198,7 +198,7 @@ class Run:
         """Publish an epoch's figures, and learn from all of them whether the run has stopped getting better."""
         if self.world.is_main:
             losses = {name: row[name] for name in ("loss_mean", "val_loss", "val_loss_ema") if name in row}
-            self.blown_up = soundness.blown_up(losses, self.herald.rows)
+            self.blown_up = soundness.blown_up(losses, self.herald.rows[self.checkpoints.losses_since :])
         self.herald.epoch(row)
         if self.world.is_main:
             if unsound := self.unsound:
@@ -381,7 +381,8 @@ class Run:
         if unsound or len(progress.losses) < ENOUGH_LOSSES:
             return unsound
         so_far = loss_statistics(progress.losses, progress.grad_norms)
-        return soundness.blown_up({"loss_mean": float(so_far["loss_mean"])}, self.herald.rows)
+        earlier = self.herald.rows[self.checkpoints.losses_since :]
+        return soundness.blown_up({"loss_mean": float(so_far["loss_mean"])}, earlier)
 
     def draw_samples(self, epoch: int) -> bool:
         """Draw a grid of generated characters with the averaged weights, unless it is there (every process calls it).

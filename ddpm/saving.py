@@ -52,6 +52,7 @@ class Checkpoints:
         self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and rows known then
         if start and real(start.folder.parent) == real(root):
             self._saved = start.step, len(start.meta["history"])
+        self.losses_since = _losses_since(start, config)  # epochs whose training loss was another quantity
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
@@ -95,7 +96,7 @@ class Checkpoints:
             "identity": self._identity,
             "settings": config.to_dict(),
             "progress": place
-            | {"global_batch": plan.global_batch, "world_size": plan.world_size}
+            | {"global_batch": plan.global_batch, "world_size": plan.world_size, "losses_since": self.losses_since}
             | {"threads": progress.threads[-1]["threads"] if progress.threads else None, "lr": _lr_there(plan, step)},
             **known,
         }
@@ -227,6 +228,16 @@ def _completed_epoch(folder: Path) -> float:
     """The epoch that ended at this checkpoint; NaN, which divides by nothing, for one taken within an epoch."""
     progress = read_meta(folder).get("progress", {})
     return progress["epoch"] if progress.get("batch") == 0 else float("nan")
+
+
+def _losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
+    """How many of the first rows have a training loss that cannot be compared with this start's, as it was made with
+    another weighting, say."""
+    if start is None:
+        return 0
+    before, now = start.meta["settings"], config.to_dict()
+    same = all(before.get(name, now[name]) == now[name] for name in METRICS["loss_mean"].same)
+    return start.meta["progress"].get("losses_since", 0) if same else len(start.meta["history"])
 
 
 def _lr_there(plan: Plan, step: int) -> dict[str, float]:

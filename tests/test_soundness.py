@@ -143,6 +143,18 @@ def test_the_command_that_a_failed_run_advises_works(small: TrainConfig, monkeyp
 
 
 @pytest.mark.usefixtures("quick_reports")
+def test_a_loss_is_only_compared_with_losses_of_the_same_kind(small: TrainConfig):
+    """Another weighting makes another quantity of the training loss, for that start and all that follow."""
+    config = replace(small, samples_per_class=0, val_every=0)
+    latest = paths_of(config).checkpoints / "latest"
+    since = []
+    for epochs, weighting in ((1, "none"), (2, "min_snr"), (3, "min_snr"), (4, "none")):
+        assert run(replace(config, epochs=epochs, loss_weighting=weighting)) == 0
+        since.append(read_meta(latest)["progress"]["losses_since"])
+    assert since == [0, 1, 1, 3]
+
+
+@pytest.mark.usefixtures("quick_reports")
 def test_a_run_that_is_stopped_while_it_is_unsound_says_so_and_what_to_type(small: TrainConfig):
     config = replace(small, lr_schedule="constant", samples_per_class=0, log_every=1)
     assert run(replace(config, epochs=1)) == 0
