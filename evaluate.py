@@ -24,27 +24,28 @@ import torch
 from rich.console import Console
 from tyro.conf import Positional
 
-from ddpm import cli, data, hardware
-from ddpm.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
-from ddpm.device import pick_device
-from ddpm.distributed import World
-from ddpm.errors import RequestError
-from ddpm.files import atomic_write, read_file, real
-from ddpm.paths import PROJECT_ROOT
-from ddpm.pictures import npz, png
-from ddpm.program import run_program
-from ddpm.threads import settle
-from ddpm.trained import load as load_model
-from judge import evaluation as parts
-from judge.artist import Artist, Manner
-from judge.classifier import Judge, load_or_train
-from judge.scores import Estimate
-from judge.sheets import closest_sheet, worst_sheet
-from judge.sweeps import guidance_manners, recommend, sampler_manners, sweep
-from judge.telling import figures_table, in_words, sweep_table
-from metrics.evaluation import write_evaluation_plots
+from ddpm.evaluation import measures as parts
+from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
+from ddpm.evaluation.galleries import closest_sheet, worst_sheet
+from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
+from ddpm.evaluation.result import figures_table, in_words, sweep_table
+from ddpm.evaluation.scores import Estimate
+from ddpm.evaluation.sweeps import guidance_settings, recommend, sampler_settings, sweep
+from ddpm.run import cli
+from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write, read_file, real
+from ddpm.run.format import rough_duration
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.run.program import run_program
+from ddpm.sampling.load import load as load_model
+from ddpm.sampling.sheets import npz, png
+from ddpm.training import data, hardware
+from ddpm.training.device import pick_device
+from ddpm.training.distributed import DistContext
+from ddpm.training.threads import settle
+from metrics.evaluation_section import write_evaluation_plots
 from metrics.report import write_report
-from metrics.text import rough_duration
 from metrics.tracker import jsonable
 
 INTERRUPTED = 130
@@ -102,7 +103,7 @@ class EvaluateConfig:
             raise RequestError(f"--seed {self.seed}: must be 0 or more")
 
 
-class Evaluation:
+class Evaluator:
     """One evaluation: what is measured, by what, and what is known so far."""
 
     def __init__(self, config: EvaluateConfig, command: str, console: Console) -> None:
@@ -115,14 +116,14 @@ class Evaluation:
         device, _ = pick_device(config.device)
         self.model = load_model(config.model, device, config.output_root, config.weights)
         settings = self.model.meta["settings"]
-        self.manner = Manner(
+        self.sampler_settings = SamplerSettings(
             config.sampler,
             config.steps or settings["sample_steps"],
             settings["guidance_scale"] if config.guidance_scale is None else config.guidance_scale,
         )
         self.most_steps = self.model.pipeline.scheduler.config.num_train_timesteps
-        if self.manner.steps > self.most_steps:
-            raise RequestError(f"--steps {self.manner.steps}: this model takes at most {self.most_steps}")
+        if self.sampler_settings.steps > self.most_steps:
+            raise RequestError(f"--steps {self.sampler_settings.steps}: this model takes at most {self.most_steps}")
         paths, out = self.model.paths, config.out and real(config.out)
         self.folder, self.json = (out, out / "evaluation.json") if out else (paths.evaluation_files, paths.evaluation)
         where = TrainConfig(
@@ -132,7 +133,7 @@ class Evaluation:
         )
         self.precision, _ = hardware.pick_precision(config.precision, device)
         self.data = where.data
-        self.train, self.test = data.load(where, World(0, 0, 1, 1, device))
+        self.train, self.test = data.load(where, DistContext(0, 0, 1, 1, device))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / ".writable").touch()
@@ -141,7 +142,7 @@ class Evaluation:
             raise RequestError(f"cannot write to {error.filename} ({error.strerror}): choose another --out") from error
         if config.compile:
             self.model.pipeline.unet.compile()
-        self.artist = Artist(self.model.pipeline, self.precision, config.batch_size, console, self.log)
+        self.generator = ImageGenerator(self.model.pipeline, self.precision, config.batch_size, console, self.log)
         self.document: dict[str, Any] = {
             "generated": "", "run": self.model.run, "checkpoint": self.model.folder.name,
             "weights": config.weights,
@@ -161,14 +162,14 @@ class Evaluation:
         self.save()
         self.console.print(figures_table(self.document))
         if self.config.sweeps:
-            self.sweep("guidance", guidance_manners(self.manner))
-            self.sweep("samplers", sampler_manners(self.manner, self.most_steps))
+            self.sweep("guidance", guidance_settings(self.sampler_settings))
+            self.sweep("samplers", sampler_settings(self.sampler_settings, self.most_steps))
 
     # ---- what is measured --------------------------------------------------------------------------------------------
 
     def check_classifier(self) -> None:
         """First of all: is the classifier as good on real images as it should be? If not, no figure below is."""
-        part = parts.classifier_part(self.judge, self.test)
+        part = parts.classifier_part(self.classifier, self.test)
         self.document["classifier"] = part
         self.log(
             f"classifier on {part['top1'].count:,} real test images ({self.real}): "
@@ -179,41 +180,48 @@ class Evaluation:
                      "far less means that the data are not read rightly")  # fmt: skip
 
     @cached_property
-    def judge(self) -> Judge:
+    def classifier(self) -> ReferenceClassifier:
         return load_or_train(self.train, self.test, self.model.paths.classifiers, self.log)
 
     @cached_property
     def reference(self) -> parts.Reference:
-        return parts.Reference.of(self.judge, self.test, self.artist.resolution)
+        return parts.Reference.of(self.classifier, self.test, self.generator.resolution)
 
     def measure(self) -> None:
         """Draw characters of every class, and of none, and judge them; the pictures are written too."""
         labels, count = self.labels(self.config.samples_per_class), NUM_CLASSES * self.config.samples_per_class
-        drawn = self.artist.draw(labels, self.manner, self.config.seed, "characters of each class")
+        drawn = self.generator.draw(labels, self.sampler_settings, self.config.seed, "characters of each class")
         any_class = torch.full((min(count, len(self.test)),), NULL_CLASS)
-        plain = Manner(self.manner.sampler, self.manner.steps, 1.0)
-        undirected = self.artist.draw(any_class, plain, self.config.seed, "no class asked for")
+        plain = SamplerSettings(self.sampler_settings.sampler, self.sampler_settings.steps, 1.0)
+        undirected = self.generator.draw(any_class, plain, self.config.seed, "no class asked for")
         self.log("judging")
-        verdicts = self.judge(drawn.pixels)
+        predictions = self.classifier(drawn.pixels)
         pixels = torch.from_numpy(drawn.pixels)
-        resolution = self.artist.resolution
+        resolution = self.generator.resolution
         ours = parts.neighbours(pixels, self.train, resolution)
         heldout = parts.neighbours(parts.as_drawn(self.test.pixels, resolution), self.train, resolution)
         self.document |= {
             "sampler": {
-                "name": self.manner.sampler, "steps": self.manner.steps, "guidance_scale": self.manner.guidance_scale,
+                "name": self.sampler_settings.sampler, "steps": self.sampler_settings.steps,
+                "guidance_scale": self.sampler_settings.guidance_scale,
                 "seconds_per_image": drawn.seconds_per_image,
             },
-            "conditional": parts.conditional_part(verdicts, labels, self.reference),
-            "class_balance": parts.balance_part(self.judge(undirected.pixels), self.reference),
-            "distances": parts.distances_part(verdicts.features, self.reference),
+            "conditional": parts.conditional_part(predictions, labels, self.reference),
+            "class_balance": parts.balance_part(self.classifier(undirected.pixels), self.reference),
+            "distances": parts.distances_part(predictions.features, self.reference),
             "memorisation": parts.memorisation_part(ours, heldout, len(self.train)),
             "guidance": [], "samplers": [], "recommended": None,
         }  # fmt: skip
         atomic_write(self.folder / "generated.npz", npz(x=drawn.pixels, y=labels.numpy()))
-        caption = f"{self.model.run}, {self.model.folder.name} · {self.manner} · trained on {self.model.source}"
+        caption = (
+            f"{self.model.run}, {self.model.folder.name} · {self.sampler_settings} · trained on {self.model.source}"
+        )
         worst = worst_sheet(
-            drawn.pixels, labels, verdicts, "Wanted → seen: what the classifier is most sure is something else", caption
+            drawn.pixels,
+            labels,
+            predictions,
+            "Wanted → seen: what the classifier is most sure is something else",
+            caption,
         )
         nearest = ours.indices.to(self.train.pixels.device)
         originals, seen = self.train.pixels[nearest].cpu(), self.train.labels[nearest].cpu()
@@ -227,17 +235,17 @@ class Evaluation:
         for name, sheet in {"worst.png": worst, "closest_pairs.png": closest}.items():
             atomic_write(self.folder / name, png(sheet))
 
-    def sweep(self, name: str, manners: list[Manner]) -> None:
-        """Try `manners`, and add what each gives to the files."""
-        gpu = self.artist.device.type == "cuda"
+    def sweep(self, name: str, candidates: list[SamplerSettings]) -> None:
+        """Try `candidates`, and add what each gives to the files."""
+        gpu = self.generator.device.type == "cuda"
         per_class = self.config.sweep_samples_per_class or (50 if gpu else 10)
         labels = self.labels(per_class)
-        per_step = self.document["sampler"]["seconds_per_image"] / self.manner.evaluations
-        expected = per_step * len(labels) * sum(manner.evaluations for manner in manners)
-        self.log(f"{name}: {len(manners)} × {len(labels):,} images, about {rough_duration(expected)} in all; Ctrl-C "
+        per_step = self.document["sampler"]["seconds_per_image"] / self.sampler_settings.evaluations
+        expected = per_step * len(labels) * sum(sampler_settings.evaluations for sampler_settings in candidates)
+        self.log(f"{name}: {len(candidates)} × {len(labels):,} images, about {rough_duration(expected)} in all; Ctrl-C "
                  "ends it, and what is measured by then stands")  # fmt: skip
         rows = self.document[name]
-        for row in sweep(manners, labels, self.config.seed, self.artist, self.judge, self.reference):
+        for row in sweep(candidates, labels, self.config.seed, self.generator, self.classifier, self.reference):
             rows.append(row)
             if name == "samplers":
                 self.document["recommended"] = recommend(rows)
@@ -296,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hardware.set_up(device, deterministic=False)
         if fewer := settle(device):
             console.print(fewer, markup=False, highlight=False)
-        evaluation = Evaluation(config, shlex.join(["python", "evaluate.py", *typed]), console)
+        evaluation = Evaluator(config, shlex.join(["python", "evaluate.py", *typed]), console)
         evaluation.main()
         evaluation.publish()
     except KeyboardInterrupt:

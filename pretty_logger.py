@@ -25,14 +25,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ddpm import cli
-from ddpm.paths import RunPaths, find_run
-from ddpm.program import run_program
-from metrics.gpus import GpuSampler
+from ddpm.run import cli
+from ddpm.run.format import clean, clock, ending_line, epoch_line, number, plain_line, progress_line
+from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.program import run_program
+from metrics.live.gpus import GpuSampler
+from metrics.live.status import SEVERITIES, SafeWriter, StatusPublisher, append_line, read_epochs, read_events
+from metrics.live.terminal import POLL, HealthWord, LineCatcher, TerminalView, on_terminal, snapshot, watch
 from metrics.run_state import RunReader
-from metrics.screen import POLL, HealthWord, LineCatcher, Screen, on_terminal, snapshot, watch
-from metrics.status import SEVERITIES, SafeWriter, StatusPublisher, append_line, read_epochs, read_events
-from metrics.text import clean, clock, ending_line, epoch_line, number, plain_line, progress_line
 
 PLAIN_WIDTH = 100  # columns of the view where there is no terminal to ask
 
@@ -157,14 +157,14 @@ class PrettyLogger:
 
     def _open_view(self) -> None:
         reader = RunReader(self.paths, lambda: self._publisher.writer.trouble or self._log_writer.trouble)
-        screen = Screen(reader, sys.stdout)
+        screen = TerminalView(reader, sys.stdout)
         self._showing = True
         sys.stdout = LineCatcher(sys.stdout, self.log)
         sys.stderr = LineCatcher(sys.stderr, lambda line: self.log(line, "warning"))
         self._view = threading.Thread(target=self._show, args=(screen,), name="dashboard", daemon=True)
         self._view.start()
 
-    def _show(self, screen: Screen) -> None:
+    def _show(self, screen: TerminalView) -> None:
         """The dashboard's thread. A terminal that goes away takes the view with it, not the training."""
         failure = None
         try:

@@ -6,8 +6,8 @@
     python sample.py RUN --text "Hello World" --animate    the same out of noise, a GIF; a video with --out hello.mp4
     python sample.py RUN --chars 0-9 --strip               the way from noise to the finished picture, step by step
 
-What can be asked for stands in ddpm/sample_config.py, how noise becomes characters in ddpm/pipeline.py, how pictures
-are made of them in ddpm/artist.py, lettering.py and film.py. This file says what is loaded, and where the picture goes.
+Under ddpm/sampling/: the flags in config.py, how noise becomes characters in pipeline.py, how they become pictures in
+render.py, handwriting.py and animation.py. This file says what is loaded, and where the picture goes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm import cli
-from ddpm.errors import RequestError
-from ddpm.files import atomic_write
-from ddpm.program import run_program
-from ddpm.sample_config import SampleConfig
-from ddpm.threads import limit_spinning, settle
+from ddpm.run import cli
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write
+from ddpm.run.program import run_program
+from ddpm.sampling.config import SampleConfig
+from ddpm.training.threads import limit_spinning, settle
 
 
 @cli.in_one_line
@@ -46,17 +46,18 @@ def make(config: SampleConfig) -> Path:
         RequestError: there is no such model, character or device, or the picture cannot be written.
     """
     limit_spinning()
-    from ddpm import hardware, trained  # here, as they take seconds: a typing error is answered at once
-    from ddpm.artist import Artist
-    from ddpm.device import pick_device
-    from ddpm.pictures import npz
+    from ddpm.sampling import load  # here, as they take seconds: a typing error is answered at once
+    from ddpm.sampling.render import Renderer
+    from ddpm.sampling.sheets import npz
+    from ddpm.training import hardware  # here, as they take seconds: a typing error is answered at once
+    from ddpm.training.device import pick_device
 
     device, _ = pick_device(config.device)
     hardware.set_up(device, deterministic=False)
     fewer = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)
-    model = trained.load(config.model or only_run(config.output_root), device, config.output_root, config.weights)
-    artist = Artist(config, model)
+    model = load.load(config.model or only_run(config.output_root), device, config.output_root, config.weights)
+    renderer = Renderer(config, model)
     path = config.out or free_name(model.run, config)
     check_writable(path)
     if config.compile:
@@ -64,19 +65,19 @@ def make(config: SampleConfig) -> Path:
     print(f"{model.folder}\n  run {model.run}, trained on {model.source}: {model.progress}")
 
     start = time.perf_counter()
-    drawn = artist.draw(device, hardware.DTYPES[precision])
-    seconds, count = time.perf_counter() - start, len(artist.labels)
-    files = {path: artist.picture(drawn)}
+    drawn = renderer.draw(device, hardware.DTYPES[precision])
+    seconds, count = time.perf_counter() - start, len(renderer.labels)
+    files = {path: renderer.picture(drawn)}
     if config.npz:
         import numpy as np
 
-        files[path.with_suffix(".npz")] = npz(x=drawn[artist.steps], y=np.array(artist.labels))
+        files[path.with_suffix(".npz")] = npz(x=drawn[renderer.steps], y=np.array(renderer.labels))
     try:
         for file, content in files.items():
             atomic_write(file, content)
     except OSError as error:
         raise RequestError(f"{error.filename or path}: {error.strerror}; give another file with --out") from error
-    print(f"  {count} characters: {artist.manner} · {precision} on {hardware.device_name(device)}")
+    print(f"  {count} characters: {renderer.manner} · {precision} on {hardware.device_name(device)}")
     print(f"  {seconds:.1f} s, {1000 * seconds / count:.3g} ms per image" + (f" · {fewer}" if fewer else ""))
     for file, content in files.items():
         print(f"{file} ({len(content) / 1000:,.0f} kB)")
@@ -89,7 +90,7 @@ def only_run(root: Path) -> str:
     Raises:
         RequestError: there is none, or more than one.
     """
-    from ddpm.trained import runs_with_checkpoints
+    from ddpm.sampling.load import runs_with_checkpoints
 
     known = runs_with_checkpoints(root)
     if len(known) == 1:

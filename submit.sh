@@ -147,7 +147,7 @@ fi
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto
 # What Slurm says of this job, in one line; nothing if it does not answer.
 show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null; }
-SCONTROL_SHOW_JOB=$(show_job) python -m metrics.requeue before "$@" || exit # it has said which flag is wrong
+SCONTROL_SHOW_JOB=$(show_job) python -m metrics.jobs.requeue before "$@" || exit # it has said which flag is wrong
 
 # ---- launch -------------------------------------------------------------------------------------------------------
 nodes=${SLURM_JOB_NUM_NODES:-1}
@@ -189,7 +189,7 @@ code=$?
 say "exit code $code"
 
 # ---- the end: queue the job again, or end with the code that makes its state in Slurm true ------------------------
-SCONTROL_SHOW_JOB=$(show_job) python -m metrics.requeue after "$code" "$caught" "$@"
+SCONTROL_SHOW_JOB=$(show_job) python -m metrics.jobs.requeue after "$code" "$caught" "$@"
 verdict=$?
 if [ "$verdict" -eq 10 ] && [ "$caught" = TERM ]; then
     say "not queued again from here, as TERM came meanwhile"

@@ -4,22 +4,23 @@
     torchrun --standalone --nproc_per_node=4 train.py      one process per GPU
     sbatch submit.sh                                       the same on a Slurm cluster
 
-Where to change what: settings in ddpm/config.py, images and their order in ddpm/data.py, the network in ddpm/model.py
-and what makes it fast in ddpm/speed.py, the loss in ddpm/diffusion.py, how characters are drawn in ddpm/pipeline.py and
-judged in judge/, the optimizer step in ddpm/step.py, what is kept in ddpm/checkpoint.py and ddpm/saving.py, where a run
-resumes in ddpm/resume.py, what is told in metrics/herald.py, figures in metrics/tracker.py. Here is in which order.
+Where to change what: settings in ddpm/run/config.py, figures in ddpm/run/metrics.py; under ddpm/training/, images and
+their order in data.py, the network and what makes it fast in model.py, the loss in diffusion.py, the optimizer step in
+trainer.py, checkpoints in checkpoint.py (format) and checkpointing.py (when, which), resuming in resume.py; sampling in
+ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, everything that is logged in metrics/run_logger.py. This file
+says in which order.
 """
 
 import os
 import sys
 from datetime import timedelta
 
-from ddpm.config import TrainConfig, parse_args
-from ddpm.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
-from ddpm.launch import read_launch
-from ddpm.program import flush, prepare, run_program
-from ddpm.signals import TWICE, StopRequest
-from ddpm.threads import Threads, limit_spinning
+from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
+from ddpm.run.launch import read_launch
+from ddpm.run.program import flush, prepare, run_program
+from ddpm.run.signals import TWICE, StopRequest
+from ddpm.training.threads import Threads, limit_spinning
 
 
 def is_first() -> bool:
@@ -47,26 +48,33 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
         sys.exit(refuse(error))
     limit_spinning()
 
-from ddpm import checkpoint, data, hardware, set_aside, soundness
-from ddpm.advice import after_failure
-from ddpm.claim import Claim, holder
-from ddpm.describe import describe_run, dry_run
-from ddpm.diffusion import Validation
-from ddpm.distributed import StopVote, World, connect
-from ddpm.early_stop import out_of_patience
-from ddpm.files import real, why_and_cure
-from ddpm.model import flops_per_image
-from ddpm.paths import REPORTED, RunPaths
-from ddpm.pictures import draw_samples, labelled_grid
-from ddpm.plan import Plan
-from ddpm.progress import Progress
-from ddpm.resume import changes, choose_start, identity_of
-from ddpm.saving import Checkpoints, update_best
-from ddpm.step import Trainer
-from judge.in_training import Evaluation
-from metrics import wandb_board
-from metrics.herald import Herald
-from metrics.status import last_words, publish_failure, read_status
+from ddpm.evaluation.in_training import InTrainingEvaluation
+from ddpm.run.files import real, why_and_cure
+from ddpm.run.lock import RunLock, holder
+from ddpm.run.paths import REPORTED, RunPaths
+from ddpm.sampling.sheets import draw_samples, labelled_grid
+from ddpm.training import checkpoint, data, hardware, soundness
+from ddpm.training.checkpointing import Checkpoints, update_best
+from ddpm.training.describe import describe_run, dry_run
+from ddpm.training.diffusion import Validation
+from ddpm.training.distributed import DistContext, StopVote, connect
+from ddpm.training.early_stop import out_of_patience
+from ddpm.training.model import flops_per_image
+from ddpm.training.progress import Progress
+from ddpm.training.resume import (
+    abandoned_line,
+    after_failure,
+    changes,
+    choose_start,
+    damaged_checkpoints,
+    identity_of,
+    later_pictures,
+)
+from ddpm.training.schedule import TrainingSchedule
+from ddpm.training.trainer import Trainer
+from metrics.live.status import last_words, publish_failure, read_status
+from metrics.loggers import wandb
+from metrics.run_logger import RunLogger
 from metrics.tracker import jsonable, loss_statistics
 
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
@@ -76,26 +84,26 @@ ENOUGH_LOSSES = 25  # steps of an epoch whose mean loss can be compared with an 
 class Run:
     """One process's part in a run: what it trains on, what has been learned, and where it tells of it."""
 
-    def __init__(self, config: TrainConfig, stop: StopRequest, world: World, claim: Claim) -> None:
-        self.config, self.world, self.claim = config, world, claim
+    def __init__(self, config: TrainConfig, stop: StopRequest, world: DistContext, run_lock: RunLock) -> None:
+        self.config, self.world, self.run_lock = config, world, run_lock
         self.paths = RunPaths(real(config.output_root), config.run)
         self.flops_per_image = flops_per_image(config)
         self.choices = hardware.choose(config, world.device, self.flops_per_image)
         self.train_set, self.test_set = data.load(config, world)
-        self.plan = Plan(config, world.world_size, len(self.train_set))
-        self.identity = identity_of(config, self.plan, data.agreed_sha256(self.train_set, world))
+        self.schedule = TrainingSchedule(config, world.world_size, len(self.train_set))
+        self.identity = identity_of(config, self.schedule, data.agreed_sha256(self.train_set, world))
         self.vote = StopVote(stop, world)
-        self.progress = Progress(world.device, self.plan.global_batch)
+        self.progress = Progress(world.device, self.schedule.global_batch)
         self.checkpoints: Checkpoints | None = None  # on the main process only
         self.blown_up: str | None = None  # why the losses of the latest row call the state unsound (main process only)
 
     def main(self) -> int:
         """Train to the end, or until asked to stop. Returns the exit code."""
-        self.take_up()
-        reached = self.start and (self.start.step >= self.plan.total_steps or self.ended_early)
+        self.prepare_start()
+        reached = self.start and (self.start.step >= self.schedule.total_steps or self.ended_early)
         if self.was_finished and reached and not self.notes:
             return self.nothing_to_do()
-        with Herald(self.paths, self.plan, self.world) as self.herald:
+        with RunLogger(self.paths, self.schedule, self.world) as self.herald:
             try:
                 self.build()
                 return self.train()
@@ -114,8 +122,10 @@ class Run:
     def train(self) -> int:
         """Train epoch by epoch from where the run stands. Returns the exit code."""
         self.vote.passed()  # so that a request that came meanwhile is known before the first step
-        done = -(-self.progress.step // self.plan.steps_per_epoch)  # the last of them may lack its figures or samples
-        for epoch in range(max(done - 1, 0), self.plan.epochs):
+        done = -(
+            -self.progress.step // self.schedule.steps_per_epoch
+        )  # the last of them may lack its figures or samples
+        for epoch in range(max(done - 1, 0), self.schedule.epochs):
             if not (self.train_epoch(epoch) and self.finish_epoch(epoch)):
                 return self.stopped()
             if self.ended_early:
@@ -124,19 +134,19 @@ class Run:
 
     def train_epoch(self, epoch: int) -> bool:
         """Train from the current step to the end of `epoch`. False if the processes agreed to stop before it."""
-        plan, progress, images = self.plan, self.progress, self.config.images_per_step
-        if progress.step >= plan.epoch_end(epoch):
+        schedule, progress, images = self.schedule, self.progress, self.config.images_per_step
+        if progress.step >= schedule.epoch_end(epoch):
             return True
         order = data.epoch_order(len(self.train_set), self.config.seed, epoch, self.world.device)
-        first = epoch * plan.steps_per_epoch
+        first = epoch * schedule.steps_per_epoch
         self.publish("training" if progress.warm or not self.choices.compile else "compiling", epoch)
         progress.resume_timing()
-        while progress.step < plan.epoch_end(epoch):
+        while progress.step < schedule.epoch_end(epoch):
             if self.vote.passed():
                 self.tell_progress(epoch)
                 return False
             chosen = data.global_slice(order, progress.step - first, images, self.world)
-            seen, lr = plan.images_seen(progress.step), plan.learning_rate(progress.step)
+            seen, lr = schedule.images_seen(progress.step), schedule.learning_rate(progress.step)
             self.trainer.step(self.train_set, chosen, seen, lr)
             if progress.count_step():
                 self.publish("training", epoch)
@@ -146,10 +156,10 @@ class Run:
                 self.herald.log(f"step {progress.step}: {changed}", "warning")
             if self.trainer.record.full:
                 self.tell_progress(epoch)
-                if self.checkpoints and self.checkpoints.overdue and progress.step < plan.epoch_end(epoch):
+                if self.checkpoints and self.checkpoints.overdue and progress.step < schedule.epoch_end(epoch):
                     self.save()
         self.tell_progress(epoch)
-        if progress.step == (epoch + 1) * plan.steps_per_epoch:  # --max-steps may have cut it short
+        if progress.step == (epoch + 1) * schedule.steps_per_epoch:  # --max-steps may have cut it short
             self.trainer.end_epoch(epoch)
         return True
 
@@ -162,7 +172,7 @@ class Run:
                 "training",
                 epoch,
                 loss=losses.mean(),
-                lr=self.plan.learning_rate(self.progress.step - 1),
+                lr=self.schedule.learning_rate(self.progress.step - 1),
                 grad_norm=grad_norms[-1],
                 samples_per_sec=self.progress.recent_images_per_sec,
             )
@@ -175,7 +185,7 @@ class Run:
         config, progress = self.config, self.progress
 
         def last() -> bool:
-            return progress.step == self.plan.total_steps or self.ended_early is not None
+            return progress.step == self.schedule.total_steps or self.ended_early is not None
 
         def due(every: int) -> bool:
             return every > 0 and (last() or (epoch + 1) % every == 0)
@@ -186,7 +196,7 @@ class Run:
             if measured is None:
                 return False
             self.publish_row(self.epoch_row(epoch, measured))
-            if progress.step % self.plan.steps_per_epoch == 0:
+            if progress.step % self.schedule.steps_per_epoch == 0:
                 progress.begin_epoch()
             if due(config.checkpoint_every) or due(config.keep_every) or (evaluate and config.best_by != "val_loss"):
                 self.save()
@@ -206,7 +216,7 @@ class Run:
             models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
             self.herald.weights(row["epoch"], row["step"], models)
         if self.config.early_stop_patience:
-            self.ended_early = self.world.together(
+            self.ended_early = self.world.broadcast_result(
                 lambda: out_of_patience(self.herald.rows, self.config), here=self.world.is_main
             )
 
@@ -245,18 +255,18 @@ class Run:
 
     def epoch_row(self, epoch: int, measured: dict) -> dict:
         """The epoch's figures, of all processes (every process calls it)."""
-        progress, plan, trainer, world = self.progress, self.plan, self.trainer, self.world
+        progress, schedule, trainer, world = self.progress, self.schedule, self.trainer, self.world
         rate = progress.images_per_sec
         memory = [max(of_each) for of_each in zip(*world.gather(hardware.memory_mb(world.device)), strict=True)]
         row = {
             "epoch": epoch + 1,
             "step": progress.step,
-            "images_seen": plan.images_seen(progress.step),
+            "images_seen": schedule.images_seen(progress.step),
             **loss_statistics(progress.losses, progress.grad_norms),
             **measured,
-            "lr": plan.learning_rate(progress.step - 1),
+            "lr": schedule.learning_rate(progress.step - 1),
             "samples_per_sec": rate,
-            "batches_per_sec": rate / plan.global_batch,
+            "batches_per_sec": rate / schedule.global_batch,
             "mfu": hardware.flop_utilisation(self.flops_per_image, rate, world.device, world.world_size),
             **dict(zip(("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"), memory, strict=True)),
             "ema_delta_norm": trainer.ema.delta_norm(),
@@ -267,7 +277,7 @@ class Run:
 
     # ---- beginning ---------------------------------------------------------------------------------------------------
 
-    def take_up(self) -> None:
+    def prepare_start(self) -> None:
         """Decide where the run starts, and make a place for its files without writing over anything.
 
         Raises:
@@ -292,14 +302,14 @@ class Run:
                 f"earlier files of this name are now in {old}" for old in self.paths.prepare(afresh=start is None)
             ]
             if start:
-                notes += set_aside.damaged_checkpoints(root, start, damaged)
-                notes += set_aside.abandoned_line(self.paths, start)
+                notes += damaged_checkpoints(root, start, damaged)
+                notes += abandoned_line(self.paths, start)
                 update_best(root, self.config.best_by)
             checkpoint.point_latest(root)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
 
-        decided = self.world.together(decide, here=self.world.is_main)
+        decided = self.world.broadcast_result(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
         self.ended_early = out_of_patience(self.start.meta["history"], self.config) if self.start else None
 
@@ -315,8 +325,8 @@ class Run:
                 except Exception as error:
                     old, again = REPORTED, self.paths.command("python -m metrics.report")
                     print(f"could not write the report (later: {again}): {error}", file=sys.stderr)
-            limit = "--max-steps" if self.plan.total_steps == self.config.max_steps else "--epochs"
-            print(f"{self.config.run} is finished: {self.start.step} of {self.plan.total_steps} steps are done; "
+            limit = "--max-steps" if self.schedule.total_steps == self.config.max_steps else "--epochs"
+            print(f"{self.config.run} is finished: {self.start.step} of {self.schedule.total_steps} steps are done; "
                   f"{self.ended_early or f'raise {limit} to train on'}, or begin anew with --resume never")  # fmt: skip
             for label, path in self.paths.artifacts().items():
                 if label not in old:
@@ -333,32 +343,32 @@ class Run:
             state, averages = self.start.load()
             self.trainer.load_state_dict(state, averages)
             self.progress.load_state_dict(state["progress"])
-            self.notes += self.trainer.settle_average(self.progress.step // self.plan.steps_per_epoch)
+            self.notes += self.trainer.settle_average(self.progress.step // self.schedule.steps_per_epoch)
         self.progress.note_threads(self.threads.number)
         if self.world.is_main:
             self.open_files()
-        self.evaluation = Evaluation(config, self.train_set, self.test_set, self.world)
+        self.evaluation = InTrainingEvaluation(config, self.train_set, self.test_set, self.world)
         self.progress.start_clock()
 
     def open_files(self) -> None:
         """Take up the files of checkpoints and figures, and say what is trained (main process only)."""
         config, start = self.config, self.start
         description = describe_run(
-            config, self.choices, self.world, self.plan, self.flops_per_image, self.train_set, self.test_set,
+            config, self.choices, self.world, self.schedule, self.flops_per_image, self.train_set, self.test_set,
             self.threads, self.progress.threads,
         )  # fmt: skip
         rows = start.meta["history"] if start else []
-        self.herald.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.plan.remarks()])
-        for note in set_aside.later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
+        self.herald.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.schedule.remarks()])
+        for note in later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
             self.herald.log(note)
         if start:
-            changed = "; ".join(changes(start, config, self.plan, self.threads.number)) or "nothing"
+            changed = "; ".join(changes(start, config, self.schedule, self.threads.number)) or "nothing"
             self.herald.log(f"resumed from {start.folder.name}; changed since: {changed}")
             if start.unsound:
                 self.herald.log(f"{start.folder.name} is unsound ({start.unsound}); it was asked for", "warning")
             self.blown_up = start.unsound
         self.checkpoints = Checkpoints(
-            self.paths.checkpoints, config, self.plan, self.identity, start, self.herald.log, self.claim.check
+            self.paths.checkpoints, config, self.schedule, self.identity, start, self.herald.log, self.run_lock.check
         )
         if start:
             self.save()  # here too, if --resume took it from another run's folder
@@ -390,7 +400,7 @@ class Run:
         False if asked to stop meanwhile.
         """
         path = self.paths.samples / f"{self.config.data}_epoch_{epoch + 1:04d}.png"
-        if self.world.together(path.exists, here=self.world.is_main):
+        if self.world.broadcast_result(path.exists, here=self.world.is_main):
             return True
         self.publish("sampling", epoch)
         model, scheduler, per_class = self.trainer.ema.model, self.trainer.scheduler, self.choices.samples_per_class
@@ -405,7 +415,7 @@ class Run:
     def finished(self) -> int:
         self.vote.close()
         unsaved = self.last_checkpoint()
-        unsound = self.world.together(lambda: self.unsound or self.checkpoints.unsound, here=self.world.is_main)
+        unsound = self.world.broadcast_result(lambda: self.unsound or self.checkpoints.unsound, here=self.world.is_main)
         if unsound and not unsaved:
             return self.failed(TrainingFailed(f"trained to the end, but the state is unsound: {unsound}"))
         if self.config.export and self.world.is_main and not unsaved:
@@ -415,7 +425,7 @@ class Run:
     def stopped(self) -> int:
         """Save first: the cluster may give no more than half a minute."""
         self.vote.close()
-        self.publish("saving", self.progress.step // self.plan.steps_per_epoch)
+        self.publish("saving", self.progress.step // self.schedule.steps_per_epoch)
         self.save()
         if unsaved := self.last_checkpoint():
             return self.herald.end("failed", 1, unsaved)
@@ -448,21 +458,21 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
     paths = RunPaths(real(config.output_root), config.run)
 
     def publish(code: int, message: str) -> None:
-        if is_first() and not config.dry_run and not os.path.exists(paths.claim):  # else another job has the run
+        if is_first() and not config.dry_run and not os.path.exists(paths.lock):  # else another job has the run
             publish_failure(paths, config.data, code, message)
 
-    claimed = None
+    lock_name = None
     try:
         if config.wandb:
-            wandb_board.require()
+            wandb.require()
         with connect(config.device) as world:
             if config.dry_run:
                 dry_run(config, world)
                 return 0
-            with Claim(paths.claim, config.run) as claim:
-                claimed = world.together(claim.take, here=world.is_main)
+            with RunLock(paths.lock, config.run) as run_lock:
+                lock_name = world.broadcast_result(run_lock.take, here=world.is_main)
                 try:
-                    return Run(config, stop, world, claim).main()
+                    return Run(config, stop, world, run_lock).main()
                 except Exception as error:
                     raise world.explain(error) from None
     except RequestError as error:
@@ -471,7 +481,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
     except ProcessesLost as error:
         if error.spokesman:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            if holder(paths.claim) in (claimed, None):  # else the run has been taken over
+            if holder(paths.lock) in (lock_name, None):  # else the run has been taken over
                 publish_failure(paths, config.data, 1, str(error), keep=True)
         return 1
     except KeyboardInterrupt:

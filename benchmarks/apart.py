@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.rounds import seconds
-from ddpm.distributed import World, connect
-from ddpm.errors import RequestError
+from ddpm.run.errors import RequestError
+from ddpm.training.distributed import DistContext, connect
 
 
 class Loop(Protocol):
@@ -37,7 +37,7 @@ class Apart:
     """A loop that trains when it is told to, with all the processes that it starts."""
 
     def __init__(
-        self, name: str, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]], device: str = "auto"
+        self, name: str, make: Callable[[DistContext], AbstractContextManager[tuple[Loop, Any]]], device: str = "auto"
     ) -> None:
         """Begin to load libraries, as several sides do at once.
 
@@ -88,7 +88,9 @@ class Apart:
         return answer
 
 
-def _serve(pipe: Connection, make: Callable[[World], AbstractContextManager[tuple[Loop, Any]]], device: str) -> None:
+def _serve(
+    pipe: Connection, make: Callable[[DistContext], AbstractContextManager[tuple[Loop, Any]]], device: str
+) -> None:
     os.setpgrp()  # its workers are stopped with it; if its parent dies, the system wakes and hangs up the group
     multiprocessing.set_start_method(None, force=True)  # its workers start as they do in any other process
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.rounds import seconds
-from ddpm.config import PRESETS, preset
-from ddpm.data import Images
-from ddpm.distributed import connect
-from ddpm.hardware import choose
-from ddpm.model import count_parameters, flops_per_image
-from ddpm.plan import Plan
-from ddpm.program import run_program
-from ddpm.progress import Progress
-from ddpm.resume import identity_of
-from ddpm.saving import Checkpoints
-from ddpm.step import Trainer
+from ddpm.run.config import PRESETS, preset
+from ddpm.run.program import run_program
+from ddpm.training.checkpointing import Checkpoints
+from ddpm.training.data import Images
+from ddpm.training.distributed import connect
+from ddpm.training.hardware import choose
+from ddpm.training.model import count_parameters, flops_per_image
+from ddpm.training.progress import Progress
+from ddpm.training.resume import identity_of
+from ddpm.training.schedule import TrainingSchedule
+from ddpm.training.trainer import Trainer
 
 
 def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, list[float]]:
@@ -42,8 +42,8 @@ def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, li
         trainer = Trainer(config, choose(config, device, flops_per_image(config)), world)
         print(f"{name}: {count_parameters(trainer.model) / 1e6:.1f} M parameters on {device}, "
               f"{torch.get_num_threads()} thread(s)")  # fmt: skip
-        progress, plan = Progress(device, batch_size), Plan(config, 1, batch_size)
-        checkpoints = Checkpoints(root, config, plan, identity_of(config, plan, ""), None, lambda *_: None)
+        progress, schedule = Progress(device, batch_size), TrainingSchedule(config, 1, batch_size)
+        checkpoints = Checkpoints(root, config, schedule, identity_of(config, schedule, ""), None, lambda *_: None)
 
         def step() -> None:
             trainer.step(images, torch.arange(batch_size, device=device), progress.step, config.lr)

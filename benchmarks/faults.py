@@ -31,12 +31,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from ddpm import idx
-from ddpm.checkpoint import STATE, WEIGHTS
-from ddpm.config import TrainConfig, preset
-from ddpm.paths import RunPaths
-from ddpm.program import run_program
+from ddpm.run.config import TrainConfig, preset
 from ddpm.run.metrics import names
+from ddpm.run.paths import RunPaths
+from ddpm.run.program import run_program
+from ddpm.training import emnist
+from ddpm.training.checkpoint import STATE, WEIGHTS
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])
@@ -52,10 +52,10 @@ PATIENCE = 300.0  # seconds that a run may take
 def some_of(source: Path, target: Path, images: dict[str, int]) -> Path:
     """Write the first images of each split of EMNIST Balanced under `target`; returns it, for `--data-root`."""
     for split, count in images.items():
-        for path, dimensions in zip(idx.split_files(source, split), (3, 1), strict=True):
+        for path, dimensions in zip(emnist.split_files(source, split), (3, 1), strict=True):
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            idx.write_idx(copy, idx.read_idx(path, dimensions)[:count])
+            emnist.write_idx(copy, emnist.read_idx(path, dimensions)[:count])
     return target
 
 
@@ -138,7 +138,7 @@ def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:
     (mine, rows), (expected, expected_rows) = outcome(config), outcome(whole)
     wrong = [name for name in expected if name not in mine or not mine[name].equal(expected[name])]
     paths = RunPaths(config.output_root, config.run)
-    left_over = [path.name for path in paths.checkpoints.glob(".*")] + [paths.claim.name] * paths.claim.exists()
+    left_over = [path.name for path in paths.checkpoints.glob(".*")] + [paths.lock.name] * paths.lock.exists()
     wrong += [] if rows.equals(expected_rows) else ["rows"]
     wrong += [] if json.loads(paths.status.read_text(encoding="utf-8"))["state"] == "finished" else ["status"]
     wrong += [] if paths.report.exists() else ["no report"]

@@ -3,12 +3,12 @@
     python -m benchmarks.input_pipeline --data-root DIR                     every preset, at its resolution and batch
     python -m benchmarks.input_pipeline --presets tiny --data-root DIR --share-of-step
 
-Ours is what ddpm/step.py does: the order drawn once per epoch, a batch picked from the images on the device, resized
-and scaled there. The loader's batches count once they are on the device. A side's turn begins with as many untimed
-batches as the loader holds ready, so that it is measured at the pace of its workers and not at that of its queue; it
-ends with a pause in which they fill it again, so that they do not work while the other side is measured. Starting the
-workers is not counted. On a CPU batches are cut to 256 images. `--share-of-step` also times train.py's own step, on
-a CPU only where it takes at most 3 TFLOP. Its time is of all that a step is, the delivery of its batch included.
+Ours is what ddpm/training/trainer.py does: the order drawn once per epoch, a batch picked from the images on the
+device, resized and scaled there. The loader's batches count once they are on the device. A side's turn begins with as
+many untimed batches as the loader holds ready, so that it is measured at the pace of its workers and not at that of its
+queue; it ends with a pause in which they fill it again, so that they do not work while the other side is measured.
+Starting the workers is not counted. On a CPU batches are cut to 256 images. `--share-of-step` also times train.py's own
+step, on a CPU only where it takes at most 3 TFLOP. Its time is of all that a step is, its batch's delivery included.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from rich.table import Table
 from benchmarks.other_loops import endless, pil_loader
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
-from ddpm import data
-from ddpm.config import PRESETS, TrainConfig, parse_args
-from ddpm.distributed import World, connect
-from ddpm.model import flops_per_image
-from ddpm.plan import Plan
-from ddpm.program import run_program
+from ddpm.run.config import PRESETS, TrainConfig, parse_args
+from ddpm.run.program import run_program
+from ddpm.training import data
+from ddpm.training.distributed import DistContext, connect
+from ddpm.training.model import flops_per_image
+from ddpm.training.schedule import TrainingSchedule
 
 CPU_BATCH = 256  # images; larger batches take a CPU long and are no faster per image
 CPU_STEP = 3e12  # FLOP: a longer step is not timed on a CPU
@@ -39,12 +39,14 @@ CPU_STEP = 3e12  # FLOP: a longer step is not timed on a CPU
 Advance = Callable[[int], None]  # delivers so many batches, or trains on them
 
 
-def our_batches(config: TrainConfig, images: data.Images, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images and labels as train.py and ddpm/step.py bring them to the model, epoch after epoch."""
-    plan = Plan(config, world.world_size, len(images))
+def our_batches(
+    config: TrainConfig, images: data.Images, world: DistContext
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images and labels as train.py and ddpm/training/trainer.py bring them to the model, epoch after epoch."""
+    schedule = TrainingSchedule(config, world.world_size, len(images))
     for epoch in itertools.count():
         order = data.epoch_order(len(images), config.seed, epoch, world.device)
-        for batch in range(plan.steps_per_epoch):
+        for batch in range(schedule.steps_per_epoch):
             chosen = data.global_slice(order, batch, config.batch_size, world)
             pixels = images.pixels.index_select(0, chosen)
             yield data.to_model_input(pixels, config.resolution), images.labels[chosen]
@@ -75,7 +77,9 @@ def pace(advance: Advance, at_once: int, at_least: float, device: torch.device) 
     return spent / done
 
 
-def measure(config: TrainConfig, world: World, workers: int, rounds: int, at_least: float, with_step: bool) -> dict:
+def measure(
+    config: TrainConfig, world: DistContext, workers: int, rounds: int, at_least: float, with_step: bool
+) -> dict:
     """Seconds per batch of each side, by round."""
     device, images = world.device, data.load(config, world)[0]
     queue = max(1, 2 * workers)  # batches that the loader holds ready: prefetch_factor is 2

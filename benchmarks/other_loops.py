@@ -18,12 +18,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import EMNIST
 
-from ddpm.config import NULL_CLASS, TrainConfig
-from ddpm.data import data_root
-from ddpm.diffusion import make_scheduler
-from ddpm.hardware import Choices, synchronize
-from ddpm.model import build_unet
-from ddpm.speed import compiled, set_layout, skip_unit_scales
+from ddpm.run.config import NULL_CLASS, TrainConfig
+from ddpm.training.data import data_root
+from ddpm.training.diffusion import make_scheduler
+from ddpm.training.hardware import Choices, synchronize
+from ddpm.training.model import build_unet, compiled, set_layout, skip_unit_scales
 
 
 def upright(image: Image.Image) -> Image.Image:

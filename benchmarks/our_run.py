@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TextIO
 
 import train
-from ddpm.claim import Claim
-from ddpm.config import TrainConfig
-from ddpm.distributed import StopVote, World
-from ddpm.signals import StopRequest
-from metrics.herald import Herald
+from ddpm.run.config import TrainConfig
+from ddpm.run.lock import RunLock
+from ddpm.run.signals import StopRequest
+from ddpm.training.distributed import DistContext, StopVote
+from metrics.run_logger import RunLogger
 
 FOREVER = 10**6  # epochs, so that no step is the last
 
@@ -30,7 +30,7 @@ class OurRun:
     def steps(self, count: int) -> None:
         """Train `count` steps, as the loop does, and wait for the device, as the end of an epoch does."""
         progress, self._vote.left = self.run.progress, count
-        while self.run.train_epoch(progress.step // self.run.plan.steps_per_epoch):
+        while self.run.train_epoch(progress.step // self.run.schedule.steps_per_epoch):
             pass  # an epoch is over: the next one
 
     def validate(self) -> None:
@@ -52,18 +52,18 @@ class Countdown(StopVote):
 
 
 @contextmanager
-def our_run(config: TrainConfig, world: World, terminal: TextIO | None = None) -> Iterator[OurRun]:
+def our_run(config: TrainConfig, world: DistContext, terminal: TextIO | None = None) -> Iterator[OurRun]:
     """Begin a run of `config` in a folder that is removed afterwards. Meanwhile stdout is `terminal`, or nowhere."""
     with tempfile.TemporaryDirectory() as folder:
         config = replace(
             config, output_root=Path(folder), run_name="benchmark", resume="never", epochs=FOREVER, max_steps=None
         )
-        claim = Claim(Path(folder) / "claim", config.run)
+        claim = RunLock(Path(folder) / "claim", config.run)
         with redirect_stdout(terminal or io.StringIO()), claim:
             claim.take()
             run = train.Run(config, StopRequest(), world, claim)
-            run.take_up()
-            with Herald(run.paths, run.plan, world) as run.herald:
+            run.prepare_start()
+            with RunLogger(run.paths, run.schedule, world) as run.herald:
                 run.build()
                 yield OurRun(run)
                 run.herald.end("stopped", 0, report=False)

@@ -30,11 +30,11 @@ from rich.table import Table
 import train
 from benchmarks.our_run import OurRun, our_run
 from benchmarks.rounds import ALL, arguments, in_turn, machine, publish, seconds, settings, spread, words
-from ddpm.config import TrainConfig
-from ddpm.distributed import World, connect
-from ddpm.program import run_program
-from metrics.screen import Screen
-from metrics.status import StatusPublisher
+from ddpm.run.config import TrainConfig
+from ddpm.run.program import run_program
+from ddpm.training.distributed import DistContext, connect
+from metrics.live.status import StatusPublisher
+from metrics.live.terminal import TerminalView
 
 ROWS, COLUMNS = 40, 120
 IN_PLACE = 3  # times as many steps as in a turn
@@ -49,7 +49,7 @@ def things(run: train.Run) -> dict[str, tuple[Any, str, Callable]]:
         "gradient norm, clipping": (trainer, "grad_norm", lambda: norm),
         "losses and norms, progress": (trainer.record, "add", lambda loss, norm: None),
         "status and heartbeat": (StatusPublisher, "_write", lambda self: True),
-        "dashboard": (Screen, "draw", lambda self: None),
+        "dashboard": (TerminalView, "draw", lambda self: None),
     }
 
 
@@ -151,13 +151,13 @@ def per_epoch(ours: OurRun, rounds: int, steps: int) -> dict[str, list[float]]:
     return {"validation": taken["validation"], "checkpoint": checkpoint}
 
 
-def measure(config: TrainConfig, world: World, rounds: int, passes: int, steps: int, warmup: int) -> dict:
+def measure(config: TrainConfig, world: DistContext, rounds: int, passes: int, steps: int, warmup: int) -> dict:
     with terminal() as screen, our_run(config, world, screen) as ours:
         ours.steps(warmup)
         per_round = [in_place(ours, IN_PLACE * steps) for _ in range(rounds)] if world.device.type == "cpu" else []
         return {
             "choices": ours.run.choices.in_words(),
-            "steps_per_epoch": ours.run.plan.steps_per_epoch,
+            "steps_per_epoch": ours.run.schedule.steps_per_epoch,
             "val_images": ours.run.choices.val_images,
             "in_place": {name: [each[name] for each in per_round] for name in per_round[0]} if per_round else {},
             "seconds_per_step": per_step(ours, rounds, passes, steps),

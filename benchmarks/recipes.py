@@ -30,17 +30,17 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from ddpm import data, hardware
-from ddpm.config import NUM_CLASSES, preset
-from ddpm.distributed import connect
-from ddpm.files import atomic_write
-from ddpm.paths import PROJECT_ROOT, RunPaths
-from ddpm.program import run_program
-from ddpm.trained import load
-from judge.artist import Artist, Manner
-from judge.classifier import Judge, load_or_train
-from judge.evaluation import Reference
-from judge.scores import bootstrap, frechet_distance, hits, relative_accuracy
+from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
+from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
+from ddpm.evaluation.measures import Reference
+from ddpm.evaluation.scores import bootstrap, frechet_distance, hits, relative_accuracy
+from ddpm.run.config import NUM_CLASSES, preset
+from ddpm.run.files import atomic_write
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.program import run_program
+from ddpm.sampling.load import load
+from ddpm.training import data, hardware
+from ddpm.training.distributed import connect
 
 BASE = "--batch-size 64 --timestep-power 1"  # what the search began with, and each line below changes
 CHANGES = {
@@ -104,24 +104,26 @@ class Jury:
             train_set, test_set = data.load(config, world)
             self.device = world.device
         folder = RunPaths(root, "").classifiers
-        self.judge: Judge = load_or_train(train_set, test_set, folder, lambda said: print(said, flush=True))
-        self.reference = Reference.of(self.judge, test_set, config.resolution)
+        self.classifier: ReferenceClassifier = load_or_train(
+            train_set, test_set, folder, lambda said: print(said, flush=True)
+        )
+        self.reference = Reference.of(self.classifier, test_set, config.resolution)
         self.labels = torch.arange(NUM_CLASSES).repeat(per_class)
 
     def judged(self, checkpoint: Path, guidance: list[float]) -> list[dict[str, Any]]:
         """RCA and Fréchet distance at each guidance scale."""
         console, precision = Console(quiet=True), hardware.pick_precision("auto", self.device)[0]
-        artist = Artist(load(str(checkpoint), self.device).pipeline, precision, None, console, lambda said: None)
+        generator = ImageGenerator(load(str(checkpoint), self.device).pipeline, precision, None, console, lambda said: None)
         figures = []
         for guidance_scale in guidance:
-            drawn = artist.draw(self.labels, Manner("ddim", 20, guidance_scale), 0, "drawing")
-            verdicts = self.judge(drawn.pixels)
-            rca = bootstrap(relative_accuracy, hits(verdicts.probabilities, self.labels, 1), self.reference.hits)
+            drawn = generator.draw(self.labels, SamplerSettings("ddim", 20, guidance_scale), 0, "drawing")
+            predictions = self.classifier(drawn.pixels)
+            rca = bootstrap(relative_accuracy, hits(predictions.probabilities, self.labels, 1), self.reference.hits)
             figures.append(
                 {
                     "guidance_scale": guidance_scale,
                     "rca": rca.to_dict(),
-                    "frechet": frechet_distance(verdicts.features, self.reference.half),
+                    "frechet": frechet_distance(predictions.features, self.reference.half),
                 }
             )
         return figures
@@ -198,7 +200,8 @@ def begun(options: argparse.Namespace, jury: Jury) -> dict[str, Any]:
     return {
         "generated": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": options.minutes,
         "machine": f"{hardware.device_name(jury.device)}, {os.cpu_count()} threads", "torch": torch.__version__,
-        "classifier_top1": jury.judge.meta["top1"], "images_judged": len(jury.labels), "ms_per_step": {}, "results": [],
+        "classifier_top1": jury.classifier.meta["top1"], "images_judged": len(jury.labels),
+        "ms_per_step": {}, "results": [],
     }  # fmt: skip
 
 

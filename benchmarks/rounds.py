@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ddpm.config import TrainConfig, parse_args
-from ddpm.errors import RequestError
-from ddpm.files import atomic_write
-from ddpm.hardware import device_name, synchronize
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.training.hardware import device_name, synchronize
 
 RESULTS = PROJECT_ROOT / "benchmarks" / "results"
 ALL = "all of these"  # that a step has beside learning

@@ -3,9 +3,10 @@
     python -m benchmarks.sampling --preset tiny --manners ddpm-600 dpm++-20
     python -m benchmarks.sampling --preset large --images 94
 
-Whole samplings are measured, with `ddpm.pipeline.denoise` as sample.py calls it, of a network with fresh weights, which
-cost what trained ones do. Each side draws once in every round, in turn, after a warm-up of two steps. Two passes: the
-conditional and the unconditional half of each batch go through the network one after the other, all else being equal.
+Whole samplings are measured, with `ddpm.sampling.pipeline.denoise` as sample.py calls it, of a network with fresh
+weights, which cost what trained ones do. Each side draws once in every round, in turn, after a warm-up of two steps.
+Two passes: the conditional and the unconditional half of each batch go through the network one after the other, all
+else being equal.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from diffusers import UNet2DModel
 from rich.table import Table
 
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
-from ddpm.config import NUM_CLASSES, TrainConfig
-from ddpm.device import pick_device
-from ddpm.diffusion import make_scheduler
-from ddpm.hardware import choose, set_up
-from ddpm.model import build_unet, flops_per_image
-from ddpm.pictures import images_at_once
-from ddpm.pipeline import make_sampler, sample
-from ddpm.program import run_program
-from ddpm.speed import compiled, set_layout
-from judge.sweeps import SAMPLERS
+from ddpm.evaluation.sweeps import SAMPLERS
+from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.run.program import run_program
+from ddpm.sampling.pipeline import make_sampler, sample
+from ddpm.sampling.sheets import images_at_once
+from ddpm.training.device import pick_device
+from ddpm.training.diffusion import make_scheduler
+from ddpm.training.hardware import choose, set_up
+from ddpm.training.model import build_unet, compiled, flops_per_image, set_layout
 
 MANNERS = [f"{sampler}-{steps}" for sampler, counts in SAMPLERS.items() for steps in counts]
 SLOW, FAST, TARGET = "ddpm-600", "dpm++-20", 25.0  # so many times as long as the fast one is the slow one to take

@@ -25,13 +25,13 @@ import torch
 from rich.table import Table
 
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, settings, spread, words
-from ddpm.config import TrainConfig
-from ddpm.data import count_images
-from ddpm.device import pick_device
-from ddpm.errors import RequestError
-from ddpm.paths import PROJECT_ROOT, RunPaths
-from ddpm.plan import Plan
-from ddpm.program import run_program
+from ddpm.run.config import TrainConfig
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.program import run_program
+from ddpm.training.data import count_images
+from ddpm.training.device import pick_device
+from ddpm.training.schedule import TrainingSchedule
 
 # train, and do nothing else that takes long; the last of equal flags counts
 TRAIN_ONLY = (
@@ -129,7 +129,9 @@ def check(config: TrainConfig, processes: Sequence[int], steps: int, device: tor
         raise RequestError(f"--steps {steps}: must be 2 or more, as the first one is left out")
     if device.type == "cuda" and max(processes) > torch.cuda.device_count():
         raise RequestError(f"--processes {max(processes)}: there are {torch.cuda.device_count()} GPU(s) here")
-    Plan(config, max(processes), count_images(config))  # are there images enough for the largest global batch?
+    TrainingSchedule(
+        config, max(processes), count_images(config)
+    )  # are there images enough for the largest global batch?
 
 
 def main(argv: list[str] | None = None) -> None:

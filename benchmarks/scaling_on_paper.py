@@ -17,12 +17,12 @@ from pathlib import Path
 
 from benchmarks.rounds import RESULTS
 from benchmarks.scaling import TRAIN_ONLY
-from ddpm.config import PRESETS, preset
-from ddpm.errors import RequestError
-from ddpm.files import atomic_write
-from ddpm.hardware import PEAK_TFLOPS
-from ddpm.model import build_unet, flops_per_image
-from ddpm.program import run_program
+from ddpm.run.config import PRESETS, preset
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write
+from ddpm.run.program import run_program
+from ddpm.training.hardware import PEAK_TFLOPS
+from ddpm.training.model import build_unet, flops_per_image
 from metrics.markdown import table
 
 

@@ -83,8 +83,8 @@ def child(file: str, began: str, _: str, *flags: str) -> int:
     """Be train.py with `flags` until the first step is done; leave the seconds of each phase in `file`."""
     clock = PhaseClock(float(began))
     clock.enter("arguments")
-    from ddpm.config import parse_args
-    from ddpm.signals import StopRequest
+    from ddpm.run.config import parse_args
+    from ddpm.run.signals import StopRequest
 
     stop = StopRequest().install()
     config = parse_args(flags)
@@ -108,7 +108,7 @@ def watch_train(train: Any, clock: PhaseClock) -> None:
     for owner, name, phase in (
         (train.hardware, "choose", "device"), (train.data, "load", "data"), (train.data, "agreed_sha256", "data"),
         (train, "flops_per_image", "FLOPs counted"), (train.Trainer, "__init__", "model and optimizer"),
-        (train.Herald, "__init__", "log and figures"), (train.Herald, "__enter__", "log and figures"),
+        (train.RunLogger, "__init__", "log and figures"), (train.RunLogger, "__enter__", "log and figures"),
         (train.Run, "open_files", "log and figures"),
         (train.Trainer, "step", "first step"), (train.Progress, "count_step", "first step"),
     ):  # fmt: skip
@@ -177,7 +177,7 @@ def table(preset: str, told: dict[str, dict], targets: dict[str, dict]) -> Table
 
 def main(argv: list[str] | None = None) -> None:
     from benchmarks.rounds import arguments, machine, publish, settings, spread
-    from ddpm.device import pick_device
+    from ddpm.training.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--warm-cache", action="store_true", help="also with compilation, its cache empty and filled")
@@ -197,6 +197,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from ddpm.program import run_program
+    from ddpm.run.program import run_program
 
     sys.exit(run_program(partial(child, *sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main))

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.rounds import ALL, RESULTS, WIDTH
 from benchmarks.startup import EAGER, WARM
-from ddpm.program import run_program
+from ddpm.run.program import run_program
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def rows(documents: dict[tuple[str, str], dict]) -> list[tuple[str, ...]]:
             except (KeyError, TypeError, StopIteration, ZeroDivisionError):
                 continue
             wanted = f"{'≥' if aim.at_least else '≤'} {target:g}{aim.unit}" if target is not None else "–"
-            verdict = "–" if target is None else "reached" if aim.reached(value, target) else "missed"
-            told.append((aim.figure, device, wanted, f"{value:.3g}{aim.unit}", verdict))
+            prediction = "–" if target is None else "reached" if aim.reached(value, target) else "missed"
+            told.append((aim.figure, device, wanted, f"{value:.3g}{aim.unit}", prediction))
     return told
 
 

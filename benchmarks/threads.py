@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm.errors import RequestError
-from ddpm.program import run_program
-from ddpm.threads import limit_spinning, usable_cores
+from ddpm.run.errors import RequestError
+from ddpm.run.program import run_program
+from ddpm.training.threads import limit_spinning, usable_cores
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,11 +69,11 @@ def child(side: str, flags: Sequence[str]) -> None:
     that was."""
     if side == CHOSEN:
         limit_spinning()
-    from ddpm.config import parse_args
+    from ddpm.run.config import parse_args
 
     config = parse_args(flags)
     from benchmarks.our_run import our_run
-    from ddpm.distributed import connect
+    from ddpm.training.distributed import connect
 
     with connect(config.device) as world, our_run(config, world) as ours:
         ours.steps(WARM_UP)
@@ -86,7 +86,7 @@ def child(side: str, flags: Sequence[str]) -> None:
         while not steps or time.monotonic() < began + seconds:
             ours.steps(1)
             steps += 1
-        rate = steps * ours.run.plan.global_batch / (time.monotonic() - began)
+        rate = steps * ours.run.schedule.global_batch / (time.monotonic() - began)
         told = {"images_per_sec": rate, "threads": ours.run.threads.number}
         print(json.dumps(told), file=sys.__stdout__, flush=True)
 
@@ -163,7 +163,7 @@ def table(preset: str, told: dict[str, dict[str, Any]], threads: dict[str, list[
 
 def main(argv: list[str] | None = None) -> None:
     from benchmarks.rounds import arguments, in_turn, machine, publish, settings
-    from ddpm.device import pick_device
+    from ddpm.training.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=3)
     cores = len(usable_cores())

@@ -24,18 +24,18 @@ from benchmarks.apart import Apart, Loop
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
-from ddpm.config import TrainConfig
-from ddpm.distributed import World, connect
-from ddpm.errors import RequestError
-from ddpm.hardware import DTYPES, choose, peak_flops, set_up
-from ddpm.model import flops_per_image
-from ddpm.program import run_program
+from ddpm.run.config import TrainConfig
+from ddpm.run.errors import RequestError
+from ddpm.run.program import run_program
+from ddpm.training.distributed import DistContext, connect
+from ddpm.training.hardware import DTYPES, choose, peak_flops, set_up
+from ddpm.training.model import flops_per_image
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")
 
 
 @contextmanager
-def side(name: str, config: TrainConfig, world: World) -> Iterator[tuple[Loop, dict[str, str]]]:
+def side(name: str, config: TrainConfig, world: DistContext) -> Iterator[tuple[Loop, dict[str, str]]]:
     """The loop of that name, and what it chose for the device."""
     flops = flops_per_image(config)
     choices = choose(config, world.device, flops)

@@ -1,1 +1,1 @@
-"""What `train.py` is made of, one concept a file. Importing the package imports nothing else."""
+"""The model: what a run is (`run`), `training`, `sampling` and `evaluation`. Each imports only those before it."""

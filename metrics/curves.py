@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 import plotext
 
-from ddpm import cli
-from ddpm.config import data_words
-from ddpm.errors import RequestError
-from ddpm.paths import RunPaths, find_run
-from ddpm.program import LEGIBLE, run_program
+from ddpm.run import cli
+from ddpm.run.config import data_words
+from ddpm.run.errors import RequestError
 from ddpm.run.metrics import METRICS, headline, names
-from metrics.document import FIGURES, epochs_frame, load_document
+from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.program import LEGIBLE, run_program
+from metrics.run_data import FIGURES, epochs_frame, load_document
 
 USUAL = headline()
 LOSSES = tuple(name for name in USUAL if METRICS[name].group == "loss")

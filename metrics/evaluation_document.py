@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddpm.files import read_json, why
-from ddpm.paths import RunPaths
+from ddpm.run.files import read_json, why
+from ddpm.run.paths import RunPaths
 
 Estimate = dict[str, Any]  # "value", "low", "high": the 95% interval; "count": of what it was measured on
 

@@ -30,11 +30,11 @@ from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 from PIL import Image
 
-from ddpm import cli
-from ddpm.errors import RequestError
-from ddpm.files import atomic_write, read_file, read_text, why
-from ddpm.paths import RunPaths, find_run
-from ddpm.program import run_program
+from ddpm.run import cli
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write, read_file, read_text, why
+from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.program import run_program
 
 AS_IT_IS = 256 * 1024  # bytes; a larger picture is put into the page as WebP, which is two to six times smaller
 WEBP_QUALITY = 85

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ddpm.paths import RunPaths
+from ddpm.run.paths import RunPaths
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], numbers: bool = False) -> str:

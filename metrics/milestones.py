@@ -16,15 +16,15 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from ddpm.files import read_file
-from ddpm.paths import RunPaths
-from ddpm.rules import parse_target
+from ddpm.run.files import read_file
+from ddpm.run.format import number
 from ddpm.run.metrics import METRICS
+from ddpm.run.paths import RunPaths
+from ddpm.run.rules import parse_target
+from metrics.live.status import read_event
 from metrics.markdown import table
-from metrics.status import read_event
-from metrics.text import number
 from metrics.tracker import human_time
-from metrics.trend import Phase, new_bests, reach, thinned
+from metrics.trends import Phase, new_bests, reach, thinned
 
 T = TypeVar("T")
 DASH = "\N{EN DASH}"  # stands for a value that is missing
@@ -73,12 +73,12 @@ def read_clock(paths: RunPaths) -> Clock:
     return Clock(epochs, saved)
 
 
-class Story:
+class MilestoneCollector:
     """Collects the milestones of a run.
 
     Args:
-        document: as `metrics.document.load_document` gives it.
-        frame: its rows, as `metrics.document.epochs_frame` gives them.
+        document: as `metrics.run_data.load_document` gives it.
+        frame: its rows, as `metrics.run_data.epochs_frame` gives them.
     """
 
     def __init__(self, document: dict[str, Any], frame: pd.DataFrame, clock: Clock) -> None:
@@ -226,7 +226,7 @@ def milestones_section(
         best_of: the loss whose new bests are told.
         column: the loss that has the `phases`.
     """
-    story = Story(document, frame, clock)
+    story = MilestoneCollector(document, frame, clock)
     story.learning_rate()
     story.averaging()
     story.skipped_steps()

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ddpm.run.metrics import METRICS, names
-from metrics.drawing import (
+from metrics.style import (
     BLUE,
     DASH,
     GOLD,

@@ -11,10 +11,11 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from ddpm.files import atomic_write
+from ddpm.run.files import atomic_write
 from ddpm.run.metrics import names
-from metrics.document import epochs_frame, planned_epochs
-from metrics.drawing import (
+from metrics.plot_panels import MEASURED, PANELS
+from metrics.run_data import epochs_frame, planned_epochs
+from metrics.style import (
     DASH,
     MUTED,
     STYLE,
@@ -23,7 +24,6 @@ from metrics.drawing import (
     png,
     shown,
 )
-from metrics.plot_panels import MEASURED, PANELS
 
 PLOTS = (*PANELS, "dashboard")
 NEEDS = {name: names(group=name) for name in ("loss_by_noise_level", "quality")}  # plot: its columns

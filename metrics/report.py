@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ddpm import cli
-from ddpm.files import atomic_write, real
-from ddpm.paths import RunPaths, find_run
-from ddpm.program import run_program
+from ddpm.run import cli
+from ddpm.run.files import atomic_write, real
 from ddpm.run.metrics import EPOCH_TABLE, METRICS
+from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.program import run_program
 from metrics import strip as strips
-from metrics.document import epochs_frame, load_document, planned_epochs
-from metrics.drawing import DASH, data_words, device_words, human_number, shown
-from metrics.evaluation import evaluation_section, model_index, write_evaluation_plots
+from metrics.evaluation_section import evaluation_section, model_index, write_evaluation_plots
 from metrics.html import write_html
+from metrics.live.status import read_status
 from metrics.markdown import link, picture, table
 from metrics.plots import make_plots, plots_of, stopped_early
-from metrics.status import read_status
+from metrics.run_data import epochs_frame, load_document, planned_epochs
+from metrics.style import DASH, data_words, device_words, human_number, shown
 
 LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddpm.files import open_regular
-from ddpm.paths import RunPaths
-from metrics.gpus import read_gpus
-from metrics.status import ENDED, read_csv, read_events, read_status
-from metrics.text import number, rough_duration
+from ddpm.run.files import open_regular
+from ddpm.run.format import number, rough_duration
+from ddpm.run.paths import RunPaths
+from metrics.live.gpus import read_gpus
+from metrics.live.status import ENDED, read_csv, read_events, read_status
 
 DEAD_AFTER = 45.0  # seconds; the heartbeat comes every 5, and a network file system may hold it back for some 30
 STUCK_AFTER = 300.0  # seconds without a step while training

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from ddpm.files import atomic_write, read_file
-from ddpm.idx import CLASS_NAMES
-from ddpm.paths import RunPaths
-from metrics.drawing import STYLE, headed_figure, png
+from ddpm.run.files import atomic_write, read_file
+from ddpm.run.paths import RunPaths
+from ddpm.training.emnist import CLASS_NAMES
+from metrics.style import STYLE, headed_figure, png
 
 SHOWN = "0258ABEGKMQRSagt"  # shapes that differ, some of them hard
 MOST_ROWS = 12

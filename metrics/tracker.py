@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddpm.files import atomic_write, read_json
-from ddpm.paths import RunPaths
+from ddpm.run.files import atomic_write, read_json
 from ddpm.run.metrics import METRICS
+from ddpm.run.paths import RunPaths
 
 NO_RECIPE = (  # settings that say nothing of what is trained
     "run_name", "output_root", "download", "config", "resume", "dry_run", "target", "baseline", "wandb",

@@ -17,22 +17,23 @@ from typing import Any
 
 import pandas as pd
 
-from ddpm import cli
-from ddpm.config import data_words
-from ddpm.errors import RequestError
-from ddpm.files import atomic_write
-from ddpm.paths import RunPaths, find_run
-from ddpm.program import run_program
-from ddpm.rules import SELECTABLE, parse_target
+from ddpm.run import cli
+from ddpm.run.config import data_words
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write
+from ddpm.run.format import number
 from ddpm.run.metrics import METRICS, headline, names
-from metrics import against, trend
+from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.program import run_program
+from ddpm.run.rules import SELECTABLE, parse_target
+from metrics import trends
+from metrics.baseline import baseline_section, target_section
 from metrics.curves import USUAL, charts
-from metrics.document import epochs_frame, load_document, planned_epochs
+from metrics.live.status import ENDED, read_status
 from metrics.markdown import link, table
 from metrics.milestones import DASH, Clock, milestones_section, read_clock
+from metrics.run_data import epochs_frame, load_document, planned_epochs
 from metrics.run_state import RunState
-from metrics.status import ENDED, read_status
-from metrics.text import number
 from metrics.tracker import human_time
 
 FILES = ("report", "metrics", "plots", "samples", "best checkpoint", "export", "evaluation", "log")
@@ -77,8 +78,8 @@ def render(
 ) -> str:
     """The page as Markdown."""
     frame = epochs_frame(document)
-    best_of, column = main_loss(frame), main_loss(frame, trend.SHORTEST)
-    found = trend.phases(frame[column])
+    best_of, column = main_loss(frame), main_loss(frame, trends.SHORTEST)
+    found = trends.phases(frame[column])
     beat = number(status.get("heartbeat"))
     age = max(0.0, time.time() - beat) if beat else 0.0
     run = RunState(document["run"], time.time(), status=status or None, heartbeat_age=age)
@@ -86,9 +87,9 @@ def render(
     sections.append(milestones_section(document, frame, clock, status, best_of, column, found, target))
     sections.append(phases_section(frame, column, found))
     if target:
-        sections.append(against.target_section(frame, target, planned_epochs(document)))
+        sections.append(target_section(frame, target, planned_epochs(document)))
     if baseline:
-        sections.append(against.baseline_section(document, frame, baseline, itself=baseline == paths))
+        sections.append(baseline_section(document, frame, baseline, itself=baseline == paths))
     sections += [time_section(frame), curves_section(document, frame)]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -141,7 +142,7 @@ def quick_reference(document: dict[str, Any], frame: pd.DataFrame, paths: RunPat
 
 
 def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | None, alive: bool) -> str:
-    total, each = frame["total_time_sec"].dropna(), frame["epoch_time_sec"].dropna().iloc[-trend.WINDOW :]
+    total, each = frame["total_time_sec"].dropna(), frame["epoch_time_sec"].dropna().iloc[-trends.WINDOW :]
     if total.empty:
         return DASH
     starts = max(len(document["starts"]), 1)
@@ -158,7 +159,7 @@ def _time_words(document: dict[str, Any], frame: pd.DataFrame, planned: int | No
 
 def _best_words(frame: pd.DataFrame) -> str | None:
     shown = (main_loss(frame), "rca")
-    found = {name: trend.best(frame[name], METRICS[name].larger_is_better) for name in shown}
+    found = {name: trends.best(frame[name], METRICS[name].larger_is_better) for name in shown}
     return ", ".join(f"`{name}` {_figure(at[1])} (epoch {at[0]})" for name, at in found.items() if at) or None
 
 
@@ -171,9 +172,9 @@ def best_results(frame: pd.DataFrame) -> str:
     rows = []
     for name in (*headline(), *names(group="loss_by_noise_level")):
         larger = METRICS[name].larger_is_better
-        if not (found := trend.best(frame[name], larger)):
+        if not (found := trends.best(frame[name], larger)):
             continue
-        smooth, last = trend.best_smoothed(frame[name], larger), frame[name].dropna()
+        smooth, last = trends.best_smoothed(frame[name], larger), frame[name].dropna()
         means = (_figure(smooth.value), f"{smooth.first}–{smooth.last}") if smooth else (DASH, DASH)
         away = f" ({last.iloc[-1] / found[1] - 1:+.1%})" if found[1] and last.index[-1] != found[0] else ""
         rows.append(
@@ -183,15 +184,16 @@ def best_results(frame: pd.DataFrame) -> str:
         return "## Best results\n\nNo loss has been measured yet."
     heads = ["Figure", "Best", "Epoch", "Best smoothed", "Epochs", "Last (against the best)", "Epoch"]
     note = (
-        f"Smoothed: the mean of {trend.SMOOTH} measured values in a row, {DASH} where there are fewer. Larger is better"
-        f" of {', '.join(f'`{name}`' for name in names(over_epochs='best', better='higher'))}, smaller of the others."
+        f"Smoothed: the mean of {trends.SMOOTH} measured values in a row, {DASH} where there are fewer. Larger is "
+        f"better of {', '.join(f'`{name}`' for name in names(over_epochs='best', better='higher'))}, smaller of the "
+        "others."
     )
     return f"## Best results\n\n{table(heads, rows)}\n\n{note}"
 
 
-def phases_section(frame: pd.DataFrame, column: str, found: list[trend.Phase]) -> str:
+def phases_section(frame: pd.DataFrame, column: str, found: list[trends.Phase]) -> str:
     if not found:
-        return f"## Phases\n\nNo phases yet: `{column}` has fewer than {trend.SHORTEST} values."
+        return f"## Phases\n\nNo phases yet: `{column}` has fewer than {trends.SHORTEST} values."
     rows = []
     for phase in found:
         rate = phase.rate
@@ -202,10 +204,10 @@ def phases_section(frame: pd.DataFrame, column: str, found: list[trend.Phase]) -
         rows.append((f"{rate.first}–{rate.last}", what, values, each, lr))
     note = (
         "Found by straight lines through the logarithm, as many as the Bayesian information criterion is for. Per "
-        f"epoch: the slope ± its standard error. A fast descent is more than {trend.FAST:.0%} per epoch; a plateau is "
-        f"less than {trend.FLAT:.1%} per epoch and {trend.FLAT_IN_ALL:.0%} in all, or not told from 0 by two standard "
-        f"errors of less than {trend.UNSURE:.1%}; its ± is the standard deviation of the values. Learning rates are "
-        "those at the end of the first and of the last epoch."
+        f"epoch: the slope ± its standard error. A fast descent is more than {trends.FAST:.0%} per epoch; a plateau is "
+        f"less than {trends.FLAT:.1%} per epoch and {trends.FLAT_IN_ALL:.0%} in all, or not told from 0 by two "
+        f"standard errors of less than {trends.UNSURE:.1%}; its ± is the standard deviation of the values. Learning "
+        "rates are those at the end of the first and of the last epoch."
     )
     heads = ["Epochs", "What", f"`{column}`", "Per epoch", "Learning rate"]
     return f"## Phases of `{column}`\n\n{table(heads, rows)}\n\n{note}"

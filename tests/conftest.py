@@ -9,18 +9,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: several processes sha
 import pytest
 import torch
 
-from ddpm import glyphs
-from ddpm.config import PRESETS, TrainConfig, preset
-from ddpm.data import Images
-from ddpm.distributed import World
-from ddpm.idx import split_files, write_idx
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.config import PRESETS, TrainConfig, preset
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.training import glyphs
+from ddpm.training.data import Images
+from ddpm.training.distributed import DistContext
+from ddpm.training.emnist import split_files, write_idx
 
 for name in ("VENV", "TORCH", "CONDA_ENV", "CONTAINER", "MODULES", "NPROC_PER_NODE", "MAX_REQUEUES"):
     os.environ.pop(name, None)  # `make VENV=… test` hands it on, and submit.sh would take it for the user's wish
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 6, 3
-ONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+ONE = DistContext(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,17 @@
 import numpy as np
 import torch
 
-from ddpm.config import TrainConfig
-from ddpm.data import Images
-from ddpm.distributed import World
-from ddpm.hardware import choose
-from ddpm.step import Trainer
+from ddpm.run.config import TrainConfig
+from ddpm.training.data import Images
+from ddpm.training.distributed import DistContext
+from ddpm.training.hardware import choose
+from ddpm.training.trainer import Trainer
 from tests.conftest import ONE, random_images, replace
 
 STEPS = 50
 
 
-def loss_curve(config: TrainConfig, world: World = ONE) -> np.ndarray:
+def loss_curve(config: TrainConfig, world: DistContext = ONE) -> np.ndarray:
     """The losses of 50 steps from fresh weights: float64 [50]. Images and draws follow from the seed alone."""
     config = replace(config, log_every=STEPS, lr=3e-3)
     trained = Trainer(config, choose(config, world.device, 1e8), world)

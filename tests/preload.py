@@ -4,7 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from ddpm.config import preset
+from ddpm.run.config import preset
 from tests.conftest import SMALL
 from tests.runs import flops_per_image
 

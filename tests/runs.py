@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from ddpm import model
-from ddpm.checkpoint import WEIGHTS
-from ddpm.config import TrainConfig
-from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.config import TrainConfig
 from ddpm.run.metrics import names
-from ddpm.signals import StopRequest
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.signals import StopRequest
+from ddpm.training import model
+from ddpm.training.checkpoint import WEIGHTS
 from tests.conftest import as_arguments
 
 TIMES = list(names(timed=True))
 
 
 def flops_per_image(config: TrainConfig) -> float:
-    """As `ddpm.model` counts them, each network once: that takes half a second."""
+    """As `ddpm.training.model` counts them, each network once: that takes half a second."""
     key = (config.resolution, config.block_out_channels, config.layers_per_block, config.norm_num_groups,
            config.mid_attention)  # fmt: skip
     if key not in COUNTED:

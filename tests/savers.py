@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from ddpm.hardware import choose
-from ddpm.plan import Plan
-from ddpm.progress import Progress
-from ddpm.resume import identity_of
-from ddpm.saving import Checkpoints
-from ddpm.step import Trainer
+from ddpm.training.checkpointing import Checkpoints
+from ddpm.training.hardware import choose
+from ddpm.training.progress import Progress
+from ddpm.training.resume import identity_of
+from ddpm.training.schedule import TrainingSchedule
+from ddpm.training.trainer import Trainer
 from tests.conftest import ONE, random_images
 
 STEPS_PER_EPOCH = 4
@@ -20,11 +20,13 @@ class Saver:
 
     def __init__(self, config, root: Path) -> None:
         self.root, self.said = root, []
-        self.plan = Plan(config, 1, STEPS_PER_EPOCH * config.batch_size)
+        self.schedule = TrainingSchedule(config, 1, STEPS_PER_EPOCH * config.batch_size)
         self.trainer = Trainer(config, choose(config, ONE.device, 1e8), ONE)
         self.progress = Progress(ONE.device, config.batch_size)
-        self.identity, self.rows = identity_of(config, self.plan, "0123"), []
-        self.keeper = Checkpoints(root, config, self.plan, self.identity, None, lambda *said: self.said.append(said))
+        self.identity, self.rows = identity_of(config, self.schedule, "0123"), []
+        self.keeper = Checkpoints(
+            root, config, self.schedule, self.identity, None, lambda *said: self.said.append(said)
+        )
 
     def learn(self) -> None:
         self.trainer.step(random_images(64), torch.arange(32), self.progress.step * 32, 1e-3)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.paths import PROJECT_ROOT
 
 FINISH = ["--exit-code", "0"]
 ONE_NODE = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "nodeA",
@@ -109,8 +109,8 @@ code = task.wait()
 sys.exit(code if code >= 0 else 128 - code)
 """
 
-# In place of metrics.requeue: keeps how it was asked, and gives the verdict in the file "verdict" (or: all is well). In
-# place of slurm/check.py: finds fault where there is a file "fault" beside bin/. The rest is a real Python's.
+# In place of metrics.jobs.requeue: keeps how it was asked, and gives the verdict in the file "verdict" (or: all is
+# well). In place of slurm/check.py: finds fault where there is a file "fault" beside bin/. The rest is a real Python's.
 PYTHON = """
 import json, os, pathlib, sys
 if sys.argv[1:3] == ["-m", "torch.distributed.run"]:
@@ -121,7 +121,7 @@ if sys.argv[1] == "slurm/check.py":
     fault = pathlib.Path(sys.argv[0]).parents[1] / "fault"
     print(fault.read_text() if fault.exists() else f"{sys.argv[0]}, torch 2")
     sys.exit(fault.exists())
-if sys.argv[1:3] != ["-m", "metrics.requeue"]:
+if sys.argv[1:3] != ["-m", "metrics.jobs.requeue"]:
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with open("requeue.jsonl", "a") as file:
     print(json.dumps([os.environ["SCONTROL_SHOW_JOB"], *sys.argv[2:]]), file=file)

@@ -10,9 +10,9 @@ import torch
 from benchmarks import input_pipeline
 from benchmarks.input_pipeline import affordable, delivered, loaded_batches, our_batches, pace
 from benchmarks.our_run import our_run
-from ddpm import data, step
-from ddpm.config import TrainConfig, preset
-from ddpm.errors import RequestError
+from ddpm.run.config import TrainConfig, preset
+from ddpm.run.errors import RequestError
+from ddpm.training import data, trainer
 from tests.conftest import ONE, as_arguments, replace
 
 CPU = torch.device("cpu")
@@ -20,13 +20,13 @@ CPU = torch.device("cpu")
 
 def test_ours_delivers_the_batches_of_a_training_run(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     """What the benchmark times is what the loss is given by the real loop, also over the end of an epoch."""
-    given, loss = [], step.training_loss
+    given, loss = [], trainer.training_loss
 
     def watched(network, scheduler, images, labels, *rest):
         given.append((images, labels))
         return loss(network, scheduler, images, labels, *rest)
 
-    monkeypatch.setattr(step, "training_loss", watched)
+    monkeypatch.setattr(trainer, "training_loss", watched)
     config = replace(small, resolution=32)
     with our_run(config, ONE) as run:
         run.steps(10)  # of 8 in an epoch

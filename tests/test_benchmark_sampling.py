@@ -10,8 +10,8 @@ from diffusers import UNet2DModel
 
 from benchmarks import sampling
 from benchmarks.sampling import Easel, Side
-from ddpm.config import TrainConfig
-from ddpm.pipeline import CharacterPipeline
+from ddpm.run.config import TrainConfig
+from ddpm.sampling.pipeline import CharacterPipeline
 from tests.conftest import as_arguments, replace
 
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from benchmarks import scaling, scaling_on_paper
 from benchmarks.scaling import Job, figures, images_per_sec, jobs
 from benchmarks.scaling_on_paper import Assumptions, Cluster, Work, buckets, expected, l40s, page, work
-from ddpm.config import TrainConfig, preset
-from ddpm.errors import RequestError
-from ddpm.model import build_unet, flops_per_image
-from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.config import TrainConfig, preset
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.training.model import build_unet, flops_per_image
 from tests.conftest import as_arguments, replace
 
 MIB = 2**20

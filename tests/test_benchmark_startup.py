@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import startup
 from benchmarks.startup import COLD, EAGER, PHASES, WARM, PhaseClock
-from ddpm.config import TrainConfig
+from ddpm.run.config import TrainConfig
 from tests.conftest import as_arguments, replace
 
 

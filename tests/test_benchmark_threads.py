@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from benchmarks.threads import ALL_THREADS, BUSY, CHOSEN, IDLE, LATER, ONE_THREAD, busy, figures, main, measure
-from ddpm.config import TrainConfig
-from ddpm.errors import RequestError
+from ddpm.run.config import TrainConfig
+from ddpm.run.errors import RequestError
 from tests.conftest import as_arguments, replace
 
 

@@ -19,9 +19,9 @@ from benchmarks.apart import Apart
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import in_turn
-from ddpm.config import TrainConfig
-from ddpm.hardware import choose
-from ddpm.model import flops_per_image
+from ddpm.run.config import TrainConfig
+from ddpm.training.hardware import choose
+from ddpm.training.model import flops_per_image
 from tests.conftest import ONE, as_arguments, replace
 
 

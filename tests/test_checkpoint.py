@@ -8,12 +8,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ddpm import checkpoint
-from ddpm.checkpoint import Checkpoint, inspect, sweep
-from ddpm.errors import RequestError
-from ddpm.plan import Plan
-from ddpm.resume import changes, choose_start, find_latest, identity_of, refuse_other_run
-from ddpm.set_aside import damaged_checkpoints
+from ddpm.run.errors import RequestError
+from ddpm.training import checkpoint
+from ddpm.training.checkpoint import Checkpoint, inspect, sweep
+from ddpm.training.resume import changes, choose_start, damaged_checkpoints, find_latest, identity_of, refuse_other_run
+from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import replace
 from tests.savers import Saver, flip_a_bit
 
@@ -138,7 +137,7 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_silently_begin_anew(sav
 def test_another_run_is_refused_with_a_table_of_what_differs(saver: Saver, small):
     saver.save(4)
     asked = replace(small, diffusion_steps=50, prediction_type="epsilon")
-    other = identity_of(asked, Plan(asked, 2, 128), "4567")
+    other = identity_of(asked, TrainingSchedule(asked, 2, 128), "4567")
     with pytest.raises(RequestError) as refusal:
         choose_start(saver.root, "auto", other)
     first, head, *table = str(refusal.value).splitlines()
@@ -159,7 +158,7 @@ def test_old_betas_do_not_go_on_with_new_ones(saver: Saver, small):
     found, _ = choose_start(saver.root, "auto", saver.identity)
     for schedule, steps, goes_on in (("linear", 100, False), ("linear", 1000, True), ("squaredcos_cap_v2", 100, True)):
         config = replace(small, beta_schedule=schedule, diffusion_steps=steps)
-        now = identity_of(config, saver.plan, "0123")
+        now = identity_of(config, saver.schedule, "0123")
         old = Checkpoint(found.folder, {**found.meta, "identity": {k: v for k, v in now.items() if k != "betas"}})
         if goes_on:
             refuse_other_run(old, now)
@@ -172,11 +171,11 @@ def test_what_may_change_is_told(saver: Saver, small):
     saver.save(4)
     found, _ = choose_start(saver.root, "auto", saver.identity)
     now = replace(small, epochs=9, log_every=1, batch_size=8, grad_accum=2, resume="never", dry_run=True)
-    *settings, bits, rate = changes(found, now, Plan(now, 2, 128))
+    *settings, bits, rate = changes(found, now, TrainingSchedule(now, 2, 128))
     assert settings == ["epochs 2 → 9", "batch size 32 → 8", "grad accum 1 → 2", "log every 3 → 1", "processes 1 → 2"]
     assert "not bit for bit" in bits
-    assert rate == f"learning rate at step 4 {Plan(small, 1, 128).learning_rate(4):.3g} → 0.00097"
-    assert changes(found, small, Plan(small, 1, 128)) == []
+    assert rate == f"learning rate at step 4 {TrainingSchedule(small, 1, 128).learning_rate(4):.3g} → 0.00097"
+    assert changes(found, small, TrainingSchedule(small, 1, 128)) == []
 
 
 def test_resume_can_name_a_checkpoint(saver: Saver):

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddpm.idx import CLASS_NAMES
-from ddpm.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.metrics import METRICS
-from metrics.compare import PAGE, main
-from metrics.compare_figures import loss_levels, reached, read_runs
-from metrics.compare_plots import draw_curves, draw_samples
+from ddpm.run.paths import RunPaths
+from ddpm.training.emnist import CLASS_NAMES
+from metrics.compare.comparison import PAGE, main
+from metrics.compare.figures import loss_levels, reached, read_runs
+from metrics.compare.plots import draw_curves, draw_samples
 from tests.metrics_documents import make_document
 
 TINY = {"preset": "tiny", "seed": 0, "lr": 0.003, "prediction_type": "v_prediction", "run_name": "x"}
@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def few_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take longer than all the rest; the tests that look at them draw them themselves."""
-    monkeypatch.setattr("metrics.compare.draw_plots", lambda runs, column: {})
+    monkeypatch.setattr("metrics.compare.comparison.draw_plots", lambda runs, column: {})
 
 
 def page_of(root: Path, *arguments: str) -> str:
@@ -403,15 +403,10 @@ def test_without_samples_there_is_no_picture_of_them(root: Path):
 
 
 def test_the_page_shows_the_plots_that_are_there_and_old_ones_are_deleted(root: Path, monkeypatch):
-    monkeypatch.setattr("metrics.compare.draw_plots", lambda runs, column: {column: draw_curves(runs, column)})
+    monkeypatch.setattr(
+        "metrics.compare.comparison.draw_plots", lambda runs, column: {column: draw_curves(runs, column)}
+    )
     page_of(root, "slow", "fast", "--rank-by", "loss_mean")
     page = page_of(root, "slow", "fast")
     plots = sorted(file.name for file in (root / "page" / "plots").iterdir())
     assert plots == ["val_loss_ema.png"] and re.findall(r"!\[.*\]\((.*)\)", page) == ["plots/val_loss_ema.png"]
-
-
-def test_the_readme_of_the_folder_lists_every_file_that_is_there():
-    folder = PROJECT_ROOT / "metrics"
-    rows = tables((folder / "README.md").read_text().split("## What lies in")[0])[0][1:]
-    there = {path.name for path in folder.iterdir() if path.is_file()} - {"README.md", "__init__.py"}
-    assert {name for row in rows for name in re.findall(r"\w+\.\w+", row[0])} == there

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from ddpm.config import PRESETS, TrainConfig, field_help, markdown_table, parse_args, preset
-from ddpm.errors import RequestError
-from ddpm.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE
-from ddpm.rules import flag, without_effect
+from ddpm.run.config import PRESETS, TrainConfig, field_help, markdown_table, parse_args, preset
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE
+from ddpm.run.rules import flag, without_effect
 from tests.conftest import replace
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics import curves
-from metrics.document import epochs_frame
+from metrics.run_data import epochs_frame
 from tests.metrics_documents import make_document
 
 

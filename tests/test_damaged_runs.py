@@ -25,15 +25,20 @@ import evaluate
 import pretty_logger
 import sample
 import train
-from ddpm import cli, data, export, hardware
-from ddpm.config import TrainConfig, parse_args, preset
-from ddpm.paths import RunPaths
-from ddpm.signals import StopRequest
-from judge.classifier import load_or_train
-from metrics import compare, curves, health, html, report, requeue, strip, sweep, training_log
-from metrics.document import epochs_frame
+from ddpm.evaluation.classifier import load_or_train
+from ddpm.run import cli
+from ddpm.run.config import TrainConfig, parse_args, preset
+from ddpm.run.paths import RunPaths
+from ddpm.run.signals import StopRequest
+from ddpm.sampling import export
+from ddpm.training import data, hardware
+from metrics import curves, html, report, strip, training_log
+from metrics.compare import comparison
+from metrics.health import checker
+from metrics.jobs import requeue, sweep
+from metrics.live.terminal import snapshot
+from metrics.run_data import epochs_frame
 from metrics.run_state import RunReader
-from metrics.screen import snapshot
 from tests.conftest import ONE, SMALL, as_arguments
 from tests.damage import OF_ANY, OF_BYTES, OF_CSV, OF_JSON, Damage, without_rights
 from tests.test_evaluation_report import make_evaluation
@@ -86,8 +91,8 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     samples = lambda paths: [strip.read_row(file) for file in paths.samples.glob("*.npz")]  # noqa: E731
     patch.setattr(report.strips, "samples_through_training", samples)
     patch.setattr(report, "write_evaluation_plots", lambda paths: None)
-    patch.setattr(compare, "draw_plots", lambda runs, column: {})
-    patch.setattr(health, "BEAT", 0)
+    patch.setattr(comparison, "draw_plots", lambda runs, column: {})
+    patch.setattr(checker, "BEAT", 0)
     patch.setattr(hardware, "CPU_BUDGET", 0)  # an export with as few pictures as can be
 
 
@@ -98,13 +103,13 @@ def commands(root: Path) -> dict[str, Callable[[], int]]:
     return {
         "pretty_logger": lambda: pretty_logger.main([*here, "--once"]),
         "attached": lambda: attached(root),
-        "health": lambda: health.main(here),
+        "health": lambda: checker.main(here),
         "curves": lambda: curves.main(here),
         "html": lambda: html.main(here),
         "training_log": lambda: training_log.main([*here, "--baseline", OTHER]),
         "baseline": lambda: training_log.main([OTHER, "--output-root", str(root), "--baseline", RUN]),
         "report": lambda: report.main(here),
-        "compare": lambda: compare.main([RUN, OTHER, "--output-root", str(root), "--out", out]),
+        "compare": lambda: comparison.main([RUN, OTHER, "--output-root", str(root), "--out", out]),
         "sweep": lambda: sweep.main([str(root / "plan.yaml"), "--dry-run", "--output-root", str(root)]),
         "before": lambda: requeue.main(["before", *flags]),
         "after": lambda: requeue.main(["after", "1", "", *flags]),
@@ -136,7 +141,7 @@ def configured(arguments: Sequence[str] | None = None) -> int:
 def judged(arguments: Sequence[str] | None = None) -> int:
     """An evaluation, as far as it reads."""
     config = cli.parse(evaluate.EvaluateConfig, arguments, "evaluate.py")
-    evaluate.Evaluation(config, "", evaluate.Console()).check_classifier()
+    evaluate.Evaluator(config, "", evaluate.Console()).check_classifier()
     return 0
 
 
@@ -196,7 +201,7 @@ def facts(text: str) -> set[tuple[str, str]]:
 def read_all(root: Path, chosen: Sequence[str]) -> dict[str, tuple[int, str, str]]:
     """What each of the chosen commands says, with the page that it has written."""
     paths = RunPaths(root, RUN)
-    pages = {"training_log": paths.training_log, "report": paths.report, "compare": root / "out" / compare.PAGE}
+    pages = {"training_log": paths.training_log, "report": paths.report, "compare": root / "out" / comparison.PAGE}
     found = {}
     for name in chosen:
         code, out, err = told(commands(root)[name])
@@ -300,7 +305,7 @@ def test_every_command_ends_in_one_line_and_tells_nothing_untrue(sound, truth, s
 
 
 LONG = "n" * 300
-OF_A_RUN = (pretty_logger, health, curves, html, training_log, report, compare, sample, evaluate, export)
+OF_A_RUN = (pretty_logger, checker, curves, html, training_log, report, comparison, sample, evaluate, export)
 
 
 @pytest.mark.parametrize("program", OF_A_RUN, ids=lambda program: program.__name__)
@@ -315,7 +320,7 @@ def test_a_run_that_cannot_be_looked_for_is_said_in_one_line(why: str, program, 
     else:
         (root / "metrics" / "output").mkdir(parents=True)
         root.chmod(0)
-    names = [name, OTHER] if program is compare else [name]
+    names = [name, OTHER] if program is comparison else [name]
     with without_rights(open_tmp):
         code, _, err = told(lambda: program.main([*names, "--output-root", str(root)]))
     assert (code, err.count("\n")) == (2, 1), err

@@ -7,10 +7,10 @@ import torch
 from torchvision import transforms
 from torchvision.datasets import EMNIST
 
-from ddpm import data, idx
-from ddpm.config import PRESETS, preset
-from ddpm.distributed import World, connect
-from ddpm.errors import RequestError
+from ddpm.run.config import PRESETS, preset
+from ddpm.run.errors import RequestError
+from ddpm.training import data, emnist
+from ddpm.training.distributed import DistContext, connect
 from tests.conftest import ONE, replace
 from tests.processes import in_processes
 
@@ -71,7 +71,7 @@ def test_the_processes_share_an_epoch_without_overlap(world_size: int):
 
 def load_everywhere(root: Path, log: Path) -> str:
     with connect() as world:
-        world = World(world.rank, world.rank % 2, world.world_size, 2, world.device)  # as if on two nodes
+        world = DistContext(world.rank, world.rank % 2, world.world_size, 2, world.device)  # as if on two nodes
         touched = data.prepare
 
         def prepare(config):
@@ -107,7 +107,7 @@ def test_glyphs_are_drawn_on_first_use_and_read_by_the_same_loader(tmp_path: Pat
     assert not (tmp_path / "glyphs").exists()
     train, test = data.load(config, ONE)
     assert (len(train), len(test)) == (18_800, 3_760)
-    assert idx.split_files(tmp_path / "glyphs", "train")[0].exists()
+    assert emnist.split_files(tmp_path / "glyphs", "train")[0].exists()
 
 
 def test_a_download_that_delivers_a_web_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -119,15 +119,15 @@ def test_a_download_that_delivers_a_web_page_is_named(tmp_path: Path, monkeypatc
 
 
 def test_unequal_classes_are_told(small_data: Path, small):
-    from ddpm.describe import counts_in_words, describe_run
-    from ddpm.hardware import choose
-    from ddpm.plan import Plan
-    from ddpm.threads import Threads
+    from ddpm.training.describe import counts_in_words, describe_run
+    from ddpm.training.hardware import choose
+    from ddpm.training.schedule import TrainingSchedule
+    from ddpm.training.threads import Threads
 
     train, test = data.load(small, ONE)
     cut = replace(train, pixels=train.pixels[:-1], labels=train.labels[:-1])
-    plan = Plan(small, 1, len(cut))
-    summary = describe_run(small, choose(small, ONE.device, 1e8), ONE, plan, 1e8, cut, test, Threads(ONE), [])[
+    schedule = TrainingSchedule(small, 1, len(cut))
+    summary = describe_run(small, choose(small, ONE.device, 1e8), ONE, schedule, 1e8, cut, test, Threads(ONE), [])[
         "data_summary"
     ]
     words = counts_in_words("emnist", summary)

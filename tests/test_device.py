@@ -14,16 +14,16 @@ import torch
 import evaluate
 import sample
 import train
-from ddpm import device as devices
-from ddpm import export
-from ddpm.config import parse_args, preset
-from ddpm.describe import hyperparameters
-from ddpm.device import Driver, granted, hidden, pick_device, plainly_there
-from ddpm.errors import RequestError
-from ddpm.hardware import choose
-from ddpm.paths import PROJECT_ROOT
-from ddpm.plan import Plan
-from ddpm.signals import StopRequest
+from ddpm.run.config import parse_args, preset
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.run.signals import StopRequest
+from ddpm.sampling import export
+from ddpm.training import device as devices
+from ddpm.training.describe import hyperparameters
+from ddpm.training.device import Driver, granted, hidden, pick_device, plainly_there
+from ddpm.training.hardware import choose
+from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import as_arguments
 
 GRANTED = {"SLURM_JOB_GPUS": "0,1,2,3"}
@@ -270,4 +270,4 @@ def test_the_cpu_that_is_meant_is_no_setting_of_the_run(machine, tmp_path: Path)
 def test_a_run_on_the_cpu_of_a_machine_with_gpus_counts_none(machine, small):
     machine(found=4)
     choices = choose(small, torch.device("cpu"), 1e8)
-    assert hyperparameters(small, choices, Plan(small, 1, 282), on_gpu=False)["num_gpus"] == 0
+    assert hyperparameters(small, choices, TrainingSchedule(small, 1, 282), on_gpu=False)["num_gpus"] == 0

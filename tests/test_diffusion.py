@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm import data
-from ddpm.config import NULL_CLASS, preset
-from ddpm.diffusion import (
+from ddpm.run.config import NULL_CLASS, preset
+from ddpm.sampling.pipeline import make_sampler
+from ddpm.training import data
+from ddpm.training.diffusion import (
     Draws,
     StepDraws,
     Validation,
@@ -19,9 +20,8 @@ from ddpm.diffusion import (
     min_snr_weights,
     training_loss,
 )
-from ddpm.distributed import World, connect
-from ddpm.model import build_unet
-from ddpm.pipeline import make_sampler
+from ddpm.training.distributed import DistContext, connect
+from ddpm.training.model import build_unet
 from tests.conftest import ONE, random_images, replace
 from tests.processes import in_processes
 
@@ -118,7 +118,7 @@ def test_draws_of_a_step_do_not_depend_on_the_number_of_processes(timestep_sampl
     for world_size in (2, 3, 4):
         share = replace(whole, batch_size=24 // world_size)
         parts = [
-            of_rank(StepDraws(share, World(rank, rank, world_size, world_size, ONE.device))(images_seen=4800))
+            of_rank(StepDraws(share, DistContext(rank, rank, world_size, world_size, ONE.device))(images_seen=4800))
             for rank in range(world_size)
         ]
         for together, one in zip(zip(*parts, strict=True), expected, strict=True):

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import train
-from ddpm import rendezvous
-from ddpm.distributed import StopVote, connect
-from ddpm.errors import NotMetError, RequestError
-from ddpm.launch import Launch, first_host, read_launch
-from ddpm.paths import PROJECT_ROOT
-from ddpm.signals import StopRequest
+from ddpm.run.errors import NotMetError, RequestError
+from ddpm.run.launch import Launch, first_host, read_launch
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.run.signals import StopRequest
+from ddpm.training import rendezvous
+from ddpm.training.distributed import StopVote, connect
 from tests.conftest import as_arguments
 from tests.processes import in_processes
 
@@ -162,7 +162,7 @@ def test_a_process_0_that_dies_before_the_group_is_made_is_told_of_by_process_1(
     def fail(launch: Launch) -> None:
         raise torch.distributed.DistNetworkError("Connection reset by peer")
 
-    monkeypatch.setattr("ddpm.distributed.meet", fail)
+    monkeypatch.setattr("ddpm.training.distributed.meet", fail)
     for rank in ("1", "5"):
         for name, value in (WHOLE | {"RANK": rank}).items():
             monkeypatch.setenv(name, value)
@@ -254,7 +254,7 @@ def ask_together(failing_rank: int | None) -> str:
 
     with connect() as world:
         try:
-            return world.together(task, here=world.rank == 1)
+            return world.broadcast_result(task, here=world.rank == 1)
         except RequestError as error:
             return f"refused: {error}"
 
@@ -287,7 +287,7 @@ def test_all_processes_stop_at_the_same_step(world_size: int, signalled: int):
 
 HANDLE = """
 import os, signal, sys, time
-from ddpm.signals import StopRequest
+from ddpm.run.signals import StopRequest
 stop = StopRequest().install()
 assert "torch" not in sys.modules
 {script}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ddpm.config import TrainConfig, preset
-from ddpm.early_stop import out_of_patience
+from ddpm.run.config import TrainConfig, preset
+from ddpm.training.early_stop import out_of_patience
 from tests.conftest import replace
 from tests.runs import latest_step, paths_of, rows, run, status
 

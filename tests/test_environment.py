@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.paths import PROJECT_ROOT
 from tests import submit_stand_ins as stand_ins
 from tests.submit_stand_ins import FINISH, ONE_NODE, environment, executable, fill, launches, run, start, stop
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 import evaluate
 from benchmarks.faults import some_of
-from ddpm.config import TrainConfig
-from ddpm.paths import RunPaths
+from ddpm.run.config import TrainConfig
+from ddpm.run.paths import RunPaths
 from tests.conftest import SMALL, preset
 from tests.savers import Saver
 
@@ -42,10 +42,10 @@ def evaluated(saved: TrainConfig, quick: None) -> RunPaths:
 def quick() -> Iterator[None]:
     """Fewer rounds of the bootstrap, fewer steps; the plots have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("judge.evaluation.FRECHET_ROUNDS", 4)
-        patch.setattr("judge.evaluation.KERNEL_ROUNDS", 4)
+        patch.setattr("ddpm.evaluation.measures.FRECHET_ROUNDS", 4)
+        patch.setattr("ddpm.evaluation.measures.KERNEL_ROUNDS", 4)
         patch.setattr("evaluate.write_evaluation_plots", lambda paths: [])
-        patch.setattr("judge.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (12, 600)})
+        patch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (12, 600)})
         yield
 
 
@@ -155,7 +155,7 @@ def test_an_out_that_is_a_file_is_refused_before_anything_is_drawn(saved: TrainC
 
 
 def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("ddpm.data.glyphs.ensure_glyphs", lambda root: None)  # these few will do
+    monkeypatch.setattr("ddpm.training.data.glyphs.ensure_glyphs", lambda root: None)  # these few will do
     shutil.copytree(saved.data_root / "EMNIST", tmp_path / "glyphs" / "EMNIST")
     config = replace(saved, data="glyphs", data_root=tmp_path, output_root=tmp_path)
     Saver(config, RunPaths(tmp_path, "small").checkpoints).save(4)

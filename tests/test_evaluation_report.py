@@ -15,14 +15,14 @@ from matplotlib import style
 from matplotlib.text import Annotation
 from PIL import Image
 
-from ddpm.paths import RunPaths
-from metrics.document import epochs_frame, load_document
-from metrics.drawing import STYLE
-from metrics.evaluation import evaluation_section, write_evaluation_plots
+from ddpm.run.paths import RunPaths
 from metrics.evaluation_plots import FIGURES, strongest_confusions
+from metrics.evaluation_section import evaluation_section, write_evaluation_plots
 from metrics.plots import draw_plot, plots_of
 from metrics.report import render, write_report
+from metrics.run_data import epochs_frame, load_document
 from metrics.strip import SHOWN, samples_through_training
+from metrics.style import STYLE
 from tests.metrics_documents import CLASSES, make_document
 
 EVERY_PLOT = ["confusion", "per_class", "class_balance", "memorisation"]

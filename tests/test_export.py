@@ -15,14 +15,15 @@ import torch
 import yaml
 from PIL import Image
 
-from ddpm import checkpoint, export, hardware
-from ddpm.checkpoint import WEIGHTS, Contents
-from ddpm.config import TrainConfig, preset
-from ddpm.diffusion import make_scheduler
-from ddpm.errors import RequestError
-from ddpm.files import sha256_file
-from ddpm.model import build_unet
-from ddpm.trained import Trained, load
+from ddpm.run.config import TrainConfig, preset
+from ddpm.run.errors import RequestError
+from ddpm.run.files import sha256_file
+from ddpm.sampling import export
+from ddpm.sampling.load import TrainedModel, load
+from ddpm.training import checkpoint, hardware
+from ddpm.training.checkpoint import WEIGHTS, Contents
+from ddpm.training.diffusion import make_scheduler
+from ddpm.training.model import build_unet
 from tests.conftest import SMALL
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def leave_checkpoint(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def trained(config: TrainConfig) -> Trained:
+def trained(config: TrainConfig) -> TrainedModel:
     return load(config.run, CPU, config.output_root)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import run_rounds
-from ddpm import idx, step
-from ddpm.config import TrainConfig
-from ddpm.idx import split_files, write_idx
+from ddpm.run.config import TrainConfig
+from ddpm.training import emnist, trainer
+from ddpm.training.emnist import split_files, write_idx
 from tests.conftest import replace
 from tests.disks import make_read_only, small_disk
 from tests.processes import in_processes
@@ -52,8 +52,8 @@ def test_a_gradient_that_stays_non_finite_ends_the_run_with_the_last_checkpoint_
 def nan_in_the_second(config: TrainConfig) -> int:
     """Train as one of two processes, of which the second gets a loss that is not a number in its fourth step."""
     if os.environ["RANK"] == "1":
-        losses, calls = step.training_loss, iter(range(10**6))
-        step.training_loss = lambda *args: losses(*args) * (float("nan") if next(calls) == 3 else 1.0)
+        losses, calls = trainer.training_loss, iter(range(10**6))
+        trainer.training_loss = lambda *args: losses(*args) * (float("nan") if next(calls) == 3 else 1.0)
     return run(config)
 
 
@@ -74,7 +74,7 @@ def test_the_data_file_may_be_replaced_while_a_run_is_on(small: TrainConfig, sma
     wait_for_line(process, "step 3/")
     images, _ = split_files(root, "train")
     images.write_bytes(images.read_bytes()[::-1])  # in place: even a reader that has it open would see it
-    pixels = idx.read_idx(split_files(small_data, "train")[0], 3)
+    pixels = emnist.read_idx(split_files(small_data, "train")[0], 3)
     write_idx(images, 255 - pixels)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import EMNIST
 
-from ddpm import glyphs, idx
-from ddpm.errors import RequestError
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.training import emnist, glyphs
 
 REAL = PROJECT_ROOT.parent / "shared" / "emnist"
 FEW = {"train_per_class": 6, "test_per_class": 3}
@@ -64,29 +64,29 @@ def test_a_seed_gives_the_same_bytes_and_another_gives_others(drawn: Path, tmp_p
     assert contents(tmp_path) == contents(drawn)
     glyphs.ensure_glyphs(tmp_path, seed=1, **FEW)
     for split in ("train", "test"):
-        images, labels = (file.name for file in idx.split_files(drawn, split))
+        images, labels = (file.name for file in emnist.split_files(drawn, split))
         assert contents(tmp_path)[images] != contents(drawn)[images]
         assert contents(tmp_path)[labels] == contents(drawn)[labels]
 
 
 def test_a_larger_test_split_leaves_the_training_split_as_it_is(drawn: Path) -> None:
-    stored = idx.read_idx(idx.split_files(drawn, "train")[0], 3).transpose(0, 2, 1)
+    stored = emnist.read_idx(emnist.split_files(drawn, "train")[0], 3).transpose(0, 2, 1)
     np.testing.assert_array_equal(glyphs.draw({"train": 6, "test": 5}, seed=0)["train"], stored)
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 6), ("test", 3)])
 def test_every_class_is_there_as_often(drawn: Path, split: str, count: int) -> None:
-    images, labels = idx.split_files(drawn, split)
-    assert idx.read_idx(images, 3).shape == (47 * count, 28, 28)
-    assert np.bincount(idx.read_idx(labels, 1), minlength=47).tolist() == [count] * 47
-    assert sorted(idx.read_idx(labels, 1)[:47]) == list(range(47)), "any prefix is balanced"
+    images, labels = emnist.split_files(drawn, split)
+    assert emnist.read_idx(images, 3).shape == (47 * count, 28, 28)
+    assert np.bincount(emnist.read_idx(labels, 1), minlength=47).tolist() == [count] * 47
+    assert sorted(emnist.read_idx(labels, 1)[:47]) == list(range(47)), "any prefix is balanced"
 
 
 def test_no_picture_stands_twice(drawn: Path) -> None:
     pictures = [
         picture.tobytes()
         for split in ("train", "test")
-        for picture in idx.read_idx(idx.split_files(drawn, split)[0], 3)
+        for picture in emnist.read_idx(emnist.split_files(drawn, split)[0], 3)
     ]
     assert len(set(pictures)) == len(pictures) == 47 * 9
 
@@ -149,7 +149,7 @@ def test_it_has_the_statistics_of_emnist(many: np.ndarray) -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs real EMNIST in ../shared/emnist")
 def test_it_looks_like_emnist(many: np.ndarray) -> None:
     images, labels = (
-        idx.read_idx(file, size) for file, size in zip(idx.split_files(REAL, "test"), (3, 1), strict=True)
+        emnist.read_idx(file, size) for file, size in zip(emnist.split_files(REAL, "test"), (3, 1), strict=True)
     )
     real = images.transpose(0, 2, 1) / 255
     assert np.corrcoef(real.mean(0).ravel(), many.mean(0).ravel())[0, 1] > 0.95, "where the ink is"
@@ -178,7 +178,7 @@ def test_other_parameters_are_drawn_anew(drawn: Path, key: str) -> None:
 
 
 def test_a_set_whose_drawing_was_killed_is_drawn_again(drawn: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "ddpm.glyphs", "--root", tmp_path], cwd=PROJECT_ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "ddpm.training.glyphs", "--root", tmp_path], cwd=PROJECT_ROOT)
     try:
         deadline = time.monotonic() + 30
         while not note_of(tmp_path).exists() and time.monotonic() < deadline:
@@ -197,7 +197,7 @@ def test_a_set_that_stopped_between_two_files_is_drawn_again(
     glyphs.ensure_glyphs(tmp_path, seed=1, **FEW)  # an older set, of which files remain
 
     def write_then_fail(path: Path, array: np.ndarray) -> None:
-        idx.write_idx(path, array)
+        emnist.write_idx(path, array)
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
@@ -213,14 +213,14 @@ def test_a_set_that_stopped_between_two_files_is_drawn_again(
 
 def test_damaged_files_are_drawn_again(drawn: Path, tmp_path: Path) -> None:
     glyphs.ensure_glyphs(tmp_path, seed=0, **FEW)
-    images, _ = idx.split_files(tmp_path, "test")
+    images, _ = emnist.split_files(tmp_path, "test")
     os.truncate(images, 1000)
     glyphs.ensure_glyphs(tmp_path, seed=0, **FEW)
     assert contents(tmp_path) == contents(drawn)
 
 
 def test_emnist_itself_is_never_overwritten(tmp_path: Path) -> None:
-    images, _ = idx.split_files(tmp_path, "train")
+    images, _ = emnist.split_files(tmp_path, "train")
     images.parent.mkdir(parents=True)
     images.write_bytes(b"someone's data")
     with pytest.raises(RequestError, match=f"{images} was not drawn .* folder of their own"):
@@ -232,18 +232,30 @@ def test_emnist_itself_is_never_overwritten(tmp_path: Path) -> None:
 def test_the_command_draws_the_default_set_in_time_and_a_contact_sheet(tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     begin = time.monotonic()
-    command = [sys.executable, "-m", "ddpm.glyphs", "--root", tmp_path / "data", "--seed", "0", "--sheet", sheet]
+    command = [
+        sys.executable,
+        "-m",
+        "ddpm.training.glyphs",
+        "--root",
+        tmp_path / "data",
+        "--seed",
+        "0",
+        "--sheet",
+        sheet,
+    ]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     assert time.monotonic() - begin < 20
     assert str(sheet) in done.stdout
     assert Image.open(sheet).size == (47 * 28, 16 * 28)
-    shapes = [idx.read_idx(idx.split_files(tmp_path / "data", split)[0], 3).shape[0] for split in ("train", "test")]
+    shapes = [
+        emnist.read_idx(emnist.split_files(tmp_path / "data", split)[0], 3).shape[0] for split in ("train", "test")
+    ]
     assert shapes == [18_800, 3_760]
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "ddpm.glyphs", "--root", tmp_path / "file"]
+    command = [sys.executable, "-m", "ddpm.training.glyphs", "--root", tmp_path / "file"]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

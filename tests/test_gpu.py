@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import train
-from ddpm.data import Images
-from ddpm.diffusion import make_scheduler
-from ddpm.distributed import World
-from ddpm.hardware import choose
-from ddpm.model import build_unet
-from ddpm.paths import RunPaths
-from ddpm.pipeline import SAMPLERS, CharacterPipeline
-from ddpm.saving import HostCopy
-from ddpm.signals import StopRequest
-from ddpm.step import Trainer
+from ddpm.run.paths import RunPaths
+from ddpm.run.signals import StopRequest
+from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline
+from ddpm.training.checkpointing import HostCopy
+from ddpm.training.data import Images
+from ddpm.training.diffusion import make_scheduler
+from ddpm.training.distributed import DistContext
+from ddpm.training.hardware import choose
+from ddpm.training.model import build_unet
+from ddpm.training.trainer import Trainer
 from tests.conftest import random_images, replace
 from tests.curves_of_steps import assert_same_curve, loss_curve
 from tests.runs import assert_same_run, final_state, rows, run
@@ -27,8 +27,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def world() -> World:
-    return World(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cuda", 0))
+def world() -> DistContext:
+    return DistContext(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cuda", 0))
 
 
 def on(device: torch.device, images: Images) -> Images:
@@ -37,7 +37,7 @@ def on(device: torch.device, images: Images) -> Images:
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_a_step_never_waits_for_the_device(small, world: World, precision: str, compiled: bool):
+def test_a_step_never_waits_for_the_device(small, world: DistContext, precision: str, compiled: bool):
     config = replace(small, precision=precision, compile=compiled, log_every=100, resolution=64)
     trained = Trainer(config, choose(config, world.device, 1e8), world)
     images = on(world.device, random_images(256))
@@ -57,7 +57,7 @@ def test_a_step_never_waits_for_the_device(small, world: World, precision: str, 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_fifty_steps_of_the_fast_path_learn_as_fifty_plain_ones_in_fp32_do(small, world: World, precision: str):
+def test_fifty_steps_of_the_fast_path_learn_as_fifty_plain_ones_in_fp32_do(small, world: DistContext, precision: str):
     """Compiled, in NHWC and half precision against eager, NCHW, fp32."""
     exact = loss_curve(replace(small, precision="fp32", channels_last=False, compile=False), world)
     fast = loss_curve(replace(small, precision=precision, channels_last=True, compile=True), world)
@@ -75,7 +75,7 @@ def test_a_run_on_the_gpu_reports_its_memory_and_its_checkpoint_resumes(small):
     assert rows["loss_mean"].is_monotonic_decreasing
 
 
-def test_a_non_finite_gradient_changes_nothing_on_the_gpu_either(small, world: World):
+def test_a_non_finite_gradient_changes_nothing_on_the_gpu_either(small, world: DistContext):
     trained = Trainer(small, choose(small, world.device, 1e8), world)
     images, chosen = on(world.device, random_images(64)), torch.arange(32, device=world.device)
     trained.step(images, chosen, 0, 1e-3)
@@ -96,7 +96,7 @@ def test_with_deterministic_kernels_a_resumed_run_is_bit_identical(small):
     assert_same_run(whole, parts)
 
 
-def test_the_copy_in_host_memory_is_of_the_moment(small, world: World):
+def test_the_copy_in_host_memory_is_of_the_moment(small, world: DistContext):
     trained = Trainer(small, choose(small, world.device, 1e8), world)
     images, chosen = on(world.device, random_images(64)), torch.arange(32, device=world.device)
     trained.step(images, chosen, 0, 1e-3)
@@ -110,7 +110,7 @@ def test_the_copy_in_host_memory_is_of_the_moment(small, world: World):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_gpu_draws_what_a_cpu_draws(small, world: World, sampler: str):
+def test_a_gpu_draws_what_a_cpu_draws(small, world: DistContext, sampler: str):
     """The same noise, by a generator on the CPU, and sums of another order: a pixel may tip to the next grey level."""
     drawn = []
     for device in ("cpu", world.device):

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddpm.errors import RequestError
-from ddpm.idx import read_idx, split_files, write_idx
-from ddpm.paths import PROJECT_ROOT, RunPaths
-from metrics.gpus import GpuSampler
-from metrics.health import in_one_word, main
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.training.emnist import read_idx, split_files, write_idx
+from metrics.health.checker import in_one_word, main
+from metrics.health.thresholds import Thresholds, parse_thresholds
+from metrics.live.gpus import GpuSampler
 from metrics.run_state import RunReader
-from metrics.thresholds import Thresholds, parse_thresholds
 from tests.metrics_documents import make_document
 from tests.test_status import FakeNvml, eventually
 
@@ -367,5 +367,5 @@ def test_watching_a_run_that_has_ended_shows_it_once(tmp_path: Path, capsys) -> 
 
 
 def test_one_word_needs_no_torch() -> None:
-    code = "import sys, metrics.health; sys.exit('torch' in sys.modules)"
+    code = "import sys, metrics.health.checker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT).returncode == 0

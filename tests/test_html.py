@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.paths import RunPaths
 from ddpm.run.metrics import EPOCH_TABLE, METRICS
-from metrics.document import load_document
+from ddpm.run.paths import RunPaths
 from metrics.html import main, to_html, write_html
 from metrics.report import render
+from metrics.run_data import load_document
 from tests.metrics_documents import make_document
 
 VOID = {"meta", "link", "img", "br", "hr"}

@@ -6,14 +6,14 @@ import signal
 import pytest
 
 import train
-from ddpm.config import TrainConfig
-from ddpm.diffusion import make_scheduler
-from ddpm.distributed import connect
-from ddpm.model import build_unet
-from ddpm.signals import StopRequest
-from judge import in_training
-from judge.classifier import load_or_train
-from judge.in_training import Evaluation
+from ddpm.evaluation import in_training
+from ddpm.evaluation.classifier import load_or_train
+from ddpm.evaluation.in_training import InTrainingEvaluation
+from ddpm.run.config import TrainConfig
+from ddpm.run.signals import StopRequest
+from ddpm.training.diffusion import make_scheduler
+from ddpm.training.distributed import connect
+from ddpm.training.model import build_unet
 from tests.conftest import ONE, random_images, replace
 from tests.processes import in_processes
 from tests.runs import final_state, paths_of, rows, run
@@ -21,7 +21,7 @@ from tests.runs import final_state, paths_of, rows, run
 
 def evaluated(config: TrainConfig) -> dict:
     with connect() as world:
-        evaluation = Evaluation(config, random_images(200), random_images(100, seed=1), world)
+        evaluation = InTrainingEvaluation(config, random_images(200), random_images(100, seed=1), world)
         folder = config.output_root / f"classifiers_{world.world_size}"
         for _ in range(2):  # the second time it is done already
             assert evaluation.prepare(folder, print, interrupted=lambda: False)
@@ -54,13 +54,13 @@ def test_the_processes_share_an_evaluation(small: TrainConfig):
 
 
 def test_an_evaluation_ends_when_it_is_interrupted(small: TrainConfig):
-    evaluation = Evaluation(small, random_images(200), random_images(100, seed=1), ONE)
+    evaluation = InTrainingEvaluation(small, random_images(200), random_images(100, seed=1), ONE)
     assert evaluation(build_unet(small), make_scheduler(small), interrupted=lambda: True) is None
 
 
 def test_the_classifier_is_not_trained_to_its_end_when_the_run_is_asked_to_stop(small: TrainConfig):
     said = []
-    evaluation = Evaluation(small, random_images(200), random_images(100, seed=1), ONE)
+    evaluation = InTrainingEvaluation(small, random_images(200), random_images(100, seed=1), ONE)
     assert not evaluation.prepare(small.output_root, said.append, interrupted=lambda: True)
     assert not list(small.output_root.rglob("*.safetensors"))
 

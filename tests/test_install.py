@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.paths import PROJECT_ROOT
 
 PYTHON = f"""#!{sys.executable}
 import pathlib, sys

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import train
-from ddpm.config import TrainConfig
-from ddpm.paths import RunPaths
-from ddpm.signals import StopRequest
+from ddpm.run.config import TrainConfig
+from ddpm.run.paths import RunPaths
+from ddpm.run.signals import StopRequest
 from tests.conftest import replace
 from tests.processes import in_processes
 from tests.runs import TORCHRUN, assert_same_run, start, status, train_as_one_of_several, wait_for_line, workers_of

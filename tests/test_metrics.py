@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from ddpm.paths import PROJECT_ROOT
 from ddpm.run.metrics import ALL, DASH, EPOCH_TABLE, METRICS, headline, markdown_table, names
+from ddpm.run.paths import PROJECT_ROOT
 
 
 def test_the_readme_has_the_table_of_all_columns():

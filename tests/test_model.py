@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ddpm.config import NULL_CLASS, PRESETS, preset
-from ddpm.model import EMA, as_one_tensor, build_unet, count_parameters, flops_per_image
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.config import NULL_CLASS, PRESETS, preset
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.training.model import EMA, as_one_tensor, build_unet, count_parameters, flops_per_image
 
 
 def test_large_is_the_reference_model():

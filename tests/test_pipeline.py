@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import data
-from ddpm.config import NULL_CLASS, TrainConfig, preset
-from ddpm.data import CLASS_NAMES
-from ddpm.diffusion import make_scheduler
-from ddpm.model import build_unet
-from ddpm.pipeline import SAMPLERS, CharacterPipeline, denoise, make_sampler, sample, to_bytes
+from ddpm.run.config import NULL_CLASS, TrainConfig, preset
+from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline, denoise, make_sampler, sample, to_bytes
+from ddpm.training import data
+from ddpm.training.data import CLASS_NAMES
+from ddpm.training.diffusion import make_scheduler
+from ddpm.training.model import build_unet
 from tests.conftest import random_images
 
 

@@ -15,9 +15,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from metrics.document import epochs_frame
-from metrics.drawing import STYLE
 from metrics.plots import PLOTS, draw_dashboard, draw_plot, make_plots
+from metrics.run_data import epochs_frame
+from metrics.style import STYLE
 from tests.metrics_documents import make_document
 
 NAMES = (

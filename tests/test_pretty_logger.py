@@ -25,20 +25,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ddpm.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.metrics import METRICS
-from metrics.dashboard import render
-from metrics.gpus import read_gpus
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from metrics.live.dashboard import render
+from metrics.live.gpus import read_gpus
+from metrics.live.status import StatusPublisher, append_line, read_events, read_status
+from metrics.live.terminal import HealthWord, snapshot
 from metrics.run_state import RunReader, RunState
-from metrics.screen import HealthWord, snapshot
-from metrics.status import StatusPublisher, append_line, read_events, read_status
 from pretty_logger import PrettyLogger
 
 ENTER, LEAVE, HIDE, SHOW = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25l", "\x1b[?25h"
 TRAINING = """
 import os, sys, time, warnings
 from pathlib import Path
-from ddpm.paths import RunPaths
+from ddpm.run.paths import RunPaths
 from pretty_logger import PrettyLogger
 
 root, ending = Path(sys.argv[1]), sys.argv[2]
@@ -271,7 +271,7 @@ def test_a_dumb_terminal_gets_plain_lines(paths):
 
 def test_a_process_that_ends_without_stop_still_leaves_the_screen(paths):
     code = (
-        "import sys, time; from pathlib import Path; from ddpm.paths import RunPaths; import pretty_logger\n"
+        "import sys, time; from pathlib import Path; from ddpm.run.paths import RunPaths; import pretty_logger\n"
         "pretty_logger.PrettyLogger(RunPaths(Path(sys.argv[1]), 'a_run')).start(); time.sleep(1)"
     )
     Terminal([sys.executable, "-c", code, str(paths.root)]).close()
@@ -453,13 +453,13 @@ def test_health_is_one_word_of_the_header_and_its_absence_costs_nothing(paths, m
     paths.json.write_text(json.dumps({"settings": {"epochs": 100}}))
     asked = []
     judge = types.SimpleNamespace(in_one_word=lambda state, settings: asked.append(settings) or "warnings")
-    monkeypatch.setitem(sys.modules, "metrics.health", judge)
+    monkeypatch.setitem(sys.modules, "metrics.health.checker", judge)
     word = HealthWord(paths)
     assert [word(state), word(state)] == ["warnings", "warnings"]
     assert asked == [{"epochs": 100}]  # once for both
     for size in ((120, 40), (50, 12)):
         assert "training 0:09  warnings" in shown(state, size, "warnings")
-    monkeypatch.setitem(sys.modules, "metrics.health", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "metrics.health.checker", None)  # importing it fails
     assert HealthWord(paths)(state) is None
 
 

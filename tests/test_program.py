@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.config import TrainConfig
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.config import TrainConfig
+from ddpm.run.paths import PROJECT_ROOT
 from tests.conftest import as_arguments, replace
 from tests.runs import paths_of, status
 
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 PROGRAMS = sorted(
     str(path.relative_to(PROJECT_ROOT))
-    for path in [*PROJECT_ROOT.glob("*.py"), *(each for name in ("ddpm", "judge", "metrics", "benchmarks")
-                                               for each in (PROJECT_ROOT / name).glob("*.py"))]
-    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    for path in [*PROJECT_ROOT.glob("*.py"), *(each for name in ("ddpm", "metrics", "benchmarks")
+                                               for each in (PROJECT_ROOT / name).rglob("*.py"))]
+    if path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )  # fmt: skip
 RUNNER = """
 import json, os, runpy, sys, traceback
@@ -66,7 +66,7 @@ def test_every_program_prints_its_help_in_ascii():
     assert {program: each for program, each in told.items() if each != [0, "legible"]} == {}
 
 
-@pytest.mark.parametrize("program", ["metrics/report.py", "metrics/compare.py", "metrics/sweep.py"])
+@pytest.mark.parametrize("program", ["metrics/report.py", "metrics/compare/__main__.py", "metrics/sweep.py"])
 def test_a_program_that_loads_matplotlib_at_once_does_not_depend_on_its_backend(program):
     assert run_all([[program, "--help"]], MPLBACKEND="nonsense")[0] == {program: [0, "legible"]}
 
@@ -84,14 +84,14 @@ def test_a_run_is_trained_drawn_and_reported_where_nothing_suits(small, tmp_path
         ["sample.py", *of_run, "--chars", "A", "--steps", "2", "--out", str(pictures[0]), "--npz"],
         *(
             ["metrics/" + name, *of_run]
-            for name in ("report.py", "html.py", "training_log.py", "curves.py", "health.py")
+            for name in ("report.py", "html.py", "training_log.py", "curves.py", "health/__main__.py")
         ),
         ["pretty_logger.py", *of_run],
     ]
     hostile = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(rc),
                "MPLCONFIGDIR": "/dev/null/none", "HOME": "/dev/null"}  # fmt: skip
     told, printed = run_all(programs, **hostile)
-    verdict, _ = told.pop("metrics/health.py")
+    verdict, _ = told.pop("metrics/health/__main__.py")
     assert verdict in (0, 1, 2) and {program: code for program, (code, _) in told.items() if code} == {}
     paths = paths_of(config)
     assert status(config)["state"] == "finished" and status(config)["message"] is None
@@ -104,7 +104,7 @@ def test_a_run_is_trained_drawn_and_reported_where_nothing_suits(small, tmp_path
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-8"])
 def test_a_program_keeps_what_an_encoding_has_and_replaces_the_rest(encoding):
-    done = subprocess.run([sys.executable, "-m", "ddpm.config"], cwd=PROJECT_ROOT, capture_output=True, check=True,
+    done = subprocess.run([sys.executable, "-m", "ddpm.run.config"], cwd=PROJECT_ROOT, capture_output=True, check=True,
                           env={**os.environ, "PYTHONIOENCODING": encoding})  # fmt: skip
     printed = done.stdout.decode(encoding)
     assert printed.count("\n| `--") == len(fields(TrainConfig))
@@ -115,7 +115,7 @@ def test_a_program_keeps_what_an_encoding_has_and_replaces_the_rest(encoding):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["-m", "ddpm.config"], 141),
+        (["-m", "ddpm.run.config"], 141),
         (["train.py", "--help"], 0),
         (["train.py", "--preset", "tiny", "--data", "glyphs", "--dry-run"], 141),
     ],
@@ -131,7 +131,7 @@ def test_a_reader_that_leaves_gets_no_traceback(arguments, code):
 
 def test_closed_streams_are_no_error_and_no_file_takes_their_place(tmp_path):
     program = (
-        "import os, sys; from ddpm.program import run_program\n"
+        "import os, sys; from ddpm.run.program import run_program\n"
         "def main():\n"
         "    with open(sys.argv[1], 'w') as file:\n"
         "        print('lost'); sys.stdout.flush(); os.write(1, b'lost'); os.write(2, b'lost'); file.write('kept')\n"

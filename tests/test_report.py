@@ -15,11 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from ddpm.errors import RequestError
-from ddpm.paths import PROJECT_ROOT, RunPaths
-from metrics.document import load_document
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.plots import PLOTS
 from metrics.report import main, render, table, write_report
+from metrics.run_data import load_document
 from tests.metrics_documents import make_document
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.paths import RunPaths
-from metrics.job_summary import Start, read_starts, utilization
-from metrics.requeue import AGAIN, STANDS, UNFINISHED, Ended, decide, main, saved_step, time_limit
-from metrics.status import StatusPublisher, publish_failure
+from ddpm.run.paths import RunPaths
+from metrics.jobs.job_summary import Start, read_starts, utilization
+from metrics.jobs.requeue import AGAIN, STANDS, UNFINISHED, Ended, decide, main, saved_step, time_limit
+from metrics.live.status import StatusPublisher, publish_failure
 
 JOB = {"slurm_job_id": "41", "slurm_restart": "0"}
 STOPPED = {"state": "stopped", "retry": True, **JOB}

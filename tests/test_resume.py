@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from ddpm import trained
-from ddpm.checkpoint import STATE, WEIGHTS_NAME
-from ddpm.config import TrainConfig
-from ddpm.errors import RequestError
-from ddpm.plan import Plan
-from ddpm.signals import StopRequest
+from ddpm.run.config import TrainConfig
+from ddpm.run.errors import RequestError
+from ddpm.run.signals import StopRequest
+from ddpm.sampling import load
+from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
+from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import replace
 from tests.processes import in_processes
 from tests.runs import (
@@ -229,11 +229,11 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_epochs_ends_and_survives
     again = load_file(checkpoints_of(parts)[-1] / "unet_swa" / WEIGHTS_NAME)
     assert all(again[name].equal(swa[name]) for name in swa)
 
-    ema, averaged = (trained.load(whole.run, torch.device("cpu"), whole.output_root, of) for of in ("ema", "swa"))
+    ema, averaged = (load.load(whole.run, torch.device("cpu"), whole.output_root, of) for of in ("ema", "swa"))
     assert averaged.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
     assert not ema.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
     with pytest.raises(RequestError, match="--swa-start-epoch makes them"):
-        trained.load(str(checkpoints_of(whole)[0]), torch.device("cpu"), weights="swa")
+        load.load(str(checkpoints_of(whole)[0]), torch.device("cpu"), weights="swa")
 
 
 def test_an_average_that_a_start_does_not_ask_for_is_kept_up(small: TrainConfig):
@@ -265,7 +265,7 @@ def test_a_learning_rate_that_another_schedule_changes_is_told_with_both_numbers
     stop = StopRequest()
     stop._handle(signal.SIGTERM, None)
     assert train.main(replace(config, epochs=2), stop) == 75
-    half, whole = (Plan(replace(config, epochs=epochs), 1, 282) for epochs in (1, 2))
+    half, whole = (TrainingSchedule(replace(config, epochs=epochs), 1, 282) for epochs in (1, 2))
     assert f"learning rate at step 7 {half.learning_rate(7):.3g} → {whole.learning_rate(7):.3g}" in log_of(config)
 
 

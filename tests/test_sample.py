@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 import sample
-from ddpm import checkpoint
-from ddpm.checkpoint import Contents
-from ddpm.config import preset
-from ddpm.diffusion import make_scheduler
-from ddpm.errors import RequestError
-from ddpm.idx import CLASS_NAMES
-from ddpm.model import build_unet
-from ddpm.sample_config import expand
-from ddpm.trained import load
+from ddpm.run.config import preset
+from ddpm.run.errors import RequestError
+from ddpm.sampling.config import expand
+from ddpm.sampling.load import load
+from ddpm.training import checkpoint
+from ddpm.training.checkpoint import Contents
+from ddpm.training.diffusion import make_scheduler
+from ddpm.training.emnist import CLASS_NAMES
+from ddpm.training.model import build_unet
 from tests.conftest import SMALL
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from judge.scores import (
+from ddpm.evaluation.scores import (
     Estimate,
     bootstrap,
     class_shares,

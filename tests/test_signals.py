@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import train
-from ddpm.config import TrainConfig
-from ddpm.paths import PROJECT_ROOT
-from ddpm.signals import StopRequest
-from metrics.herald import Herald
+from ddpm.run.config import TrainConfig
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.run.signals import StopRequest
+from metrics.run_logger import RunLogger
 from tests.conftest import replace
 from tests.runs import (
     TORCHRUN,
@@ -95,14 +95,14 @@ class StopIn(StopRequest):
 
     def __init__(self, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        progress = Herald.progress
+        progress = RunLogger.progress
 
-        def told(herald: Herald, now: str, *args: object, **figures: object) -> None:
+        def told(herald: RunLogger, now: str, *args: object, **figures: object) -> None:
             progress(herald, now, *args, **figures)
             if now == phase:
                 self._handle(signal.SIGTERM, None)
 
-        monkeypatch.setattr(Herald, "progress", told)
+        monkeypatch.setattr(RunLogger, "progress", told)
 
 
 @pytest.mark.parametrize("phase", ["training", "validating", "sampling", "saving"])
@@ -133,7 +133,7 @@ def test_a_signal_while_the_report_is_made_lets_the_run_finish(small: TrainConfi
 
 
 WAITS_IN_C = """
-from ddpm.signals import StopRequest
+from ddpm.run.signals import StopRequest
 StopRequest().install()
 import datetime, torch.distributed as dist
 store = dist.TCPStore("127.0.0.1", 0, is_master=True)

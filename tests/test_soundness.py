@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import train
-from ddpm import soundness
-from ddpm.advice import without
-from ddpm.checkpoint import read_meta
-from ddpm.config import TrainConfig, parse_args
-from ddpm.resume import choose_start, find_latest
-from ddpm.signals import StopRequest
+from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.signals import StopRequest
+from ddpm.training import soundness
+from ddpm.training.checkpoint import read_meta
+from ddpm.training.resume import choose_start, find_latest, without
 from tests.conftest import as_arguments, replace
 from tests.runs import paths_of, rows, run, status
 from tests.savers import Saver

@@ -12,9 +12,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule, Node
 
-from ddpm.config import NULL_CLASS, TrainConfig
-from ddpm.model import build_unet
-from ddpm.speed import set_layout, skip_unit_scales
+from ddpm.run.config import NULL_CLASS, TrainConfig
+from ddpm.training.model import build_unet, set_layout, skip_unit_scales
 from tests.conftest import replace
 
 aten = torch.ops.aten

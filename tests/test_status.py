@@ -13,9 +13,9 @@ from functools import partial
 
 import pytest
 
-from ddpm.paths import RunPaths
-from metrics.gpus import GpuSampler, read_gpus
-from metrics.status import TAIL_BYTES, StatusPublisher, read_epochs, read_events, read_status
+from ddpm.run.paths import RunPaths
+from metrics.live.gpus import GpuSampler, read_gpus
+from metrics.live.status import TAIL_BYTES, StatusPublisher, read_epochs, read_events, read_status
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.paths import PROJECT_ROOT as ROOT
+from ddpm.run.paths import PROJECT_ROOT as ROOT
 from tests.submit_stand_ins import FINISH, ONE_NODE, WORKER, executable, fill, launches, run, start, stop
 
 ARRAY = {"SLURM_ARRAY_JOB_ID": "41230", "SLURM_ARRAY_TASK_ID": "4"}
@@ -298,7 +298,7 @@ def test_it_asks_before_and_after_and_hands_on_what_slurm_says_of_the_job(folder
     run(folder, ONE_NODE, "--run-name", "two words", "--exit-code", "3")
     flags = ["--run-name", "two words", "--exit-code", "3"]
     asked = [json.loads(line) for line in (folder / "requeue.jsonl").read_text().splitlines()]
-    says = ["JobId=41234 Restarts=3", "metrics.requeue"]
+    says = ["JobId=41234 Restarts=3", "metrics.jobs.requeue"]
     assert asked == [[*says, "before", *flags], [*says, "after", "3", "", *flags]]
 
 

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm.config import parse_args
-from ddpm.paths import PROJECT_ROOT, RunPaths
-from metrics import sweep
-from metrics.plan_runs import read_plan
+from ddpm.run.config import parse_args
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from metrics.jobs import sweep
+from metrics.jobs.sweep_plan import read_plan
 from tests.submit_stand_ins import executable, fill
 from tests.test_submit import ARRAY, FINISH, ONE_NODE, launches, run
 
 # In place of train.py: leaves the figures of a finished run, or ends as --epochs tells it to.
 TRAINING = """
 import json, signal, sys, time
-from ddpm.config import parse_args
-from ddpm.paths import RunPaths
+from ddpm.run.config import parse_args
+from ddpm.run.paths import RunPaths
 from tests.metrics_documents import make_document
 config = parse_args(sys.argv[1:])
 paths = RunPaths(config.output_root, config.run)
@@ -77,7 +77,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "training.py").write_text(TRAINING)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT_ROOT))
     monkeypatch.setattr(sweep, "launcher", lambda nproc: [sys.executable, str(tmp_path / "training.py")])
-    monkeypatch.setattr("metrics.compare.draw_plots", lambda runs, column: {})
+    monkeypatch.setattr("metrics.compare.comparison.draw_plots", lambda runs, column: {})
     return tmp_path
 
 

@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.util import tensor_util
 
-from ddpm.paths import RunPaths
 from ddpm.run.metrics import ALL, METRICS
-from metrics.boards import Boards, histogram
+from ddpm.run.paths import RunPaths
+from metrics.loggers.group import LoggerGroup, histogram
 from tests.metrics_documents import IMAGES, make_document
 
 
@@ -24,25 +24,25 @@ def paths(tmp_path):
     return RunPaths(tmp_path, "a_run")
 
 
-def boards(paths: RunPaths, document: dict, images_seen: int = 0) -> Boards:
-    return Boards(paths, document, images_seen, lambda message, severity: pytest.fail(message))
+def boards(paths: RunPaths, document: dict, images_seen: int = 0) -> LoggerGroup:
+    return LoggerGroup(paths, document, images_seen, lambda message, severity: pytest.fail(message))
 
 
 def read(paths: RunPaths) -> EventAccumulator:
     return EventAccumulator(str(paths.tensorboard)).Reload()
 
 
-def values(board: EventAccumulator, tag: str) -> dict[int, float]:
+def values(logger: EventAccumulator, tag: str) -> dict[int, float]:
     """The points of a curve, by images seen."""
-    return {event.step: tensor_util.make_ndarray(event.tensor_proto).item() for event in board.Tensors(tag)}
+    return {event.step: tensor_util.make_ndarray(event.tensor_proto).item() for event in logger.Tensors(tag)}
 
 
 def test_every_column_is_a_curve_over_images_seen_and_empty_cells_are_left_out(paths):
     document = make_document(3, gpu=False)
-    board = boards(paths, document)
+    logger = boards(paths, document)
     for row in document["epochs"]:
-        board.add_epoch(row)
-    board.close("finished", document["summary"])
+        logger.log_metrics(row)
+    logger.finalize("finished", document["summary"])
     written = read(paths)
     for row in document["epochs"]:
         for name in ("loss_mean", "val_loss_ema", "lr", "total_time_sec"):
@@ -58,10 +58,10 @@ def test_every_column_is_a_curve_over_images_seen_and_empty_cells_are_left_out(p
 def test_settings_and_final_figures_are_a_line_of_hparams_in_the_runs_own_folder(paths):
     document = make_document(2, data="glyphs")
     document["settings"] |= {"lr": 3e-3, "block_out_channels": [16, 32], "max_steps": None, "output_root": "/somewhere"}
-    board = boards(paths, document)
+    logger = boards(paths, document)
     for row in document["epochs"]:
-        board.add_epoch(row)
-    board.close("finished", document["summary"])
+        logger.log_metrics(row)
+    logger.finalize("finished", document["summary"])
     assert [path.name for path in paths.tensorboard.parent.iterdir()] == ["a_run"]
     assert not any(path.is_dir() for path in paths.tensorboard.iterdir())
 
@@ -84,7 +84,7 @@ def test_settings_and_final_figures_are_a_line_of_hparams_in_the_runs_own_folder
 @pytest.mark.parametrize("state", ["stopped", "failed"])
 def test_a_run_that_may_go_on_is_not_called_a_success(paths, state):
     document = make_document(1)
-    boards(paths, document).close(state, document["summary"])
+    boards(paths, document).finalize(state, document["summary"])
     assert metadata.SESSION_END_INFO_TAG not in read(paths).PluginTagToContent(metadata.PLUGIN_NAME)
 
 
@@ -92,19 +92,19 @@ def test_a_resumed_run_replaces_what_it_trains_again(paths):
     rows = make_document(3)["epochs"]
     first = boards(paths, make_document(3))
     for row in rows:
-        first.add_epoch(row)
-    first.close("stopped", {"total_samples": rows[-1]["images_seen"]})
+        first.log_metrics(row)
+    first.finalize("stopped", {"total_samples": rows[-1]["images_seen"]})
     resumed = boards(paths, make_document(3), images_seen=rows[0]["images_seen"])
-    resumed.add_epoch({**rows[1], "loss_mean": 0.5})
-    resumed.close("stopped", {"total_samples": rows[1]["images_seen"]})
+    resumed.log_metrics({**rows[1], "loss_mean": 0.5})
+    resumed.finalize("stopped", {"total_samples": rows[1]["images_seen"]})
     losses = values(read(paths), "loss/loss_mean")
     assert losses == {rows[0]["images_seen"]: pytest.approx(rows[0]["loss_mean"]), rows[1]["images_seen"]: 0.5}
 
 
 def test_sample_grids(paths):
-    board = boards(paths, make_document(1))
-    board.add_samples(Image.new("RGB", (40, 30)), IMAGES)
-    board.close("stopped", {"total_samples": IMAGES})
+    logger = boards(paths, make_document(1))
+    logger.log_samples(Image.new("RGB", (40, 30)), IMAGES)
+    logger.finalize("stopped", {"total_samples": IMAGES})
     picture = read(paths).Tensors("samples")[0]
     assert picture.step == IMAGES and picture.tensor_proto.string_val[:2] == [b"40", b"30"]
 
@@ -112,10 +112,10 @@ def test_sample_grids(paths):
 def test_histograms_of_weights_are_those_of_the_moment_they_were_given(paths):
     weights = torch.linspace(-1, 1, 6400).reshape(80, 80)
     broken = torch.full((3,), torch.nan)
-    board = boards(paths, make_document(1))
-    board.add_weights({"weights_live/conv_in.weight": weights, "weights_live/broken": broken}, 64)
+    logger = boards(paths, make_document(1))
+    logger.log_weights({"weights_live/conv_in.weight": weights, "weights_live/broken": broken}, 64)
     weights.fill_(7.0)  # training goes on
-    board.close("stopped", {"total_samples": 64})
+    logger.finalize("stopped", {"total_samples": 64})
     written = read(paths)
     event = written.Tensors("weights_live/conv_in.weight")[0]
     left, right, counts = tensor_util.make_ndarray(event.tensor_proto).T
@@ -145,11 +145,11 @@ def test_histogram_counts_the_finite_values_whatever_they_are(values):
 def test_weights_that_hardly_vary_are_shown_and_lose_no_others(paths):
     one = torch.ones(6)
     neighbours = torch.stack([one, torch.nextafter(one, 2 * one)])
-    board = boards(paths, make_document(1))
-    board.add_weights(
+    logger = boards(paths, make_document(1))
+    logger.log_weights(
         {"norm.weight": neighbours, "bias": torch.zeros(3), "huge": 3e38 * one, "conv": one.cumsum(0)}, 64
     )
-    board.close("stopped", {"total_samples": 64})
+    logger.finalize("stopped", {"total_samples": 64})
     written = read(paths)
     for name, count in {"norm.weight": 12, "bias": 3, "huge": 6, "conv": 6}.items():
         assert tensor_util.make_ndarray(written.Tensors(name)[0].tensor_proto)[:, 2].sum() == count
@@ -157,6 +157,6 @@ def test_weights_that_hardly_vary_are_shown_and_lose_no_others(paths):
 
 @pytest.mark.parametrize(("epochs", "due"), [(1, [1]), (5, [1, 2, 3, 4, 5]), (25, [*range(2, 25, 2), 25])])
 def test_weights_are_shown_some_ten_times_a_run_and_at_its_end(paths, epochs, due):
-    board = boards(paths, make_document(1))
-    assert [epoch for epoch in range(1, epochs + 1) if board.weights_due(epoch, epochs)] == due
-    board.close("stopped", {"total_samples": 0})
+    logger = boards(paths, make_document(1))
+    assert [epoch for epoch in range(1, epochs + 1) if logger.weights_due(epoch, epochs)] == due
+    logger.finalize("stopped", {"total_samples": 0})

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import train
-from ddpm import threads
-from ddpm.distributed import connect
-from ddpm.signals import StopRequest
-from ddpm.threads import (
+from ddpm.run.signals import StopRequest
+from ddpm.training import threads
+from ddpm.training.distributed import connect
+from ddpm.training.threads import (
     PATIENCE,
     Adjustment,
     Quota,

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddpm.paths import RunPaths
 from ddpm.run.metrics import METRICS
+from ddpm.run.paths import RunPaths
 from metrics.tracker import MetricsTracker, human_time, loss_statistics, summarise
 
 DESCRIPTION = {"run": "r", "data": "glyphs", "settings": {}, "environment": {}}

@@ -15,10 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from benchmarks.faults import some_of
-from ddpm.config import TrainConfig, preset
-from ddpm.hardware import choose
-from ddpm.model import flops_per_image
-from ddpm.paths import PROJECT_ROOT
+from ddpm.run.config import TrainConfig, preset
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.training.hardware import choose
+from ddpm.training.model import flops_per_image
 from metrics.plots import PLOTS
 from tests.conftest import replace
 from tests.runs import (
@@ -88,7 +88,7 @@ def test_figures_that_are_not_measured_every_epoch_are_left_out_where_they_are_n
 
 def test_a_glyphs_run_says_so_everywhere(small: TrainConfig, small_data: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
-        "ddpm.data.glyphs.ensure_glyphs", lambda root: shutil.copytree(small_data, root, dirs_exist_ok=True)
+        "ddpm.training.data.glyphs.ensure_glyphs", lambda root: shutil.copytree(small_data, root, dirs_exist_ok=True)
     )
     config = replace(small, data="glyphs", data_root=tmp_path / "data", epochs=1)
     assert run(config) == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddpm.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.tracker import human_time
 from metrics.training_log import main, write_training_log
 from tests.metrics_documents import make_document

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.errors import RequestError
-from ddpm.paths import RunPaths
-from metrics.boards import Boards
-from metrics.wandb_board import WandbBoard, require
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import RunPaths
+from metrics.loggers.group import LoggerGroup
+from metrics.loggers.wandb import WandbLogger, require
 from tests.metrics_documents import IMAGES, make_document
 
 installed = importlib.util.find_spec("wandb") is not None
@@ -60,19 +60,19 @@ def test_what_goes_wrong_with_wandb_is_said_once_and_ends_nothing(paths, monkeyp
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
     said, document = [], make_document(2)
     document["settings"]["wandb"] = True
-    boards = Boards(paths, document, 0, lambda message, severity: said.append((severity, message)))
+    boards = LoggerGroup(paths, document, 0, lambda message, severity: said.append((severity, message)))
     for row in document["epochs"]:
-        boards.add_epoch(row)
-    boards.add_samples(Image.new("RGB", (4, 4)), IMAGES)
-    boards.close("finished", document["summary"])
+        boards.log_metrics(row)
+    boards.log_samples(Image.new("RGB", (4, 4)), IMAGES)
+    boards.finalize("finished", document["summary"])
     assert len(said) == 1 and said[0][0] == "warning" and "wandb failed" in said[0][1]
     assert list(paths.tensorboard.glob("events.*"))  # the other board has not suffered
 
 
 def test_without_the_flag_wandb_is_not_even_looked_for(paths, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    boards = Boards(paths, make_document(1), 0, lambda message, severity: pytest.fail(message))
-    boards.close("finished", make_document(1)["summary"])
+    boards = LoggerGroup(paths, make_document(1), 0, lambda message, severity: pytest.fail(message))
+    boards.finalize("finished", make_document(1)["summary"])
     assert not (paths.metrics / "wandb_id.txt").exists()
 
 
@@ -81,12 +81,12 @@ def test_rows_samples_histograms_settings_and_summary_are_logged(paths, offline)
     require()
     said, document = [], make_document(2, data="glyphs")
     document["settings"] |= {"wandb": True, "lr": 0.00321}
-    boards = Boards(paths, document, 0, lambda message, severity: said.append((severity, message)))
+    boards = LoggerGroup(paths, document, 0, lambda message, severity: said.append((severity, message)))
     for row in document["epochs"]:
-        boards.add_epoch(row)
-    boards.add_samples(Image.new("RGB", (40, 30)), IMAGES)
-    boards.add_weights({"weights_ema/conv_in.weight": torch.randn(100)}, IMAGES)
-    boards.close("finished", document["summary"])
+        boards.log_metrics(row)
+    boards.log_samples(Image.new("RGB", (40, 30)), IMAGES)
+    boards.log_weights({"weights_ema/conv_in.weight": torch.randn(100)}, IMAGES)
+    boards.finalize("finished", document["summary"])
 
     noted = record(paths)
     for row in document["epochs"]:
@@ -104,8 +104,8 @@ def test_every_start_of_a_run_is_the_same_run_there_and_another_folders_is_not(p
     other = RunPaths(tmp_path / "elsewhere", "a_run")
     other.metrics.mkdir(parents=True)
     for place in (paths, paths, other):
-        board = WandbBoard(place, make_document(1), lambda message, severity: None)
-        board.close("stopped", {})
+        logger = WandbLogger(place, make_document(1), lambda message, severity: None)
+        logger.finalize("stopped", {})
     identity, different = ((place.metrics / "wandb_id.txt").read_text().strip() for place in (paths, other))
     assert re.fullmatch(r"a_run-[0-9a-f]{8}", identity) and identity != different
     folders = [folder.name for folder in paths.metrics.glob("wandb/offline-run-*")]
@@ -118,9 +118,9 @@ def test_where_nobody_is_logged_in_the_run_is_logged_offline_and_says_so(paths, 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no .netrc
     said = []
-    board = WandbBoard(paths, make_document(1), lambda message, severity: said.append((severity, message)))
-    board.add_epoch(make_document(1)["epochs"][0])
-    board.close("stopped", {})
+    logger = WandbLogger(paths, make_document(1), lambda message, severity: said.append((severity, message)))
+    logger.log_metrics(make_document(1)["epochs"][0])
+    logger.finalize("stopped", {})
     assert [severity for severity, _ in said] == ["warning", "info"]
     assert "offline" in said[0][1] and "wandb login" in said[0][1]
     assert b"loss/loss_mean" in record(paths)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddpm.checkpoint import STATE, WEIGHTS, amend, inspect
-from ddpm.errors import RequestError
-from ddpm.files import sha256_file
-from metrics.health import main
-from metrics.health_weights import weights_section
-from metrics.thresholds import Thresholds
-from metrics.weights import read_weights
+from ddpm.run.errors import RequestError
+from ddpm.run.files import sha256_file
+from ddpm.training.checkpoint import STATE, WEIGHTS, amend, inspect
+from metrics.health.checker import main
+from metrics.health.tensors import read_weights
+from metrics.health.thresholds import Thresholds
+from metrics.health.weights import weights_section
 from tests.conftest import SMALL, preset
 from tests.savers import Saver, flip_a_bit
 from tests.test_health import RUN, learning, publish

@@ -9,8 +9,11 @@ add a figure, add a line here and measure it in `train.py` (`epoch_row`). New co
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from ddpm.run.program import run_program
 
 DASH = "\N{EN DASH}"  # stands for a value that is missing
 NULL_LOSS = ("data", "prediction_type", "resolution", "diffusion_steps", "beta_schedule")
@@ -170,4 +173,4 @@ def markdown_table() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown_table())
+    sys.exit(run_program(lambda: print(markdown_table())))

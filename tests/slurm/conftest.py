@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm.config import preset
-from ddpm.paths import PROJECT_ROOT, RunPaths
-from metrics.status import read_status
+from ddpm.run.config import preset
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from metrics.live.status import read_status
 from tests.conftest import SMALL, as_arguments
 
 CLUSTER = "SLURM_CLUSTER" in os.environ
@@ -29,7 +29,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 # What is changed in the copy of the project that the jobs run. The steps of a job's first start last, so that it can be
 # interrupted however fast the machine is; and there is no report, which takes longer than all the rest.
 CHANGES = {
-    "ddpm/progress.py": """
+    "ddpm/training/progress.py": """
 import os as _os
 _count_step = Progress.count_step
 _pause = 0 if "SLURM_RESTART_COUNT" in _os.environ else float(_os.environ.get("SECONDS_PER_STEP", 0))

@@ -1,0 +1,268 @@
+"""The reference classifier: a small CNN, trained once on the real training images and kept by the hash of its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as dump_weights
+from torch import nn
+
+from ddpm.run import kinds
+from ddpm.run.config import NUM_CLASSES
+from ddpm.run.files import atomic_write, read_file, read_json, sha256_file
+from ddpm.training.data import Images
+
+FEATURES = 128
+BATCH = 1024  # images that are judged at once
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the classifier is trained. Kept with it: a changed recipe trains a new one."""
+
+    version: int = 1  # of the network and the augmentation
+    images: int = 450_000  # seen in all, as whole epochs, of which there are from 4 to 16
+    batch: int = 128
+    lr: float = 4e-3
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.1
+    dropout: float = 0.2
+    rotation: float = 10.0  # degrees, either way
+    scale: float = 0.1
+    shear: float = 0.15
+    shift: float = 2.0  # pixels
+    seed: int = 0
+
+    def epochs(self, images: int) -> int:
+        """Passes over a training split of so many images."""
+        return min(16, max(4, round(self.images / images)))
+
+
+class CharacterCNN(nn.Module):
+    """Four blocks of convolution, BatchNorm and ReLU (28 → 14 → 7 → 4 pixels), then 128 features, then the classes."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _block(1, 24, size=5, stride=2),
+            _block(24, 48),
+            nn.MaxPool2d(2),
+            _block(48, 96),
+            _block(96, FEATURES, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(FEATURES, NUM_CLASSES)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last layer sees, float32 [N, 128], of images float32 [N, 1, 28, 28] in [-1, 1]."""
+        return self.body(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 [N, 47], of images float32 [N, 1, 28, 28] in [-1, 1]."""
+        return self.head(self.dropout(self.features(images)))
+
+
+def _block(channels: int, width: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, size, stride, padding=size // 2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What it makes of N images: `probabilities` float32 [N, 47] and `features` float32 [N, 128], on the CPU."""
+
+    probabilities: torch.Tensor
+    features: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def predicted(self) -> torch.Tensor:
+        """The likeliest class of each image, int64 [N]."""
+        return self.probabilities.argmax(1)
+
+
+class ReferenceClassifier:
+    """A trained classifier on its device, and how it came about."""
+
+    def __init__(self, network: CharacterCNN, meta: dict[str, Any]) -> None:
+        """
+        Args:
+            meta: data_sha256, train_images, test_images, epochs, seconds, recipe, and top1 and top5 on the test split.
+        """
+        self.network, self.meta = network.eval().requires_grad_(False), meta
+
+    @torch.no_grad()
+    def __call__(self, pixels: torch.Tensor | np.ndarray) -> Predictions:
+        """Judge images of any size, uint8 [N, H, W], resized to 28 × 28 (bilinear, antialiased); fp32."""
+        device = next(self.network.parameters()).device
+        probabilities, features = [torch.empty(0, NUM_CLASSES)], [torch.empty(0, FEATURES)]
+        with torch.autocast(device.type, enabled=False):
+            for part in torch.as_tensor(pixels).split(BATCH):
+                seen = self.network.features(to_input(part.to(device)))
+                features.append(seen.cpu())
+                probabilities.append(self.network.head(seen).softmax(1).cpu())
+        return Predictions(torch.cat(probabilities), torch.cat(features))
+
+
+def to_input(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels uint8 [N, H, W] as the classifier takes them: float32 [N, 1, 28, 28] in [-1, 1]."""
+    images = pixels.unsqueeze(1).float()
+    if images.shape[-2:] != (28, 28):
+        images = F.interpolate(images, size=(28, 28), mode="bilinear", antialias=True)
+    return images / 127.5 - 1
+
+
+def load_or_train(
+    train: Images,
+    test: Images,
+    folder: Path,
+    log: Callable[[str], None],
+    recipe: Recipe | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> ReferenceClassifier | None:
+    """The classifier of this data, on the device of `train`: from its place under `folder`, or trained and put there.
+
+    Two calls on the same data give the same classifier (on a GPU, up to the order of sums). Global random state is left
+    as it was. A kept one that is damaged, or of another recipe, is trained anew; a folder that cannot be written to is
+    only a warning.
+
+    Args:
+        folder: where classifiers are kept, each in a folder named by the SHA-256 of its data.
+        log: told what is done, a line at a time.
+        interrupted: asked before every step of training; if it says so, there is no classifier (None).
+    """
+    recipe, digest = recipe or Recipe(), _sha256(train, test)
+    place = folder / digest[:16]
+    if os.path.lexists(place):
+        try:
+            return _load(place, recipe, digest, train.pixels.device, (len(train), len(test)))
+        except FileNotFoundError:  # it was not written to its end
+            pass
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            log(f"classifier: the one in {place} cannot be used ({error}); a new one is trained")
+    classifier = _train(train, test, recipe, digest, log, interrupted)
+    if classifier is None:
+        return None
+    try:
+        _save(classifier, place)
+        log(f"classifier: kept in {place}")
+    except OSError as error:
+        log(f"classifier: not kept, {error.filename}: {error.strerror}; the next evaluation has to train it again")
+    return classifier
+
+
+def _sha256(train: Images, test: Images) -> str:
+    """Of all pixels and labels of both splits."""
+    digest = hashlib.sha256()
+    for part in (train.pixels, train.labels, test.pixels, test.labels):
+        digest.update(part.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _load(
+    place: Path, recipe: Recipe, digest: str, device: torch.device, images: tuple[int, int]
+) -> ReferenceClassifier:
+    meta = read_json(place / "meta.json")
+    if meta["recipe"] != asdict(recipe):
+        raise ValueError("it was trained by another recipe")
+    if meta["data_sha256"] != digest or meta["weights_sha256"] != sha256_file(place / "classifier.safetensors"):
+        raise ValueError("its files are damaged")
+    known = (kinds.count(meta["epochs"]), kinds.amount(meta["seconds"]))
+    if None in known or (meta["train_images"], meta["test_images"]) != images:
+        raise ValueError("its meta.json is damaged")
+    network = CharacterCNN()
+    network.load_state_dict(load_weights(read_file(place / "classifier.safetensors")))
+    return ReferenceClassifier(network.to(device), meta)
+
+
+def _save(classifier: ReferenceClassifier, place: Path) -> None:
+    """Weights first: `meta.json` with their hash says that they are whole."""
+    place.mkdir(parents=True, exist_ok=True)
+    content = dump_weights({name: value.cpu().contiguous() for name, value in classifier.network.state_dict().items()})
+    classifier.meta["weights_sha256"] = hashlib.sha256(content).hexdigest()
+    atomic_write(place / "classifier.safetensors", content)
+    atomic_write(place / "meta.json", json.dumps(classifier.meta, indent=2))
+
+
+def _train(
+    train: Images,
+    test: Images,
+    recipe: Recipe,
+    digest: str,
+    log: Callable[[str], None],
+    interrupted: Callable[[], bool],
+) -> ReferenceClassifier | None:
+    device, start, epochs = train.pixels.device, time.perf_counter(), recipe.epochs(len(train))
+    log(f"classifier: training on {len(train):,} images, {epochs} epochs; this is done once for these data")
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        torch.manual_seed(recipe.seed)  # of weights and dropout
+        network = CharacterCNN(recipe.dropout).to(device, memory_format=torch.channels_last)
+        for epoch, loss in enumerate(_epochs(network, train, recipe, epochs, interrupted), 1):
+            if loss is None:
+                return None
+            seconds = time.perf_counter() - start
+            log(f"classifier: epoch {epoch} of {epochs}, loss {loss:.3f}, {seconds:.0f} s")
+    meta = {"data_sha256": digest, "train_images": len(train), "test_images": len(test), "epochs": epochs}
+    meta |= {"seconds": round(time.perf_counter() - start, 1), "recipe": asdict(recipe)}
+    classifier = ReferenceClassifier(network, meta)
+    ranks = classifier(test.pixels).probabilities.argsort(1, descending=True)[:, :5] == test.labels.cpu()[:, None]
+    meta |= {"top1": ranks[:, 0].float().mean().item(), "top5": ranks.any(1).float().mean().item()}
+    return classifier
+
+
+def _epochs(
+    network: CharacterCNN, train: Images, recipe: Recipe, epochs: int, interrupted: Callable[[], bool]
+) -> Iterator[float | None]:
+    """Train for `epochs`; yields the mean loss of each, or None if interrupted."""
+    batch = min(recipe.batch, len(train))
+    steps = len(train) // batch
+    optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.2)
+    source, device = torch.Generator().manual_seed(recipe.seed), train.pixels.device
+    network.train()
+    for _ in range(epochs):
+        order, total = torch.randperm(len(train), generator=source).to(device), torch.zeros((), device=device)
+        for chosen in order[: steps * batch].split(batch):
+            if interrupted():
+                yield None
+            images = _moved(to_input(train.pixels[chosen]), recipe, source)
+            loss = F.cross_entropy(network(images), train.labels[chosen], label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        yield total.item() / steps
+
+
+def _moved(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> torch.Tensor:
+    """The images [N, 1, 28, 28] a little turned, sheared, scaled and shifted, each in its own way."""
+    turn, shear, wide, high, right, down = (torch.rand(6, len(images), generator=source) * 2 - 1).unbind()
+    angle, shear = turn * math.radians(recipe.rotation), shear * recipe.shear
+    wide, high = 1 + wide * recipe.scale, 1 + high * recipe.scale
+    pixel = 2 * recipe.shift / images.shape[-1]  # grids run from -1 to 1
+    top = torch.stack([wide * angle.cos(), shear - angle.sin(), right * pixel], 1)
+    bottom = torch.stack([angle.sin(), high * angle.cos(), down * pixel], 1)
+    grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False).to(images.device)
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # what comes in from outside is background

@@ -1,0 +1,80 @@
+"""Sheets for the eye: what the classifier took for something else, and what is nearest to training images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ddpm.evaluation.classifier import Predictions
+from ddpm.sampling.sheets import FAINT, INK, MARGIN, font, headed_sheet
+from ddpm.training.data import CLASS_NAMES
+
+TILE, GAP, TEXT = 84, 14, 22  # pixels: a picture, between tiles, the line below
+WORST, PAIRS, PAIRS_OF_A_CLASS = 60, 30, 2
+
+
+def worst_sheet(
+    pixels: np.ndarray, labels: torch.Tensor, predictions: Predictions, title: str, caption: str
+) -> Image.Image:
+    """Those of the images uint8 [N, H, W] that the classifier is most sure are something else than `labels` [N]."""
+    sure, seen = predictions.probabilities.max(1)
+    wrong = torch.nonzero(seen != labels).flatten()
+    chosen = wrong[sure[wrong].argsort(descending=True)][:WORST].tolist()
+    tiles = [
+        ([pixels[index]], f"{CLASS_NAMES[labels[index]]} → {CLASS_NAMES[seen[index]]}", f"{sure[index]:.0%}")
+        for index in chosen
+    ]
+    return _sheet(tiles, title, caption, columns=10)
+
+
+def closest_sheet(
+    pixels: np.ndarray,
+    labels: torch.Tensor,
+    originals: torch.Tensor,
+    seen: torch.Tensor,
+    distances: torch.Tensor,
+    title: str,
+    caption: str,
+) -> Image.Image:
+    """The generated images nearest to a training image, each beside it; at most two of a class, or all were strokes.
+
+    Args:
+        pixels, labels: generated, uint8 [N, H, W], and what was wanted, int64 [N].
+        originals, seen: the nearest training image of each, uint8 [N, 28, 28], and its class, int64 [N].
+        distances: of the two, float32 [N].
+    """
+    drawn, chosen = Counter(), []
+    for index in distances.argsort().tolist():
+        drawn[int(labels[index])] += 1
+        if drawn[int(labels[index])] <= PAIRS_OF_A_CLASS:
+            chosen.append(index)
+    tiles = [
+        (
+            [pixels[index], originals[index].numpy()],
+            f"{CLASS_NAMES[labels[index]]} · {CLASS_NAMES[seen[index]]}",
+            f"{distances[index]:.2f}",
+        )
+        for index in chosen[:PAIRS]
+    ]
+    return _sheet(tiles, title, caption, columns=6)
+
+
+def _sheet(tiles: Sequence[tuple[list[np.ndarray], str, str]], title: str, caption: str, columns: int) -> Image.Image:
+    """Tiles of pictures side by side, each with a text below at the left and a fainter one at the right."""
+    small, below = font(13), font(14, bold=True)
+    wide = TILE * max((len(pictures) for pictures, *_ in tiles), default=1)
+    rows, head = -(-len(tiles) // columns), 72
+    across = columns * (wide + GAP) - GAP + MARGIN
+    sheet, draw = headed_sheet(across, head + rows * (TILE + TEXT + GAP) + MARGIN, title, caption)
+    for number, (pictures, text, aside) in enumerate(tiles):
+        left, top = MARGIN + number % columns * (wide + GAP), head + number // columns * (TILE + TEXT + GAP)
+        for place, picture in enumerate(pictures):
+            tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left + place * TILE, top))
+        draw.text((left, top + TILE + 3), text, font=below, fill=INK)
+        draw.text((left + wide, top + TILE + 4), aside, font=small, fill=FAINT, anchor="ra")
+    return sheet

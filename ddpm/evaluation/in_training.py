@@ -1,0 +1,70 @@
+"""How good are the characters so far? A small evaluation every few epochs, always from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+
+from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
+from ddpm.evaluation.measures import Reference
+from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
+from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.sampling.sheets import draw_samples
+from ddpm.training.data import Images
+from ddpm.training.distributed import STARTING, DistContext
+
+PER_CLASS = 10
+NOISE_SERIES = 1  # not the noise of the sample grids
+
+
+class InTrainingEvaluation:
+    """Draws ten characters of each class and has them judged. The processes share the drawing; the first one judges."""
+
+    def __init__(self, config: TrainConfig, train: Images, test: Images, world: DistContext) -> None:
+        self._config, self._train, self._test, self._world = config, train, test, world
+        self._classifier: ReferenceClassifier | None = None
+        self._ready = False
+
+    def prepare(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
+        """Let the main process find its judge, while the others wait (every process calls it; the second time it is
+        done already). False if it was interrupted."""
+        if not self._ready:
+            find = partial(self._find_judge, folder, log, interrupted)
+            self._world.expect_answers_within(STARTING)
+            self._ready = self._world.broadcast_result(find, here=self._world.is_main)
+            self._world.expect_answers_within(timedelta(minutes=self._config.hang_minutes))
+        return self._ready
+
+    def _find_judge(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
+        """Train the reference classifier on the real images, or take it from `folder` if it was before, and see what it
+        makes of real ones."""
+        self._classifier = load_or_train(self._train, self._test, folder, log, interrupted=interrupted)
+        if self._classifier:
+            self._reference = Reference.of(self._classifier, self._test, self._config.resolution)
+        return self._classifier is not None
+
+    def __call__(
+        self, model: torch.nn.Module, scheduler: DDPMScheduler, interrupted: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """The columns `rca`, `top1`, `top5`, `fid_features` (none of them on other processes than the main one).
+
+        Every process calls it. None if asked to stop meanwhile.
+        """
+        drawn = draw_samples(self._config, model, scheduler, PER_CLASS, self._world, interrupted, NOISE_SERIES)
+        if drawn is None:
+            return None
+        if not self._classifier:
+            return {}
+        predictions, labels = self._classifier(drawn), torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
+        first, fifth = (hits(predictions.probabilities, labels, k) for k in (1, 5))
+        return {
+            "rca": relative_accuracy(first, self._reference.hits),
+            "top1": share(first),
+            "top5": share(fifth),
+            "fid_features": frechet_distance(predictions.features, self._reference.half),
+        }

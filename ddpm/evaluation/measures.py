@@ -1,0 +1,231 @@
+"""The parts of `evaluation.json` (metrics/README.md): from what was drawn, and how the classifier judges it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddpm.evaluation.classifier import Predictions, ReferenceClassifier, to_input
+from ddpm.evaluation.scores import (
+    Estimate,
+    bootstrap,
+    class_shares,
+    confusion,
+    frechet_distance,
+    hits,
+    kernel_distance,
+    precision_recall,
+    relative_accuracy,
+    share,
+    total_variation,
+)
+from ddpm.run.config import NUM_CLASSES
+from ddpm.run.histogram import span
+from ddpm.sampling.pipeline import to_bytes
+from ddpm.training.data import CLASS_NAMES, Images, to_model_input
+
+KERNEL_IMAGES = 2000  # the kernel distance does not depend on the count, and its time is the square of it
+FRECHET_ROUNDS, KERNEL_ROUNDS = 100, 50  # of the bootstrap: some 20 and 100 ms each on a CPU
+BINS = 60
+
+CHUNK = 512  # queries at once: at 112,800 references a product of 230 MB
+
+
+def as_drawn(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Stored images, uint8 [N, 28, 28], as the model would draw them: uint8 [N, R, R] on the CPU."""
+    return torch.cat([to_bytes(to_model_input(part, resolution)).cpu() for part in pixels.split(1024)])
+
+
+def as_stored(pixels: torch.Tensor) -> torch.Tensor:
+    """Images as drawn, uint8 [N, R, R], as they are stored: uint8 [N, 28, 28]."""
+    return torch.cat([to_bytes(to_input(part)) for part in pixels.split(1024)])
+
+
+@dataclass(frozen=True, eq=False)  # compared, and hashed for the cache, by identity
+class Reference:
+    """The real test images as the classifier sees them, which generated ones are measured by.
+
+    For the distances they are cut in two halves, class by class: one that everything is compared with, and one that
+    shows what distance real images have from it.
+    """
+
+    labels: torch.Tensor
+    predictions: Predictions
+    half: torch.Tensor
+    other_half: torch.Tensor
+
+    @classmethod
+    def of(cls, classifier: ReferenceClassifier, test: Images, resolution: int) -> Reference:
+        """Judge the test split, resized to the model's resolution and back as generated images are."""
+        predictions, labels = classifier(as_drawn(test.pixels, resolution)), test.labels.cpu()
+        order = round_robin(labels, torch.Generator().manual_seed(0))
+        turn = torch.arange(len(order)) // NUM_CLASSES % 2  # a round of all classes for each half in turn
+        return cls(labels, predictions, *(predictions.features[order[turn == number]] for number in (0, 1)))
+
+    @property
+    def hits(self) -> torch.Tensor:
+        """Top-1 on the real images, bool [N]."""
+        return hits(self.predictions.probabilities, self.labels, 1)
+
+    def distances(self, features: torch.Tensor) -> dict[str, Estimate]:
+        """Fréchet distance of generated `features` [N, 128], and of real ones at the same count.
+
+        As the distance depends on the count, the first of `features` are taken if there are fewer real ones.
+        """
+        count = min(len(features), len(self.other_half))
+        return {
+            "frechet": bootstrap(frechet_distance, features[:count], self.half, rounds=FRECHET_ROUNDS),
+            "frechet_real": self.frechet_real(count),
+        }
+
+    @cache  # noqa: B019 - there is one reference
+    def frechet_real(self, count: int) -> Estimate:
+        """Fréchet distance of the first `count` of the other half."""
+        return bootstrap(frechet_distance, self.other_half[:count], self.half, rounds=FRECHET_ROUNDS)
+
+
+def round_robin(labels: torch.Tensor, source: torch.Generator) -> torch.Tensor:
+    """A random order of images in which every class comes once a round: int64 [N]."""
+    order = torch.randperm(len(labels), generator=source)
+    rank = torch.empty(len(labels), dtype=torch.long)
+    for label in labels.unique():
+        places = order[labels[order] == label]
+        rank[places] = torch.arange(len(places))
+    return order[torch.argsort(rank[order], stable=True)]
+
+
+def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, Any]:
+    """The classifier on the real test images as they are stored: the check that the data are read rightly."""
+    predictions, labels = classifier(test.pixels), test.labels.cpu()
+    first = hits(predictions.probabilities, labels, 1)
+    known = ("train_images", "test_images", "epochs", "seconds", "data_sha256")
+    return {
+        "top1": bootstrap(share, first),
+        "top5": bootstrap(share, hits(predictions.probabilities, labels, 5)),
+        **{name: classifier.meta[name] for name in known},
+        "per_class_top1": _per_class(first, labels),
+    }
+
+
+def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: Reference) -> dict[str, Any]:
+    """Are the characters what they were asked to be? `labels` int64 [N]."""
+    first = hits(predictions.probabilities, labels, 1)
+    generated, real = _per_class(first, labels), _per_class(reference.hits, reference.labels)
+    counts = torch.bincount(labels, minlength=NUM_CLASSES).tolist()
+    return {
+        "top1": bootstrap(share, first),
+        "top5": bootstrap(share, hits(predictions.probabilities, labels, 5)),
+        "rca": bootstrap(relative_accuracy, first, reference.hits),
+        "real_top1": bootstrap(share, reference.hits),
+        "per_class": [
+            {"name": name, "top1": ours, "real_top1": theirs, "rca": ours / theirs if theirs else None, "count": count}
+            for name, ours, theirs, count in zip(CLASS_NAMES, generated, real, counts, strict=True)
+        ],
+        "confusion": confusion(predictions.predicted, labels).tolist(),
+    }
+
+
+def balance_part(predictions: Predictions, reference: Reference) -> dict[str, Any]:
+    """Which classes does the model draw when it is asked for none? Beside it as many real test images."""
+    ours, real = predictions.predicted, reference.predictions.predicted
+    real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: len(ours)]]
+
+    def unevenness(predicted: torch.Tensor) -> float:
+        return total_variation(class_shares(predicted))
+
+    return {
+        "shares": class_shares(ours).tolist(),
+        "real_shares": class_shares(real).tolist(),
+        "total_variation": bootstrap(unevenness, ours),
+        "real_total_variation": bootstrap(unevenness, real),
+        "count": len(ours),
+    }
+
+
+def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, Any]:
+    """How far is the whole of the generated images from that of the real ones? `features` [N, 128], mixed in class."""
+    half, other = reference.half, reference.other_half
+    count = min(len(features), len(other), KERNEL_IMAGES)
+    measure = partial(bootstrap, kernel_distance, rounds=KERNEL_ROUNDS, least=-math.inf)
+    precise, recalled = precision_recall(half, features[: len(half)])
+    return {
+        **reference.distances(features),
+        "kernel": measure(features[:count], half[:count]),
+        "kernel_real": measure(other[:count], half[:count]),
+        "precision": bootstrap(share, precise),
+        "recall": bootstrap(share, recalled),
+        "feature_size": features.shape[1],
+        "reference_images": len(half),
+    }
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nearest training images, at 28 × 28: `distances` float32 [N], `indices` int64 [N]."""
+
+    distances: torch.Tensor
+    indices: torch.Tensor
+
+
+def neighbours(pixels: torch.Tensor, train: Images, resolution: int) -> Neighbours:
+    """Of images as drawn, uint8 [N, R, R]; the training images are resized as they are."""
+    known = train.pixels if resolution == train.pixels.shape[-1] else as_stored(as_drawn(train.pixels, resolution))
+    return Neighbours(*nearest(as_stored(pixels), known, train.pixels.device))
+
+
+def memorisation_part(generated: Neighbours, heldout: Neighbours, train_images: int) -> dict[str, Any]:
+    """Are generated images nearer to training images than other real ones (the test split) are?"""
+
+    def closer(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        return (ours < theirs.quantile(0.01)).float().mean()
+
+    sets = {"generated": generated.distances, "heldout": heldout.distances}
+    together = torch.cat(list(sets.values())).double().numpy()
+    edges = np.linspace(*span(together, BINS), BINS + 1)
+    return {
+        **{name: _quantiles(distances) for name, distances in sets.items()},
+        "closer_than_heldout_p01": bootstrap(closer, generated.distances, heldout.distances),
+        "histogram": {
+            "edges": edges.tolist(),
+            **{name: np.histogram(distances.numpy(), edges)[0].tolist() for name, distances in sets.items()},
+        },
+        "heldout_images": len(heldout.distances),
+        "train_images": train_images,
+    }
+
+
+def _per_class(first: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    counts = torch.bincount(labels, minlength=NUM_CLASSES).clamp(min=1)
+    return (torch.bincount(labels[first], minlength=NUM_CLASSES).double() / counts).tolist()
+
+
+def _quantiles(distances: torch.Tensor) -> dict[str, float]:
+    values = distances.quantile(torch.tensor([0.01, 0.05, 0.5, 0.95])).tolist()
+    return dict(zip(("p01", "p05", "p50", "p95"), values, strict=True))
+
+
+@torch.no_grad()
+def nearest(queries: torch.Tensor, references: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest of `references`, uint8 [M, 28, 28], to each of `queries`, uint8 [N, 28, 28].
+
+    Found by one matrix product per chunk on `device`; the distance of the one found is then computed directly, so that
+    that of a copy is exactly zero.
+
+    Returns:
+        Distances, float32 [N]: the L2 norm of the difference of the images with pixels from 0 to 1, so between 0 and
+        28. Indices into `references`, int64 [N]. Both on the CPU.
+    """
+    known = references.to(device).flatten(1).float() / 255
+    squares = known.square().sum(1)
+    distances, indices = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
+    for part in queries.split(CHUNK):
+        wanted = part.to(device).flatten(1).float() / 255
+        found = (squares - 2 * wanted @ known.T).argmin(1)  # less the square of the query, which is the same for all
+        distances.append((wanted - known[found]).norm(dim=1).cpu())
+        indices.append(found.cpu())
+    return torch.cat(distances), torch.cat(indices)

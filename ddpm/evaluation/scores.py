@@ -1,0 +1,155 @@
+"""Scores of generated images from the classifier's verdicts, each with a bootstrap interval."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from ddpm.run.config import NUM_CLASSES
+
+INTERVAL = 0.95
+ROUNDS = 200
+ALONE = {"sync_on_compute": False}  # torchmetrics would wait for other processes of a training to join in
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, its 95% bootstrap interval, and of how many images it is."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """As JSON can hold it: what is not finite is None."""
+        return {
+            name: value if isinstance(value, int) or math.isfinite(value) else None
+            for name, value in asdict(self).items()
+        }
+
+    def overlaps(self, other: Estimate) -> bool:
+        """Do the two intervals have a value in common?"""
+        return self.low <= other.high and other.low <= self.high
+
+
+def bootstrap(
+    statistic: Callable[..., float | torch.Tensor],
+    *samples: torch.Tensor,
+    seed: int = 0,
+    rounds: int = ROUNDS,
+    least: float = 0.0,
+) -> Estimate:
+    """`statistic(*samples)` with the interval that resampling gives it (Efron & Tibshirani 1993).
+
+    Each sample [N, ...] is resampled on its own, with replacement. A resample has fewer different images, which makes
+    distances larger (and no less so for many rounds), so the quantiles of the bootstrap are shifted by the difference
+    between the estimate and the mean of the bootstrap. The count is that of the first sample.
+
+    Args:
+        least: the statistic is never below it, so neither is the interval.
+    """
+    source = torch.Generator().manual_seed(seed)
+
+    def again(sample: torch.Tensor) -> torch.Tensor:
+        return sample[torch.randint(len(sample), (len(sample),), generator=source).to(sample.device)]
+
+    value = float(statistic(*samples))
+    drawn = torch.tensor([float(statistic(*map(again, samples))) for _ in range(rounds)], dtype=torch.float64)
+    tail = (1 - INTERVAL) / 2
+    low, high = (drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)) + value - drawn.mean()).tolist()
+    return Estimate(value, max(low, least), max(high, least), len(samples[0]))
+
+
+def share(hits: torch.Tensor) -> float:
+    """The share of true values in a bool [N]; NaN of none."""
+    return hits.float().mean().item()
+
+
+def relative_accuracy(generated: torch.Tensor, real: torch.Tensor) -> float:
+    """RCA: Top-1 on generated images relative to Top-1 on real ones, from bool [N] and bool [M]."""
+    return share(generated) / share(real) if real.any() else math.nan
+
+
+def hits(probabilities: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+    """Is the label [N] among the k likeliest classes of `probabilities` [N, 47]? bool [N]."""
+    return (probabilities.topk(k, dim=1).indices == labels[:, None]).any(1)
+
+
+def confusion(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How often each class (row) was taken for each (column), int64 [47, 47], from two int64 [N]."""
+    return torch.bincount(labels * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
+
+
+def class_shares(predicted: torch.Tensor) -> torch.Tensor:
+    """The share of each class among int64 [N], float64 [47]."""
+    return torch.bincount(predicted, minlength=NUM_CLASSES).double() / len(predicted)
+
+
+def total_variation(shares: torch.Tensor) -> float:
+    """Total variation distance of shares [K] from uniform, 0 to 1: what part of the images is of a wrong class."""
+    return (shares - 1 / len(shares)).abs().sum().item() / 2
+
+
+def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Fréchet distance (Heusel et al. 2017) of features [N, D] and [M, D], taken as two Gaussians.
+
+    It is biased: fewer images give larger values. Compare only what was measured at the same counts.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds to load
+
+    metric = FrechetInceptionDistance(feature=_Features(a.shape[1]), **ALONE).to(a.device)
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    return metric.compute().item()
+
+
+def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Kernel distance (squared MMD of the cubic kernel, Bińkowski et al. 2018) of features [N, D] and [M, D].
+
+    It is unbiased, so it may be below zero. Of samples that differ in size, the larger is cut to the smaller.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(len(a), len(b))
+    with warnings.catch_warnings():  # that features are kept: they lie in memory anyway
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(feature=_Features(a.shape[1]), subsets=1, subset_size=size, **ALONE)
+    metric = metric.to(a.device)
+    metric.update(a[:size], real=True)
+    metric.update(b[:size], real=False)
+    with torch.random.fork_rng(devices=[]):  # it shuffles what it takes all of
+        return metric.compute()[0].item()
+
+
+def precision_recall(real: torch.Tensor, generated: torch.Tensor, k: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019) of features [N, D] and [M, D], image by image.
+
+    Returns:
+        Whether each generated image lies within the manifold of the real ones, bool [M], and each real one within that
+        of the generated, bool [N]. Their means are precision and recall. The manifold of a set is the union of balls
+        around its members, each reaching to the member's k-th nearest neighbour in the set.
+    """
+    return _within(real, generated, k), _within(generated, real, k)
+
+
+def _within(manifold: torch.Tensor, points: torch.Tensor, k: int) -> torch.Tensor:
+    def distances(some: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(some, manifold, compute_mode="donot_use_mm_for_euclid_dist")  # so that a copy is at zero
+
+    nth = min(k + 1, len(manifold))  # the first is the member itself
+    radii = torch.cat([distances(part).kthvalue(nth, dim=1).values for part in manifold.split(1024)])
+    return torch.cat([(distances(part) <= radii).any(1) for part in points.split(1024)])
+
+
+class _Features(nn.Identity):
+    """Stands where torchmetrics expects the network, so that features can be given instead of images."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features

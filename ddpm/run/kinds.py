@@ -1,0 +1,174 @@
+"""What the files of a run may hold, by kind. A value of another kind, as damage or another program leaves, is None: it
+is shown as missing, and never taken for a figure.
+
+Without torch, pandas and NumPy: the dashboard reads with it every second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ddpm.run.config import TrainConfig
+
+Kind = Callable[[Any], Any]
+
+DATA = ("emnist", "glyphs")
+LAST_STAMP = 2.5e11  # seconds since 1970: in the year 9892, and calendars end with 9999
+ORDERED = ("step", "images_seen", "total_time_sec")  # columns that only grow
+
+
+def text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def figure(value: Any) -> int | float | None:
+    """A finite number."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and -1e308 < value < 1e308
+    return value if known else None
+
+
+def amount(value: Any) -> int | float | None:
+    """A finite number that is not negative."""
+    return value if figure(value) is not None and value >= 0 else None
+
+
+def count(value: Any) -> int | None:
+    """A whole number that is not negative, and that 64 bits can hold."""
+    known = amount(value)
+    return int(known) if known is not None and known < 2**63 and known == int(known) else None
+
+
+def stamp(value: Any) -> float | None:
+    """Seconds since 1970."""
+    return value if amount(value) is not None and value < LAST_STAMP else None
+
+
+def anything(kind: type) -> Kind:
+    return lambda value: value if isinstance(value, kind) else None
+
+
+def one_of(*values: str) -> Kind:
+    return lambda value: value if isinstance(value, str) and value in values else None
+
+
+def every(kind: Kind) -> Kind:
+    """A list of one kind; empty if anything in it is of another."""
+
+    def listed(value: Any) -> list[Any]:
+        items = [kind(item) for item in value] if isinstance(value, list) else []
+        return [] if None in items else items
+
+    return listed
+
+
+def some(kind: Kind) -> Kind:
+    """A list of one kind, without what is of another."""
+    return lambda value: [
+        known for item in (value if isinstance(value, list) else []) if (known := kind(item)) is not None
+    ]
+
+
+def record(**kinds: Kind) -> Kind:
+    """An object; of its fields those that are named, each of its kind."""
+
+    def fields(value: Any) -> dict[str, Any] | None:
+        if not isinstance(value, dict):
+            return None
+        return {name: kind(value[name]) for name, kind in kinds.items() if name in value}
+
+    return fields
+
+
+def mapping(kind: Kind) -> Kind:
+    """An object of any names with values of one kind, without what is of another."""
+    return lambda value: {
+        name: known
+        for name, item in (value.items() if isinstance(value, dict) else ())
+        if (known := kind(item)) is not None
+    }
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def settings(value: Any) -> dict[str, Any]:
+    """The settings of a run; one that is not of its field's type is None. Those of other versions stay, if plain."""
+    hints, given = _hints(), value if isinstance(value, dict) else {}
+    return {name: item if _fits(item, hints.get(name, str | int | float)) else None for name, item in given.items()}
+
+
+def is_setting(name: str) -> bool:
+    """Is there a setting of this name in this version?"""
+    return name in _hints()
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(TrainConfig)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in inner)
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if hint is float:
+        return figure(value) is not None
+    if hint is int:
+        return figure(value) is not None and isinstance(value, int)
+    return isinstance(value, str if hint is Path else hint)
+
+
+# ---- rows of figures -------------------------------------------------------------------------------------------------
+
+COUNTS = ("step", "images_seen", "nonfinite_steps", "train_images", "slowest_rank")
+
+
+def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of epochs that can be believed, by epoch, and in words what cannot.
+
+    A cell of another kind is empty. A row without an epoch, or whose `data` is no name, is left out: its columns have
+    slipped. Of two rows of one epoch the later counts; two that follow each other and contradict each other in what
+    can only grow are both left out.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    lost, cells = 0, 0
+    for item in given:
+        row = item if isinstance(item, Mapping) else {}
+        epoch, data = count(row.get("epoch")), row.get("data")
+        if not epoch or (data is not None and text(data) is None):
+            lost += 1
+            continue
+        kinds = {**dict.fromkeys(COUNTS, count), "epoch": count, "data": text}
+        known = {name: kinds.get(name, amount)(value) for name, value in row.items()}
+        cells += sum(known[name] is None and value is not None for name, value in row.items())
+        lost += epoch in found
+        found[epoch] = known
+    ordered = [found[epoch] for epoch in sorted(found)]
+    odd = {
+        index
+        for index in range(1, len(ordered))
+        for name in ORDERED
+        if _below(ordered[index].get(name), ordered[index - 1].get(name))
+    }
+    odd |= {index - 1 for index in odd}
+    kept = [row for index, row in enumerate(ordered) if index not in odd]
+    lost += len(odd)
+    words = [f"{lost} row(s) of epochs"] if lost else []
+    return kept, words + ([f"{cells} cell(s)"] if cells else [])
+
+
+def _below(value: float | None, before: float | None) -> bool:
+    return value is not None and before is not None and value < before and not math.isclose(value, before)

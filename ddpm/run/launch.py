@@ -1,0 +1,129 @@
+"""Which of a job's processes this is, from the variables of what started it. Needs no torch, so it is known at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ddpm.run.errors import RequestError
+
+OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OF_SRUN = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those of its job; alone if nothing is given."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    address: str = ""  # of process 0, where all meet
+    port: int = 0
+    by_srun: bool = False  # without torchrun: then Slurm may show each process its own GPU only
+
+
+def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
+    """What torchrun, srun or a user has set; an empty variable is as good as none.
+
+    Args:
+        environment: the variables; those of this process if left out.
+
+    Raises:
+        RequestError: they are half set, contradict each other, or are no numbers.
+    """
+    variables = os.environ if environment is None else environment
+    env = {name: value.strip() for name, value in variables.items() if value.strip()}
+    if "RANK" in env:
+        return _by_torchrun(env)
+    if "SLURM_STEP_NUM_TASKS" in env:  # set by srun only: a batch script's own shell is not a task
+        launch = _by_srun(env)
+    else:
+        launch = Launch()
+        if env.get("SLURM_PROCID", "0") != "0":
+            _require(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    # A job script may have set some of torchrun's variables, too. They must not say anything else.
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        if name in env and _number(env, name) != getattr(launch, name.lower()):
+            _require(env, name, "RANK")
+    return launch
+
+
+def _by_torchrun(env: Mapping[str, str]) -> Launch:
+    _number(env, "RANK")
+    _require(env, "RANK", "WORLD_SIZE")
+    world_size = _number(env, "WORLD_SIZE", 1)
+    if world_size > 1:
+        _require(env, "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    local_world_size = _number(env, "LOCAL_WORLD_SIZE", 1, world_size) if "LOCAL_WORLD_SIZE" in env else world_size
+    return Launch(
+        _number(env, "RANK", 0, world_size - 1),
+        _number(env, "LOCAL_RANK", 0, local_world_size - 1) if "LOCAL_RANK" in env else 0,
+        world_size,
+        local_world_size,
+        env.get("MASTER_ADDR", ""),
+        _number(env, "MASTER_PORT", 1, 65535) if world_size > 1 else 0,
+    )
+
+
+def _by_srun(env: Mapping[str, str]) -> Launch:
+    tasks = _number(env, "SLURM_STEP_NUM_TASKS", 1)
+    if tasks == 1:
+        return Launch()
+    _require(env, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID")
+    if "MASTER_ADDR" not in env:
+        _require(env, "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
+    on_each = _tasks_of_nodes(env["SLURM_STEP_TASKS_PER_NODE"])
+    here = on_each[_number(env, "SLURM_NODEID", 0, len(on_each) - 1) if "SLURM_NODEID" in env else 0]
+    return Launch(
+        _number(env, "SLURM_PROCID", 0, tasks - 1),
+        _number(env, "SLURM_LOCALID", 0, here - 1),
+        tasks,
+        here,
+        env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"]),
+        _number(env, "MASTER_PORT", 1, 65535) if "MASTER_PORT" in env else 20000 + _number(env, "SLURM_JOB_ID") % 20000,
+        by_srun=True,
+    )
+
+
+def first_host(node_list: str) -> str:
+    """The first host of a Slurm node list: `vn[3-5,8],other` → `vn3`, `rack[1-2]n[01-04]-ib` → `rack1n01-ib`.
+
+    Raises:
+        RequestError: it is none.
+    """
+    first = re.match(r"(?:[^,\[\]\s]|\[[\w,-]+\])+", node_list)
+    if not first or node_list[first.end() : first.end() + 1] not in ("", ","):
+        raise RequestError(f"SLURM_STEP_NODELIST={node_list} is no list of hosts: set MASTER_ADDR to the first one")
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
+
+
+def _tasks_of_nodes(text: str) -> list[int]:
+    """How many tasks each node has: `2(x3),1` → [2, 2, 2, 1]."""
+    parts = [re.fullmatch(r"([1-9]\d{0,5})(?:\(x([1-9]\d{0,5})\))?", part) for part in text.split(",")]
+    if not all(parts):
+        raise RequestError(f"SLURM_STEP_TASKS_PER_NODE={text}: give numbers such as 4(x2),1")
+    return [int(part[1]) for part in parts for _ in range(int(part[2] or 1))]
+
+
+def _require(env: Mapping[str, str], given: str, *names: str) -> None:
+    missing = [name for name in names if name not in env]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise RequestError(f"{given} is {env[given]} but {' and '.join(missing)} {verb} not set: {_fix(given)}")
+
+
+def _number(env: Mapping[str, str], name: str, least: int = 0, most: int = 10**10) -> int:
+    value = env[name]
+    if not re.fullmatch(r"[0-9]{1,10}", value) or not least <= int(value) <= most:
+        limits = f"from {least} to {most}" if most < 10**10 else f"{least} or more"
+        raise RequestError(f"{name}={value}: must be a whole number, {limits}; {_fix(name)}")
+    return int(value)
+
+
+def _fix(name: str) -> str:
+    launcher, names = ("torchrun", OF_TORCHRUN[:4]) if name in OF_TORCHRUN else ("srun", OF_SRUN)
+    return f"start the processes with {launcher}; to train with one, unset {', '.join(names)}"

@@ -1,0 +1,62 @@
+"""`meta.json` of a checkpoint or an export: what it has to say before anything is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpm.run import kinds
+from ddpm.run.files import read_json
+
+PROGRESS = kinds.record(
+    **dict.fromkeys(("step", "images_seen", "epoch", "batch", "global_batch", "world_size"), kinds.count)
+)
+
+
+def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
+    """What meta.json in `folder` holds: run, data, identity, settings, progress, metrics, history and files, of which
+    the `needed` are there and all are of their kind.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: it does not describe a checkpoint; says in a few words why.
+    """
+    meta = read_json(folder / "meta.json")
+    if not isinstance(meta, dict):
+        raise ValueError("it is no object")
+    for name in needed:
+        part, _, field = name.partition(".")
+        if (meta[part].get(field) if field and isinstance(meta.get(part), dict) else meta.get(part)) is None:
+            raise ValueError(f"{name} is missing")
+    for name, kind in KINDS.items():
+        if name in meta and kind(meta[name]) != meta[name]:
+            raise ValueError(f"{name} is not what it should be")
+    return meta
+
+
+def _settings(value: Any) -> Any:
+    known = {name: item for name, item in kinds.settings(value).items() if kinds.is_setting(name)}
+    return {**value, **known} if isinstance(value, dict) else None
+
+
+def _rows(value: Any) -> Any:
+    return kinds.rows(value)[0] if isinstance(value, list) else None
+
+
+def _row(value: Any) -> Any:
+    """An epoch's figures, or none."""
+    return value if value == {} or _rows([value]) == [value] else None
+
+
+KINDS: dict[str, kinds.Kind] = {
+    "run": kinds.text,
+    "data": kinds.one_of(*kinds.DATA),
+    "identity": kinds.anything(dict),
+    "settings": _settings,
+    "progress": lambda value: {**value, **PROGRESS(value)} if isinstance(value, dict) else None,
+    "metrics": _row,
+    "history": _rows,
+    "unsound": kinds.text,
+    "files": kinds.mapping(kinds.text),
+}

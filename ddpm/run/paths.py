@@ -1,0 +1,213 @@
+"""Where a run's files lie: the one place that knows the folder layout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm.run.errors import RequestError
+from ddpm.run.files import read_file, real, why_and_cure
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+REPORTED = ("plots", "report", "report (HTML)")  # artifacts that are made together, at the end of every start
+CLASSIFIERS = "reference_classifiers"
+RESERVED = {CLASSIFIERS, "tensorboard", "readme.md"}  # in lower case: what lies beside the folders and logs of runs
+SET_ASIDE = ".before-%Y%m%d-%H%M%S"  # goes to the name of a run that `--resume never` sets aside
+LONGEST_NAME = 200  # bytes; `.<run>.claim.<32 digits>` and `<run>.before-…` stay below the 255 that file systems allow
+
+
+def name_taken(name: str) -> str | None:
+    """What a run would share folders with if it were called `name`; None if with nothing. Systems may ignore case."""
+    if name.casefold() in RESERVED:
+        return "the project uses this name itself"
+    if re.search(r"\.before-\d{8}-\d{6}$", name.casefold()):
+        return "runs that were set aside are called so: rename its folders to continue one"
+    if re.match(r"slurm-\d", name.casefold()):
+        return "the output of Slurm's jobs is called so"
+    return None
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files and folders of the run `run` under `root` (`--output-root`)."""
+
+    root: Path
+    run: str
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints" / self.run
+
+    @property
+    def lock(self) -> Path:
+        """The file that the job which trains the run holds. It outlives the run's folders, which may be set aside."""
+        return self.root / "checkpoints" / f".{self.run}.claim"
+
+    @property
+    def classifiers(self) -> Path:
+        """Reference classifiers that generated characters are judged by, one for each set of training images."""
+        return self.root / "checkpoints" / CLASSIFIERS
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics" / "output" / self.run
+
+    @property
+    def csv(self) -> Path:
+        return self.metrics / "training_metrics.csv"
+
+    @property
+    def json(self) -> Path:
+        return self.metrics / "training_metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.metrics / "training_report.md"
+
+    @property
+    def report_html(self) -> Path:
+        """The same report as one web page."""
+        return self.report.with_suffix(".html")
+
+    @property
+    def training_log(self) -> Path:
+        return self.metrics / "training_log.md"
+
+    @property
+    def health(self) -> Path:
+        return self.metrics / "health.md"
+
+    @property
+    def plots(self) -> Path:
+        return self.metrics / "plots"
+
+    @property
+    def samples(self) -> Path:
+        return self.metrics / "samples"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.metrics / "evaluation.json"
+
+    @property
+    def evaluation_files(self) -> Path:
+        """Plots and pictures of the evaluation, and the images that were judged."""
+        return self.metrics / "evaluation"
+
+    @property
+    def status(self) -> Path:
+        return self.metrics / "status.json"
+
+    @property
+    def events(self) -> Path:
+        return self.metrics / "events.jsonl"
+
+    @property
+    def gpus(self) -> Path:
+        """One JSON file per node: what NVML says of the GPUs that the job uses there."""
+        return self.metrics / "gpus"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "logs" / f"{self.run}.log"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "logs" / "tensorboard" / self.run
+
+    def command(self, program: str) -> str:
+        """The command that calls `program` (such as `python -m metrics.report`) for this run, as one types it."""
+        root = [] if self.root == PROJECT_ROOT else ["--output-root", str(self.root)]
+        return f"{program} {shlex.join([self.run, *root])}"
+
+    def artifacts(self) -> dict[str, str]:
+        """What the run has left so far, as label → path relative to `root`; the newest picture of samples only."""
+        pictures = sorted(self.samples.glob("*.png"))
+        places = {
+            "checkpoint": self.checkpoints / "latest",
+            "best checkpoint": self.checkpoints / "best",
+            "export": self.checkpoints / "export",
+            "metrics": self.csv,
+            "metrics (JSON)": self.json,
+            "plots": self.plots,
+            "report": self.report,
+            "report (HTML)": self.report_html,
+            "training log": self.training_log,
+            **({"samples": pictures[-1]} if pictures else {}),
+            "evaluation": self.evaluation,
+            "evaluation, pictures": self.evaluation_files,
+            "log": self.log,
+            "TensorBoard": self.tensorboard,
+        }
+        return {label: str(path.relative_to(self.root)) for label, path in places.items() if _holds(path)}
+
+    def prepare(self, afresh: bool) -> list[Path]:
+        """Make the run's folders and see that they can be written to. A run that begins afresh under a name that has
+        been used sets the old files aside; returns their new names.
+
+        Raises:
+            RequestError: a folder cannot be written to, or something else has the name of a file of figures.
+        """
+        for path in (self.csv, self.json):
+            if path.exists() and not path.is_file():
+                raise RequestError(f"{path} is not a file: move it away")
+        suffix = time.strftime(SET_ASIDE)
+        try:
+            rows = read_file(self.csv).splitlines()[1:] if self.csv.exists() else []
+            used = any(self.checkpoints.glob("step_*")) or rows
+            outputs = (self.checkpoints, self.metrics, self.tensorboard) if afresh and used else ()
+            old = [folder for folder in outputs if folder.exists()]
+            aside = [folder.rename(folder.with_name(folder.name + suffix)) for folder in old]
+            for folder in (self.checkpoints, self.plots, self.samples, self.log.parent, self.tensorboard):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / ".writable").touch()
+                (folder / ".writable").unlink()
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}"
+            raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
+        return aside
+
+
+def _holds(path: Path) -> bool:
+    """Is it a file, or a folder with something in it?"""
+    with suppress(OSError):
+        return any(path.iterdir()) if path.is_dir() else path.exists()
+    return True  # not to be looked into, so it is there
+
+
+def readable_folder(path: Path) -> bool:
+    """Is there a folder, and can its files be read? False if there is none.
+
+    Raises:
+        OSError: it is there, or may be, and cannot be looked into.
+    """
+    try:
+        os.listdir(path)
+        os.stat(path / ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def find_run(name: str, output_root: Path | None = None) -> RunPaths:
+    """The run called `name`, or whose folder under `metrics/output/` is `name`.
+
+    Raises:
+        RequestError: no such run, or its folder cannot be looked into; the message lists the runs there are.
+    """
+    folder, outputs = real(Path(name)), RunPaths(real(output_root or PROJECT_ROOT), "").metrics
+    try:
+        if folder.parent.name == "output" and readable_folder(folder):
+            return RunPaths(folder.parents[2], folder.name)
+        if readable_folder(outputs / name):
+            return RunPaths(outputs.parents[1], name)
+        known = sorted(entry.name for entry in os.scandir(outputs) if entry.is_dir()) if outputs.is_dir() else []
+    except OSError as error:
+        raise RequestError(f"the run {name:.60} cannot be read: {why_and_cure(error)}") from error
+    there = f"the runs there are: {', '.join(known)}" if known else "there are no runs yet"
+    raise RequestError(f"no run called {name!r} under {outputs}; {there} (see also --output-root)")

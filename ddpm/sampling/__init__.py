@@ -1,0 +1,1 @@
+"""Sampling from a trained model: pipeline, pictures, export."""

@@ -1,0 +1,132 @@
+"""Pictures of generated characters that say what they show."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image, ImageDraw, ImageFont
+
+from ddpm.run.config import NUM_CLASSES, TrainConfig, data_words
+from ddpm.run.fonts import font_file
+from ddpm.sampling.pipeline import sample, to_bytes
+from ddpm.training.data import CLASS_NAMES
+from ddpm.training.distributed import DistContext
+from ddpm.training.seeding import Stream, generator
+
+BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (139, 148, 158)
+MARGIN, LABEL_WIDTH = 16, 30
+
+
+PIXELS_AT_ONCE = {"cpu": 50_000, "cuda": 400_000}  # in one forward pass: some 64 or 500 images at 28 px
+
+
+def draw_samples(
+    config: TrainConfig,
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    per_class: int,
+    world: DistContext,
+    interrupted: Callable[[], bool] = lambda: False,
+    series: int = 0,
+) -> np.ndarray | None:
+    """Generated characters, class by class, from the same noise in every run: uint8 [47 * per_class, H, W].
+
+    Every process calls it; they share the work, and each gets the whole.
+
+    Args:
+        series: which noise; each number has its own.
+        interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
+    """
+    labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
+    shape = (len(labels), 1, config.resolution, config.resolution)
+    noise = torch.randn(shape, device=world.device, generator=generator(world.device, 0, Stream.SAMPLING, series))
+    chunk = images_at_once(config.resolution, world.device)
+    parts = {}
+    for first in range(0, len(labels), world.world_size * chunk):
+        if interrupted():
+            return None
+        start = first + world.rank * chunk
+        part = slice(start, start + chunk)
+        if start < len(labels):
+            images = sample(
+                model, scheduler, labels[part], noise[part], steps=config.sample_steps,
+                guidance_scale=config.guidance_scale,
+            )  # fmt: skip
+            parts[start] = to_bytes(images).cpu().numpy()
+    everyone = {start: pixels for parts in world.gather(parts) for start, pixels in parts.items()}
+    return np.concatenate([everyone[start] for start in sorted(everyone)])
+
+
+def images_at_once(resolution: int, device: torch.device) -> int:
+    """How many images to draw in one forward pass."""
+    return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // resolution**2)
+
+
+def labelled_grid(config: TrainConfig, pixels: np.ndarray, epoch: int) -> Image.Image:
+    """A sheet of what `draw_samples` has drawn after `epoch`, with what it is written on it."""
+    caption = (
+        f"trained on {data_words(config.data)} · epoch {epoch} · EMA weights · DDIM, {config.sample_steps} steps · "
+        f"guidance {config.guidance_scale:g}"
+    )
+    return sample_grid(pixels, CLASS_NAMES, config.run, caption)
+
+
+def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: str, columns: int = 3) -> Image.Image:
+    """A sheet with one row of pictures per class, labelled; the classes stand in `columns`.
+
+    Args:
+        pixels: uint8 [len(names) * per_class, H, W], class by class. Small ones are shown twice as large.
+        names: what each class is called.
+    """
+    per_class = len(pixels) // len(names)
+    scale = 2 if pixels.shape[-1] <= 32 else 1
+    cell = scale * pixels.shape[-1]
+    rows = -(-len(names) // columns)
+    width, height, head = LABEL_WIDTH + per_class * cell + MARGIN, cell + 4, 68
+    sheet, draw = headed_sheet(columns * width, head + rows * height + MARGIN, title, caption)
+    for index, name in enumerate(names):
+        left, top = MARGIN + index // rows * width, head + index % rows * height
+        middle = left + (LABEL_WIDTH - 8) // 2, top + cell // 2
+        draw.text(middle, name, font=font(20, bold=True), fill=FAINT, anchor="mm")
+        row = Image.fromarray(np.concatenate(pixels[index * per_class : (index + 1) * per_class], axis=1))
+        sheet.paste(row.resize((per_class * cell, cell), Image.Resampling.NEAREST), (left + LABEL_WIDTH, top))
+    return sheet
+
+
+def headed_sheet(width: int, height: int, title: str, caption: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty sheet below a title and a caption, and what draws on it.
+
+    Args:
+        width: of what stands below, without the left margin; the head may need more.
+        height: of the whole.
+    """
+    large, small = font(20, bold=True), font(13)
+    text = int(max(large.getlength(title), small.getlength(caption))) + MARGIN
+    sheet = Image.new("RGB", (MARGIN + max(width, text), height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 12), title, font=large, fill=INK)
+    draw.text((MARGIN, 40), caption, font=small, fill=FAINT)
+    return sheet, draw
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as the content of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    """The arrays as the content of a compressed .npz file."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The typeface of all labels, DejaVu Sans, which comes with matplotlib."""
+    return ImageFont.truetype(font_file("DejaVuSans-Bold" if bold else "DejaVuSans"), size)

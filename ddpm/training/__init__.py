@@ -1,0 +1,1 @@
+"""Training, one concept a file: data, network, diffusion, optimizer step, processes, checkpoints."""

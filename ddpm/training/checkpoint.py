@@ -1,0 +1,219 @@
+"""Checkpoints on disk: whole or absent, verified before use, loadable by diffusers.
+
+step_00028200/  unet/ and scheduler/ (diffusers folders; moving-average weights, safetensors)
+                unet_swa/ (with --swa-start-epoch: the average of the weights at the ends of epochs)
+                train_state.pt (live weights, optimizer, scaler)
+                meta.json (identity, settings, counters, metrics, why the state is unsound if it is, SHA-256 of every
+                file), written last
+latest → the newest checkpoint whose state is sound, best → the best of those
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write, fsync_folder, replace_link, sha256_file
+from ddpm.run.meta import checked_meta
+from ddpm.training.soundness import broken
+
+STATE, WEIGHTS_NAME = "train_state.pt", "diffusion_pytorch_model.safetensors"
+WEIGHTS = f"unet/{WEIGHTS_NAME}"
+GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is no such file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint folder and what its meta.json says."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.meta["progress"]["step"]
+
+    @property
+    def unsound(self) -> str | None:
+        """Why its state is not worth continuing from (see `ddpm/training/soundness.py`); None if it is."""
+        return self.meta.get("unsound")
+
+    def load(self) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
+        """The training state, and the averaged weights by folder, on the CPU. Only safe formats are read."""
+        state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        return state, {path.parent.name: load_file(path) for path in self.folder.glob(f"unet*/{WEIGHTS_NAME}")}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a checkpoint, in host memory."""
+
+    state: dict[str, Any]  # train_state.pt
+    averages: dict[str, dict[str, torch.Tensor]]  # averaged weights by folder: unet (EMA), unet_swa
+    unet: UNet2DModel  # of this and the next, only the settings are read
+    scheduler: DDPMScheduler
+    meta: dict[str, Any]
+
+
+def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: None) -> Checkpoint:
+    """Write the checkpoint `root/step_…` of `meta["progress"]["step"]` and, if it is sound, point `latest` at it.
+
+    A crash at any moment leaves at most a hidden folder that is never taken for a checkpoint. `meta["unsound"]` says
+    what is known to be wrong with the state; the tensors are examined here.
+
+    Args:
+        ours: called just before the checkpoint gets its name; raises OSError if the run is no longer ours to write.
+
+    Raises:
+        OSError: no room or no permission; the checkpoints that were there still are.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"step_{contents.meta['progress']['step']:08d}"
+    aside = root / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        for name, weights in contents.averages.items():
+            contents.unet.save_config(aside / name)
+            path = aside / name / WEIGHTS_NAME
+            save_file(weights, path, metadata={"format": "pt"})
+            path.chmod((aside / name / "config.json").stat().st_mode)  # safetensors lets only the owner read
+        contents.scheduler.save_pretrained(aside / "scheduler")
+        torch.save(contents.state, aside / STATE)
+        _make_durable(aside)
+        unsound = contents.meta.get("unsound") or broken(contents.state, contents.averages)
+        files = {name: sha256_file(aside / name) for name in _files(aside)}
+        meta = {**contents.meta, "unsound": unsound, "files": files}
+        atomic_write(aside / "meta.json", json.dumps(meta, indent=2))
+        ours()
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    fsync_folder(root)
+    point_latest(root)
+    return Checkpoint(folder, meta)
+
+
+def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) -> Checkpoint:
+    """Replace fields of a checkpoint's meta.json: what became known only after it was written, such as its metrics,
+    or that its state is unsound.
+
+    Args:
+        ours: as for `write`.
+
+    Raises:
+        OSError: no room or no permission; the checkpoint is as it was.
+    """
+    meta = {**json.loads((folder / "meta.json").read_text(encoding="utf-8")), **fields}
+    ours()
+    atomic_write(folder / "meta.json", json.dumps(meta, indent=2))
+    point_latest(folder.parent)
+    return Checkpoint(folder, meta)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's meta.json says; nothing if it cannot be read."""
+    try:
+        return checked_meta(folder, ())
+    except (OSError, ValueError):
+        return {}
+
+
+def sound_folders(root: Path) -> list[Path]:
+    """The folders of the checkpoints in `root` whose meta.json can be read and calls them sound, oldest first."""
+    metas = {folder: read_meta(folder) for folder in sorted(root.glob("step_*"))}
+    return [folder for folder, meta in metas.items() if meta and not meta.get("unsound")]
+
+
+def point_latest(root: Path) -> None:
+    """Point `latest` at the newest checkpoint that is sound; where there is none, there is no `latest`."""
+    if sound := sound_folders(root):
+        replace_link(root / "latest", sound[-1].name)
+    else:
+        (root / "latest").unlink(missing_ok=True)
+
+
+def inspect(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, every file of it compared with its SHA-256 and opened as a safe format.
+
+    Raises:
+        RequestError: it is missing, unfinished, damaged or not one of ours; the message names the file.
+        OSError: it cannot be read now, which says nothing about what is in it.
+    """
+    path, mend = folder / "meta.json", "give --resume another step_ folder"
+    try:
+        meta = checked_meta(folder, ("files", "progress.step", "identity"))
+        unlisted = {STATE, WEIGHTS} - set(hashes := meta["files"])
+    except OSError as error:
+        if not _no_file(error):
+            raise
+        raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {mend}") from None
+    except ValueError as error:
+        raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {mend}") from error
+    if unlisted:
+        raise RequestError(f"{path} gives no SHA-256 of {', '.join(sorted(unlisted))}: {mend}")
+    for name, expected in hashes.items():
+        if digest_of(folder / name) != expected:
+            raise RequestError(f"{folder / name} is missing or damaged: {mend}")
+    try:
+        torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)["progress"]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # each way of not being one of our files has an exception of its own
+        why = str(error).splitlines()[0] if str(error) else repr(error)
+        raise RequestError(f"{folder / STATE} is not a training state that is safe to load ({why}): {mend}") from error
+    return Checkpoint(folder, meta)
+
+
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 of a file; None if there is no such file.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        if _no_file(error):
+            return None
+        raise
+
+
+def _no_file(error: OSError) -> bool:
+    """Is there no file of that name, but nothing, a folder, a pipe or a loop of links?"""
+    return isinstance(error, GONE) or error.errno in (errno.EINVAL, errno.ELOOP)
+
+
+def sweep(root: Path) -> None:
+    """Delete what killed jobs left half written or half deleted. Only the run's owner may: see `ddpm/run/lock.py`."""
+    for pattern in (".step_*.tmp", ".step_*.old"):
+        for folder in root.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+    for link in root.glob(".*.tmp"):
+        with suppress(OSError):
+            link.unlink()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _make_durable(folder: Path) -> None:
+    """fsync every file and folder below `folder`."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            fsync_folder(path)
+        else:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,260 @@
+"""Saving while training goes on: copied to host memory at once, written by a thread, old ones removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm.run.config import TrainConfig
+from ddpm.run.files import real, replace_link
+from ddpm.run.metrics import METRICS
+from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
+from ddpm.training.hardware import synchronize
+from ddpm.training.progress import Progress
+from ddpm.training.schedule import TrainingSchedule
+from ddpm.training.trainer import Trainer
+
+BEST_BY = {"val_loss": "val_loss_ema"}  # what --best-by calls otherwise than the column
+
+
+class Checkpoints:
+    """The checkpoints of a run (main process only): writes new ones, removes old ones, and points out the best.
+
+    Training is held up only while the state is copied to host memory. One checkpoint is written at a time.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        config: TrainConfig,
+        schedule: TrainingSchedule,
+        identity: dict[str, Any],
+        start: Checkpoint | None,
+        log: Callable[[str, str], None],
+        ours: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            start: the checkpoint that the run continues from, if any.
+            ours: raises OSError if the run is no longer ours to write.
+        """
+        self._root, self._config, self._schedule, self._identity = root, config, schedule, identity
+        self._log, self._ours = log, ours
+        self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and rows known then
+        if start and real(start.folder.parent) == real(root):
+            self._saved = start.step, len(start.meta["history"])
+        self.losses_since = _losses_since(start, config)  # epochs whose training loss was another quantity
+        self._saved_at = time.monotonic()
+        self._copy = HostCopy()
+        self._writer: threading.Thread | None = None
+        self.unsaved: str | None = None  # why the latest one could not be written
+        self.unsound: str | None = None  # why the state of the latest one is not worth continuing from
+
+    @property
+    def overdue(self) -> bool:
+        """Has it been `--checkpoint-minutes` since the last one?"""
+        minutes = self._config.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
+
+    def save(
+        self, trainer: Trainer, progress: Progress, rows: list[dict[str, Any]], unsound: str | None = None
+    ) -> None:
+        """Copy the state and begin to write it. A failure is loud, but no reason to stop: the old ones still stand.
+
+        Args:
+            rows: the figures of all epochs so far.
+            unsound: what losses and skipped steps say against the state (see `ddpm/training/soundness.py`).
+        """
+        self.wait()
+        step = progress.step
+        if self._saved == (step, len(rows)):  # asked to stop just after an epoch's checkpoint
+            return
+        known = {
+            "metrics": rows[-1] if rows and rows[-1]["step"] == step else {},
+            "history": list(rows),
+            "unsound": unsound,
+        }
+        if self._saved and self._saved[0] == step:  # before the epoch's figures were there: asked to stop meanwhile
+            known["unsound"] = unsound or self.unsound
+            self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", self._ours, **known))
+            return
+        config, schedule = self._config, self._schedule
+        epoch, batch = divmod(step, schedule.steps_per_epoch)
+        place = {"step": step, "images_seen": schedule.images_seen(step), "epoch": epoch, "batch": batch}
+        meta = {
+            "run": config.run,
+            "data": config.data,
+            "identity": self._identity,
+            "settings": config.to_dict(),
+            "progress": place
+            | {
+                "global_batch": schedule.global_batch,
+                "world_size": schedule.world_size,
+                "losses_since": self.losses_since,
+            }
+            | {
+                "threads": progress.threads[-1]["threads"] if progress.threads else None,
+                "lr": _lr_there(schedule, step),
+            },
+            **known,
+        }
+        state = {**trainer.state_dict(), "progress": progress.state_dict()}
+        averages = {name: model.state_dict() for name, model in trainer.averages().items()}
+        state, averages = self._copy([state, averages])
+        contents = Contents(state, averages, trainer.ema.model, trainer.scheduler, meta)
+        self._begin(step, len(rows), partial(write, self._root, contents, self._ours))
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written, if any, is there or has failed."""
+        if self._writer:
+            self._writer.join()
+            self._writer = None
+
+    def _begin(self, step: int, rows: int, task: Callable[[], Checkpoint]) -> None:
+        self._saved_at = time.monotonic()
+        self._writer = threading.Thread(target=self._write, args=(step, rows, task), name="checkpoint", daemon=True)
+        self._writer.start()
+
+    def _write(self, step: int, rows: int, task: Callable[[], Checkpoint]) -> None:
+        try:
+            newest = task()
+        except Exception as error:  # mostly a full disk, which three libraries put in three ways
+            why = error if isinstance(error, OSError) else f"is the disk or the quota full? ({error!r})"
+            first = self.unsaved is None
+            self.unsaved = f"the checkpoint of step {step} could not be written: {why}"
+            again = "; training goes on, the checkpoints before it stand, and the next one is tried all the same"
+            self._log(self.unsaved + (again if first else ""), "error" if first else "info")
+            return
+        self.unsaved, self.unsound, self._saved = None, newest.unsound, (step, rows)
+        if newest.unsound:
+            latest = self._root / "latest"
+            where = f"`latest` stays at {real(latest).name}" if latest.exists() else "there is no sound one yet"
+            self._log(f"checkpoint: {newest.folder} is unsound ({newest.unsound}); {where}", "warning")
+        else:
+            self._log(f"checkpoint: {newest.folder}", "info")
+        self._tidy_up(newest)
+
+    def _tidy_up(self, newest: Checkpoint) -> None:
+        """Point out the best and remove the old. What goes wrong here costs no work, so it is only told."""
+        try:
+            if update_best(self._root, self._config.best_by) == newest.folder:
+                self._log(f"best so far: {newest.folder.name}", "info")
+            for problem in prune(self._root, self._config.keep_last, self._config.keep_every):
+                self._log(problem, "warning")
+        except OSError as error:
+            self._log(f"could not tidy up {self._root}: {error!r}", "warning")
+
+
+class HostCopy:
+    """Copies nested tensors to host memory whose place is kept from one call to the next (page-locked for a GPU)."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, torch.Tensor] = {}
+
+    def __call__(self, tree: Any) -> Any:
+        """`tree` (dicts and lists) with every tensor replaced by its copy, which stands until the next call."""
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        copied = self._placed(tree, "", pairs)
+        if pairs:
+            places, tensors = zip(*pairs, strict=True)
+            torch._foreach_copy_(places, tensors, non_blocking=True)
+            for device in {tensor.device for tensor in tensors}:
+                synchronize(device)
+        return copied
+
+    def _placed(self, tree: Any, name: str, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+        if isinstance(tree, dict):
+            return {key: self._placed(value, f"{name}/{key}", pairs) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [self._placed(value, f"{name}/{index}", pairs) for index, value in enumerate(tree)]
+        if not isinstance(tree, torch.Tensor):
+            return tree
+        place = self._places.get(name)
+        if place is None or (place.shape, place.dtype) != (tree.shape, tree.dtype):
+            place = self._places[name] = _host_memory(tree)
+        pairs.append((place, tree))
+        return place
+
+
+def _host_memory(like: torch.Tensor) -> torch.Tensor:
+    """Room for a tensor, page-locked if it comes from a GPU and the system allows as much."""
+    if like.is_cuda:
+        with suppress(RuntimeError):
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+    return torch.empty(like.shape, dtype=like.dtype)
+
+
+def update_best(root: Path, by: str) -> Path | None:
+    """Point `best` at the sound checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its
+    folder. Where none was measured there is no `best`."""
+    column = BEST_BY.get(by, by)
+    best_of = max if METRICS[column].larger_is_better else min
+    scores = {folder: read_meta(folder).get("metrics", {}).get(column) for folder in sound_folders(root)}
+    scores = {folder: score for folder, score in scores.items() if score is not None}
+    if not scores:
+        (root / "best").unlink(missing_ok=True)
+        return None
+    best = best_of(scores, key=scores.get)
+    if real(root / "best") != real(best):
+        replace_link(root / "best", best.name)
+    return best
+
+
+def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
+    """Remove old checkpoints, except the newest `keep_last` sound ones, every `keep_every`-th epoch's, `best` and
+    `latest`. An unsound one is only kept while it is the newest of all.
+
+    Returns what could not be removed, as messages: that is no reason to stop training.
+    """
+    folders, sound = sorted(root.glob("step_*")), sound_folders(root)
+    newest = sound[-keep_last:]
+    kept = {*newest, *folders[-1:], *(root / real(root / name).name for name in ("best", "latest"))}
+    kept |= {folder for folder in sound if keep_every and _completed_epoch(folder) % keep_every == 0}
+    problems = []
+    for folder in folders:
+        old = bool(newest) and folder < newest[0]
+        if folder in kept or not (old or read_meta(folder).get("unsound")):
+            continue
+        try:
+            _remove(folder)
+        except OSError as error:
+            problems.append(f"old checkpoint {folder} could not be removed: {error.strerror or error}")
+    return problems
+
+
+def _completed_epoch(folder: Path) -> float:
+    """The epoch that ended at this checkpoint; NaN, which divides by nothing, for one taken within an epoch."""
+    progress = read_meta(folder).get("progress", {})
+    return progress["epoch"] if progress.get("batch") == 0 else float("nan")
+
+
+def _losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
+    """How many of the first rows have a training loss that cannot be compared with this start's, as it was made with
+    another weighting, say."""
+    if start is None:
+        return 0
+    before, now = start.meta["settings"], config.to_dict()
+    same = all(before.get(name, now[name]) == now[name] for name in METRICS["loss_mean"].same)
+    return start.meta["progress"].get("losses_since", 0) if same else len(start.meta["history"])
+
+
+def _lr_there(schedule: TrainingSchedule, step: int) -> dict[str, float]:
+    """The learning rate of the step that comes after `step` others, or of the last one: resuming compares it."""
+    step = min(step, schedule.total_steps - 1)
+    return {"step": step, "rate": schedule.learning_rate(step)}
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; its name goes first, so that half of it is never taken for one."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,231 @@
+"""A run in words and numbers, for its JSON file, its first log lines and `--dry-run`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import diffusers
+import torch
+
+from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
+from ddpm.run.paths import PROJECT_ROOT
+from ddpm.training import data, hardware
+from ddpm.training.distributed import DistContext
+from ddpm.training.hardware import Choices
+from ddpm.training.model import activation_bytes, build_unet, count_parameters, flops_per_image
+from ddpm.training.schedule import TrainingSchedule
+from ddpm.training.threads import Threads
+
+
+def describe_run(
+    config: TrainConfig,
+    choices: Choices,
+    world: DistContext,
+    schedule: TrainingSchedule,
+    flops: float,
+    train: data.Images,
+    test: data.Images,
+    threads: Threads,
+    by_step: list[dict[str, int | None]],
+) -> dict[str, Any]:
+    """Settings, environment, data and model of a run, as `training_metrics.json` holds them.
+
+    Args:
+        threads, by_step: of torch on a CPU; how many, from which step on (see `Progress.threads`).
+    """
+    return {
+        "run": config.run,
+        "data": config.data,
+        "settings": config.to_dict(),
+        "hyperparameters": hyperparameters(config, choices, schedule, on_gpu=world.device.type == "cuda"),
+        "environment": environment(choices, world, threads, by_step),
+        "data_summary": {
+            "train_images": len(train),
+            "test_images": len(test),
+            "class_names": list(data.CLASS_NAMES),
+            "train_counts": train.counts(),
+            "test_counts": test.counts(),
+        },
+        "model": {
+            "parameters": count_parameters(build_unet(config, "meta")),
+            "flops_per_image": flops,
+            "peak_flops": hardware.peak_flops(world.device),
+        },
+    }
+
+
+def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSchedule, on_gpu: bool) -> dict[str, Any]:
+    """The settings under the names that the reference run's report gave them, and those it did not have."""
+    return {
+        "model_name": config.model_name,
+        "size_name": config.preset,
+        "image_resolution": config.resolution,
+        "batch_size_per_gpu": config.batch_size,
+        "block_out_channels": list(config.block_out_channels),
+        "dataset_split": "balanced" if config.data == "emnist" else "glyphs (embedded, not EMNIST)",
+        "epochs": config.epochs,
+        "learning_rate": schedule.peak_lr,
+        "diffusion_steps": config.diffusion_steps,
+        "beta_schedule": config.beta_schedule,
+        "ema_decay": config.ema_decay,
+        "cfg_dropout_prob": config.cfg_dropout_prob,
+        "num_classes": NUM_CLASSES,
+        "null_class_index": NULL_CLASS,
+        "num_gpus": schedule.world_size if on_gpu else 0,
+        "optimizer": "AdamW",
+        "mixed_precision": choices.precision,
+        "num_processes": schedule.world_size,
+        "grad_accum": config.grad_accum,
+        "global_batch_size": schedule.global_batch,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "total_steps": schedule.total_steps,
+        "layers_per_block": config.layers_per_block,
+        "prediction_type": config.prediction_type,
+        "timestep_sampling": config.timestep_sampling,
+        "timestep_power": config.timestep_power,
+        "loss_weighting": config.loss_weighting,
+        "scale_lr": config.scale_lr,
+        "lr_schedule": config.lr_schedule,
+        "lr_cycles": config.lr_cycles if config.lr_schedule == "cosine_restarts" else None,
+        "lr_step_epochs": config.lr_step_epochs if config.lr_schedule == "step" else None,
+        "lr_step_factor": config.lr_step_factor if config.lr_schedule == "step" else None,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "grad_clip": config.grad_clip,
+        "swa_start_epoch": config.swa_start_epoch,
+        "early_stop_patience": config.early_stop_patience,
+        "early_stop_metric": config.early_stop_metric if config.early_stop_patience else None,
+        "min_delta": config.min_delta if config.early_stop_patience else None,
+        "seed": config.seed,
+        "compile": choices.compile,
+        "channels_last": choices.channels_last,
+        "deterministic": config.deterministic,
+        "val_images": choices.val_images,
+        "eval_every": choices.eval_every,
+        "best_by": config.best_by,
+        "samples_per_class": choices.samples_per_class,
+        "sample_steps": config.sample_steps,
+        "guidance_scale": config.guidance_scale,
+    }
+
+
+def environment(
+    choices: Choices, world: DistContext, threads: Threads, by_step: list[dict[str, int | None]]
+) -> dict[str, Any]:
+    """Where and with what the run runs."""
+    on_gpu = world.device.type == "cuda"
+    counted = {} if on_gpu else {"threads": f"{threads.number} ({threads.reason})"}
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "device": world.device.type,
+        "gpu": hardware.device_name(world.device) if on_gpu else None,
+        "world_size": world.world_size,
+        "nodes": world.nodes,
+        "precision": choices.precision,
+        "compile": choices.compile,
+        "threads": by_step,  # bits depend on them
+        "choices": {"device": f"{world.device.type} ({world.why_device})", **choices.in_words(), **counted},
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": _commit(),
+    }
+
+
+def in_words(description: dict[str, Any]) -> list[str]:
+    """The first lines of a run's log: what is trained, on what, where, and what was chosen."""
+    settings, machine, model = description["settings"], description["environment"], description["model"]
+    schedule = description["hyperparameters"]
+    return [
+        f"run {description['run']}: UNet of {model['parameters'] / 1e6:.2f} M parameters, {settings['resolution']} px, "
+        f"{model['flops_per_image'] / 1e9:,.4g} GFLOP per image",
+        counts_in_words(description["data"], description["data_summary"]),
+        f"{machine['world_size']} process(es) on {machine['gpu'] or 'CPU'}, "
+        f"global batch {schedule['global_batch_size']}, {schedule['steps_per_epoch']} steps per epoch, "
+        f"{schedule['total_steps']} steps",
+        *_lr_in_words(settings, schedule),
+        "; ".join(f"{name} {choice}" for name, choice in machine["choices"].items()),
+    ]
+
+
+def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
+    """What `--scale-lr` made of the learning rate."""
+    if not settings["scale_lr"]:
+        return []
+    factor = schedule["learning_rate"] / settings["lr"]
+    return [f"learning rate {schedule['learning_rate']:.3g}: --lr {settings['lr']:g} times {factor:g} (--scale-lr)"]
+
+
+def counts_in_words(name: str, summary: dict[str, Any]) -> str:
+    """How many images of each class there are, and whether the classes are equal."""
+    words = []
+    for split in ("train", "test"):
+        images, counts = summary[f"{split}_images"], summary[f"{split}_counts"]
+        if min(counts) == max(counts):
+            words.append(f"{split} {images} images, {counts[0]} of each class")
+        else:
+            each = " ".join(f"{label}:{count}" for label, count in zip(summary["class_names"], counts, strict=True))
+            words.append(f"{split} {images} images, classes NOT equal: {each}")
+    return f"{data_words(name)}: {'; '.join(words)}"
+
+
+def dry_run(config: TrainConfig, world: DistContext) -> None:
+    """Print the resolved settings and what the run would take. Trains nothing and writes nothing.
+
+    Raises:
+        RequestError: the data are damaged, or the batch is larger than the data set.
+    """
+    flops = flops_per_image(config)
+    choices = hardware.choose(config, world.device, flops)
+    schedule = TrainingSchedule(config, world.world_size, data.count_images(config))
+    parameters = count_parameters(build_unet(config, "meta"))
+    half = 1 if choices.precision == "fp32" else 2
+    averages = 2 if config.swa_start_epoch else 1
+    training_bytes = parameters * 4 * (4 + averages)  # weights, gradients, two moments of AdamW
+    batch_bytes = activation_bytes(config, config.batch_size) // half
+    checkpoint_bytes = parameters * 4 * (3 + averages)  # weights, two moments
+    kept = (
+        min(config.keep_last, schedule.epochs) + 1 + (schedule.epochs // config.keep_every if config.keep_every else 0)
+    )
+    estimates = {
+        "run": config.run,
+        "device": f"{hardware.device_name(world.device)}, {world.world_size} process(es) ({world.why_device})",
+        **choices.in_words(),
+        "parameters": f"{parameters:,}",
+        "compute": f"{flops / 1e9:,.4g} GFLOP per image, forward and backward",
+        "global batch": f"{schedule.global_batch} images",
+        "training images": f"{schedule.train_images:,}" + ("" if data.present(config) else " (not here yet)"),
+        "learning rate": f"{schedule.peak_lr:.3g} ({config.lr_schedule})",
+        "steps": f"{schedule.steps_per_epoch} per epoch, {schedule.total_steps} in {schedule.epochs} epochs",
+        "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "
+        f"({training_bytes / 2**30:.1f} for the weights, {batch_bytes / 2**30:.1f} for the batch)",
+        "disk": f"about {checkpoint_bytes / 2**30:.2f} GiB per checkpoint, {kept * checkpoint_bytes / 2**30:.1f} GiB "
+        f"for the up to {kept} that are kept",
+    }
+    if world.is_main:
+        print(json.dumps(config.to_dict(), indent=2))
+        for name, text in (*estimates.items(), *(("note", remark) for remark in schedule.remarks())):
+            print(f"{name + ':':<20} {text}")
+        print("dry run: nothing was trained or written")
+
+
+def _commit() -> str | None:
+    """The project's git commit, with a + if files differ from it; None outside a repository."""
+    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        return (
+            subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+            ).stdout.strip()
+            or None
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,219 @@
+"""The device that a process computes on. A GPU that is granted but cannot be used is refused."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import socket
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ddpm.run.errors import RequestError
+
+GRANTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+DEVICE_FILES = "/dev/nvidia[0-9]*"
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+CPU_IS_MEANT = "or give --device cpu if the CPU is meant"
+OTHER_TORCH = "install a torch for it (README, 'Which torch for which driver')"
+
+
+def pick_device(
+    name: str, local_rank: int = 0, local_world_size: int = 1, own_gpu: bool = False
+) -> tuple[torch.device, str]:
+    """The device that a `--device` means for a process, and why.
+
+    Args:
+        name: auto (a GPU if one is granted or there, else the CPU), cpu, cuda, or cuda:N for GPU number N.
+        local_rank: the process's number among the `local_world_size` of its host; each takes a GPU of its own.
+        own_gpu: the only GPU that a process sees is its own, as with `srun --gpus-per-task=1`.
+
+    Raises:
+        RequestError: a GPU was asked for, granted or is there, and torch cannot use it; or there are too few.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise RequestError(f"--device {name}: take auto, cpu or cuda, or cuda:1 for the second GPU")
+    if name == "cpu":
+        return torch.device("cpu"), "--device cpu"
+    grant = granted()
+    asked = f"--device {name}" if name != "auto" else f"GPUs are granted ({grant})" if grant else None
+    with warnings.catch_warnings():  # torch's own words about what is refused below
+        warnings.simplefilter("ignore")
+        if torch.cuda.is_available():
+            index = int(name.partition(":")[2] or local_rank)
+            asked = asked or "a GPU is there"
+            return _gpu(index, local_world_size, own_gpu, asked), asked
+    if asked := asked or plainly_there():
+        raise _refusal(asked)
+    return torch.device("cpu"), "CUDA_VISIBLE_DEVICES hides all GPUs" if hidden() else "there is no GPU"
+
+
+def granted() -> str | None:
+    """The variable, with its value, that says that Slurm or a user has given this process GPUs; None if none does."""
+    for name in GRANTS:
+        value = os.environ.get(name, "").strip()
+        if value.lower() not in ("", "none", "(null)") and (name, value) != ("SLURM_GPUS_ON_NODE", "0"):
+            return f"{name}={value}"
+    return f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}" if _named() else None
+
+
+def hidden() -> bool:
+    """Does CUDA_VISIBLE_DEVICES hide every GPU? Slurm's way to say so is NoDevFiles."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") is not None and not _named()
+
+
+def _named() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; CUDA reads up to the first that is none."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    end = (i for i, name in enumerate(names) if not name or name.startswith("-") or name == "NoDevFiles")
+    return names[: next(end, len(names))]
+
+
+def plainly_there() -> str | None:
+    """What shows that this process may use a GPU, whatever torch says; None if nothing does, or the user hides them."""
+    if hidden():
+        return None
+    if gpus := Driver.found().gpus:
+        return f"NVML shows {gpus} GPU(s)"
+    return next((f"{path} is there" for path in sorted(glob.glob(DEVICE_FILES)) if _opens(path)), None)
+
+
+def _opens(path: str) -> bool:
+    """May this process use the device file? In a Slurm job without GPUs it is there, but opens for others only."""
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except (PermissionError, FileNotFoundError):
+        return False
+    except OSError:
+        return True  # it may be used, but does not work
+    return True
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver, as NVML or the kernel shows it."""
+
+    version: str = ""  # empty: there is none
+    cuda: tuple[int, int] | None = None  # the newest CUDA that it supports, where it says so
+    gpus: int = 0  # that this process may use
+    complaint: str = ""  # of NVML, if it does not work
+
+    @classmethod
+    def found(cls) -> Driver:
+        version, cuda, gpus, complaint = "", None, 0, ""
+        try:
+            import pynvml as nvml
+
+            nvml.nvmlInit()
+            version = _text(nvml.nvmlSystemGetDriverVersion())
+            number = nvml.nvmlSystemGetCudaDriverVersion_v2()
+            cuda = number // 1000, number % 1000 // 10
+            for index in range(nvml.nvmlDeviceGetCount()):
+                with suppress(nvml.NVMLError):  # in a job with fewer GPUs than the node has
+                    nvml.nvmlDeviceGetHandleByIndex(index)
+                    gpus += 1
+            nvml.nvmlShutdown()
+        except Exception as error:  # no module, no driver, or not of one version
+            complaint = str(error)
+        return cls(version or _version_of_the_kernel(), cuda, gpus, complaint)
+
+    def __str__(self) -> str:
+        if not self.version:
+            return f"{socket.gethostname()} shows no NVIDIA driver ({self.complaint})"
+        if not self.cuda:
+            return f"the driver is {self.version} and does not work: {self.complaint}"
+        return f"the driver is {self.version} and supports CUDA up to {self.cuda[0]}.{self.cuda[1]}"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _version_of_the_kernel() -> str:
+    try:
+        found = re.search(r"\s(\d{3,}\.[\d.]+)\s", DRIVER_FILE.read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
+    """GPU number `index`, after it has shown that it works, or the only one that this process sees.
+
+    Raises:
+        RequestError: there are too few, or it does not work.
+    """
+    try:
+        torch.cuda.init()
+        there = torch.cuda.device_count()
+    except Exception as error:  # RuntimeError, or one of torch's own that are none
+        raise _refusal(asked, error) from error
+    host, named = socket.gethostname(), _named()
+    expected = os.environ.get("SLURM_GPUS_ON_NODE", "") if "CUDA_VISIBLE_DEVICES" not in os.environ else ""
+    if named and not named[0].startswith("MIG"):  # of MIG devices CUDA shows one, however many are named
+        expected = str(len(named))
+    if expected.isdigit() and there < int(expected):
+        raise RequestError(
+            f"{asked}, {expected} of them, but torch finds {there} on {host}: the others are not there or have failed; "
+            f"name those that work in CUDA_VISIBLE_DEVICES (see nvidia-smi -L), {CPU_IS_MEANT}"
+        )
+    only = there == 1 and own_gpu
+    if there < processes and not only:
+        raise RequestError(f"{processes} processes but {there} GPU(s) on {host}: start one process per GPU")
+    if index >= there and not only:
+        raise RequestError(f"--device cuda:{index}: {host} has {there} GPU(s), counted from 0")
+    device = torch.device("cuda", 0 if only else index)
+    try:
+        try_out(device)
+    except Exception as error:
+        raise _refusal(asked, error, device) from error
+    return device
+
+
+def try_out(device: torch.device) -> None:
+    """Make the GPU this process's own and let it add one to zero.
+
+    Raises:
+        RuntimeError: it cannot: this torch has no code for it, it is full, has failed, or is another process's alone.
+    """
+    torch.cuda.set_device(device)
+    torch.zeros(1, device=device).add_(1).item()
+
+
+def _refusal(asked: str, error: Exception | None = None, device: torch.device | None = None) -> RequestError:
+    """That the GPU which was `asked` for cannot be used: versions, why, and how to fix it, in one line."""
+    driver = Driver.found()
+    hip, cuda = getattr(torch.version, "hip", None), torch.version.cuda
+    built = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "without CUDA"
+    facts = [f"torch {torch.__version__} is built {built}", str(driver)]
+    if hidden():
+        fix = "unset CUDA_VISIBLE_DEVICES, which hides them"
+    elif not cuda and not hip:
+        fix = OTHER_TORCH
+    elif not driver.cuda and not hip:
+        fix = "take a host whose driver works, or start the container with its GPUs (apptainer --nv, docker --gpus all)"
+    elif cuda and driver.cuda and driver.cuda[0] < int(cuda.split(".")[0]):
+        fix = f"{OTHER_TORCH}, a newer driver"
+    else:
+        facts.append(_why_not(error, device))
+        fix = "name those that are there in CUDA_VISIBLE_DEVICES (see nvidia-smi -L)" if _named() else "see nvidia-smi"
+    return RequestError(f"{asked}, but torch cannot use a GPU: {'; '.join(facts)}; {fix}, {CPU_IS_MEANT}")
+
+
+def _why_not(error: Exception | None, device: torch.device | None) -> str:
+    """torch's own words, in one line, and for which GPUs it is built if it has no code for this one."""
+    if error is None:
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as caught:
+            error = caught
+    words = str(error or "it finds none").strip().splitlines()[0].rstrip(".")
+    if device is not None and "no kernel image" in words:
+        major, minor = torch.cuda.get_device_capability(device)
+        known = " ".join(torch.cuda.get_arch_list())
+        words += f" (a GPU of compute capability {major}.{minor}; this torch is for {known})"
+    return words

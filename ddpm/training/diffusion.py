@@ -1,0 +1,204 @@
+"""The diffusion process: noise schedule, random draws of a step, training loss, validation loss.
+
+DDPM: Ho et al. 2020; cosine schedule: Nichol & Dhariwal 2021. Schedule and noising are diffusers'. How characters are
+drawn: `ddpm/sampling/pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+
+from ddpm.run.config import NULL_CLASS, TrainConfig
+from ddpm.run.rules import beta_range
+from ddpm.training.data import Images, to_model_input
+from ddpm.training.distributed import DistContext
+from ddpm.training.hardware import synchronize
+from ddpm.training.seeding import Stream, derive, generator
+
+
+def make_scheduler(config: TrainConfig) -> DDPMScheduler:
+    """The noise schedule, as it is also saved beside the weights, with its betas."""
+    betas = beta_range(config)
+    return DDPMScheduler(
+        **(dict(zip(("beta_start", "beta_end"), betas, strict=True)) if betas else {}),
+        num_train_timesteps=config.diffusion_steps,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        timestep_spacing="trailing",  # few-step samplers must begin at the last, noisiest step (Lin et al. 2024)
+    )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random in a step, for the images of one process."""
+
+    timesteps: torch.Tensor  # int64 [B], 0…diffusion_steps-1
+    noise: torch.Tensor  # float32 [B, 1, R, R], standard normal
+    dropped: torch.Tensor  # bool [B], labels to replace by the null class
+
+    def split(self, size: int) -> list[Draws]:
+        """The draws in parts of `size` images."""
+        parts = (self.timesteps.split(size), self.noise.split(size), self.dropped.split(size))
+        return [Draws(*part) for part in zip(*parts, strict=True)]
+
+
+class StepDraws:
+    """Draws of any step: functions of (seed, images seen), made for the global batch; each process takes its slice."""
+
+    def __init__(self, config: TrainConfig, world: DistContext) -> None:
+        self._config, self._device = config, world.device
+        each = config.images_per_step
+        self._images = each * world.world_size
+        self._mine = slice(world.rank * each, (world.rank + 1) * each)
+        self._generator = torch.Generator(world.device)
+
+    def __call__(self, images_seen: int) -> Draws:
+        config, images = self._config, self._images
+        source = self._generator.manual_seed(derive(config.seed, Stream.STEP, images_seen))
+        where = {"device": self._device, "generator": source}
+        uniform = torch.rand(2, images, **where)
+        if config.timestep_sampling == "stratified":
+            bands = torch.randperm(images, **where)
+            uniform[0] = (bands + uniform[0]) / images
+        timesteps = (
+            (uniform[0] ** config.timestep_power * config.diffusion_steps).long().clamp_(max=config.diffusion_steps - 1)
+        )
+        noise = torch.randn(images, 1, config.resolution, config.resolution, **where)
+        return Draws(timesteps[self._mine], noise[self._mine], (uniform[1] < config.cfg_dropout_prob)[self._mine])
+
+
+def denoising_errors(
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    timesteps: torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    """The mean squared error of the model's prediction for each image: float32 [B].
+
+    Args:
+        images: [B, 1, R, R] in [-1, 1].
+        labels: [B], 47 for none.
+    """
+    noisy = scheduler.add_noise(images, noise, timesteps)
+    predicts_noise = scheduler.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else scheduler.get_velocity(images, noise, timesteps)
+    prediction = model(noisy, timesteps, class_labels=labels, return_dict=False)[0]
+    return F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))
+
+
+def training_loss(
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    draws: Draws,
+    weighting: str = "none",
+) -> torch.Tensor:
+    """The loss of a batch (a scalar): mean squared error, with some labels dropped.
+
+    Args:
+        weighting: of timesteps, as `--loss-weighting`.
+    """
+    labels = labels.masked_fill(draws.dropped, NULL_CLASS)
+    errors = denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise)
+    return (errors if weighting == "none" else errors * min_snr_weights(scheduler, draws.timesteps)).mean()
+
+
+MIN_SNR_GAMMA = 5.0
+
+
+def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """min(SNR, 5) in terms of errors of the clean image, put for what the model predicts: [B] (Hang et al. 2023)."""
+    a = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = a / (1 - a)
+    return snr.clamp(max=MIN_SNR_GAMMA) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
+
+
+VALIDATION_CHUNK = 250  # test images in one forward pass; fixed, so that the figure is the same for any world size
+BANDS = 4  # equal parts of the timesteps, from the least noise to the most
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The loss over the validation images, and by noise level."""
+
+    mean: float
+    bands: tuple[float, ...]  # [BANDS], of the images whose timestep lies there; NaN where there are none
+
+
+class Validation:
+    """The loss on a fixed choice of test images, with fixed noise and even timesteps: the same in every run."""
+
+    def __init__(
+        self, config: TrainConfig, test: Images, val_images: int, scheduler: DDPMScheduler, world: DistContext
+    ) -> None:
+        """`val_images`: how many images of `test` to use at most."""
+        self._config, self._scheduler, self._world = config, scheduler, world
+        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:val_images]
+        self._images = Images(test.pixels[chosen.to(world.device)], test.labels[chosen.to(world.device)])
+        spread = (torch.arange(len(chosen), device=world.device) + 0.5) / len(chosen)
+        self._timesteps = (spread * config.diffusion_steps).long()
+        self._seconds_per_chunk: float | None = None  # of this process, in the latest call; None if it had no chunk
+        self._in_band = F.one_hot(self._timesteps * BANDS // config.diffusion_steps, BANDS).double()
+
+    @torch.no_grad()
+    def __call__(
+        self, *models: torch.nn.Module, interrupted: Callable[[], bool] = lambda: False
+    ) -> list[ValidationLoss] | None:
+        """Mean squared error of each model over the images; the processes share the work chunk by chunk.
+
+        The chunks and their sum's order do not depend on the number of processes, so neither do the figures.
+
+        Args:
+            interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
+        """
+        chunks = range(0, len(self._images), VALIDATION_CHUNK)
+        seconds: list[float] = []
+        sums = torch.zeros(len(models), len(chunks), BANDS, dtype=torch.float64, device=self._world.device)
+        for first in range(0, len(chunks), self._world.world_size):
+            if interrupted():
+                return None
+            number = first + self._world.rank
+            if number >= len(chunks):
+                continue
+            began = time.monotonic()
+            part = slice(chunks[number], chunks[number] + VALIDATION_CHUNK)
+            images = to_model_input(self._images.pixels[part], self._config.resolution)
+            source = generator(self._world.device, 0, Stream.VALIDATION, number)
+            noise = torch.randn(images.shape, device=images.device, generator=source)
+            for row, model in enumerate(models):
+                errors = denoising_errors(
+                    model, self._scheduler, images, self._images.labels[part], self._timesteps[part], noise
+                )
+                sums[row, number] = (errors.double().unsqueeze(1) * self._in_band[part]).sum(dim=0)
+            synchronize(images.device)
+            seconds.append(time.monotonic() - began)
+        self._seconds_per_chunk = statistics.median(seconds) if seconds else None
+        by_band = self._world.sum_(sums).sum(dim=1)
+        means = (by_band.sum(dim=1) / len(self._images)).tolist()
+        bands = (by_band / self._in_band.sum(dim=0)).tolist()
+        return [ValidationLoss(mean, tuple(each)) for mean, each in zip(means, bands, strict=True)]
+
+    def slowest_rank(self) -> dict[str, float]:
+        """The process that took longest for an equal share of the latest validation, and how much longer than the
+        median one (every process calls it): its GPU may be throttled or shared, and each training step waits for it.
+
+        Empty for a single process, and if one had no share.
+        """
+        seconds = self._world.gather(self._seconds_per_chunk)
+        if len(seconds) == 1 or None in seconds:
+            return {}
+        slowest = max(seconds)
+        return {
+            "slowest_rank": seconds.index(slowest),
+            "slowest_rank_ratio": slowest / statistics.median(seconds),
+        }

@@ -1,0 +1,228 @@
+"""The processes of a run: who am I, which device is mine, and how all agree on something."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ddpm.run.errors import ProcessesLost, RequestError
+from ddpm.run.launch import read_launch
+from ddpm.run.signals import StopRequest
+from ddpm.training.device import pick_device
+from ddpm.training.rendezvous import agreed_device, meet
+from ddpm.training.threads import most_threads
+
+T = TypeVar("T")
+
+STARTING = datetime.timedelta(minutes=30)  # to compile, to download data; also to write a report at the end
+ROLL_CALL = 15.0  # seconds in which a process that is left answers
+NCCL_LATER = datetime.timedelta(minutes=2)  # by then Gloo has found a process that hangs, and named it
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """This process among the others. With one process there is no process group and every method is the identity."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+    store: dist.Store | None = None  # where processes leave each other word, also when collectives fail
+    restarted: bool = False  # did torchrun start the processes anew?
+    nodes: int = 1  # hosts that they run on
+    why_device: str = ""  # in words
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def node(self) -> str:
+        return socket.gethostname()
+
+    def gather(self, value: object) -> list:
+        """Every process's `value`, in rank order, on every process (small picklable things; not for tensors)."""
+        if self.world_size == 1:
+            return [value]
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def mean_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace `tensor` by its mean over the processes, on the device."""
+        tensor = self.sum_(tensor)
+        tensor /= self.world_size
+        return tensor
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace `tensor` by its sum over the processes, on the device."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast_result(self, task: Callable[[], T], here: bool) -> T:
+        """Run `task` where `here` is true while the other processes wait; all return its result on the first of those.
+
+        Raises:
+            RequestError: the task raised one, on this or another process.
+            RuntimeError: the task raised something else on another process (there, the error itself).
+        """
+        result, error = None, None
+        if here:
+            try:
+                result = task()
+            except Exception as caught:
+                error = caught
+        outcomes = self.gather((here, result, error and (isinstance(error, RequestError), str(error))))
+        if error is not None:
+            raise error
+        for _, _, failure in outcomes:
+            if failure is not None:
+                is_request, message = failure
+                raise RequestError(message) if is_request else RuntimeError(f"another process failed: {message}")
+        return next(result for ran, result, _ in outcomes if ran)
+
+    def expect_answers_within(self, limit: datetime.timedelta) -> None:
+        """From now on a process that lets the others wait for longer is given up: their collective fails.
+
+        Gloo's failure is an error that can be explained. NCCL's ends the process on the spot, so it is given longer;
+        it is the way out only for hosts that wait for their GPU.
+        """
+        if self.world_size > 1:
+            for kind in dist.group.WORLD._device_types:
+                later = NCCL_LATER if kind.type == "cuda" else datetime.timedelta(0)
+                dist.group.WORLD._get_backend(kind)._set_default_timeout(limit + later)
+
+    def explain(self, error: Exception) -> Exception:
+        """What to raise for an `error` in training: itself, or, if a collective failed, which processes are lost."""
+        if self.world_size == 1 or not _of_a_collective(error):
+            return error
+        lost = [0]  # if the store does not answer, neither does the process that keeps it
+        found: list[list[int]] = []
+        caller = threading.Thread(target=lambda: found.append(self._roll_call()), daemon=True)  # the store may hang
+        caller.start()
+        caller.join(ROLL_CALL + 2)
+        if found:
+            lost = found[0]
+        if not lost:
+            return error
+        which = ", ".join(map(str, lost))
+        return ProcessesLost(
+            f"process {which} of {self.world_size} no longer answers (killed, out of memory, hanging, or its node is "
+            "down); run the same command again to continue from the last checkpoint",
+            spokesman=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
+        )
+
+    def _roll_call(self) -> list[int]:
+        """Ranks that do not answer. All that are left come here at about the same time, and leave word in the store."""
+        try:
+            self.store.set(f"here/{self.rank}", "")
+            patience = time.monotonic() + ROLL_CALL
+            lost = list(range(self.world_size))
+            while lost and time.monotonic() < patience:
+                time.sleep(0.1)
+                lost = [rank for rank in lost if not self.store.check([f"here/{rank}"])]
+            return lost
+        except (RuntimeError, dist.DistError):
+            return [0]
+
+
+def _of_a_collective(error: Exception) -> bool:
+    """Did the error come from Gloo or NCCL, as when a peer is gone? They have no type of their own in common."""
+    words = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+class StopVote:
+    """Lets all processes stop at the same step when any one of them was asked to.
+
+    Each step starts a one-byte all-reduce between the hosts (Gloo, no device involved) and reads the one that the step
+    before it started, so nobody waits and everybody reads the same answer at the same step.
+    """
+
+    def __init__(self, stop: StopRequest, world: DistContext) -> None:
+        self._stop, self._world = stop, world
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def passed(self) -> bool:
+        """Has any process been asked to stop? Every process calls it once per step (and learns of it a step later)."""
+        if self._world.world_size == 1:
+            return self._stop.requested
+        agreed = self.close()
+        vote = torch.tensor([self._stop.requested], dtype=torch.uint8)
+        self._pending = dist.all_reduce(vote, op=dist.ReduceOp.MAX, async_op=True), vote
+        return agreed
+
+    @property
+    def requested(self) -> bool:
+        """Has this process been asked to stop? The others may not know of it yet."""
+        return self._stop.requested
+
+    @property
+    def reason(self) -> str:
+        return f"stopped by {self._stop.signal.name}" if self._stop.signal else "another process was asked to stop"
+
+    def close(self) -> bool:
+        """Finish the vote under way, if any, and return its result."""
+        if self._pending is None:
+            return False
+        work, vote = self._pending
+        self._pending = None
+        work.wait()
+        return bool(vote.item())
+
+
+@contextmanager
+def connect(device: str = "auto") -> Iterator[DistContext]:
+    """Join the other processes, as torchrun, srun or nobody started them, and take a device.
+
+    Args:
+        device: what `--device` says.
+
+    Raises:
+        RequestError: what started the processes has not said how many there are, or where they meet; they do not all
+            come; one of them, here or elsewhere, cannot use the GPU that it was given (all raise the same then).
+        ProcessesLost: process 0 was lost meanwhile.
+    """
+    launch = read_launch()
+    torch.set_num_threads(most_threads(torch.get_num_threads(), launch.local_world_size))
+    store, restarted = None, False
+    if launch.world_size == 1:
+        taken, why = pick_device(device)
+    else:
+        try:
+            store, restarted = meet(launch)
+            taken, why = agreed_device(device, launch, store)
+        except dist.DistError as error:
+            raise ProcessesLost(
+                "process 0 was lost while the processes met; see what it said", launch.rank == 1
+            ) from error
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if taken.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=STARTING,
+            device_id=taken if taken.type == "cuda" else None,
+        )
+    numbers = launch.rank, launch.local_rank, launch.world_size, launch.local_world_size
+    world = DistContext(*numbers, taken, store, restarted, why_device=why)
+    world = replace(world, nodes=len(set(world.gather(world.node))))  # a launcher may run twice on one
+    yield world
+    if launch.world_size > 1:  # not after an error: the others may be waiting inside a collective
+        world.expect_answers_within(STARTING)  # one of them may still be saving
+        with suppress(RuntimeError):  # who was killed at the very end is missed by nobody here
+            world.gather("leaving")  # together: a process that is still connecting must find its peers
+        dist.destroy_process_group()

@@ -1,0 +1,123 @@
+"""EMNIST Balanced on disk: its classes, its files, and what can be wrong with them before anything reads them.
+
+The format is IDX: a big-endian header (magic number, then the length of each dimension) and the bytes. Images are
+stored transposed: an upright picture is `image.T`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write, open_regular
+
+Split = Literal["train", "test"]
+
+CLASS_NAMES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"  # in EMNIST's order
+MERGED = "CIJKLMOPSUVWXYZ"  # classes that hold both cases of their letter
+IMAGE_SIZE = 28
+
+UNSIGNED_BYTES = 0x0800  # the magic number of an IDX file of bytes, to which the number of dimensions is added
+FETCH_AGAIN = "delete it and fetch it again with --download, or use --data glyphs"
+
+
+def split_files(root: Path, split: Split) -> tuple[Path, Path]:
+    """The images and labels that `torchvision.datasets.EMNIST(root, split="balanced")` reads."""
+    stem = Path(root) / "EMNIST" / "raw" / f"emnist-balanced-{split}"
+    return stem.with_name(f"{stem.name}-images-idx3-ubyte"), stem.with_name(f"{stem.name}-labels-idx1-ubyte")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write an array of uint8 as an IDX file, whole or not at all."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"IDX files hold uint8 here, not {array.dtype}")
+    header = struct.pack(f">{1 + array.ndim}I", UNSIGNED_BYTES + array.ndim, *array.shape)
+    atomic_write(path, header + array.tobytes())
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The array of a whole IDX file, memory-mapped, not copied.
+
+    Raises:
+        RequestError: the file is missing or is not what it should be; says how to mend it.
+    """
+    shape = _check_file(path, dimensions)
+    return np.memmap(path, np.uint8, "r", offset=_header_size(dimensions), shape=shape)
+
+
+def check_split(root: Path, split: Split) -> None:
+    """See that a split can be read and means what it should. Reads headers and labels, not the images.
+
+    Raises:
+        RequestError: one line that names the file and the mend.
+    """
+    images, labels = split_files(root, split)
+    number, *size = _check_file(images, 3)
+    if size != [IMAGE_SIZE, IMAGE_SIZE]:
+        raise RequestError(
+            f"{images} holds images of {size[0]}x{size[1]} pixels, not {IMAGE_SIZE}x{IMAGE_SIZE}: {FETCH_AGAIN}"
+        )
+    values = read_idx(labels, 1)
+    if len(values) != number:
+        raise RequestError(
+            f"{labels} holds {len(values):,} labels for the {number:,} images of {images.name}: "
+            "delete both and fetch them again with --download, or use --data glyphs"
+        )
+    wrong = np.flatnonzero(values >= len(CLASS_NAMES))
+    if len(wrong):
+        raise RequestError(
+            f"{labels} has label {values[wrong[0]]} at position {wrong[0]:,}, EMNIST Balanced has 0 to "
+            f"{len(CLASS_NAMES) - 1} (is it of another split?): {FETCH_AGAIN}"
+        )
+
+
+def _header_size(dimensions: int) -> int:
+    return 4 * (1 + dimensions)
+
+
+def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
+    """The shape that the header of an IDX file says, if the file is as long as that takes."""
+    header_size = _header_size(dimensions)
+    try:
+        with open_regular(path) as file:
+            start, size = file.read(512), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise RequestError(_missing(path)) from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}): mend its permissions, or --data-root") from error
+    if start.lstrip().startswith(b"<"):
+        raise RequestError(f"{path} is an HTML page, what a failed download leaves: {FETCH_AGAIN}")
+    if start.startswith((b"\x1f\x8b", b"PK")):
+        raise RequestError(f"{path} is still compressed: unpack it (gunzip or unzip), or {FETCH_AGAIN}")
+    if size < header_size:
+        raise RequestError(f"{path} is truncated: {size} bytes, its header alone takes {header_size}: {FETCH_AGAIN}")
+    magic, *shape = struct.unpack(f">{1 + dimensions}I", start[:header_size])
+    if magic != UNSIGNED_BYTES + dimensions:
+        expected = f"{UNSIGNED_BYTES + dimensions:#010x}"
+        raise RequestError(f"{path} has the wrong magic number {magic:#010x}, expected {expected}: {FETCH_AGAIN}")
+    if not shape[0]:
+        raise RequestError(f"{path} holds nothing but its header: {FETCH_AGAIN}")
+    if size != (expected := header_size + math.prod(shape)):
+        what = "is truncated" if size < expected else "is too long"
+        raise RequestError(f"{path} {what}: expected {expected:,} bytes, found {size:,}: {FETCH_AGAIN}")
+    return tuple(shape)
+
+
+def _missing(path: Path) -> str:
+    """Why there is nothing to read, and what to do: often the data came, but packed."""
+    packed = path.with_name(f"{path.name}.gz")
+    if os.path.isfile(packed):
+        return f"{path} is missing, but {packed.name} is there: unpack it with `gunzip -k {packed}`"
+    archive = path.with_name("gzip.zip")
+    if os.path.isfile(archive):
+        return f"{path} is missing, but {archive} is there: --download unpacks it (and fetches it again only if broken)"
+    return (
+        f"{path} is missing: --download fetches EMNIST (on a login node if this one has no network), --data-root names "
+        "the folder that holds EMNIST/raw/, and --data glyphs needs no data at all"
+    )

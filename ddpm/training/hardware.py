@@ -1,0 +1,197 @@
+"""What the device can do, and the settings that choose themselves by it. Nothing is chosen silently: see `reasons`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from dataclasses import dataclass, field
+
+import torch
+
+from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.run.rules import EVALUATED, USUAL_EVAL_EVERY, parse_target
+
+# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
+# GPU's name counts. A GPU that is not here gets no MFU rather than a guess.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "GH200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10": 125.0,
+    "RTX 6000 Ada": 364.2,
+    "RTX A6000": 154.8,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+
+ASKED = "set by flag or preset"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+CPU_BUDGET = 20e12  # FLOP that a validation or a sample grid may take on a CPU: about a minute on two cores
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The settings as they are used on this device, and why."""
+
+    precision: str
+    compile: bool
+    channels_last: bool
+    val_images: int
+    samples_per_class: int
+    eval_every: int
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    def in_words(self) -> dict[str, str]:
+        """What was chosen and why, by setting."""
+        return {name: f"{getattr(self, name)} ({reason})" for name, reason in self.reasons.items()}
+
+
+def choose(config: TrainConfig, device: torch.device, flops_per_image: float) -> Choices:
+    """Settle what the settings leave open: precision, compilation, memory layout, how much to validate and to draw.
+
+    Args:
+        flops_per_image: of forward and backward.
+    """
+    precision = pick_precision(config.precision, device)
+    picked = {
+        "precision": precision,
+        "compile": _compile_pays(device),
+        "channels_last": _channels_last_pays(device, precision[0]),
+        "val_images": _affordable(2000, 2 * flops_per_image / 3, device),  # two models, forward only
+        "samples_per_class": _affordable(
+            8, NUM_CLASSES * config.sample_steps * 2 * flops_per_image / 3, device, at_least=0
+        ),
+        "eval_every": _evaluation_pays(config, device),
+    }
+    for name in picked:
+        if name != "precision" and getattr(config, name) is not None:
+            picked[name] = getattr(config, name), ASKED
+    values = {name: value for name, (value, _) in picked.items()}
+    return Choices(**values, reasons={name: reason for name, (_, reason) in picked.items()})
+
+
+def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """The autocast type (bf16, fp16 or fp32) that a `--precision` means on the device, and why."""
+    if name != "auto":
+        return name, ASKED
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU has bf16"
+        return "fp16", "the GPU has no bf16; fp16 with loss scaling"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "the CPU has AVX512-BF16"
+    return "fp32", "the CPU has no bf16 arithmetic"
+
+
+def set_up(device: torch.device, deterministic: bool) -> None:
+    """Make the device as fast as it gets: on a GPU, choose the kernels (TF32 in fp32 products, cuDNN's algorithms timed
+    once; if `deterministic`, those that repeat themselves), on a CPU, keep memory."""
+    if device.type != "cuda":
+        keep_freed_memory()
+        return
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not deterministic  # shapes are fixed; but what is fastest differs from run to run
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with it
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that it frees. glibc hands large blocks back to the system, and a tenth of every
+    step on a CPU would go into getting the same pages again, zeroed. With another C library this does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """The UUID by which NVML knows the GPU, whatever CUDA_VISIBLE_DEVICES says; None on a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's dense half-precision peak in FLOP/s, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
+
+
+def flop_utilisation(flops_per_image: float, images_per_sec: float, device: torch.device, devices: int) -> float | None:
+    """The share of the devices' peak that the model's arithmetic takes (MFU), or None where the peak is not known."""
+    peak = peak_flops(device)
+    return flops_per_image * images_per_sec / (peak * devices) if peak else None
+
+
+def memory_mb(device: torch.device) -> list[float]:
+    """[allocated, reserved, peak] MB (2^20 bytes) on the device; NaN where it has no allocator of its own."""
+    if device.type != "cuda":
+        return [float("nan")] * 3
+    used = torch.cuda.memory_allocated, torch.cuda.memory_reserved, torch.cuda.max_memory_allocated
+    return [count(device) / 2**20 for count in used]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _affordable(usual: int, flops: float, device: torch.device, at_least: int = 20) -> tuple[int, str]:
+    """How many things of `flops` each to do: the usual number, on a CPU no more than its budget allows."""
+    affordable = max(at_least, int(CPU_BUDGET / flops))
+    if device.type == "cuda" or affordable >= usual:
+        return usual, "the usual number"
+    return affordable, f"a CPU takes long: {round(flops / 1e12, 2):,} TFLOP each"
+
+
+def _evaluation_pays(config: TrainConfig, device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return USUAL_EVAL_EVERY, "takes seconds on a GPU"
+    if config.best_by in EVALUATED:
+        return USUAL_EVAL_EVERY, "--best-by needs it"
+    if config.early_stop_patience and config.early_stop_metric in EVALUATED:
+        return USUAL_EVAL_EVERY, "--early-stop-metric needs it"
+    if config.target and parse_target(config.target)[0] in EVALUATED:
+        return USUAL_EVAL_EVERY, "--target needs it"
+    return 0, "takes minutes on a CPU"
+
+
+def _channels_last_pays(device: torch.device, precision: str) -> tuple[bool, str]:
+    if device.type == "cuda" and precision != "fp32":
+        return True, "tensor cores work in NHWC"
+    return False, "NCHW is faster here"
+
+
+def _compile_pays(device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, "not worth its start-up time on a CPU"
+    from torch.utils._triton import has_triton
+
+    return (True, "CUDA with Triton") if has_triton() else (False, "Triton is not installed")

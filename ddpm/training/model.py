@@ -1,0 +1,165 @@
+"""The network (diffusers' UNet2DModel), the moving average of its weights, its cost, and what makes it faster."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.training.seeding import Stream, derive
+
+
+def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2DModel:
+    """A UNet with fresh weights, which follow from `config.seed` alone.
+
+    Takes noisy images [B, 1, R, R], timesteps [B] and class labels [B] (47 is the null class); returns [B, 1, R, R].
+    """
+    levels = len(config.block_out_channels)
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
+        torch.manual_seed(derive(config.seed, Stream.INIT))
+        unet = UNet2DModel(
+            sample_size=config.resolution,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            norm_num_groups=config.norm_num_groups,
+            add_attention=config.mid_attention,
+            down_block_types=("DownBlock2D",) * levels,
+            up_block_types=("UpBlock2D",) * levels,
+            num_class_embeds=NUM_CLASSES + 1,
+        )
+    return unet.to(device)
+
+
+ALIGNED = 64  # floats between the beginnings of two parameters: a multiple of it, as vector instructions like
+
+
+def as_one_tensor(model: torch.nn.Module) -> torch.Tensor:
+    """Move the parameters (float32) into one tensor, of which they become views in the layout that they have.
+
+    What is done to all of them alike is then one operation on what this returns: float32 [at least their number].
+    """
+    parameters = list(model.parameters())
+    sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in parameters]
+    whole = torch.zeros(sum(sizes), device=parameters[0].device)
+    for parameter, part in zip(parameters, whole.split(sizes), strict=True):
+        parameter.data = part.as_strided(parameter.size(), parameter.stride()).copy_(parameter.data)
+    return whole
+
+
+class EMA:
+    """An exponential moving average of a model's weights, in a copy of the model that is never trained.
+
+    The parameters of both become views of one tensor each.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self._live, self._average = as_one_tensor(model), as_one_tensor(self.model)
+
+    def update(self, apply: torch.Tensor) -> None:
+        """Average the live weights in if `apply` (0-dim float tensor on the device) is 1; change nothing if it is 0."""
+        self._average.lerp_(self._live, (1 - self.decay) * apply)
+
+    def delta_norm(self) -> float:
+        """The L2 distance between live and averaged weights."""
+        return torch.dist(self._live, self._average).item()
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_per_image(config: TrainConfig) -> float:
+    """Floating-point operations (a multiply-add is two) of forward and backward for one image, counted on no device."""
+    unet = build_unet(config, "meta")
+    with FlopCounterMode(display=False) as counter:
+        unet(*_meta_inputs(config, 1)).sample.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def activation_bytes(config: TrainConfig, batch_size: int) -> int:
+    """Bytes that autograd keeps between forward and backward of a batch, in fp32."""
+    unet, saved = build_unet(config, "meta"), {}
+    weights = {id(parameter) for parameter in unet.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in weights:
+            saved[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        kept.append(tensor)  # ids are only distinct while the tensors live
+        return tensor
+
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        unet(*_meta_inputs(config, 1))
+    return batch_size * sum(saved.values())
+
+
+def _meta_inputs(config: TrainConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    images = torch.empty(batch, 1, config.resolution, config.resolution, device="meta")
+    numbers = torch.zeros(batch, dtype=torch.long, device="meta")
+    return images, numbers, numbers
+
+
+# ---- faster, with the same results, the same saved weights, and diffusers' source as it is ---------------------------
+
+
+def set_layout(model: torch.nn.Module, channels_last: bool) -> None:
+    """Let a UNet2DModel keep its activations in NHWC if `channels_last`; its parameters stay the same objects."""
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+        # In training mode diffusers' shortcuts go back to NCHW. Nothing else differs, as there is no dropout.
+        model.eval()
+    for norm in model.modules():
+        if type(norm) is torch.nn.GroupNorm:
+            norm.__class__ = TracedGroupNorm
+
+
+def compiled(model: torch.nn.Module) -> torch.nn.Module:
+    """The model compiled for one shape of batch at a time, not for any."""
+    # diffusers asks for torch's version while it is traced; the answer stays the same
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
+    return torch.compile(model, dynamic=False)
+
+
+class TracedGroupNorm(torch.nn.GroupNorm):
+    """A GroupNorm that torch.compile sees as arithmetic, which it fuses in the layout that it finds.
+
+    On a GPU, torch's own copies its input to NCHW, also when it is traced, and each convolution after it copies back.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[B, C, …] of any dtype → the same shape; while tracing float32, as autocast has it on a GPU."""
+        if not torch.compiler.is_compiling():
+            return super().forward(input)
+        grouped = input.float().unflatten(1, (self.num_groups, -1))
+        inner = tuple(range(2, grouped.dim()))
+        variance, mean = torch.var_mean(grouped, dim=inner, correction=0, keepdim=True)
+        normalized = ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        per_channel = (-1, *[1] * (input.dim() - 2))
+        return normalized * self.weight.view(per_channel) + self.bias.view(per_channel)
+
+
+def skip_unit_scales(model: torch.nn.Module) -> None:
+    """Spare an eager model its divisions by 1: diffusers divides the output of every residual block by a factor that is
+    1 in a UNet2DModel, a pass over the activations and another one over their gradients.
+
+    Not for a model that is compiled: it has them fused with what stands before, and this cannot be traced.
+    """
+    for block in model.modules():
+        if isinstance(block, ResnetBlock2D) and block.output_scale_factor == 1:
+            block.output_scale_factor = _Unscaled()
+
+
+class _Unscaled:
+    """A divisor that stands for 1: what is divided by it stays the tensor that it is."""
+
+    def __rtruediv__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor

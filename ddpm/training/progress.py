@@ -1,0 +1,132 @@
+"""Where a run stands: steps done, the current epoch's losses, and time, over all starts of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddpm.training.hardware import synchronize
+
+SPENT = ("val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec")  # seconds, columns of a row
+
+
+class Progress:
+    """Counts steps and time. Training time leaves out the first step after a start (which compiles), validation,
+    sampling and checkpoints; the images counted against it are those of the steps it covers."""
+
+    def __init__(self, device: torch.device, global_batch: int) -> None:
+        self._device, self._global_batch = device, global_batch
+        self.step = 0
+        self.row_step = 0  # the step at which the latest epoch's row was made
+        self.warm = False  # has this process made its first step?
+        self.recent_images_per_sec = float("nan")  # over the steps between the last two notes
+        self.threads: list[dict[str, int | None]] = []  # on a CPU: how many, from which step on
+        self._elapsed_before = 0.0  # seconds of earlier starts
+        self._clock = time.monotonic()
+        self._epoch_began = self._row_at = 0.0  # `elapsed` at the last two rows
+        self._forget_epoch()
+
+    def _forget_epoch(self) -> None:
+        self._spent = dict.fromkeys(SPENT, 0.0)
+        self.losses: list[float] = []
+        self.grad_norms: list[float] = []
+        self._train_sec, self._train_images = 0.0, 0
+        self._since, self._untimed_images = time.monotonic(), 0
+
+    def start_clock(self) -> None:
+        """Training begins: count time from now on."""
+        self._clock = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all starts, with everything that is done between steps."""
+        return self._elapsed_before + time.monotonic() - self._clock
+
+    @contextmanager
+    def spending(self, column: str) -> Iterator[None]:
+        """What is done meanwhile counts as `column`, one of `SPENT`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[column] += time.monotonic() - began
+
+    def resume_timing(self) -> None:
+        """Steps follow from here on, after something else was done."""
+        self._since = time.monotonic()
+
+    def count_step(self) -> bool:
+        """A step has been issued to the device. True for the first one of this process, which is waited for."""
+        self.step += 1
+        if self.warm:
+            self._untimed_images += self._global_batch
+            return False
+        synchronize(self._device)
+        self.warm, self._since = True, time.monotonic()
+        return True
+
+    def note(self, losses: np.ndarray, grad_norms: np.ndarray) -> None:
+        """Losses and gradient norms of the latest steps, which the device has finished just now."""
+        self.losses.extend(losses.tolist())
+        self.grad_norms.extend(grad_norms.tolist())
+        now = time.monotonic()
+        if self._untimed_images:
+            self.recent_images_per_sec = self._untimed_images / (now - self._since)
+            self._train_sec += now - self._since
+            self._train_images += self._untimed_images
+        self._since, self._untimed_images = now, 0
+
+    def note_threads(self, number: int | None) -> None:
+        """The coming steps are made with so many threads (None: on a GPU). With another number, sums are in another
+        order, and bits differ."""
+        if [each["threads"] for each in self.threads[-1:]] != [number]:
+            self.threads.append({"step": self.step, "threads": number})
+
+    def begin_epoch(self) -> None:
+        """The epoch's row is made: what comes now belongs to the next."""
+        self._epoch_began = self._row_at
+        self._forget_epoch()
+
+    @property
+    def images_per_sec(self) -> float:
+        """Images per second of the whole job over this epoch's training time; NaN before there is any."""
+        return self._train_images / self._train_sec if self._train_sec else float("nan")
+
+    def times(self) -> dict[str, float | int]:
+        """The row's time columns. `epoch_time_sec` runs from row to row, so that they add up to `total_time_sec`."""
+        now = self._row_at = self.elapsed
+        self.row_step = self.step
+        return {
+            "epoch_time_sec": now - self._epoch_began,
+            "total_time_sec": now,
+            "train_time_sec": self._train_sec,
+            "train_images": self._train_images,
+            **self._spent,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "row_step": self.row_step,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "grad_norms": torch.tensor(self.grad_norms, dtype=torch.float64),
+            "train_sec": self._train_sec,
+            "train_images": self._train_images,
+            "elapsed": self.elapsed,
+            "epoch_began": self._epoch_began,
+            "spent": dict(self._spent),
+            "threads": list(self.threads),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.row_step = state["step"], state["row_step"]
+        self.losses, self.grad_norms = state["losses"].tolist(), state["grad_norms"].tolist()
+        self._train_sec, self._train_images = state["train_sec"], state["train_images"]
+        self._spent |= state.get("spent", {})
+        self.threads[:] = state.get("threads", [])
+        self._elapsed_before, self._epoch_began = state["elapsed"], state["epoch_began"]

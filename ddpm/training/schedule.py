@@ -1,0 +1,112 @@
+"""How long a run is, in steps, and what the learning rate is at each: arithmetic on images seen, for any world size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ddpm.run.config import TrainConfig, preset
+from ddpm.run.errors import RequestError
+from ddpm.run.rules import without_effect
+
+
+@dataclass(frozen=True)
+class TrainingSchedule:
+    """The run in global batches: every process takes `images_per_step` images of each, in `grad_accum` passes."""
+
+    config: TrainConfig
+    world_size: int
+    train_images: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch > self.train_images:
+            raise RequestError(
+                f"--batch-size {self.config.batch_size} times --grad-accum {self.config.grad_accum} on "
+                f"{self.world_size} process(es) makes a global batch of {self.global_batch}, but there are only "
+                f"{self.train_images} training images: take a smaller batch"
+            )
+        config, total = self.config, self.total_steps
+        if config.warmup_steps >= total and config.warmup_steps != preset(config.preset).warmup_steps:
+            raise RequestError(
+                f"--warmup-steps {config.warmup_steps}: of only {total} steps of the run; the learning rate would "
+                "never reach its peak: give fewer, or 0"
+            )
+        if config.lr_schedule == "cosine_restarts" and config.lr_cycles > total:
+            raise RequestError(f"--lr-cycles {config.lr_cycles}: the run has only {total} steps: give fewer")
+
+    def remarks(self) -> list[str]:
+        """What the settings do that the user may not expect, a line each."""
+        config, total = self.config, self.total_steps
+        planned, whole = config.epochs * self.steps_per_epoch, total // self.steps_per_epoch
+        found = list(without_effect(config, preset(config.preset)))
+        if config.warmup_steps >= total:
+            found.append(
+                f"the preset's --warmup-steps {config.warmup_steps} are more than the {total} steps of the run: the "
+                "learning rate never reaches its peak; give fewer, or 0"
+            )
+        if config.max_steps and config.max_steps > planned:
+            found.append(f"--max-steps {config.max_steps} does nothing: --epochs {config.epochs} end at step {planned}")
+        if config.max_steps and whole < min(config.swa_start_epoch, config.epochs):
+            found.append(
+                f"--swa-start-epoch {config.swa_start_epoch}: --max-steps end the run before, in epoch {self.epochs}"
+            )
+        if config.max_steps and config.lr_schedule == "step" and total <= config.lr_step_epochs * self.steps_per_epoch:
+            found.append(f"--lr-step-epochs {config.lr_step_epochs:g}: --max-steps end the run before its first step")
+        return found
+
+    @property
+    def global_batch(self) -> int:
+        return self.config.images_per_step * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in the training set; the last incomplete one is left out of each epoch."""
+        return self.train_images // self.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        planned = self.config.epochs * self.steps_per_epoch
+        return min(planned, self.config.max_steps or planned)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are begun; `--max-steps` can make them fewer than `--epochs` and the last one shorter."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def epoch_end(self, epoch: int) -> int:
+        """The step count at which `epoch` (from 0) is over."""
+        return min((epoch + 1) * self.steps_per_epoch, self.total_steps)
+
+    def images_seen(self, step: int) -> int:
+        return step * self.global_batch
+
+    @property
+    def peak_lr(self) -> float:
+        """`--lr`, scaled by the global batch if `--scale-lr` asks for it."""
+        return self.config.lr * (self.global_batch / self.config.usual_batch if self.config.scale_lr else 1)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step that follows `step` others: linear warm-up, times the schedule's factor.
+
+        A function of the images seen, of which every step takes `global_batch`, and so of no number of processes.
+        """
+        config = self.config
+        warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        return self.peak_lr * warmup * self._schedule(step)
+
+    def _schedule(self, step: int) -> float:
+        config = self.config
+        match config.lr_schedule:
+            case "cosine":
+                return _half_cosine(step / self.total_steps)
+            case "cosine_restarts":
+                return _half_cosine(step * config.lr_cycles / self.total_steps % 1)
+            case "step":
+                return config.lr_step_factor ** int(step / self.steps_per_epoch / config.lr_step_epochs)
+            case _:
+                return 1.0
+
+
+def _half_cosine(done: float) -> float:
+    """From 1 to 0 as `done` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * done))

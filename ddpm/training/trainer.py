@@ -1,0 +1,236 @@
+"""One optimizer step, start to end on the device: forward, backward, clipping, AdamW, EMA, and a note of what happened.
+
+Nothing here waits for the device. Clipping is left to fused AdamW, which takes a factor for the gradients as it reads
+them (`grad_scale`). A step whose gradient is not finite is undone by arithmetic, not by a branch: AdamW gets
+`found_inf`, as torch.amp.GradScaler gives it, and the moving average is advanced by zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from ddpm.run.config import TrainConfig
+from ddpm.run.errors import TrainingFailed
+from ddpm.training.data import Images, to_model_input
+from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
+from ddpm.training.distributed import DistContext
+from ddpm.training.hardware import Choices, set_up
+from ddpm.training.model import EMA, build_unet, compiled, set_layout, skip_unit_scales
+from ddpm.training.soundness import skipping
+
+MAX_NONFINITE_IN_A_ROW = 25
+
+
+class Trainer:
+    """The model with everything that changes as it learns."""
+
+    def __init__(self, config: TrainConfig, choices: Choices, world: DistContext) -> None:
+        self.config, self.world = config, world
+        set_up(world.device, config.deterministic)
+        self.scheduler = make_scheduler(config)
+        self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
+        set_layout(self.model, choices.channels_last)
+        if not choices.compile:
+            skip_unit_scales(self.model)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.swa = self._new_average() if config.swa_start_epoch else None
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=choices.precision == "fp16")
+        self.record = StepBuffer(config.log_every, world)
+        self._parameters = list(self.model.parameters())
+        self._draws = StepDraws(config, world)
+        self._dtype = choices.dtype
+        self._network = self._for_training(choices)
+
+    def _for_training(self, choices: Choices) -> torch.nn.Module:
+        """The model as the step calls it: compiled, and with gradients averaged over the processes."""
+        network = compiled(self.model) if choices.compile else self.model
+        if self.world.world_size == 1:
+            return network
+        on_gpu = self.world.device.type == "cuda"
+        return DistributedDataParallel(
+            network,
+            device_ids=[self.world.device.index] if on_gpu else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def _new_average(self) -> AveragedModel:
+        return AveragedModel(self.model).eval().requires_grad_(False)
+
+    def autocast(self) -> torch.autocast:
+        """The precision in which forward passes run, also those of validation and sampling."""
+        return torch.autocast(self.world.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
+
+    def step(self, data: Images, chosen: torch.Tensor, images_seen: int, lr: float) -> None:
+        """Learn from the images that `chosen` (int64 [images_per_step]) picks from `data`.
+
+        Args:
+            images_seen: images of the whole run before this step; with the seed it determines all that is random.
+            lr: learning rate of this step.
+        """
+        loss = self.backward(data, chosen, images_seen)
+        grad_norm = self._apply_gradients(lr)
+        self.record.add(loss, grad_norm)
+
+    def backward(self, data: Images, chosen: torch.Tensor, images_seen: int) -> torch.Tensor:
+        """Leave a batch's gradients, averaged over the processes, in the parameters. Returns this process's loss."""
+        size, passes = self.config.batch_size, self.config.grad_accum
+        parts = list(zip(chosen.split(size), self._draws(images_seen).split(size), strict=True))
+        total = torch.zeros((), device=chosen.device)
+        for number, (part, draws) in enumerate(parts, start=1):
+            images = to_model_input(data.pixels.index_select(0, part), self.config.resolution)
+            with self._exchanging_gradients(number == passes):
+                with self.autocast():
+                    loss = (
+                        training_loss(
+                            self._network, self.scheduler, images, data.labels[part], draws, self.config.loss_weighting
+                        )
+                        / passes
+                    )
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _exchanging_gradients(self, last_pass: bool) -> AbstractContextManager:
+        """The processes average their gradients once a step, in its last backward pass."""
+        alone = not isinstance(self._network, DistributedDataParallel)
+        return nullcontext() if alone or last_pass else self._network.no_sync()
+
+    def _apply_gradients(self, lr: float) -> torch.Tensor:
+        """Clip, update weights and average, drop the gradients. Returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = self.grad_norm()
+        if self.config.grad_clip:
+            self.optimizer.grad_scale = (grad_norm / self.config.grad_clip).clamp_(min=1)  # fused AdamW divides by it
+        finite = grad_norm.isfinite().float()
+        self.optimizer.found_inf = 1 - finite  # fused AdamW leaves weights and state alone where this is 1
+        self.scaler.step(self.optimizer)  # (fp16: the scaler's own finding, which is the same)
+        self.scaler.update()
+        self.ema.update(apply=finite)
+        self.optimizer.zero_grad(set_to_none=True)
+        return grad_norm
+
+    def grad_norm(self) -> torch.Tensor:
+        """The L2 norm of the whole gradient, as a 0-dim tensor."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Average the weights in, if it is time for stochastic weight averaging (`--swa-start-epoch`); from 0."""
+        if self.swa and epoch + 1 >= self.config.swa_start_epoch:
+            self.swa.update_parameters(self.model)
+
+    def settle_average(self, epochs: int) -> list[str]:
+        """Compare the average that a checkpoint after `epochs` epochs had with what `--swa-start-epoch` asks for.
+
+        Returns what differs, in words. An average that is to begin later is dropped.
+        """
+        start, have = self.config.swa_start_epoch, int(self.swa.n_averaged) if self.swa else 0
+        asked = max(0, epochs - start + 1) if start else 0
+        name = "the average of the weights (SWA)"
+        if have and not start:
+            return [f"{name} over the ends of {have} epoch(s) is kept up, though --swa-start-epoch is 0 in this start"]
+        if have and not asked:
+            self.swa = self._new_average()
+            return [f"{name} over the ends of {have} epoch(s) is dropped: it begins anew with epoch {start}"]
+        if have < asked:
+            return [
+                f"{name} lacks {asked - have} of the {asked} epoch(s) since epoch {start}, in which it was not kept"
+            ]
+        if have > asked:
+            return [f"{name} also has the ends of {have - asked} epoch(s) before epoch {start}"]
+        return []
+
+    @property
+    def swa_model(self) -> torch.nn.Module | None:
+        """The model with the averaged weights of `--swa-start-epoch`, once there are any."""
+        return self.swa.module if self.swa and self.swa.n_averaged else None
+
+    def averages(self) -> dict[str, torch.nn.Module]:
+        """The models with averaged weights, by the folder of a checkpoint that they are kept in."""
+        return {"unet": self.ema.model} | ({"unet_swa": self.swa_model} if self.swa_model else {})
+
+    def state_dict(self) -> dict:
+        """All that a resumed run needs beside the averages, which have folders of their own."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": list(self.record.skipped),
+            "swa_epochs": int(self.swa.n_averaged) if self.swa else 0,
+        }
+
+    def load_state_dict(self, state: dict, averages: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Continue from a checkpoint's `train_state.pt` and the weights of its `unet` folders."""
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(averages["unet"])
+        if "unet_swa" in averages:
+            self.swa = self.swa or self._new_average()  # it is kept up, also by a start that leaves out the flag
+            self.swa.module.load_state_dict(averages["unet_swa"])
+            self.swa.n_averaged.fill_(state["swa_epochs"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay  # may have changed, as lr may
+        for parameter, moments in self.optimizer.state.items():  # fused AdamW takes them to be laid out as the weights
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moments[name])
+        if state["scaler"]:  # empty if the checkpoint was not made in fp16
+            self.scaler.load_state_dict(state["scaler"])
+        self.record.skipped.extend(state.get("skipped", []))
+
+
+class StepBuffer:
+    """Loss and gradient norm of recent steps, kept on the device until somebody wants to see them."""
+
+    def __init__(self, capacity: int, world: DistContext) -> None:
+        self._world = world
+        self._buffer = torch.zeros(2, capacity, device=world.device)
+        self._filled = 0
+        self.skipped: deque[bool] = deque(
+            maxlen=MAX_NONFINITE_IN_A_ROW
+        )  # of the latest steps, which had no finite norm
+
+    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """Note one step (two 0-dim tensors); call `take` before more than `capacity` are noted."""
+        self._buffer[0, self._filled] = loss
+        self._buffer[1, self._filled] = grad_norm
+        self._filled += 1
+
+    @property
+    def full(self) -> bool:
+        return self._filled == self._buffer.shape[1]
+
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """Losses of the global batches and gradient norms since the last call, float64 [steps] each.
+
+        This waits for the device, and for the other processes: all of them call it after the same step.
+
+        Raises:
+            TrainingFailed: the gradient has not been finite for 25 steps in a row.
+        """
+        filled, self._filled = self._filled, 0
+        self._world.mean_(self._buffer[0, :filled])  # gradients were averaged already: every process has the same norm
+        losses, grad_norms = self._buffer[:, :filled].double().cpu().numpy()
+        for norm in grad_norms:
+            self.skipped.append(not math.isfinite(norm))
+            if sum(self.skipped) == MAX_NONFINITE_IN_A_ROW:
+                raise TrainingFailed(
+                    f"the gradient was not finite for {MAX_NONFINITE_IN_A_ROW} steps in a row: take a smaller --lr or "
+                    "--precision fp32"
+                )
+        return losses, grad_norms
+
+    @property
+    def unsound(self) -> str | None:
+        """Why the state is unsound, as steps are being skipped; None if they are not."""
+        return skipping(self.skipped)

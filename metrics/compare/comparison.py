@@ -1,0 +1,138 @@
+"""Runs side by side, as a Markdown page with plots: what differs, who is best and by how much, what it took.
+
+python -m metrics.compare RUN RUN [RUN ...] [--rank-by COLUMN] [--loss-levels LOSS ...] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from ddpm.run import cli
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write, read_text, why
+from ddpm.run.paths import PROJECT_ROOT, RunPaths, find_run
+from metrics.compare.cautions import cautions
+from metrics.compare.figures import ComparedRun, Ranking, final, parse_rank_by, rank, read_runs
+from metrics.compare.page import MARK, make_page, time_words
+from metrics.compare.plots import data_of, draw_plots, save_plots
+from metrics.compare.ranking import behind, state_words, verdicts
+from metrics.style import DASH, human_number
+
+PAGE = "comparison.md"
+
+
+def default_folder(places: Sequence[RunPaths]) -> Path:
+    """`metrics/comparisons/<names>/` under the first run's output root."""
+    names = "_vs_".join(paths.run for paths in places)
+    if len(names) > 100:
+        names = f"{places[0].run[:60]}_and_{len(places) - 1}_others_{sha256(names.encode()).hexdigest()[:6]}"
+    return places[0].root / "metrics" / "comparisons" / names
+
+
+def check_folder(folder: Path) -> None:
+    """Raises RequestError if `folder` holds something else than a comparison."""
+    try:
+        if not folder.exists() or not any(folder.iterdir()) or read_text(folder / PAGE).startswith(MARK):
+            return
+    except (OSError, ValueError):
+        pass
+    raise RequestError(
+        f"{folder} is there and is not a comparison's folder: nothing is written over; choose another --out"
+    )
+
+
+def compare(
+    places: Sequence[RunPaths], folder: Path, rank_by: str | None = None, levels: Sequence[float] = (),
+    console: Console | None = None,
+) -> Path:  # fmt: skip
+    """Write the page and its plots into `folder`, print the summary, and return the page's path.
+
+    Raises:
+        RequestError: fewer than two runs have figures, `rank_by` is no column with values, or `folder` holds something
+            else; nothing has been written then.
+        OSError: `folder` cannot be written.
+    """
+    check_folder(folder)
+    runs, left_out = read_runs(places)
+    ranking = rank(runs, rank_by)
+    plots = draw_plots(runs, ranking.column)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(
+        folder / PAGE, make_page(runs, left_out, ranking, levels, folder, list(plots))
+    )  # first: it is the mark
+    save_plots(plots, runs, folder / "plots")
+    tell(console or Console(), runs, left_out, ranking)
+    return folder / PAGE
+
+
+def tell(console: Console, runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking) -> None:
+    """Print cautions, ranking and winner."""
+
+    def say(line: str, style: str = "") -> None:
+        console.print(line.replace("`", "").replace("**", ""), style=style, markup=False, highlight=False)
+
+    for line in left_out:
+        say(f"left out: {line}", "yellow")
+    for caution in cautions(runs, ranking):
+        say(f"caution: {caution}", "yellow")
+    for group, sentences in zip(ranking.groups, verdicts(ranking), strict=True):
+        shown = Table(title=data_of([run for run, *_ in group]), title_justify="left", box=SIMPLE)
+        for name in ("", "run", ranking.column, "epoch", "behind", "% of best", "time", "state"):
+            text = name in ("run", "state")
+            shown.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        for place, (run, value, epoch) in enumerate(group, 1):
+            took = time_words(final(run, "total_time_sec"))
+            cells = (place, run.short, human_number(value, 5), epoch or DASH, *behind(value, group[0][1]), took)
+            style = "bold green" if place == 1 and len(group) > 1 else ""
+            shown.add_row(*map(str, cells), state_words(run), style=style)
+        console.print(shown)
+        say(sentences)
+
+
+def parse_levels(texts: Iterable[str]) -> list[float]:
+    """`--loss-levels`.
+
+    Raises:
+        RequestError: one of them is no loss.
+    """
+    levels = []
+    for text in texts:
+        with suppress(ValueError):
+            levels.append(float(text))
+            if 0 < levels[-1] < math.inf:
+                continue
+        raise RequestError(f"--loss-levels {text}: give losses as numbers above 0, such as 0.13 0.125")
+    return levels
+
+
+@cli.in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m metrics.compare", description="Compare runs: a Markdown page with plots, and a summary here."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a run, or its folder under metrics/output/")
+    parser.add_argument("--out", type=Path, help="folder for page and plots (default: metrics/comparisons/<names>/)")
+    rank_help = "column of training_metrics.csv; lr:up, lr:down for one where nobody knows what is better"
+    parser.add_argument("--rank-by", metavar="COLUMN", help=f"{rank_help} (default: val_loss_ema)")
+    parser.add_argument("--loss-levels", nargs="+", default=(), metavar="LOSS",
+                        help="losses to reach (default: chosen from the runs)")  # fmt: skip
+    parser.add_argument("--output-root", type=Path, default=PROJECT_ROOT, help="where runs given by name wrote to")
+    options = parser.parse_args(arguments)
+    if options.rank_by:
+        parse_rank_by(options.rank_by)
+    levels = parse_levels(options.loss_levels)
+    places = [find_run(name, options.output_root) for name in options.runs]
+    try:
+        print(compare(places, options.out or default_folder(places), options.rank_by, levels))
+    except OSError as error:
+        raise RequestError(f"cannot write the comparison: {why(error)}; choose another folder with --out") from error
+    return 0

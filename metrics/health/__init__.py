@@ -1,0 +1,1 @@
+"""The health check: is a run all right, and if not, why?"""

@@ -1,0 +1,8 @@
+"""`python -m metrics.health RUN`: see `checker.py`."""
+
+import sys
+
+from ddpm.run.program import run_program
+from metrics.health.checker import main
+
+sys.exit(run_program(main))

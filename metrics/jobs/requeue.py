@@ -1,0 +1,184 @@
+"""Asked by submit.sh: can the job train at all, and what shall become of it once a start of it has ended.
+
+    python -m metrics.jobs.requeue before FLAGS...               refuses flags that are wrong
+    python -m metrics.jobs.requeue after CODE SIGNAL FLAGS...    prints how the start ended, and what happens next
+
+FLAGS are those of train.py, CODE is the exit code of torchrun or srun, SIGNAL the last one that the job got from Slurm
+(USR1, TERM, or empty). CODE alone does not tell how a run ended: torchrun's workers exit with 0 when they stopped on
+request. The exit code of `after` is one of the three below. `SCONTROL_SHOW_JOB` holds what `scontrol show job` says of
+the job; it may be empty.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddpm.run import cli
+from ddpm.run.config import parse_args
+from ddpm.run.errors import RequestError
+from ddpm.run.files import real
+from ddpm.run.format import number
+from ddpm.run.lock import owner_of, slurm_start, whose
+from ddpm.run.paths import RunPaths
+from ddpm.run.program import run_program
+from metrics.jobs.job_summary import Start, read_starts, summary
+from metrics.live.status import read_json, read_status
+
+STANDS = 0  # CODE is the whole truth
+AGAIN = 10  # more can be had from the same command
+UNFINISHED = 75  # the run is not finished, whatever CODE says
+SHORT = 240  # seconds: a time limit that is not clearly longer than the notice that submit.sh asks for
+CONTINUE = "to continue, submit the same command again"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is known of a start of a Slurm job that has ended.
+
+    Attributes:
+        slurm: the job and the restart.
+        code: exit code of the launcher.
+        signal: the last one that Slurm sent to the job.
+        status: what `status.json` says, which may be of another start; empty if it cannot be read.
+        owner: who holds the claim on the run, if anybody.
+        said: what this start said of itself, None if nothing.
+        saved: the step of the latest checkpoint, None if there is none.
+        facts: what Slurm says of the job.
+        max_requeues: how often the job may have been started again and still be queued again.
+    """
+
+    slurm: tuple[str, int]
+    code: int
+    signal: str = ""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    owner: Mapping[str, Any] = field(default_factory=dict)
+    said: Start | None = None
+    saved: int | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    max_requeues: int = 30
+
+
+def decide(ended: Ended) -> tuple[int, str, str]:
+    """The verdict on a start that has ended; how it ended; what happens next."""
+    status, (job, restart) = ended.status, ended.slurm
+    message = str(status.get("message") or "").strip()
+    state = f"{status.get('state')}" + (f": {message}" if message else "")
+    if status.get("state") == "running":
+        state = f"killed without a word, at step {status.get('step')} or later"
+    if status.get("state") == "finished" and ended.code == 0:
+        return STANDS, state, "nothing: the run is finished"
+    others = [start for start in map(slurm_start, (status, ended.owner)) if start and start[0] == job]
+    told = [int(count) for count in re.findall(r"^\d+$", ended.facts.get("Restarts", ""))]
+    newest = max([restart, *told, *(start[1] for start in others)])
+    if newest > restart:  # to queue it would kill the newer start; a node that Slurm has given up may live on
+        taken = any(start[1] > restart for start in others)
+        following = (
+            f"not queued again from here: Slurm has done so since (restart {newest}, this was restart {restart})"
+        )
+        return UNFINISHED, f"replaced by restart {newest}" if taken or not ended.said else state, following
+    if ended.said is None:
+        state = "ended before the training began, see above" if status else "status.json is missing or damaged"
+        return UNFINISHED, f"{state} (exit code {ended.code})", f"not queued again; {CONTINUE}"
+    for other in (ended.owner, status):
+        if other and slurm_start(other) != ended.slurm:
+            return UNFINISHED, f"overtaken: {whose(other)} has taken the run over", "not queued again"
+    if status.get("state") == "finished":
+        return STANDS, state, f"not queued again: the run is finished, though what ran it ended with {ended.code}"
+    if status.get("retry") is not True:
+        return UNFINISHED, state, "not queued again: the same command would fail again"
+    return _of_one_that_can_go_on(ended, state)
+
+
+def _of_one_that_can_go_on(ended: Ended, state: str) -> tuple[int, str, str]:
+    """As `decide`, of a run that the same command takes further."""
+    restart, began_at = ended.slurm[1], ended.said.began_at
+    if began_at is None or ended.saved is None or ended.saved <= began_at:
+        following = "not queued again: this start has saved no new step"
+        if ended.signal != "USR1":
+            return UNFINISHED, state, f"{following}; {CONTINUE}"
+        limit = ended.facts.get("TimeLimit", "now")
+        longer = f"give a longer --time than {limit}, or have the notice later, such as --signal=B:USR1@60"
+        return UNFINISHED, state, f"{following} before Slurm gave notice of the time limit: {longer}"
+    restarts = f"restarts: {restart}, MAX_REQUEUES is {ended.max_requeues}"
+    if restart >= ended.max_requeues:
+        return UNFINISHED, state, f"not queued again ({restarts}); {CONTINUE}"
+    if ended.signal == "TERM":
+        after = "after a preemption Slurm itself queues it again, after scancel nobody does"
+        return UNFINISHED, state, f"not queued again from here, as it was TERM: {after}"
+    return AGAIN, state, f"queued again, to go on from step {ended.saved} ({restarts})"
+
+
+def saved_step(paths: RunPaths) -> int | None:
+    """The step of the latest checkpoint, None if there is none."""
+    progress = (read_json(paths.checkpoints / "latest" / "meta.json") or {}).get("progress")
+    step = number(progress.get("step")) if isinstance(progress, dict) else None
+    return None if step is None or not math.isfinite(step) else int(step)
+
+
+def time_limit(facts: Mapping[str, str]) -> int | None:
+    """The job's time limit in seconds, from what Slurm says of it (`1-02:03:04`); None if there is none."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", facts.get("TimeLimit", ""))
+    if parts is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def before(environment: Mapping[str, str]) -> None:
+    """Say so if the time limit leaves hardly any time to train. Slurm does not tell what --signal asked for."""
+    limit = time_limit(facts_of(environment))
+    if limit is not None and limit <= SHORT:
+        notice = f"the time limit is {limit // 60} min, and Slurm gives notice of it 3 to 4 min before"
+        print(f"note: {notice}, unless --signal says otherwise; if no step is made until then, the job ends")
+
+
+def facts_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What `scontrol show job --oneliner` says."""
+    return dict(re.findall(r"(\w+)=(\S*)", environment.get("SCONTROL_SHOW_JOB", "")))
+
+
+def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str]) -> int:
+    """Print how the start has ended, and what happens next. Returns the verdict."""
+    job = environment.get("SLURM_JOB_ID")
+    slurm = slurm_start({"slurm_job_id": job, "slurm_restart": environment.get("SLURM_RESTART_COUNT")})
+    if slurm is None:
+        raise RequestError("this is for submit.sh: SLURM_JOB_ID is not set")
+    ended = Ended(
+        slurm, code, signal,
+        status=read_status(paths) or {},
+        owner=owner_of(paths.lock),
+        said=next((start for start in read_starts(paths) if start.slurm == slurm), None),
+        saved=saved_step(paths),
+        facts=facts_of(environment),
+        max_requeues=int(environment.get("MAX_REQUEUES", Ended.max_requeues)),
+    )  # fmt: skip
+    verdict, state, following = decide(ended)
+    array, element = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    title = f"job {array}_{element} ({job})" if array else f"job {job}"
+    print("\n".join(summary(paths, slurm, f"{title}, restart {slurm[1]}", state, following)))
+    return verdict
+
+
+@cli.in_one_line
+def main(arguments: Sequence[str]) -> int:
+    """Answer submit.sh. Returns the exit code."""
+    when, *rest = arguments
+    told, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
+    config = parse_args(flags)
+    if not told:
+        before(os.environ)
+        return 0
+    if config.dry_run:
+        return STANDS
+    code, signal = told
+    return after(RunPaths(real(config.output_root), config.run), int(code), signal, os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

@@ -1,0 +1,292 @@
+"""A few runs after a plan, one after the other or as a Slurm array, and then their comparison.
+
+    python -m metrics.sweep plan.yaml [--dry-run] [--nproc-per-node N]
+    python -m metrics.sweep plan.yaml --submit [--at-once N] [-- options of sbatch]
+
+Run it again to go on: what is finished is skipped and the rest resumed. How a plan looks: metrics/jobs/sweep_plan.py.
+Exit codes: 0 all runs are finished; 1 some failed; 2 the plan is wrong, nothing has begun; 75 stopped, to be run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from ddpm.run import cli
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write
+from ddpm.run.paths import PROJECT_ROOT
+from metrics.compare.comparison import check_folder, compare
+from metrics.jobs.sweep_plan import PlannedRun, RunPlan, read_plan
+from metrics.live.status import last_words, read_json, read_status
+from metrics.tracker import NO_RECIPE
+
+STOPPED = 75
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+OUTPUT = "logs/slurm-%A_%a.out"  # of each run: job array and number
+COMPARING = ("--gres=none", "--nodes=1", "--cpus-per-task=1", "--mem=4G", "--time=00:30:00")  # needs no GPU
+
+
+def launcher(nproc_per_node: int | None) -> list[str]:
+    """How `train.py` is started: by this Python, or by torchrun in several processes."""
+    if nproc_per_node is None:
+        return [sys.executable, str(PROJECT_ROOT / "train.py")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc_per_node}"]
+    return [sys.executable, *torchrun, str(PROJECT_ROOT / "train.py")]
+
+
+# ---- one after the other ---------------------------------------------------------------------------------------------
+
+
+class ProcessRunner:
+    """Starts one training at a time, and sees to it that a request to stop reaches it and ends the sweep."""
+
+    def __init__(self, terminate_only: bool) -> None:
+        """`terminate_only`: the launcher (torchrun) knows no other signal than SIGTERM."""
+        self.asked_to_stop = False
+        self._terminate_only = terminate_only
+        self._training: subprocess.Popen | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._hand_on) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked_to_stop = True
+        if self._training and number != signal.SIGINT:  # Ctrl-C reaches the training by itself
+            self._training.send_signal(signal.SIGTERM if self._terminate_only else number)
+
+    def train(self, command: Sequence[str]) -> int:
+        """Run the command to its end and return its exit code."""
+        if self.asked_to_stop:
+            return STOPPED
+        self._training = subprocess.Popen(command)
+        try:
+            return self._training.wait()
+        finally:
+            self._training = None
+
+
+def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
+    """Train the runs of the plan, then compare them. Returns the exit code."""
+    crew = ProcessRunner(terminate_only=nproc_per_node is not None)
+    failed = []
+    with crew.listening():
+        for number, run in enumerate(plan.runs, 1):
+            command = [*launcher(nproc_per_node), *run.arguments]
+            print(f"[{number}/{len(plan.runs)}] {run.name}: {shlex.join(command)}", flush=True)
+            code = crew.train(command)
+            state = (read_status(run.paths) or {}).get("state")
+            if crew.asked_to_stop or code in (STOPPED, 128 + signal.SIGINT) or (code == 0 and state != "finished"):
+                print(
+                    f"stopped in {run.name}, run {number} of {len(plan.runs)}: run the same command again to continue"
+                )
+                return STOPPED
+            if code:
+                failed.append(run.name)
+                why = last_words(read_status(run.paths)) if code != 2 else "its request is wrong, see above"
+                print(f"{run.name} failed with exit code {code}: {why}; the others go on", flush=True)
+    return end(plan, failed)
+
+
+def end(plan: RunPlan, failed: Sequence[str]) -> int:
+    """Write the comparison of what there is. Returns the exit code."""
+    compared = compare_all(plan)
+    if failed:
+        print(f"{len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)}; to try them again, run the same "
+              "command again")  # fmt: skip
+    return compared or (1 if failed else 0)
+
+
+def compare_all(plan: RunPlan) -> int:
+    """Write the comparison page of the plan's runs. Returns the exit code: 1 if there is none."""
+    places = [run.paths for run in plan.runs]
+    try:
+        try:
+            page = compare(places, plan.folder, plan.rank_by)
+        except RequestError as error:
+            if plan.rank_by is None:
+                raise
+            print(f"{error}; ranked by the loss instead")  # nobody's evening shall end without a page
+            page = compare(places, plan.folder)
+    except (RequestError, OSError) as error:
+        print(f"no comparison: {error}", file=sys.stderr)
+        return 1
+    print(page)
+    return 0
+
+
+# ---- on a cluster ----------------------------------------------------------------------------------------------------
+
+
+def array_command(plan: RunPlan, elements: Sequence[int], at_once: int | None, options: Sequence[str]) -> list[str]:
+    """Submits the runs `elements` as an array; `%a` becomes the number of the run in submit.sh."""
+    array = f"--array={as_ranges(elements)}" + (f"%{at_once}" if at_once else "")
+    return ["sbatch", "--parsable", f"--job-name={plan.name}", f"--output={OUTPUT}", *options, array,
+            "submit.sh", "--config", str(plan.settings_folder / "%a.json")]  # fmt: skip
+
+
+def comparison_command(plan: RunPlan, arrays: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Submits the comparison, which waits for the end of all runs of the jobs `arrays`."""
+    then = [f"--dependency=afterany:{':'.join(arrays)}", f"--job-name={plan.name}-comparison"]
+    return ["sbatch", "--parsable", *options, *COMPARING, *then, "submit.sh", "run", *compare_command(plan)]
+
+
+def compare_command(plan: RunPlan) -> list[str]:
+    return ["python", "-m", "metrics.sweep", str(plan.settings_folder / "plan.json"), "--compare"]
+
+
+def as_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as Slurm writes them: `0-2,5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def is_finished(run: PlannedRun) -> bool:
+    """Is there nothing left to train, with the settings of the plan?"""
+    document = read_json(run.paths.json) or {}
+    trained, planned = document.get("settings"), run.config.to_dict()
+    status = read_status(run.paths) or {}
+    if not isinstance(trained, dict) or status.get("state") != "finished":
+        return False
+    return all(trained.get(name) == value for name, value in planned.items() if name not in (*NO_RECIPE, "data_root"))
+
+
+def queued_elements(plan: RunPlan) -> dict[int, str]:
+    """The runs that jobs of an earlier submission of the same plan have still to end: number → job array."""
+    found = {}
+    for array in read_submissions(plan):
+        command = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%K"]
+        # an array that it no longer knows has ended
+        asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+        found |= {int(word): array for word in asked.stdout.split() if word.isdigit()}
+    return found
+
+
+def read_submissions(plan: RunPlan) -> list[str]:
+    """The job arrays that were made of the plan, the oldest first."""
+    with suppress(OSError, UnicodeDecodeError):
+        return re.findall(r"^\d+$", plan.submissions.read_text(encoding="utf-8"), re.MULTILINE)
+    return []
+
+
+def submit(plan: RunPlan, at_once: int | None, nproc_per_node: int | None, options: Sequence[str]) -> int:
+    """Queue the runs that are not finished or queued, and the comparison of all. Returns the exit code."""
+    finished = {number for number, run in enumerate(plan.runs) if is_finished(run)}
+    if len(finished) == len(plan.runs):
+        print(f"all {len(plan.runs)} runs are finished: nothing is queued")
+        return compare_all(plan)
+    plan.write_settings()
+    try:
+        queued = queued_elements(plan)
+        elements = [number for number in range(len(plan.runs)) if number not in finished | queued.keys()]
+        job = _queue(array_command(plan, elements, at_once, options), nproc_per_node) if elements else None
+    except FileNotFoundError:
+        raise RequestError("--submit: there is no sbatch here; leave it out to train one run after the other") from None
+    except subprocess.CalledProcessError as error:
+        raise RequestError("--submit: sbatch refused the runs, see above; nothing was queued") from error
+    if job:
+        atomic_write(plan.submissions, "\n".join([*read_submissions(plan), job]) + "\n")
+    named = any(option.split("=")[0] in ("-o", "--output") for option in options)  # elsewhere than we say
+    for number, run in enumerate(plan.runs):
+        array = queued.get(number, job)
+        output = "" if named else f", output in {OUTPUT.replace('%A', array or '').replace('%a', str(number))}"
+        state = f"{array}_{number}{' already' if number in queued else ''}{output}"
+        print(f"{run.name}: {'finished' if number in finished else state}")
+    if job is None:
+        print("nothing is queued: the comparison of those jobs comes once they have ended")
+        return 0
+    try:
+        then = _queue(comparison_command(plan, sorted({job, *queued.values()}), options), nproc_per_node)
+    except subprocess.CalledProcessError:
+        print(f"error: sbatch refused the comparison; the runs are queued as job {job}", file=sys.stderr)
+        print(f"once they have ended: {shlex.join(compare_command(plan))}", file=sys.stderr)
+        return 1
+    print(f"{len(elements)} runs are queued as job {job}, the comparison of all as job {then}: see {plan.folder} then")
+    return 0
+
+
+def _queue(command: Sequence[str], nproc_per_node: int | None) -> str:
+    """Submit a job, printing the command. Returns its number."""
+    print(shlex.join(command), flush=True)
+    processes = {} if nproc_per_node is None else {"NPROC_PER_NODE": str(nproc_per_node)}
+    answer = subprocess.run(
+        command, cwd=PROJECT_ROOT, env={**os.environ, **processes}, check=True, stdout=subprocess.PIPE, encoding="utf-8"
+    ).stdout  # fmt: skip
+    return answer.strip().split(";")[0]
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def dry_run(plan: RunPlan, options: argparse.Namespace) -> None:
+    """Print what would be started."""
+    elements = [number for number, run in enumerate(plan.runs) if not (options.submit and is_finished(run))]
+    if options.submit and elements:
+        print(shlex.join(array_command(plan, elements, options.at_once, options.sbatch)))
+        print(shlex.join(comparison_command(plan, ["JOB"], options.sbatch)))
+    for number in elements:
+        arguments = plan.runs[number].arguments
+        command = [*launcher(options.nproc_per_node), *arguments]
+        print(f"{number}: {shlex.join(arguments)}" if options.submit else shlex.join(command))
+    print(f"dry run: {len(elements)} runs, then their comparison in {plan.folder}; nothing was started or written")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    ours, sbatch = list(arguments), []
+    if "--" in ours:
+        place = ours.index("--")
+        ours, sbatch = ours[:place], ours[place + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="python -m metrics.sweep", description="Train the runs of a plan, and compare them.",
+        epilog="What stands behind -- goes to sbatch: --submit -- --time=02:00:00 --gres=gpu:1",
+    )  # fmt: skip
+    parser.add_argument("plan", type=Path, help="a YAML file, see plans/example.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
+    parser.add_argument("--nproc-per-node", type=int, metavar="N", help="processes of each run, by torchrun")
+    parser.add_argument("--output-root", type=Path, help="where all runs write to, whatever the plan says")
+    parser.add_argument("--submit", action="store_true", help="queue the runs as a Slurm array, by submit.sh")
+    parser.add_argument("--at-once", type=int, metavar="N", help="with --submit: at most so many at the same time")
+    parser.add_argument("--compare", action="store_true", help="only write the comparison of what there is")
+    options = parser.parse_args(ours)
+    options.sbatch = sbatch
+    return options
+
+
+@cli.in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if (options.sbatch or options.at_once) and not options.submit:
+        raise RequestError("--at-once and options of sbatch behind -- need --submit")
+    for name in ("at_once", "nproc_per_node"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise RequestError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    plan = read_plan(options.plan, options.output_root)
+    check_folder(plan.folder)
+    if options.compare:
+        return compare_all(plan)
+    if options.dry_run:
+        dry_run(plan, options)
+        return 0
+    if options.submit:
+        return submit(plan, options.at_once, options.nproc_per_node, options.sbatch)
+    return train_all(plan, options.nproc_per_node)

@@ -1,0 +1,215 @@
+"""The plan of a sweep, read from a YAML (or JSON) file: which runs, with which flags of `train.py`.
+
+    name: rates               # the runs are called rates-<run>
+    base:                     # flags of all runs, with - or _
+      preset: tiny
+      epochs: 3
+    runs:                     # what each run changes ...
+      slow: {lr: 0.001}
+      fast: {lr: 0.003, warmup-steps: 200}
+    grid:                     # ... and/or every combination of these values
+      weight-decay: [0.0, 0.01]
+    seeds: [0, 1]             # each of them with every seed
+    rank_by: val_loss_ema     # as --rank-by of metrics.compare
+
+This makes eight runs, such as `rates-slow-weight_decay=0.0-seed=0`. null stands for a setting's default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.config_file import read_yaml
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write, real
+from ddpm.run.paths import RunPaths
+from metrics.compare.figures import parse_rank_by
+
+PARTS = {"name": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str}
+NOT_HERE = {  # setting: why a plan cannot hold it
+    "run_name": "the runs' names are made from the plan's",
+    "dry_run": "give --dry-run to metrics.sweep",
+    "resume": "a run that was begun is always continued",
+}
+SETTINGS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+OF_ALL = ("output_root",)  # may stand in `base` only
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run: the arguments that `train.py` gets, and the settings that they ask for."""
+
+    arguments: tuple[str, ...]
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        return self.config.run
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(real(self.config.output_root), self.config.run)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The runs of a plan, in the order in which they are trained."""
+
+    name: str
+    runs: tuple[PlannedRun, ...]
+    rank_by: str | None
+    content: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where the comparison goes."""
+        return self.runs[0].paths.root / "metrics" / "comparisons" / self.name
+
+    @property
+    def settings_folder(self) -> Path:
+        """Where a job array finds the settings of its runs; another plan has another one."""
+        digest = sha256(json.dumps([run.arguments for run in self.runs]).encode()).hexdigest()[:8]
+        return self.folder.with_name(f"{self.name}-settings-{digest}")
+
+    @property
+    def submissions(self) -> Path:
+        """The numbers of the job arrays that were made of the plan, one a line."""
+        return self.settings_folder / "submitted.txt"
+
+    def write_settings(self) -> None:
+        """Write the settings of run N to `N.json`, and the plan to `plan.json`.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.settings_folder.mkdir(parents=True, exist_ok=True)
+        for number, run in enumerate(self.runs):
+            settings = {
+                name: value for name, value in run.config.to_dict().items() if name not in (*NOT_HERE, "config")
+            }
+            places = {name: str(real(Path(settings[name]))) for name in ("data_root", "output_root")}
+            text = json.dumps({**settings, **places, "run_name": run.name}, indent=2)
+            atomic_write(self.settings_folder / f"{number}.json", text)
+        base = {**(self.content.get("base") or {}), "output_root": str(self.runs[0].paths.root)}
+        atomic_write(self.settings_folder / "plan.json", json.dumps({**self.content, "name": self.name, "base": base}))
+
+
+def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
+    """The plan in the file, every setting of every run checked; `output_root` goes before the plan's own.
+
+    Raises:
+        RequestError: it cannot be read, is no plan, or a run's settings are wrong; says which run and which setting.
+    """
+    content = _content(path)
+    base = _settings(path, "base", content.get("base") or {})
+    if output_root is not None:
+        base["output_root"] = str(output_root)
+    name = content.get("name") or path.stem
+    if content.get("rank_by"):
+        try:
+            parse_rank_by(content["rank_by"])
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}".replace("--rank-by", "rank_by:")) from None
+    runs = tuple(_planned(path, name, words, {**base, **changes}) for words, changes in _variants(path, content))
+    if len(runs) < 2:
+        raise RequestError(
+            f"{path}: a plan needs two or more runs, under runs:, grid: or seeds:; this one has {len(runs)}"
+        )
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"{path}: two runs would be called {twice}; give them other names or values")
+    return RunPlan(name, runs, content.get("rank_by"), content)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        raise RequestError(f"the plan {path} cannot be read ({error}); see plans/example.yaml") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} is no plan: it holds no mapping with {', '.join(PARTS)}; see plans/example.yaml")
+    for part, value in content.items():
+        if part not in PARTS:
+            raise RequestError(f"{path}: there is no {part!r} in a plan; it has {', '.join(PARTS)}")
+        if value is not None and not isinstance(value, PARTS[part]):
+            kinds = {str: "a text", dict: "a mapping", list: "a list"}
+            raise RequestError(f"{path}: {part}: must be {kinds[PARTS[part]]}, not {value!r}")
+    return content
+
+
+def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
+    """The settings with the names of `TrainConfig`'s fields."""
+    if not isinstance(settings, dict):
+        raise RequestError(f"{path}, {where}: must be a mapping of settings, such as {{lr: 0.001}}, not {settings!r}")
+    named = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in named:
+        if name not in SETTINGS:
+            close = difflib.get_close_matches(name, SETTINGS, 1)
+            meant = f"; did you mean {close[0]}?" if close else "; `python train.py --help` lists every one"
+            raise RequestError(f"{path}, {where}: there is no setting {name!r}{meant}")
+        if name in NOT_HERE or (name in OF_ALL and where != "base"):
+            raise RequestError(
+                f"{path}, {where}: {name} cannot stand here: {NOT_HERE.get(name, 'all runs share it, in base')}"
+            )
+    return named
+
+
+def _variants(path: Path, content: dict[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
+    """What each run is called, in parts, and what it changes: every combination of runs, grid values and seeds."""
+    runs = content.get("runs") or {}
+    axes = [
+        [([str(name)], _settings(path, f"run {name!r}", changes or {})) for name, changes in runs.items()] or [([], {})]
+    ]
+    grid = _settings(path, "grid", content.get("grid") or {})
+    if content.get("seeds"):
+        grid["seed"] = content["seeds"]
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise RequestError(
+                f"{path}, grid: {name}: must be a list of values, such as [0.001, 0.003], not {values!r}"
+            )
+        axes.append([([f"{name}={_word(value)}"], {name: value}) for value in values])
+    variants = []
+    for choice in itertools.product(*axes):
+        words, changes = [word for part, _ in choice for word in part], {}
+        for _, change in choice:
+            changes |= change
+        variants.append((words, changes))
+    return variants
+
+
+def _word(value: Any) -> str:
+    """A value in a run's name: `0.001`, `16x32x64`."""
+    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+=-]", "_", text)
+
+
+def _planned(path: Path, plan: str, words: list[str], settings: dict[str, Any]) -> PlannedRun:
+    name = "-".join([plan, *words])
+    arguments = [argument for setting, value in settings.items() for argument in _arguments(path, name, setting, value)]
+    arguments += ["--run-name", name]
+    try:
+        return PlannedRun(tuple(arguments), parse_args(arguments))
+    except RequestError as error:
+        raise RequestError(f"{path}, run {name}: {error}") from error
+
+
+def _arguments(path: Path, run: str, setting: str, value: Any) -> list[str]:
+    flag = "--" + setting.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        raise RequestError(f"{path}, run {run}: {setting}: must be a value or a list of values, not {value!r}")
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    return [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]

@@ -1,0 +1,1 @@
+"""What a running job publishes, and the dashboard that shows it."""

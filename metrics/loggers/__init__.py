@@ -1,0 +1,1 @@
+"""Loggers beside the run's own files: TensorBoard and Weights & Biases."""

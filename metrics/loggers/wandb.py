@@ -1,0 +1,136 @@
+"""A run on Weights & Biases (`--wandb`): needs the package wandb, which nothing else here does.
+
+Without a login or a network the run is logged offline; `wandb sync` uploads it. WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY
+and the like are heeded.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm.run.config import data_words
+from ddpm.run.errors import RequestError
+from ddpm.run.files import atomic_write
+from ddpm.run.paths import RunPaths
+from metrics.loggers.tensorboard import finals, scalars
+
+PROJECT = "emnist-diffusion"  # unless WANDB_PROJECT names another
+INIT_SECONDS, FINISH_SECONDS = 30, 60  # a cluster gives a job little time to end
+
+
+def require() -> None:
+    """See that wandb is there, before anything is trained.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    try:
+        from wandb import init  # noqa: F401  (a folder called wandb, which offline runs leave, has no init)
+    except ImportError as error:
+        raise RequestError(f"--wandb needs the package wandb: pip install wandb ({error})") from None
+
+
+class WandbLogger:
+    """The run `paths` on Weights & Biases. What goes wrong there is said once, and no method raises."""
+
+    def __init__(self, paths: RunPaths, description: Mapping[str, Any], log: Callable[[str, str], None]) -> None:
+        self._log = log
+        self._run: Any = None  # a wandb.Run, until wandb fails
+        try:
+            self._run = self._start(paths, description)
+        except Exception as error:
+            self._give_up(error)
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch's row, the CSV's columns as keys."""
+        self._add(lambda _: scalars(row), row["images_seen"])
+
+    def log_samples(self, picture: Image.Image, images_seen: int) -> None:
+        """Add a sample grid."""
+        self._add(lambda wandb: {"samples": wandb.Image(picture)}, images_seen)
+
+    def log_histograms(self, histograms: Mapping[str, tuple[np.ndarray, np.ndarray]], images_seen: int) -> None:
+        """Add histograms as (counts [N], edges [N + 1])."""
+        self._add(
+            lambda wandb: {name: wandb.Histogram(np_histogram=found) for name, found in histograms.items()}, images_seen
+        )
+
+    def finalize(self, state: str, summary: Mapping[str, Any]) -> None:
+        """Add the final figures, and upload what is left to upload, for at most a minute."""
+
+        def finish() -> None:
+            import wandb
+
+            self._run.summary.update({**finals(summary), "state": state})
+            self._run.finish(exit_code=0 if state == "finished" else 1)
+            wandb.teardown()  # waits until its helper process has written all; without it, that goes on for a moment
+
+        self._do(finish)
+        self._run = None
+
+    def _add(self, content: Callable[[Any], Mapping[str, Any]], images_seen: int) -> None:
+        """Log what `content` makes of the module wandb. No `step`: wandb drops what a resumed run trains again."""
+
+        def log() -> None:
+            import wandb
+
+            self._run.log({**content(wandb), "images_seen": images_seen})
+
+        self._do(log)
+
+    def _do(self, action: Callable[[], None]) -> None:
+        if self._run is not None:
+            try:
+                action()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        self._log(f"wandb failed and is left out from here: {type(error).__name__}: {error}", "warning")
+
+    def _start(self, paths: RunPaths, description: Mapping[str, Any]) -> Any:
+        """Begin, or continue, the run on wandb: online if that can be, else offline."""
+        import wandb
+
+        quiet = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS)
+        with suppress(ValueError, AttributeError):  # older versions wait for ever
+            quiet.finish_timeout = FINISH_SECONDS
+        data = data_words(description["data"])
+        also = {"data": data, "environment": description["environment"], "model": description["model"]}
+        request = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT), "name": paths.run, "id": _id(paths), "resume": "allow",
+            "dir": str(paths.metrics), "tags": [data], "settings": quiet,
+            "config": {**description["settings"], **also},
+        }  # fmt: skip
+        try:
+            run = wandb.init(**request)
+        except Exception as error:  # nobody is logged in, or there is no network
+            self._log(f"wandb is offline: {type(error).__name__}: {error}", "warning")
+            run = wandb.init(**request, mode="offline")
+        run.define_metric("images_seen")
+        run.define_metric("*", step_metric="images_seen")
+        folder = os.path.dirname(run.dir)
+        self._log(f"wandb, later: wandb sync {folder}" if run.offline else f"wandb: {run.url}", "info")
+        return run
+
+
+def _id(paths: RunPaths) -> str:
+    """The run's identity on wandb, kept in its folder: every start of the run is the same run there.
+
+    It ends in random digits, as others may have a run of that name, and so may another folder.
+    """
+    file = paths.metrics / "wandb_id.txt"
+    with suppress(OSError, UnicodeDecodeError):
+        if known := file.read_text(encoding="utf-8").strip():
+            return known
+    made = f"{paths.run[:100]}-{secrets.token_hex(4)}"
+    atomic_write(file, made + "\n")
+    return made

@@ -1,0 +1,162 @@
+"""All that a run tells of itself, in one place: log and dashboard, figures, TensorBoard, pictures, the report.
+
+Every process has a herald; those of other ranks than 0 only look after the GPUs of their node. What cannot be written
+is said and costs no training. Reports are imported where they are written: the first step need not wait for what draws
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ddpm.run.config import NUM_CLASSES
+from ddpm.run.files import atomic_write
+from ddpm.run.paths import REPORTED, RunPaths
+from ddpm.sampling.export import export
+from ddpm.sampling.load import load
+from ddpm.sampling.sheets import npz, png
+from ddpm.training.describe import in_words
+from ddpm.training.distributed import DistContext
+from ddpm.training.hardware import device_name, gpu_uuid
+from ddpm.training.schedule import TrainingSchedule
+from metrics.loggers.group import LoggerGroup
+from metrics.tracker import MetricsTracker
+from pretty_logger import PrettyLogger
+
+
+class RunLogger:
+    """Tells of the run `paths`, which follows `schedule`. To be used as a context; every process makes one."""
+
+    def __init__(self, paths: RunPaths, schedule: TrainingSchedule, world: DistContext) -> None:
+        gpus = world.gather((world.node, gpu_uuid(world.device)))
+        fields = {
+            "data": schedule.config.data, "world_size": world.world_size, "nodes": world.nodes,
+            "epochs": schedule.epochs, "total_steps": schedule.total_steps,
+            "device": device_name(world.device), "gpus": len({gpu for gpu in gpus if gpu[1]}),
+        }  # fmt: skip
+        here = [uuid for node, uuid in gpus if uuid and node == world.node]
+        self.paths, self._schedule = paths, schedule
+        self._logger = PrettyLogger(
+            paths, fields, rank=world.rank, local_rank=world.local_rank, node=world.node, gpu_uuids=here
+        )
+        self.log = self._logger.log
+        self._tracker: MetricsTracker | None = None
+
+    def __enter__(self) -> Self:
+        self._logger.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._logger.__exit__(kind, error, trace)
+
+    def begin(
+        self, description: dict[str, Any], step: int, rows: Sequence[dict[str, Any]], cause: str, notes: Sequence[str]
+    ) -> None:
+        """Say what is trained on what, and take up the files of figures (main process only).
+
+        Args:
+            description: settings, environment, data and model, as they stand in the JSON file.
+            step: where this start begins; `rows` are the figures of the epochs before.
+            cause: how the start before this one ended, if there was one.
+            notes: what the user should know of files that were found.
+        """
+        for line in in_words(description):
+            self.log(line)
+        for note in notes:
+            self.log(note, "warning")
+        images = self._schedule.images_seen(step)
+        self._logger.set_progress(start_step=step, start_images=images, step=step, images_seen=images)
+        self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
+        why = self._tracker.starts[-1]["cause"]
+        self.log(f"begins at step {step} of {self._schedule.total_steps} ({why})", "success")
+        self._loggers = LoggerGroup(self.paths, description, images, self.log)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The figures of all epochs so far."""
+        return self._tracker.rows
+
+    def progress(self, phase: str, epoch: int, step: int, **figures: float | None) -> None:
+        """Tell where the run is; with `figures` this is a progress line, else a change of phase."""
+        first, schedule = epoch * self._schedule.steps_per_epoch, self._schedule
+        self._logger.set_progress(
+            phase=phase, epoch=epoch + 1, batch=step - first, batches=schedule.epoch_end(epoch) - first, step=step,
+            images_seen=schedule.images_seen(step), **figures,
+        )  # fmt: skip
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Publish the figures of an epoch that is done."""
+        if self._tracker:
+            with self._logger.going_on("the epoch's metrics"):
+                row = self._tracker.add_epoch(row)  # with all columns
+                self._loggers.log_metrics(row)
+        self._logger.log_epoch_summary(row)
+        if self._tracker:
+            self._write_training_log()  # after the summary's event, which has the time
+
+    def weights(self, epoch: int, step: int, models: dict[str, torch.nn.Module]) -> None:
+        """Publish histograms of the weights of `models`, if it is time (main process only; `epoch` from 1)."""
+        if self._loggers.weights_due(epoch, self._schedule.epochs):
+            with self._logger.going_on("the histograms of the weights"):
+                named = {
+                    f"{kind}/{name}": weight
+                    for kind, model in models.items()
+                    for name, weight in model.named_parameters()
+                }
+                self._loggers.log_weights(named, self._schedule.images_seen(step))
+
+    def samples(self, path: Path, pixels: np.ndarray, picture: Image.Image, step: int) -> None:
+        """Publish generated characters: a picture, and the raw images beside it, class by class (uint8 [N, H, W])."""
+        with self._logger.going_on("the sample grid"):
+            labels = np.arange(NUM_CLASSES).repeat(len(pixels) // NUM_CLASSES)
+            atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels))
+            atomic_write(path, png(picture))  # the last, as it says that they are there
+            self._loggers.log_samples(picture, self._schedule.images_seen(step))
+            self.log(f"samples: {path}")
+
+    def export(self, device: torch.device) -> None:
+        """Hand the best checkpoint over as a folder that diffusers loads; `device` draws its pictures."""
+        self._logger.set_progress(phase="exporting")
+        with self._logger.going_on(f"the export (later: {self.paths.command('python -m ddpm.export')})"):
+            export(load(self.paths.run, device, self.paths.root))
+
+    def end(self, state: str, code: int, message: str | None = None, retry: bool = False, report: bool = True) -> int:
+        """Publish how the run ended, whether the same command may get further, and where its files are.
+
+        Returns the exit code.
+        """
+        self._logger.set_progress(retry=retry)
+        if self._tracker:
+            with self._logger.going_on("the metrics"):
+                self._loggers.finalize(state, self._tracker.write(state)["summary"])
+            old = REPORTED  # of an earlier start, if they are there
+            if report:
+                self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
+                again = f"(later: {self.paths.command('python -m metrics.report')})"
+                with self._logger.going_on(f"the report {again}"):
+                    from metrics.report import write_report
+
+                    write_report(self.paths)
+                    old = ()
+                if old:
+                    message = "; ".join(filter(None, (message, f"its report could not be written {again}")))
+            for label, path in self.paths.artifacts().items():
+                if label not in old:
+                    self.log(f"{label}: {self.paths.root / path}")
+        self._logger.stop(state, code, message)
+        if self._tracker:
+            self._write_training_log()  # once more, as only now the status says how the run ended
+        return code
+
+    def _write_training_log(self) -> None:
+        with self._logger.going_on(f"the training log (later: {self.paths.command('python -m metrics.training_log')})"):
+            from metrics.training_log import write_training_log
+
+            write_training_log(self.paths)

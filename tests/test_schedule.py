@@ -1,0 +1,113 @@
+"""How long a run is: arithmetic on global batches."""
+
+import pytest
+
+from ddpm.run.config import preset
+from ddpm.run.errors import RequestError
+from ddpm.training.schedule import TrainingSchedule
+
+
+def make_schedule(world_size: int = 1, images: int = 1000, **settings) -> TrainingSchedule:
+    return TrainingSchedule(preset("tiny", **{"batch_size": 64, "epochs": 3, **settings}), world_size, images)
+
+
+def test_only_whole_global_batches_count():
+    assert make_schedule().steps_per_epoch == 15  # 15 * 64 = 960 of 1000 images
+    assert make_schedule(world_size=2, batch_size=32).steps_per_epoch == 15
+    assert make_schedule(world_size=4).steps_per_epoch == 3
+
+
+def test_max_steps_can_end_the_run_within_an_epoch():
+    cut = make_schedule(max_steps=20)
+    assert (cut.total_steps, cut.epochs) == (20, 2)
+    assert [cut.epoch_end(0), cut.epoch_end(1)] == [15, 20]
+    assert make_schedule(max_steps=10_000).total_steps == 45
+
+
+def test_the_same_number_of_images_is_seen_whatever_the_number_of_processes():
+    assert (
+        make_schedule(world_size=1, batch_size=64).images_seen(7)
+        == make_schedule(world_size=4, batch_size=16).images_seen(7)
+        == 448
+    )
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    schedule = make_schedule(lr=1e-3, lr_schedule="cosine", warmup_steps=5)
+    rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
+    assert rates[0] == pytest.approx(1e-3 / 5)
+    assert max(rates) < 1e-3
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 1e-5
+    constant = make_schedule(lr=1e-3, lr_schedule="constant", warmup_steps=0)
+    assert {constant.learning_rate(step) for step in range(45)} == {1e-3}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "cosine_restarts", "step"])
+def test_the_learning_rate_after_so_many_images_is_that_of_any_number_of_processes(schedule):
+    settings = dict(lr=1e-3, lr_schedule=schedule, warmup_steps=7, lr_step_epochs=0.5)
+    alone, four = make_schedule(batch_size=64, **settings), make_schedule(world_size=4, batch_size=16, **settings)
+    for step in range(alone.total_steps):
+        assert alone.images_seen(step) == four.images_seen(step)
+        assert alone.learning_rate(step) == four.learning_rate(step)
+
+
+def test_cosine_restarts_begins_each_cycle_at_the_top():
+    schedule = make_schedule(
+        lr=1e-3, lr_schedule="cosine_restarts", lr_cycles=3, warmup_steps=0
+    )  # 45 steps, 15 a cycle
+    rates = [schedule.learning_rate(step) for step in range(45)]
+    assert [step for step in range(45) if rates[step] == pytest.approx(1e-3)] == [0, 15, 30]
+    assert rates[:15] == pytest.approx(rates[15:30])
+    assert rates[14] < 2e-5
+
+
+def test_the_step_schedule_falls_by_its_factor_every_few_epochs():
+    schedule = make_schedule(lr=1e-3, lr_schedule="step", lr_step_epochs=1, lr_step_factor=0.5, warmup_steps=0)
+    assert [schedule.learning_rate(step) for step in (0, 14, 15, 29, 30, 44)] == pytest.approx(
+        [1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4]
+    )
+
+
+def test_scale_lr_follows_the_global_batch():
+    for world_size, grad_accum in ((1, 1), (4, 1), (2, 3)):
+        config = preset("tiny", lr=1e-3, lr_schedule="constant", warmup_steps=0, scale_lr=True, grad_accum=grad_accum)
+        scaled = TrainingSchedule(config, world_size, 10_000)
+        assert scaled.learning_rate(3) == pytest.approx(1e-3 * world_size * grad_accum)
+
+
+def test_a_global_batch_larger_than_the_data_set_is_refused():
+    with pytest.raises(RequestError, match=r"global batch of 128, but there are only 100"):
+        make_schedule(world_size=2, images=100)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"warmup_steps": 1_000_000}, {"warmup_steps": 45}, {"warmup_steps": 21, "max_steps": 20}]
+)
+def test_a_warm_up_that_never_ends_is_refused(settings):
+    with pytest.raises(RequestError, match="learning rate would never reach its peak"):
+        make_schedule(**settings)
+    assert make_schedule(warmup_steps=44).remarks() == []
+
+
+def test_a_presets_own_warm_up_is_only_remarked_where_a_run_is_short():
+    (remark,) = make_schedule(max_steps=20).remarks()
+    assert "--warmup-steps 100 are more than the 20 steps" in remark
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_steps": 46}, "--max-steps 46 does nothing: --epochs 3 end at step 45"),
+        ({"max_steps": 29, "swa_start_epoch": 2}, "--swa-start-epoch 2"),
+        ({"max_steps": 15, "lr_schedule": "step", "lr_step_epochs": 1}, "--lr-step-epochs 1"),
+    ],
+)
+def test_what_the_end_of_the_run_cuts_off_is_remarked(settings, told):
+    (remark,) = make_schedule(warmup_steps=0, **settings).remarks()
+    assert told in remark
+
+
+def test_more_cycles_than_steps_are_refused():
+    with pytest.raises(RequestError, match="--lr-cycles 50: the run has only 45 steps"):
+        make_schedule(warmup_steps=0, lr_schedule="cosine_restarts", lr_cycles=50)
