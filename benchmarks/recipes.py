@@ -113,7 +113,9 @@ class Jury:
     def judged(self, checkpoint: Path, guidance: list[float]) -> list[dict[str, Any]]:
         """RCA and Fréchet distance at each guidance scale."""
         console, precision = Console(quiet=True), hardware.pick_precision("auto", self.device)[0]
-        generator = ImageGenerator(load(str(checkpoint), self.device).pipeline, precision, None, console, lambda said: None)
+        generator = ImageGenerator(
+            load(str(checkpoint), self.device).pipeline, precision, None, console, lambda said: None
+        )
         figures = []
         for guidance_scale in guidance:
             drawn = generator.draw(self.labels, SamplerSettings("ddim", 20, guidance_scale), 0, "drawing")
