@@ -1,22 +1,39 @@
-"""`training_metrics.json` as everything reads it that is made from it. Without torch and matplotlib, so in no time."""
+"""A run as its files tell it, read once: settings, rows, status, messages, starts, GPUs, checkpoints.
+
+`training_metrics.json` is the truth, the CSV its copy; events fill in what a killed start could not write. What is
+missing, damaged or contradictory is a finding. Whether the run is alive is decided here, once. Needs no torch and no
+pandas, as the dashboard reads every second.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import pandas as pd
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ddpm.run import kinds
+from ddpm.run.config import data_words
 from ddpm.run.errors import RequestError
-from ddpm.run.files import read_json, why
-from ddpm.run.format import number
-from ddpm.run.metrics import METRICS
+from ddpm.run.files import open_regular, read_json, why
+from ddpm.run.format import count, duration, number, plural, timestamp
+from ddpm.run.metrics import METRICS, Metric
 from ddpm.run.paths import RunPaths
-from metrics.live.status import ENDED
-from metrics.tracker import human_time, summarise
+from metrics.files import ENDED, read_csv, read_events, read_gpus, read_status
+from metrics.page import Finding
+from metrics.starts import Start, read_starts
+from metrics.tracker import summarise
+from metrics.trends import Curve
 
-NEEDED = {"data": str, "state": str, "epochs": list, "summary": dict}
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLOCK_SKEW = 60.0  # seconds that the clocks of two nodes may differ
+FIGURES = tuple(name for name in METRICS if name not in ("epoch", "data"))
 PARTS = {
     "settings": kinds.settings,
     "hyperparameters": lambda part: {**part, **HYPERPARAMETERS(part)} if isinstance(part, dict) else {},
@@ -30,74 +47,332 @@ PARTS = {
         **dict.fromkeys(("train_images", "test_images"), kinds.count),
     ),
     "model": kinds.record(parameters=kinds.count, flops_per_image=kinds.amount, peak_flops=kinds.amount),
-    "starts": kinds.some(kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text)),
     "artifacts": kinds.mapping(kinds.text),
-    "generated": kinds.text,
 }  # fmt: skip
 HYPERPARAMETERS = kinds.record(
     **dict.fromkeys(("total_steps", "steps_per_epoch", "global_batch_size", "val_images"), kinds.count)
 )
-EMPTY = {"starts": [], "generated": None}  # parts that are not there; of the others {}
-FIGURES = tuple(name for name in METRICS if name not in ("epoch", "data"))
+STARTS = kinds.some(kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text))
 
 
-def load_document(paths: RunPaths) -> dict[str, Any]:
-    """What `training_metrics.json` holds; parts and figures that are missing or of another kind are there and empty.
+@dataclass(frozen=True)
+class Limits:
+    """Ages in seconds at which a run that says that it runs is no longer believed."""
 
-    The run is called as its folder is: that is the name one types. `damaged` says in words what was left out of
-    `epochs`, None if nothing was; the summary is of all epochs, made anew from them where none is missing.
+    heartbeat_sec: float = 45.0  # it comes every 5, and a network file system may hold it back for some 30
+    step_sec: float = 300.0  # without a step, in the phase `training`
+    phase_sec: float = 1800.0  # in any other phase
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything a run has published, at the time `now`; `heartbeat_age` is in seconds.
+
+    `document` is what `training_metrics.json` holds, every part there and empty if it is missing; `unreadable` says why
+    there is no such file. `trouble`: what the run itself could not write.
+    """
+
+    paths: RunPaths
+    now: float
+    limits: Limits = Limits()
+    status: dict[str, Any] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    heartbeat_age: float = 0.0
+    trouble: str | None = None
+    unreadable: str | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    # ---- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> str:
+        return self.paths.run
+
+    @property
+    def data(self) -> str | None:
+        """`emnist` or `glyphs`; None if that is not known."""
+        return self.document.get("data") or kinds.one_of(*kinds.DATA)(self.status.get("data"))
+
+    @property
+    def data_words(self) -> str:
+        return data_words(self.data) if self.data else "data not known"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.document.get("settings") or {}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self.document.get("environment") or {}
+
+    @property
+    def generated(self) -> str | None:
+        """When the figures were written, as ISO 8601."""
+        return self.document.get("generated")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.document.get("summary") or {}
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """Epochs that the run is to have, `--max-steps` included."""
+        known = self.document.get("hyperparameters") or {}
+        total, each = number(known.get("total_steps")), number(known.get("steps_per_epoch"))
+        if total and each:
+            return math.ceil(total / each)
+        epochs = number(self.settings.get("epochs"))
+        return int(epochs) if epochs else None
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The row of the last epoch; empty before the first has ended."""
+        return self.rows[-1] if self.rows else {}
+
+    def curve(self, metric: Metric) -> Curve:
+        return Curve.of(self.rows, metric)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The rows by epoch, every column of figures there, as floats; NaN where nothing was measured."""
+        return epochs_frame(self.rows)
+
+    @cached_property
+    def starts(self) -> list[Start]:
+        """The starts that trained, the oldest first."""
+        return read_starts(self.paths, self.document.get("starts") or [], self.status)
+
+    def need_figures(self) -> RunData:
+        """This run.
+
+        Raises:
+            RequestError: `training_metrics.json` is missing, or is not one.
+        """
+        if self.unreadable:
+            raise RequestError(self.unreadable)
+        return self
+
+    # ---- how it is doing ---------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        return self.status.get("state") in ENDED
+
+    @property
+    def silent(self) -> bool:
+        """It says that it runs, but nobody has renewed that for a while."""
+        return bool(self.status) and not self.ended and self.heartbeat_age > self.limits.heartbeat_sec
+
+    @property
+    def lives(self) -> bool:
+        return bool(self.status) and not self.ended and not self.silent
+
+    @property
+    def idle_sec(self) -> float:
+        """Seconds since the last step while training, in any other phase since it began."""
+        since = number(self.status.get("progress_time" if self.phase == "training" else "phase_time"))
+        return self.now - max(since or self.now, number(self.status.get("phase_time")) or 0.0)
+
+    @property
+    def phase(self) -> str:
+        return str(self.status.get("phase"))
+
+    @property
+    def stalled(self) -> bool:
+        """It lives, but makes no step."""
+        most = self.limits.step_sec if self.phase == "training" else self.limits.phase_sec
+        return self.lives and self.idle_sec > most
+
+    @property
+    def state(self) -> str:
+        """`finished`, `stopped`, `failed`, `running`, `silent`, `stalled`; `unknown` if nothing is published."""
+        if not self.status:
+            return self.document.get("state") or "unknown"
+        return "silent" if self.silent else "stalled" if self.stalled else self.status["state"]
+
+    @property
+    def condition(self) -> Finding:
+        """Is it alive, and if not, how did it end?"""
+        status, beat = self.status, timestamp(self.status.get("heartbeat"))
+        if not status:
+            missing = "status.json is not there or cannot be read: the run has not begun, or its folder is not whole"
+            return Finding("warning", self.trouble or missing)
+        said = f": {status['message']}" if status.get("message") else ""
+        if self.ended:
+            code = f" (exit code {status['exit_code']})" if status.get("exit_code") is not None else ""
+            again = "; the same command goes on with it" if self.state == "stopped" else ""
+            judged = {"finished": "healthy", "stopped": "warning", "failed": "unhealthy"}[self.state]
+            return Finding(judged, f"{self.state}{code} at {beat}{said}{again}")
+        who = f"node {status.get('host')}, pid {status.get('pid')}"
+        who += f", Slurm job {status['slurm_job_id']}" if status.get("slurm_job_id") else ""
+        if self.silent:
+            note = f"no heartbeat for {duration(self.heartbeat_age)}, since {beat}: the job ({who}) has probably died"
+            return Finding("unhealthy", f"{note}; the same command goes on from its last checkpoint")
+        heart = f"the heartbeat is {duration(self.heartbeat_age)} old"
+        if self.stalled:
+            note = f"the job ({who}) lives ({heart}) but has stalled: no step for {duration(self.idle_sec)}"
+            return Finding("unhealthy", f"{note}, in phase {self.phase!r}")
+        return Finding("healthy", f"running, phase {self.phase!r} ({who}); {heart}")
+
+    @property
+    def notice(self) -> str | None:
+        """What is wrong, in a line; None when all is well."""
+        parts = [self.trouble] if self.trouble else []
+        if self.status and self.condition.status == "unhealthy" and not self.trouble:
+            failed = self.status.get("message") if self.state == "failed" else None
+            parts.append(failed if self.state == "failed" else self.condition.note)
+        return "; ".join(filter(None, [*parts, *(finding.note for finding in self.findings)])) or None
+
+    def place(self, *parts: str) -> str:
+        """How far the run is: `epoch 7 of 12`, and the same of `batch` and `step` if these are among `parts`."""
+        totals = {"epoch": "epochs", "batch": "batches", "step": "total_steps"}
+        known = {part: (self.status.get(part), self.status.get(totals[part]) or None) for part in parts}
+        return ", ".join(f"{part} {count(done)} of {count(total)}" for part, (done, total) in known.items())
+
+
+class RunReader:
+    """Reads a run again and again; a file that did not change is not parsed again."""
+
+    def __init__(
+        self, paths: RunPaths, trouble: Callable[[], str | None] = lambda: None, limits: Limits = Limits()
+    ) -> None:
+        self.paths = paths
+        self.limits = limits
+        self._trouble = trouble
+        self._cache: dict[Path, tuple[Any, Any]] = {}
+        self._beat: tuple[Any, float] | None = None  # the heartbeat, and when we first saw it (monotonic)
+        self._beats = 0
+
+    def read(self) -> RunData:
+        now = time.time()
+        status = self._fresh(self.paths.status, read_status) or {}
+        events = self._fresh(self.paths.events, read_events) or []
+        document, unreadable = self._fresh(self.paths.json, read_document) or ({}, _missing(self.paths))
+        copied, lost = self._fresh(self.paths.csv, read_csv) or ([], None)
+        rows = document.get("epochs") or copied
+        started = number(status.get("started")) or 0.0
+        run = RunData(
+            self.paths, now, self.limits, status, document, rows,
+            logs=[event for event in events if event["kind"] == "log"],
+            # the files of nodes that only an earlier start of the run used stay behind
+            nodes=[node for node in read_gpus(self.paths) if (number(node.get("time")) or 0) > started - CLOCK_SKEW],
+            heartbeat_age=self._age(status, now), trouble=self._trouble(), unreadable=unreadable,
+        )  # fmt: skip
+        run.findings.extend(_what_is_wrong(run, copied, lost))
+        return run
+
+    def _fresh(self, path: Path, read: Callable[[RunPaths], Any]) -> Any:
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        signature = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if self._cache.get(path, (None,))[0] != signature:
+            self._cache[path] = (signature, read(self.paths))
+        return self._cache[path][1]
+
+    def _age(self, status: dict[str, Any], now: float) -> float:
+        """Seconds since the last heartbeat: by its stamp at first, by our own clock once we saw it beat.
+
+        The job's node and ours may disagree about the time; a heart that beats before our eyes is alive all the same.
+        """
+        heartbeat = number(status.get("heartbeat"))
+        if heartbeat is None:
+            return 0.0
+        if self._beat is None or self._beat[0] != heartbeat:
+            self._beat = (heartbeat, time.monotonic())
+            self._beats += 1
+        return time.monotonic() - self._beat[1] if self._beats > 1 else max(0.0, now - heartbeat)
+
+
+def read_run(paths: RunPaths) -> RunData:
+    """The run as its files tell it now."""
+    return RunReader(paths).read()
+
+
+def load_run(paths: RunPaths) -> RunData:
+    """A run that has figures.
 
     Raises:
-        RequestError: there is no such file, or it is not one.
+        RequestError: `training_metrics.json` is missing, or is not one.
+    """
+    return read_run(paths).need_figures()
+
+
+def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
+    """What `training_metrics.json` holds, and why it cannot be read if so (then it is empty).
+
+    Parts and figures that are missing or of another kind are there and empty. The run is called as its folder is: that
+    is the name one types. `damaged` says what was left out of `epochs`; the summary is made anew where nothing was.
     """
     try:
         document = read_json(paths.json)
-        for name, kind in NEEDED.items():
+        for name, kind in {"data": str, "state": str, "epochs": list, "summary": dict}.items():
             if not isinstance(document[name], kind):
                 raise TypeError(f"{name!r} is not a {kind.__name__}")
         if document["data"] not in kinds.DATA or document["state"] not in ("running", *ENDED):
             raise ValueError(f"data {document['data']!r:.30}, state {document['state']!r:.30}")
     except FileNotFoundError:
-        raise RequestError(f"{paths.json} is not there: has the run {paths.run!r} begun to train?") from None
+        return {}, _missing(paths)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        mend = "restore it from a backup, or let the run write it again at the end of its next epoch"
+        fix = "restore it from a backup, or let the run write it again at the end of its next epoch"
         words = why(error) if isinstance(error, OSError) else repr(error)
-        raise RequestError(f"{paths.json} cannot be read as metrics ({words}); {mend}") from error
-    parts = {name: kind(document.get(name)) or EMPTY.get(name, {}) for name, kind in PARTS.items()}
-    _agree(parts["data_summary"])
+        return {}, f"{paths.json} cannot be read as metrics ({words}); {fix}"
+    parts = {name: kind(document.get(name)) or {} for name, kind in PARTS.items()}
+    parts |= {"starts": STARTS(document.get("starts")), "generated": kinds.text(document.get("generated"))}
+    class_names = parts["data_summary"].get("class_names")
+    for name in ("train_counts", "test_counts"):  # counts of other classes than those that are named say nothing
+        if class_names is not None and len(parts["data_summary"].get(name) or class_names) != len(class_names):
+            parts["data_summary"][name] = []
     parts["epochs"], lost = kinds.rows(document["epochs"])
     summary = {name: kinds.amount(value) for name, value in document["summary"].items()}
     summary |= {} if lost else summarise(parts["epochs"], parts["starts"])
     if "total_time_human" in summary:  # a text, so made anew
-        total = summary.get("total_time_sec")
-        summary["total_time_human"] = None if total is None else human_time(total)
+        summary["total_time_human"] = duration(summary.get("total_time_sec"))
     damaged = f"{' and '.join(lost)} of {paths.json.name} cannot be read and are left out" if lost else None
-    return {**document, **parts, "summary": summary, "run": paths.run, "damaged": damaged}
+    return {**document, **parts, "summary": summary, "run": paths.run, "damaged": damaged}, None
 
 
-def _agree(summary: dict[str, Any]) -> None:
-    """Empty the counts of classes if they are not of the classes that are named."""
-    names = summary.get("class_names")
-    for name in ("train_counts", "test_counts"):
-        if names is not None and len(summary.get(name) or names) != len(names):
-            summary[name] = []
+def epochs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows by epoch, every column of figures there, as floats; what is missing or no finite number is NaN."""
+    import pandas as pd
 
-
-def planned_epochs(document: dict[str, Any]) -> int | None:
-    """How many epochs the run is to have, `--max-steps` included."""
-    known = document["hyperparameters"]
-    total, each = number(known.get("total_steps")), number(known.get("steps_per_epoch"))
-    if total and each:
-        return math.ceil(total / each)
-    epochs = number(document["settings"].get("epochs"))
-    return int(epochs) if epochs else None
-
-
-def epochs_frame(document: dict[str, Any]) -> pd.DataFrame:
-    """The rows by epoch, every column of figures there, as floats; what is missing or no finite number is NaN."""
-    rows = [row for row in document["epochs"] if isinstance(row, dict)]
     frame = pd.DataFrame(rows, columns=["epoch", *FIGURES], dtype=object).apply(pd.to_numeric, errors="coerce")
     frame = frame.astype(float).replace([math.inf, -math.inf], math.nan).dropna(subset="epoch")
-    frame = frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last").set_index("epoch").sort_index()
-    frame["loss_change"] = frame["loss_mean"].diff() / frame.index.to_series().diff()
-    return frame
+    return frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last").set_index("epoch").sort_index()
+
+
+def _missing(paths: RunPaths) -> str:
+    return f"{paths.json} is not there: has the run {paths.run!r} begun to train?"
+
+
+def _what_is_wrong(run: RunData, copied: list[dict[str, Any]], lost: str | None) -> list[Finding]:
+    """What of the files is missing, damaged, or contradicts another one."""
+    found = []
+    for path in (run.paths.status, run.paths.events, run.paths.csv):
+        try:
+            open_regular(path).close()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found.append(f"{path.name} cannot be read: {error.strerror}")
+    if not found and not run.status and os.path.lexists(run.paths.status):
+        found.append(f"{run.paths.status.name} is damaged: it names no state")
+    if run.unreadable and os.path.lexists(run.paths.json):
+        found.append(run.unreadable)
+    elif run.document.get("damaged"):
+        found.append(run.document["damaged"])
+    if lost and not found:
+        found.append(lost)
+    rows = len(run.rows)
+    if not run.unreadable and len(copied) < rows and run.ended and not found:
+        found.append(
+            f"{run.paths.csv.name} has {len(copied)} of {plural(rows, 'row')}; those of {run.paths.json.name} count"
+        )
+    done, batch = number(run.status.get("epoch")) or 0, number(run.status.get("batch")) or 0
+    if run.ended and not rows and (done > 1 or (done == 1 and batch and batch == run.status.get("batches"))):
+        found.append(f"no epoch has figures, though the run {run.status['state']} in epoch {done:.0f}")
+    return [Finding("warning", note) for note in found]

@@ -15,12 +15,12 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ddpm.run import config
+from ddpm.run.config import data_words
+from ddpm.run.format import significant
 
 PAGE, PANEL, GRID, TEXT, MUTED = "#0d1117", "#131a24", "#263041", "#e6edf3", "#95a2b3"
 BLUE, ORANGE, GREEN, PURPLE, PINK, RED = "#4ea1ff", "#ffa14a", "#4fd6a0", "#b392f0", "#ff7eb6", "#ff5c5c"
 GOLD = "#ffd166"
-DASH = "\N{EN DASH}"  # stands for a value that is missing
 STYLE = ["default", {  # whatever the process, or a file of its user, has set
     "figure.facecolor": PAGE, "savefig.facecolor": PAGE, "axes.facecolor": PANEL, "axes.edgecolor": GRID,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
@@ -33,32 +33,6 @@ STYLE = ["default", {  # whatever the process, or a file of its user, has set
 NOTE = {"loc": "right", "fontsize": 9.5, "color": MUTED, "fontweight": "normal"}  # a second, quiet title
 DPI = 180
 FEW = 40  # up to this many epochs each is drawn apart: a marker, a bar of its own
-
-
-def data_words(document: dict) -> str:
-    """What the run was trained on."""
-    return config.data_words(document["data"])
-
-
-def device_words(document: dict) -> str:
-    """The processors of the whole job: how many, and of what kind."""
-    environment = document.get("environment") or {}
-    name = environment.get("gpu") or {"cpu": "CPU process", "cuda": "GPU"}.get(environment.get("device"), "process")
-    return f"{environment.get('world_size') or 1} \N{MULTIPLICATION SIGN} {name}"
-
-
-def shown(value: float | None, form: str) -> str:
-    """`value` in a format such as `.5f`; a dash for no value."""
-    return DASH if value is None else format(value, form)
-
-
-def human_number(value: float | None, digits: int = 6) -> str:
-    """At most `digits` significant digits, thousands apart: `12,345`, `0.0123`, `1e-4`; a dash for no value."""
-    if value is None or not np.isfinite(value):
-        return DASH
-    if 0 < abs(value) < 1e-3:
-        return np.format_float_scientific(float(f"{value:.{digits}g}"), trim="-", exp_digits=1)
-    return f"{value + 0:,.{digits}g}"  # + 0 takes the sign from a -0
 
 
 def headed_figure(width: float, height: float, document: dict, line: str) -> Figure:
@@ -77,7 +51,9 @@ def headed_figure(width: float, height: float, document: dict, line: str) -> Fig
     badge = {"ha": "right", "va": "center", "fontsize": 9.5, "fontweight": "bold"}
     glyphs = document["data"] != "emnist"
     box = {"boxstyle": "round,pad=0.35", "facecolor": GOLD if glyphs else PANEL, "edgecolor": GOLD if glyphs else GRID}
-    figure.text(1 - 0.26 / width, below, data_words(document), color=PAGE if glyphs else TEXT, bbox=box, **badge)
+    figure.text(
+        1 - 0.26 / width, below, data_words(document["data"]), color=PAGE if glyphs else TEXT, bbox=box, **badge
+    )
     side = 0.1 / width
     inside = (side, 0.1 * inch, 1 - 2 * side, 1 - head * inch)
     figure.set_layout_engine("constrained", rect=inside, w_pad=0.09, h_pad=0.09)
@@ -87,7 +63,7 @@ def headed_figure(width: float, height: float, document: dict, line: str) -> Fig
 def png(figure: Figure, document: dict, name: str) -> bytes:
     """The figure as the content of a PNG file that says what it shows."""
     picture = io.BytesIO()
-    about = {"Title": f"{document['run']}: {name}, {data_words(document)}", "Software": None}
+    about = {"Title": f"{document['run']}: {name}, {data_words(document['data'])}", "Software": None}
     figure.savefig(picture, format="png", dpi=DPI, metadata=about)
     return picture.getvalue()
 
@@ -167,7 +143,7 @@ def finish(axes: Axes) -> None:
     many = 12 if _inches(axes) > 6 else 7
     axes.xaxis.set_major_locator(MaxNLocator(many, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_number(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
     axes.set_xlabel("epoch")
     legend_above(axes)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -11,11 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ddpm.run.files import atomic_write, read_json
-from ddpm.run.metrics import METRICS
+from ddpm.run.format import duration
+from ddpm.run.metrics import (
+    EPOCH,
+    FID_FEATURES,
+    GPU_MEM_PEAK_MB,
+    IMAGES_SEEN,
+    LOSS_MEAN,
+    LR,
+    METRICS,
+    NONFINITE_STEPS,
+    RCA,
+    TOTAL_TIME_SEC,
+    TRAIN_IMAGES,
+    TRAIN_TIME_SEC,
+    VAL_LOSS_EMA,
+)
 from ddpm.run.paths import RunPaths
+from metrics.trends import Curve, best
 
 NO_RECIPE = (  # settings that say nothing of what is trained
     "run_name", "output_root", "download", "config", "resume", "dry_run", "target", "baseline", "wandb",
@@ -44,43 +61,37 @@ def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dic
     }
 
 
-def summarise(rows: list[dict[str, Any]], starts: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(rows: list[dict[str, Any]], starts: Sequence[Any]) -> dict[str, Any]:
     """The Summary of a run, computed from its rows alone (and the number of restarts from `starts`)."""
+    restarts = max(len(starts) - 1, 0)
     if not rows:
-        return {"total_epochs": 0, "total_samples": 0, "total_time_sec": 0.0, "restarts": max(len(starts) - 1, 0)}
-    frame = pd.DataFrame(rows, columns=list(METRICS), dtype=object).apply(pd.to_numeric, errors="coerce")
+        return {"total_epochs": 0, "total_samples": 0, "total_time_sec": 0.0, "restarts": restarts}
     last = {**dict.fromkeys(METRICS), **rows[-1]}
-    best = frame["loss_mean"].idxmin() if frame["loss_mean"].notna().any() else None
-    best_val = frame["val_loss_ema"].idxmin() if frame["val_loss_ema"].notna().any() else None
-    judged = frame.loc[frame["rca"].notna()]
-    train_time = frame["train_time_sec"].sum()
+    loss, val, rca = (Curve.of(rows, metric) for metric in (LOSS_MEAN, VAL_LOSS_EMA, RCA))
+    best_loss, best_val, best_rca = best(loss), best(val), best(rca)
+    seconds, images = Curve.of(rows, TRAIN_TIME_SEC).values.sum(), Curve.of(rows, TRAIN_IMAGES).values.sum()
+    peak = Curve.of(rows, GPU_MEM_PEAK_MB).values
+    total = TOTAL_TIME_SEC.of(last)
     summary = {
-        "total_epochs": last["epoch"],
-        "total_samples": last["images_seen"],
-        "total_time_sec": last["total_time_sec"],
-        "total_time_human": None if last["total_time_sec"] is None else human_time(last["total_time_sec"]),
-        "best_epoch": None if best is None else int(frame["epoch"][best]),
-        "best_loss": None if best is None else float(frame["loss_mean"][best]),
-        "final_loss": last["loss_mean"],
-        "final_lr": last["lr"],
-        "avg_throughput_sps": frame["train_images"].sum() / train_time if train_time else None,
-        "peak_gpu_mem_mb": frame["gpu_mem_peak_mb"].max(),
-        "best_val_epoch": None if best_val is None else int(frame["epoch"][best_val]),
-        "best_val_loss_ema": None if best_val is None else float(frame["val_loss_ema"][best_val]),
-        "final_rca": None if judged.empty else float(judged["rca"].iloc[-1]),
-        "best_rca": None if judged.empty else float(judged["rca"].max()),
-        "final_fid_features": None if judged.empty else float(judged["fid_features"].iloc[-1]),
-        "nonfinite_steps": int(frame["nonfinite_steps"].sum()),
-        "restarts": max(len(starts) - 1, 0),
+        "total_epochs": EPOCH.of(last),
+        "total_samples": IMAGES_SEEN.of(last),
+        "total_time_sec": total,
+        "total_time_human": None if total is None else duration(total),
+        "best_epoch": best_loss and best_loss.epoch,
+        "best_loss": best_loss and best_loss.value,
+        "final_loss": LOSS_MEAN.of(last),
+        "final_lr": LR.of(last),
+        "avg_throughput_sps": images / seconds if seconds else None,
+        "peak_gpu_mem_mb": peak.max() if len(peak) else None,
+        "best_val_epoch": best_val and best_val.epoch,
+        "best_val_loss_ema": best_val and best_val.value,
+        "final_rca": rca.last and rca.last.value,
+        "best_rca": best_rca and best_rca.value,
+        "final_fid_features": FID_FEATURES.of(next((row for row in reversed(rows) if RCA.of(row) is not None), {})),
+        "nonfinite_steps": int(Curve.of(rows, NONFINITE_STEPS).values.sum()),
+        "restarts": restarts,
     }
     return jsonable(summary)
-
-
-def human_time(seconds: float) -> str:
-    """`17420` → `4h 50m 20s`."""
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}h {minutes:02d}m {seconds:02d}s" if hours else f"{minutes}m {seconds:02d}s"
 
 
 class MetricsTracker:
@@ -157,7 +168,12 @@ class MetricsTracker:
 
 
 def _csv(rows: list[dict[str, Any]], header: bool) -> str:
-    return pd.DataFrame(rows, columns=list(METRICS), dtype=object).to_csv(index=False, header=header)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(METRICS), extrasaction="ignore", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:

@@ -1,28 +1,72 @@
-"""What a curve does: its best values, raw and smoothed, its slope with an error, its phases, when it gets to a target.
+"""What a curve does, defined once: best, smoothed best, slope with error, phases, forecast of a target, gap.
 
-Pure functions on a curve: a Series of floats by epoch (the index, increasing); NaN where nothing was measured.
+Pure functions on a `Curve`. Health, training log, comparison and dashboard word what they find; none computes its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from metrics.line import fit_line
+from ddpm.run.metrics import Metric
 
 SMOOTH = 5  # measured values that a smoothed one is the mean of
 WINDOW = 10  # measured values at most that the present slope is of
 SIGNIFICANT = 2.0  # standard errors
 SHORTEST, MOST = 3, 4  # measured values in a phase at least, and phases at most
-PLACES = 200  # where a phase may end: after each value, or in a longer curve at so many, evenly spread
+PLACES = 200  # where a phase may end: after each value, or in a longer curve at this many, evenly spread
 WIGGLE = 0.002  # relative deviations from a straight line below this are no reason for another phase
 FAST = 0.05  # relative change per epoch: more is a fast descent
 FLAT, FLAT_IN_ALL = 0.001, 0.05  # relative change per epoch, and over all of a phase: less is a plateau
 UNSURE = 0.005  # standard error per epoch: an insignificant slope is a plateau below it, above it nothing is known
+RECENT = 3  # values that the medians of `gap` are of
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The measured values of a figure: `epochs` int64 [N], increasing, and `values` float64 [N], finite."""
+
+    metric: Metric
+    epochs: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]], metric: Metric) -> Curve:
+        """The figure in rows with an `epoch`; what is no finite number was not measured."""
+        pairs = [(row["epoch"], value) for row in rows if (value := metric.of(row)) is not None]
+        epochs, values = zip(*pairs, strict=True) if pairs else ((), ())
+        return cls(metric, np.array(epochs, np.int64), np.array(values, np.float64))
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, part: slice | np.ndarray) -> Curve:
+        return Curve(self.metric, self.epochs[part], self.values[part])
+
+    def point(self, place: int) -> Point:
+        return Point(int(self.epochs[place]), float(self.values[place]))
+
+    @property
+    def last(self) -> Point | None:
+        return self.point(-1) if len(self) else None
+
+    @property
+    def costs(self) -> np.ndarray:
+        """The values with the sign that makes smaller ones better."""
+        return -self.values if self.metric.larger_is_better else self.values
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value and its epoch."""
+
+    epoch: int
+    value: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +102,7 @@ class Phase:
     value, `mean` and `deviation` (standard, n - 1) are of all of them.
     """
 
-    kind: str
+    kind: str  # fast descent, slow descent, plateau, rising, no clear direction
     rate: Slope
     begin: float
     end: float
@@ -79,98 +123,138 @@ class TargetForecast:
     latest: float | None = None
 
 
-def best(curve: pd.Series, larger: bool = False) -> tuple[int, float] | None:
-    """Epoch and value of the best; of equal ones the first. None if nothing was measured."""
-    known = curve.dropna()
-    if known.empty:
-        return None
-    epoch = known.idxmax() if larger else known.idxmin()
-    return int(epoch), float(known[epoch])
+@dataclass(frozen=True)
+class Gap:
+    """Training and validation loss, each as medians of three epochs: at the epoch of the best validation, and at last.
+
+    `rise` of validation and `fall` of training are relative, since `best`.
+    """
+
+    best: Point  # of validation
+    last: Point
+    train_at_best: float
+    train_at_last: float
+
+    @property
+    def rise(self) -> float:
+        return self.last.value / self.best.value - 1
+
+    @property
+    def fall(self) -> float:
+        return 1 - self.train_at_last / self.train_at_best
 
 
-def best_smoothed(curve: pd.Series, larger: bool = False) -> Smoothed | None:
+def best(curve: Curve) -> Point | None:
+    """The best value; of equal ones the first. None if nothing was measured."""
+    return curve.point(int(curve.costs.argmin())) if len(curve) else None
+
+
+def best_smoothed(curve: Curve) -> Smoothed | None:
     """The best mean of `SMOOTH` measured values in a row; None if there are fewer."""
-    known = curve.dropna()
-    means = known.rolling(SMOOTH).mean().to_numpy()[SMOOTH - 1 :]
-    if not len(means):
+    if len(curve) < SMOOTH:
         return None
-    place = int(means.argmax() if larger else means.argmin())
-    return Smoothed(float(means[place]), int(known.index[place]), int(known.index[place + SMOOTH - 1]))
+    means = np.lib.stride_tricks.sliding_window_view(curve.costs, SMOOTH).mean(axis=1)
+    place = int(means.argmin())
+    mean = curve.values[place : place + SMOOTH].mean()
+    return Smoothed(float(mean), int(curve.epochs[place]), int(curve.epochs[place + SMOOTH - 1]))
 
 
-def new_bests(curve: pd.Series, larger: bool = False) -> pd.Series:
+def new_bests(curve: Curve) -> Curve:
     """The values that are better than all before them."""
-    known = curve.dropna()
-    sign = -1 if larger else 1
-    return known[sign * known < (sign * known).cummin().shift(fill_value=math.inf)]
+    before = np.minimum.accumulate(np.concatenate([[np.inf], curve.costs]))[:-1]
+    return curve[curve.costs < before]
 
 
-def thinned(bests: pd.Series, most: int) -> pd.Series:
+def thinned(curve: Curve, most: int) -> Curve:
     """At most `most` of the values: the first, the last, and between them those that come first in each of equal steps
     of the epoch's logarithm, as curves fall fast at first and then ever more slowly."""
-    if len(bests) <= most:
-        return bests
-    steps = np.geomspace(max(bests.index[0], 1), bests.index[-1], most)
-    places = np.searchsorted(bests.index, steps.round())
-    return bests.iloc[np.unique([0, *places.clip(0, len(bests) - 1)])]
+    if len(curve) <= most:
+        return curve
+    steps = np.geomspace(max(curve.epochs[0], 1), curve.epochs[-1], most)
+    places = np.searchsorted(curve.epochs, steps.round())
+    return curve[np.unique([0, *places.clip(0, len(curve) - 1)])]
 
 
-def present_slope(curve: pd.Series) -> Slope | None:
+def over_best(curve: Curve) -> float:
+    """How many times its best value (of figures of which smaller is better) the last one is; 1 without values."""
+    found = best(curve)
+    return curve.last.value / found.value if found and found.value > 0 else 1.0
+
+
+def present_slope(curve: Curve) -> Slope | None:
     """The slope over the latest half of the measured values, but at most `WINDOW` and at least 3 of them."""
-    return slope(curve, window=min(WINDOW, max(3, int(curve.count()) // 2)))
+    return slope(curve[-min(WINDOW, max(3, len(curve) // 2)) :])
 
 
-def slope(curve: pd.Series, window: int | None = None) -> Slope | None:
-    """The least-squares slope over the latest `window` measured values (all if left out); None if they are fewer than
-    3."""
-    known = curve.dropna()
-    if window is not None:
-        known = known.iloc[-window:]
-    if len(known) < 3:
-        return None
-    x, y = known.index.to_numpy(float), known.to_numpy(float)
-    return Slope(*fit_line(x, y), int(x[0]), int(x[-1]), len(x))
+def slope(curve: Curve) -> Slope | None:
+    """The least-squares slope; None of fewer than 3 values."""
+    return _fit(curve.epochs, curve.values) if len(curve) >= 3 else None
 
 
-def phases(curve: pd.Series) -> list[Phase]:
+def phases(curve: Curve) -> list[Phase]:
     """The phases of a curve of positive values (others are left out), found from it alone.
 
     At most `MOST` straight lines are fitted to its logarithm, each to `SHORTEST` values or more, by least squares over
     all places where they may meet (Bellman 1961); how many is decided by the Bayesian information criterion (Schwarz
     1978). Neighbours of one kind become one phase. Empty if there are fewer than `SHORTEST` values.
     """
-    known = curve.dropna()
-    known = known[known > 0]
-    if len(known) < SHORTEST:
+    curve = curve[curve.values > 0]
+    if len(curve) < SHORTEST:
         return []
-    edges = _edges(known.index.to_numpy(float), np.log(known.to_numpy(float)))
+    edges = _edges(curve.epochs.astype(float), np.log(curve.values))
     found: list[tuple[int, int, str]] = []
     for start, end in itertools.pairwise(edges):
-        kind = _kind(_rate(known.iloc[start:end]))
+        kind = _kind(_rate(curve[start:end]))
         if found and found[-1][2] == kind:
             start = found.pop()[0]
         found.append((start, end, kind))
-    return [_phase(known.iloc[start:end]) for start, end, _ in found]
+    return [_phase(curve[start:end]) for start, end, _ in found]
 
 
-def reach(curve: pd.Series, target: float, larger: bool = False) -> TargetForecast:
-    """Whether and when the curve gets to `target`. A straight line is as a rule too hopeful: descents slow down."""
-    known = curve.dropna()
-    there = known[known >= target] if larger else known[known <= target]
-    if not there.empty:
-        return TargetForecast(int(there.index[0]))
-    line = present_slope(known)
+def forecast(curve: Curve, target: float) -> TargetForecast:
+    """Whether and when the curve gets to `target`. A straight line is optimistic: descents slow down."""
+    larger = curve.metric.larger_is_better
+    there = curve.epochs[curve.values >= target] if larger else curve.epochs[curve.values <= target]
+    if len(there):
+        return TargetForecast(int(there[0]))
+    line = present_slope(curve)
     if line is None or not line.significant or (line.value > 0) != larger:
         return TargetForecast(None, line)
-    gap = target - float(known.iloc[-1])
+    gap = target - curve.last.value
     margin = math.copysign(SIGNIFICANT * line.error, line.value)
     expected, earliest, latest = (line.last + gap / (line.value + off) for off in (0, margin, -margin))
     return TargetForecast(None, line, expected, earliest, latest)
 
 
-def _rate(values: pd.Series) -> Slope:
+def gap(train: Curve, valid: Curve) -> Gap | None:
+    """How training and validation loss have moved since validation was best; None if no epoch has both."""
+    common, ours, theirs = np.intersect1d(train.epochs, valid.epochs, return_indices=True)
+    if not len(common):
+        return None
+    trained, validated = _medians(train.values[ours]), _medians(valid.values[theirs])
+    place = int(validated.argmin())
+    found, last = ((int(common[i]), float(validated[i])) for i in (place, -1))
+    return Gap(Point(*found), Point(*last), float(trained[place]), float(trained[-1]))
+
+
+def _medians(values: np.ndarray) -> np.ndarray:
+    """The median of each value and the two before it (the first stands for those that are not there)."""
+    padded = np.concatenate([values[:1]] * (RECENT - 1) + [values])
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, RECENT), axis=1)
+
+
+def _fit(epochs: np.ndarray, values: np.ndarray) -> Slope:
+    """The least-squares line through 3 values or more."""
+    x, y = epochs - epochs.mean(), values - values.mean()
+    value = (x @ y) / (x @ x)
+    residuals = y - value * x
+    error = np.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x))
+    return Slope(float(value), float(error), int(epochs[0]), int(epochs[-1]), len(x))
+
+
+def _rate(curve: Curve) -> Slope:
     """The relative change per epoch: the slope of the logarithm, as a share."""
-    line = slope(np.log(values))
+    line = _fit(curve.epochs, np.log(curve.values))
     with np.errstate(over="ignore", invalid="ignore"):
         value, error = float(np.expm1(line.value)), float(np.exp(line.value) * line.error)
     return Slope(value, error, line.first, line.last, line.count)
@@ -186,10 +270,11 @@ def _kind(rate: Slope) -> str:
     return "fast descent" if rate.value < -FAST else "slow descent"
 
 
-def _phase(values: pd.Series) -> Phase:
-    rate = _rate(values)
-    ends = float(values.iloc[0]), float(values.iloc[-1])
-    return Phase(_kind(rate), rate, *ends, float(values.mean()), float(values.std()))
+def _phase(curve: Curve) -> Phase:
+    rate, values = _rate(curve), curve.values
+    return Phase(
+        _kind(rate), rate, float(values[0]), float(values[-1]), float(values.mean()), float(values.std(ddof=1))
+    )
 
 
 def _edges(x: np.ndarray, y: np.ndarray) -> list[int]:

@@ -1,7 +1,7 @@
 """The registry of a run's figures: every column of `training_metrics.csv`, declared once.
 
 CSV, JSON, TensorBoard, report, log, dashboard, health, comparison, settings and metrics/README.md are made from it. To
-add a figure, add a line here and measure it in `train.py` (`epoch_row`). New columns go to the end.
+add a figure, declare it at the end of the columns and measure it in `train.py` (`epoch_row`).
 
     python -m ddpm.run.metrics      the table of metrics/README.md
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,11 +60,21 @@ class Metric:
     def is_loss(self) -> bool:
         return self.group.startswith("loss")
 
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        """The figure in an epoch's row; None where it was not measured, or is no finite number."""
+        value = row.get(self.name)
+        known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return value if known else None
+
     def text(self, value: Any) -> str:
         """A value as people read it; a dash where there is none."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             return DASH
         return format(value, self.format)
+
+    def text_of(self, row: Mapping[str, Any]) -> str:
+        """The figure in an epoch's row as people read it."""
+        return self.text(self.of(row))
 
 
 LOSS = dict(format=".5f", better="lower", over_epochs="best")
@@ -75,95 +86,115 @@ MEMORY = dict(unit="MB of 2^20 bytes", format=",.0f", group="memory", better="lo
 SECONDS = dict(unit="s", format=",.1f", better="lower", timed=True)
 PART = dict(**SECONDS, group="time", over_epochs="sum")
 
-ALL = (
-    Metric("epoch", "epoch", "Epoch", "progress", "counted from 1", format=".0f"),
-    Metric("step", "optimizer steps", "Step", "progress", "optimizer steps so far", format=",.0f"),
-    Metric("images_seen", "images seen", "Images", "", "training images so far, repeats included", "images", ",.0f"),
-    Metric("loss_mean", "training loss", "Loss mean",
-           meaning="mean squared error: mean over the batches of the epoch", **TRAINING, selectable=True),
-    Metric("loss_std", "standard deviation of the training loss", "Loss std", meaning="its standard deviation over "
-           "the batches", **TRAINING),
-    Metric("loss_min", "smallest training loss", "Loss min", meaning="that of the smallest batch", **TRAINING),
-    Metric("loss_max", "largest training loss", "Loss max", meaning="that of the largest batch", **TRAINING),
-    Metric("loss_median", "median training loss", "Loss median", meaning="that of the median batch", **TRAINING),
-    Metric("val_loss", "validation loss (live)", "Val", meaning="mean squared error on test images, live weights, "
-           "always the same noise", **VALIDATION),
-    Metric("val_loss_ema", "validation loss (EMA)", "Val EMA", meaning="the same with the EMA weights; the smallest "
-           "one makes the `best` checkpoint, unless `--best-by` says otherwise", **VALIDATION),
-    Metric("lr", "learning rate", "LR", "optimizer", "learning rate of the last step", format=".3e"),
-    Metric("grad_norm", "gradient norm", "Grad Norm", "optimizer", "mean L2 norm of the gradient before clipping, over "
-           "the steps where it is finite"),
-    Metric("grad_norm_max", "largest gradient norm", "Grad Norm max", "optimizer", "the largest of these",
-           over_epochs="max"),
-    Metric("nonfinite_steps", "skipped steps", "Skipped", "optimizer", "steps that were skipped because the gradient "
-           "was not finite", "steps", ".0f", "lower", "sum"),
-    Metric("samples_per_sec", "images per second", "Samples/s", "speed", "`train_images / train_time_sec`, of the "
-           "whole job", "images/s", ",.1f", "higher", "images_per_second", timed=True),
-    Metric("batches_per_sec", "steps per second", "Steps/s", "speed", "optimizer steps per second, over the same time",
-           "steps/s", ",.2f", "higher", "median", timed=True),
-    Metric("mfu", "model FLOP utilisation", "MFU", "speed", "the model's arithmetic as a share of the GPUs' peak; "
-           "empty where the peak is not known", "share, 0 to 1", ".1%", "higher", "median", timed=True),
-    Metric("gpu_mem_allocated_mb", "GPU memory in use", "GPU MB", meaning="memory in use at the end of the epoch, on "
-           "the fullest GPU; empty on a CPU", **MEMORY),
-    Metric("gpu_mem_reserved_mb", "GPU memory held", "GPU held MB", meaning="memory that PyTorch holds, on the fullest "
-           "GPU", **MEMORY),
-    Metric("gpu_mem_peak_mb", "peak GPU memory", "GPU Peak MB", meaning="the most that was in use at once, on the "
-           "fullest GPU", **MEMORY),
-    Metric("ema_delta_norm", "distance of EMA and live weights", "EMA Δ", "optimizer", "L2 distance of the EMA weights "
-           "from the live ones at the end of the epoch"),
-    Metric("epoch_time_sec", "time of the epoch", "Time (s)", "speed", "from the row before to this one, everything "
-           "included; saving and sample grids fall to the next row", **SECONDS, over_epochs="median"),
-    Metric("total_time_sec", "time", "Total (s)", "time", "from the start to this row, over all starts: the sum of "
-           "`epoch_time_sec`", **SECONDS),
-    Metric("train_time_sec", "training", "Training (s)", meaning="training alone: no compilation, validation, samples, "
-           "checkpoints", **PART),
-    Metric("train_images", "images of the training time", "Timed images", "progress", "the images of that time",
-           "images", ",.0f", timed=True),
-    Metric("data", "data set", "Data", "", "`emnist` or `glyphs` (the embedded set, not EMNIST)"),
-    *(
-        Metric(f"val_loss_band{band}", f"validation loss (EMA), band {band}", f"Band {band}", meaning=f"`val_loss_ema` "
-               f"of band {band} of four equal bands of timesteps{which}", **BAND)
-        for band, which in enumerate((", the one with the least noise", "", "", ", the one with the most noise"), 1)
-    ),
-    Metric("rca", "RCA", "RCA", meaning="relative classification accuracy of characters drawn in training (every "
-           "`--eval-every` epochs, else empty): `top1` over the classifier's Top-1 on test images; 1 is as readable as "
-           "they are", unit="ratio", better="higher", **QUALITY),
-    Metric("top1", "Top-1", "Top-1", meaning="share of drawn characters that the classifier reads as what they were "
-           "asked to be", unit="share, 0 to 1", better="higher", **QUALITY),
-    Metric("top5", "Top-5", "Top-5", meaning="the same among its first five", unit="share, 0 to 1", better="higher",
-           **QUALITY),
-    Metric("fid_features", "Fréchet distance", "Fréchet", meaning="Fréchet distance to test images in the classifier's "
-           "features; depends on the number of images", better="lower", **QUALITY),
-    Metric("val_time_sec", "validation", "Validation (s)", meaning="validation, of `epoch_time_sec`", **PART),
-    Metric("eval_time_sec", "evaluation of drawn characters", "Evaluation (s)", meaning="evaluation of drawn "
-           "characters, of `epoch_time_sec` (the first one with the training of the classifier, if there is none yet)",
-           **PART),
-    Metric("sample_time_sec", "sample grids", "Samples (s)", meaning="sample grids, of `epoch_time_sec`", **PART),
-    Metric("checkpoint_time_sec", "waiting for checkpoints", "Checkpoints (s)", meaning="the part of saving that "
-           "training waits for, of `epoch_time_sec`", **PART),
-    Metric("slowest_rank", "slowest process", "Slowest rank", "speed", "the process that took longest for an equal "
-           "share of the validation; empty for a single process", format=".0f", timed=True),
-    Metric("slowest_rank_ratio", "time of the slowest process", "Slowest ÷ median", "speed", "its time over the median "
-           "process's: each training step waits for the slowest", "ratio", ".2f", "lower", "max", timed=True),
-    Metric("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights averaged from "
-           "`--swa-start-epoch` on", **VALIDATION, optional=True),
-)  # fmt: skip
-METRICS = {metric.name: metric for metric in ALL}
+METRICS: dict[str, Metric] = {}  # by name, in the order of the CSV
+
+
+def column(*declared: Any, **facts: Any) -> Metric:
+    """Declare the next column of the CSV."""
+    metric = Metric(*declared, **facts)
+    METRICS[metric.name] = metric
+    return metric
+
+
+# fmt: off
+EPOCH = column("epoch", "epoch", "Epoch", "progress", "counted from 1", format=".0f")
+STEP = column("step", "optimizer steps", "Step", "progress", "optimizer steps so far", format=",.0f")
+IMAGES_SEEN = column("images_seen", "images seen", "Images", "", "training images so far, repeats included", "images",
+    ",.0f")
+LOSS_MEAN = column("loss_mean", "training loss", "Loss mean", meaning="mean squared error: mean over the batches of "
+    "the epoch", **TRAINING, selectable=True)
+LOSS_STD = column("loss_std", "standard deviation of the training loss", "Loss std", meaning="its standard deviation "
+    "over the batches", **TRAINING)
+LOSS_MIN = column("loss_min", "smallest training loss", "Loss min", meaning="that of the smallest batch", **TRAINING)
+LOSS_MAX = column("loss_max", "largest training loss", "Loss max", meaning="that of the largest batch", **TRAINING)
+LOSS_MEDIAN = column("loss_median", "median training loss", "Loss median", meaning="that of the median batch",
+    **TRAINING)
+VAL_LOSS = column("val_loss", "validation loss (live)", "Val", meaning="mean squared error on test images, live "
+    "weights, always the same noise", **VALIDATION)
+VAL_LOSS_EMA = column("val_loss_ema", "validation loss (EMA)", "Val EMA", meaning="the same with the EMA weights; the "
+    "smallest one makes the `best` checkpoint, unless `--best-by` says otherwise", **VALIDATION)
+LR = column("lr", "learning rate", "LR", "optimizer", "learning rate of the last step", format=".3e")
+GRAD_NORM = column("grad_norm", "gradient norm", "Grad Norm", "optimizer", "mean L2 norm of the gradient before "
+    "clipping, over the steps where it is finite")
+GRAD_NORM_MAX = column("grad_norm_max", "largest gradient norm", "Grad Norm max", "optimizer", "the largest of these",
+    over_epochs="max")
+NONFINITE_STEPS = column("nonfinite_steps", "skipped steps", "Skipped", "optimizer", "steps that were skipped because "
+    "the gradient was not finite", "steps", ".0f", "lower", "sum")
+SAMPLES_PER_SEC = column("samples_per_sec", "images per second", "Samples/s", "speed", "`train_images / "
+    "train_time_sec`, of the whole job", "images/s", ",.1f", "higher", "images_per_second", timed=True)
+BATCHES_PER_SEC = column("batches_per_sec", "steps per second", "Steps/s", "speed", "optimizer steps per second, over "
+    "the same time", "steps/s", ",.2f", "higher", "median", timed=True)
+MFU = column("mfu", "model FLOP utilisation", "MFU", "speed", "the model's arithmetic as a share of the GPUs' peak; "
+    "empty where the peak is not known", "share, 0 to 1", ".1%", "higher", "median", timed=True)
+GPU_MEM_ALLOCATED_MB = column("gpu_mem_allocated_mb", "GPU memory in use", "GPU MB", meaning="memory in use at the "
+    "end of the epoch, on the fullest GPU; empty on a CPU", **MEMORY)
+GPU_MEM_RESERVED_MB = column("gpu_mem_reserved_mb", "GPU memory held", "GPU held MB", meaning="memory that PyTorch "
+    "holds, on the fullest GPU", **MEMORY)
+GPU_MEM_PEAK_MB = column("gpu_mem_peak_mb", "peak GPU memory", "GPU Peak MB", meaning="the most that was in use at "
+    "once, on the fullest GPU", **MEMORY)
+EMA_DELTA_NORM = column("ema_delta_norm", "distance of EMA and live weights", "EMA Δ", "optimizer",
+    "L2 distance of the EMA weights from the live ones at the end of the epoch")
+EPOCH_TIME_SEC = column("epoch_time_sec", "time of the epoch", "Time (s)", "speed", "from the row before to this one, "
+    "everything included; saving and sample grids fall to the next row", **SECONDS, over_epochs="median")
+TOTAL_TIME_SEC = column("total_time_sec", "time", "Total (s)", "time", "from the start to this row, over all starts: "
+    "the sum of `epoch_time_sec`", **SECONDS)
+TRAIN_TIME_SEC = column("train_time_sec", "training", "Training (s)", meaning="training alone: no compilation, "
+    "validation, samples, checkpoints", **PART)
+TRAIN_IMAGES = column("train_images", "images of the training time", "Timed images", "progress", "the images of that "
+    "time", "images", ",.0f", timed=True)
+DATA = column("data", "data set", "Data", "", "`emnist` or `glyphs` (the embedded set, not EMNIST)")
+BANDS = tuple(
+    column(f"val_loss_band{band}", f"validation loss (EMA), band {band}", f"Band {band}",
+           meaning=f"`val_loss_ema` of band {band} of four equal bands of timesteps{which}", **BAND)
+    for band, which in enumerate((", the one with the least noise", "", "", ", the one with the most noise"), 1)
+)
+RCA = column("rca", "RCA", "RCA", meaning="relative classification accuracy of characters drawn in training (every "
+    "`--eval-every` epochs, else empty): `top1` over the classifier's Top-1 on test images; 1 is as readable as they "
+    "are", unit="ratio", better="higher", **QUALITY)
+TOP1 = column("top1", "Top-1", "Top-1", meaning="share of drawn characters that the classifier reads as what they "
+    "were asked to be", unit="share, 0 to 1", better="higher", **QUALITY)
+TOP5 = column("top5", "Top-5", "Top-5", meaning="the same among its first five", unit="share, 0 to 1", better="higher",
+    **QUALITY)
+FID_FEATURES = column("fid_features", "Fréchet distance", "Fréchet", meaning="Fréchet distance to test images in the "
+    "classifier's features; depends on the number of images", better="lower", **QUALITY)
+VAL_TIME_SEC = column("val_time_sec", "validation", "Validation (s)", meaning="validation, of `epoch_time_sec`", **PART)
+EVAL_TIME_SEC = column("eval_time_sec", "evaluation of drawn characters", "Evaluation (s)",
+    meaning="evaluation of drawn characters, of `epoch_time_sec` (the first one with the training of the classifier, "
+    "if there is none yet)", **PART)
+SAMPLE_TIME_SEC = column("sample_time_sec", "sample grids", "Samples (s)", meaning="sample grids, of `epoch_time_sec`",
+    **PART)
+CHECKPOINT_TIME_SEC = column("checkpoint_time_sec", "waiting for checkpoints", "Checkpoints (s)",
+    meaning="the part of saving that training waits for, of `epoch_time_sec`", **PART)
+SLOWEST_RANK = column("slowest_rank", "slowest process", "Slowest rank", "speed", "the process that took longest for "
+    "an equal share of the validation; empty for a single process", format=".0f", timed=True)
+SLOWEST_RANK_RATIO = column("slowest_rank_ratio", "time of the slowest process", "Slowest ÷ median", "speed",
+    "its time over the median process's: each training step waits for the slowest", "ratio", ".2f", "lower", "max",
+    timed=True)
+VAL_LOSS_SWA = column("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights "
+    "averaged from `--swa-start-epoch` on", **VALIDATION, optional=True)
+# fmt: on
+
+ALL = tuple(METRICS.values())
 EPOCH_TABLE = (  # the columns of tables of epochs
-    "epoch", "loss_mean", "loss_std", "loss_min", "loss_max", "val_loss", "val_loss_ema", "val_loss_swa", "rca",
-    "fid_features", "lr", "grad_norm", "samples_per_sec", "gpu_mem_peak_mb", "ema_delta_norm", "epoch_time_sec",
+    EPOCH, LOSS_MEAN, LOSS_STD, LOSS_MIN, LOSS_MAX, VAL_LOSS, VAL_LOSS_EMA, VAL_LOSS_SWA, RCA, FID_FEATURES, LR,
+    GRAD_NORM, SAMPLES_PER_SEC, GPU_MEM_PEAK_MB, EMA_DELTA_NORM, EPOCH_TIME_SEC,
 )  # fmt: skip
+
+
+def select(**facts: Any) -> tuple[Metric, ...]:
+    """The figures that have these `facts`, such as `group="loss"`, in the order of the CSV."""
+    return tuple(metric for metric in ALL if all(getattr(metric, key) == fact for key, fact in facts.items()))
 
 
 def names(**facts: Any) -> tuple[str, ...]:
     """The columns whose metric has these `facts`, such as `group="loss"`, in the order of the CSV."""
-    return tuple(metric.name for metric in ALL if all(getattr(metric, key) == fact for key, fact in facts.items()))
+    return tuple(metric.name for metric in select(**facts))
 
 
-def headline() -> tuple[str, ...]:
+def headline() -> tuple[Metric, ...]:
     """The figures that say how good a run is, the one that most does first: losses, then quality."""
-    measured = names(group="loss", selectable=True) + names(group="quality")
-    return tuple(sorted(measured, key=lambda name: name != "val_loss_ema"))
+    measured = select(group="loss", selectable=True) + select(group="quality")
+    return tuple(sorted(measured, key=lambda metric: metric is not VAL_LOSS_EMA))
 
 
 def markdown_table() -> str:

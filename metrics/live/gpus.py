@@ -9,18 +9,16 @@ than CUDA, so the GPUs are named by UUID: those that the job uses on this node, 
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from ddpm.run import kinds
 from ddpm.run.files import atomic_write
-from ddpm.run.format import number
 from ddpm.run.paths import RunPaths
-from metrics.live.status import SafeWriter, job_of_this_process, read_json
+from metrics.files import mean_utilization, read_json, starts_of
+from metrics.live.status import SafeWriter, job_of_this_process
 
 MEBIBYTE = 2**20
 THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an idle GPU is not slowed down
@@ -34,14 +32,6 @@ THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an
     0x100: "display_clocks",
 }
 ECC = {"ecc_corrected": 0, "ecc_uncorrected": 1}  # NVML's types of memory errors, counted since the driver was loaded
-GPU = kinds.record(
-    index=kinds.count, name=kinds.text, throttle=kinds.some(kinds.text),
-    **dict.fromkeys(("utilization", "memory_used_mb", "memory_total_mb", "power_w", "power_limit_w"), kinds.amount),
-    temperature_c=kinds.figure, **dict.fromkeys(ECC, kinds.count),
-)  # fmt: skip
-NODE = kinds.record(
-    time=kinds.stamp, node=kinds.text, gpus=kinds.some(GPU), note=kinds.text, starts=kinds.some(kinds.anything(dict))
-)  # fmt: skip
 VOLATILE = 0  # NVML's name for that count
 STARTS = 200  # of which the mean is kept
 
@@ -111,31 +101,6 @@ class GpuSampler:
     def _publish(self, gpus: list[dict[str, Any]], note: str | None) -> None:
         record = {"time": time.time(), "node": self.node, "gpus": gpus, "note": note, "starts": self._starts}
         self._writer.write(atomic_write, self.path, json.dumps(record) + "\n")
-
-
-def read_gpus(paths: RunPaths) -> list[dict[str, Any]]:
-    """What every node says of its GPUs, in the order of the nodes' names; a file that names none is left out."""
-    try:
-        files = sorted(paths.gpus.glob("*.json"))
-    except OSError:
-        return []
-    return [node for path in files if (node := NODE(read_json(path))) and node.get("node") and "gpus" in node]
-
-
-def starts_of(record: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The entries of `starts` in a node's file that can be read."""
-    starts = (record or {}).get("starts")
-    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
-
-
-def mean_utilization(starts: Iterable[dict[str, Any]]) -> tuple[float | None, int]:
-    """The mean utilisation in percent over all readings of `starts`, None if there are none; and how many there are."""
-    total, readings = 0.0, 0
-    for start in starts:
-        mean, count = number(start.get("mean_utilization")), number(start.get("readings"))
-        if mean is not None and count is not None and 0 <= mean <= 100 and 0 < count < math.inf:
-            total, readings = total + mean * count, readings + int(count)
-    return (total / readings if readings else None), readings
 
 
 def _count(start: dict[str, Any], utilizations: Sequence[float]) -> None:

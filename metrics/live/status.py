@@ -15,12 +15,10 @@ Stamps are seconds since 1970, so that another machine can read them; intervals 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import numbers
 import os
-import re
 import socket
 import sys
 import threading
@@ -29,14 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm.run import kinds
-from ddpm.run.files import atomic_write, open_regular, parse_json, read_file, read_text, without_waiting
-from ddpm.run.files import read_json as read_any_json
+from ddpm.run.files import atomic_write, open_regular, without_waiting
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
+from metrics.files import ENDED, read_status
 
-SEVERITIES = ("debug", "info", "success", "warning", "error")
-ENDED = ("finished", "stopped", "failed")
 PROGRESS = (
     "world_size",
     "nodes",
@@ -56,22 +51,6 @@ START = (  # what is kept of a start once another one writes status.json
     "state", "started", "heartbeat", "host", "slurm_job_id", "slurm_restart", "world_size", "device", "gpus",
     "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
-TAIL_BYTES = 64 * 1024
-STATUS = kinds.record(
-    state=kinds.one_of("running", *ENDED),
-    **dict.fromkeys(("run", "data", "phase", "message", "host", "slurm_job_id", "slurm_restart", "device"), kinds.text),
-    **dict.fromkeys(("started", "heartbeat", "progress_time", "phase_time"), kinds.stamp),
-    **dict.fromkeys(("pid", "world_size", "nodes", "epoch", "epochs", "batch", "batches"), kinds.count),
-    **dict.fromkeys(("step", "total_steps", "images_seen", "exit_code"), kinds.count),
-    **dict.fromkeys(("gpus", "start_step", "start_images"), kinds.count),
-    **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec"), kinds.amount),
-    retry=kinds.flag,
-)
-EVENT = kinds.record(
-    time=kinds.stamp, kind=kinds.text, severity=kinds.one_of(*SEVERITIES), message=kinds.text,
-    row=lambda row: next(iter(kinds.rows([row])[0]), None),
-)  # fmt: skip
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 class SafeWriter:
@@ -238,89 +217,6 @@ def job_of_this_process() -> dict[str, str | None]:
     """The Slurm job, and how often Slurm has started it again; null outside Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     return {"slurm_job_id": job, "slurm_restart": os.environ.get("SLURM_RESTART_COUNT", "0") if job else None}
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None where there is none to be read (missing, foreign, damaged)."""
-    try:
-        value = read_any_json(path)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def read_status(paths: RunPaths) -> dict[str, Any] | None:
-    """What `status.json` says, None when it is not there or names no state; a field of another kind is None."""
-    status = STATUS(read_json(paths.status))
-    return status if status and status.get("state") else None
-
-
-def read_events(paths: RunPaths, last: int = 200) -> list[dict[str, Any]]:
-    """The latest events, oldest first: at most `last`, and of the file's last 64 KiB; torn lines are left out."""
-    try:
-        lines = read_file(paths.events, tail=TAIL_BYTES).split(b"\n")
-    except OSError:
-        return []
-    return [event for line in lines[-last - 1 :] if (event := read_event(line))][-last:]
-
-
-def read_event(line: bytes) -> dict[str, Any] | None:
-    """The event in a line of `events.jsonl`; None if it is torn: cut by a seek or a crash, or still being written."""
-    try:
-        event = EVENT(parse_json(line))
-    except ValueError:
-        return None
-    if event is None:
-        return None
-    whole = {"log": ("message",), "epoch": ("row",)}.get(event.get("kind"), ())
-    if None in [event.get(name) for name in ("kind", "time", *whole)]:
-        return None
-    return {**event, "severity": event.get("severity") or SEVERITIES[1]}
-
-
-def read_epochs(paths: RunPaths, last: int | None = None) -> list[dict[str, Any]]:
-    """The latest rows of the CSV, oldest first, as numbers, None for an empty cell; half a row is left out."""
-    rows, _ = read_csv(paths)
-    return rows[-last:] if last else rows
-
-
-def read_csv(paths: RunPaths) -> tuple[list[dict[str, Any]], str | None]:
-    """The rows of the CSV, as `kinds.rows` has them, and in words what of the file cannot be read, if anything.
-
-    A last line without an end is still being written, and is no damage.
-    """
-    try:
-        text = read_text(paths.csv)
-        lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
-    except FileNotFoundError:
-        return [], None
-    except (OSError, ValueError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text of comma-separated values"
-        return [], f"{paths.csv.name} cannot be read: {why}"
-    heads = lines[0] if lines else []
-    if lines and ("epoch" not in heads or len(set(heads)) < len(heads)):
-        return [], f"{paths.csv.name} cannot be read: its first line does not name the columns"
-    given = [dict(zip(heads, map(_cell, line), strict=True)) if len(line) == len(heads) else None for line in lines[1:]]
-    rows, lost = kinds.rows(given)
-    return rows, f"{paths.csv.name}: {' and '.join(lost)} cannot be read and are left out" if lost else None
-
-
-def _cell(text: str) -> int | float | str | None:
-    """A cell's number; its text where it is none."""
-    if not NUMBER.fullmatch(text):
-        return text or None
-    return int(text) if text.isdigit() and len(text) < 20 else float(text)
-
-
-def last_words(status: dict[str, Any] | None) -> str:
-    """How the start that left `status` ended: why the run is started again."""
-    if status is None:
-        return "nothing is known of the start before"
-    job = f" (Slurm job {status['slurm_job_id']})" if status.get("slurm_job_id") else ""
-    if status.get("state") == "running":
-        return f"killed without a word at step {status.get('step')} or later, on {status.get('host')}{job}"
-    message = (status.get("message") or "").partition("; ")[0]
-    return f"{message or status.get('state')}{job}"
 
 
 def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str, keep: bool = False) -> None:

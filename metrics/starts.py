@@ -1,0 +1,137 @@
+"""The starts of a run: when each began and was last heard of, what it computed, and what was trained twice.
+
+A start counts from when it began to publish to its last sign of life, so what a killed one did is counted too. Read
+from status.json, the `start` events of events.jsonl, and `starts` of training_metrics.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ddpm.run.files import parse_json, read_file
+from ddpm.run.format import finite
+from ddpm.run.lock import slurm_start
+from ddpm.run.paths import RunPaths
+from metrics.files import read_status
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a start of a run has said of itself.
+
+    Attributes:
+        slurm: Slurm job and restart, None if it was none.
+        began: when, in seconds since 1970; None if it is not known.
+        seconds: from its first sign of life to its last; None if no file says.
+        gpu_seconds: the same, times the GPUs that it trained on.
+        began_at: the step at which it began to train, None if it did not come so far.
+        images: that it has trained, also those that were lost as it was killed before it saved them.
+        cause: why it was needed: how the start before it ended.
+        epoch: epochs that were done when it began.
+        last: what it said last, in the words of `status.json`.
+    """
+
+    slurm: tuple[str, int] | None = None
+    began: float | None = None
+    seconds: float | None = None
+    gpu_seconds: float = 0.0
+    began_at: int | None = None
+    images: int | None = None
+    cause: str | None = None
+    epoch: int | None = None
+    last: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """All starts of a run together: `repeated` images were trained again, as the start that first did was killed or the
+    run went back. None where a start did not say."""
+
+    seconds: float | None
+    gpu_seconds: float
+    images: int | None
+    repeated: int | None
+
+
+def read_starts(
+    paths: RunPaths, told: Sequence[Mapping[str, Any]] = (), status: Mapping[str, Any] | None = None
+) -> list[Start]:
+    """The starts that trained, the oldest first.
+
+    Args:
+        told: `starts` of training_metrics.json: why each was needed.
+        status: what status.json says, where that has been read already.
+    """
+    grouped: dict[Any, list[Mapping[str, Any]]] = {}
+    for record in _records(paths, status):  # two of one start, if another process told how it ended
+        grouped.setdefault(slurm_start(record) or finite(record.get("started")), []).append(record)
+    known = [_start(records) for records in grouped.values()]
+    starts = []
+    for entry in told:
+        time, step = stamp_of(entry.get("time")), entry.get("step")
+        mine = next((start for start in known if _contains(start, time)), Start(began=time))
+        known = [start for start in known if start is not mine]
+        facts = {name: value for name, value in vars(mine).items() if name not in ("cause", "epoch", "began_at")}
+        began_at = step if mine.began_at is None else mine.began_at
+        starts.append(Start(**facts, began_at=began_at, cause=entry.get("cause"), epoch=entry.get("epoch")))
+    starts += [start for start in known if start.began_at is not None]
+    return sorted(starts, key=lambda start: start.began or 0.0)
+
+
+def computed(starts: Sequence[Start], images_seen: int | None) -> Computed:
+    """What the starts computed; `images_seen` is where the run stands now."""
+    seconds = [start.seconds for start in starts]
+    images = [start.images for start in starts]
+    total = None if None in images or not images else sum(images)
+    repeated = None if total is None or images_seen is None else max(0, total - images_seen)
+    time = None if None in seconds or not seconds else sum(seconds)
+    return Computed(time, sum(start.gpu_seconds for start in starts), total, repeated)
+
+
+def stamp_of(text: Any) -> float | None:
+    """A time in ISO 8601 as seconds since 1970."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _contains(start: Start, time: float | None) -> bool:
+    """Did the start begin its figures at `time`, which has whole seconds?"""
+    last = finite(start.last.get("heartbeat"))
+    return None not in (start.began, time, last) and start.began - 1 <= time <= last + 1
+
+
+def _records(paths: RunPaths, status: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    with suppress(OSError):
+        for line in read_file(paths.events).splitlines():
+            if b'"kind": "start"' in line:
+                with suppress(ValueError):  # torn
+                    event = parse_json(line)
+                    if isinstance(event, dict) and event.get("kind") == "start":
+                        yield event
+    if status := read_status(paths) if status is None else status:
+        yield status
+
+
+def _start(records: list[Mapping[str, Any]]) -> Start:
+    seconds = gpu_seconds = 0.0
+    for record in records:
+        began, last, gpus = (finite(record.get(name)) for name in ("started", "heartbeat", "gpus"))
+        lived = max(0.0, last - began) if None not in (began, last) else 0.0
+        seconds, gpu_seconds = seconds + lived, gpu_seconds + lived * (gpus or 0)
+    began_at = [finite(record.get("start_step")) for record in records]
+    seen = [[finite(record.get(name)) or 0 for name in ("images_seen", "start_images")] for record in records]
+    return Start(
+        slurm=slurm_start(records[0]),
+        began=finite(records[0].get("started")),
+        seconds=seconds,
+        gpu_seconds=gpu_seconds,
+        began_at=next((int(step) for step in began_at if step is not None), None),
+        images=max(0, *(int(last - first) for last, first in seen)),
+        last=records[-1],
+    )
