@@ -263,3 +263,7 @@ def _how(evaluation: dict) -> str:
         ("Time", evaluation["generated"]),
     ]
     return "\n".join(f"- **{name}:** {value}" for name, value in rows)
+
+
+def evaluation_blocks(paths: RunPaths) -> None:
+    return None

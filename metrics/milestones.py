@@ -5,30 +5,26 @@ Found in the rows of `training_metrics.json`; the wall-clock times are those of 
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from ddpm.run.files import read_file
-from ddpm.run.format import number
-from ddpm.run.metrics import METRICS
+from ddpm.run.format import DASH, count, duration, plural, timestamp
+from ddpm.run.metrics import IMAGES_SEEN, LR, METRICS, NONFINITE_STEPS, STEP, TOTAL_TIME_SEC, Metric
 from ddpm.run.paths import RunPaths
 from ddpm.run.rules import parse_target
-from metrics.live.status import read_event
-from metrics.markdown import table
-from metrics.tracker import human_time
-from metrics.trends import Phase, new_bests, reach, thinned
+from metrics.files import ENDED, read_event
+from metrics.page import Section, Table
+from metrics.run_data import RunData
+from metrics.starts import stamp_of
+from metrics.trends import Phase, forecast, new_bests, thinned
 
 T = TypeVar("T")
-DASH = "\N{EN DASH}"  # stands for a value that is missing
-
 MOST = 8  # new bests that are told; 1000 epochs may have 1000
 MOST_OF_A_KIND = 12  # starts or changes of the learning rate that are told
 CHANGE = 0.01  # relative change of the learning rate from row to row that is told, where the schedule has steps
@@ -37,7 +33,7 @@ LOGGED = (b'"kind": "epoch"', b'"checkpoint: ')  # what lines of events.jsonl ar
 
 @dataclass(frozen=True)
 class Milestone:
-    """`time` is a stamp (seconds since 1970), `seconds` are of training over all starts; None if not known."""
+    """`time` is a stamp (seconds since 1970), `seconds` are of the epochs' time up to there; None if not known."""
 
     what: str
     time: float | None = None
@@ -55,8 +51,7 @@ class Clock:
 
 
 def read_clock(paths: RunPaths) -> Clock:
-    """What `events.jsonl` says of times; lines that are torn are left out. An epoch that was trained again ended when
-    it last did."""
+    """The times in `events.jsonl`; torn lines are left out. An epoch that was trained again ended when it last did."""
     try:
         lines = read_file(paths.events).splitlines()
     except OSError:
@@ -74,196 +69,172 @@ def read_clock(paths: RunPaths) -> Clock:
 
 
 class MilestoneCollector:
-    """Collects the milestones of a run.
+    """Collects the milestones of a run, and notes on what was left out."""
 
-    Args:
-        document: as `metrics.run_data.load_document` gives it.
-        frame: its rows, as `metrics.run_data.epochs_frame` gives them.
-    """
-
-    def __init__(self, document: dict[str, Any], frame: pd.DataFrame, clock: Clock) -> None:
-        self._document, self._frame, self._clock = document, frame, clock
+    def __init__(self, run: RunData, clock: Clock) -> None:
+        self._run, self._clock = run, clock
+        self._rows = {row["epoch"]: row for row in run.rows}
         self.milestones: list[Milestone] = []
-        self.notes: list[str] = []  # what was left out
-        counted = frame[["images_seen", "step"]].dropna()
-        counted = counted[counted["step"] > 0]
-        rows_say = float((counted["images_seen"] / counted["step"]).iloc[-1]) if len(counted) else None
-        self._batch = number(document["hyperparameters"].get("global_batch_size")) or rows_say
+        self.notes: list[str] = []
+        known = [(IMAGES_SEEN.of(row), STEP.of(row)) for row in run.rows]
+        rows_say = next((images / step for images, step in reversed(known) if images and step), None)
+        self._batch = (run.document.get("hyperparameters") or {}).get("global_batch_size") or rows_say
 
     def in_order(self) -> list[Milestone]:
-        """By images seen, those of which that is not known last; at the same place by time, then as they were told."""
+        """By images seen, unknown ones last; at the same place by time, then as they were added."""
         return sorted(self.milestones, key=lambda one: (math.inf if one.images is None else one.images, one.time or 0))
 
     def at_epoch(self, epoch: int, what: str) -> None:
         """It happened at the end of an epoch that has a row, or within it."""
-        row = self._frame.loc[epoch]
-        seconds, images = (None if pd.isna(value) else float(value) for value in row[["total_time_sec", "images_seen"]])
-        self.milestones.append(Milestone(what, self._clock.epochs.get(epoch), seconds, epoch, images))
+        row = self._rows[epoch]
+        time = self._clock.epochs.get(epoch)
+        self.milestones.append(Milestone(what, time, TOTAL_TIME_SEC.of(row), epoch, IMAGES_SEEN.of(row)))
 
     def at_step(self, step: float | None, what: str, time: float | None) -> None:
         """It happened after a step. The time of training is known where a row was made there, and before the first."""
         if step is None:
             self.milestones.append(Milestone(what, time))
             return
-        before = self._frame[self._frame["step"] <= step]
-        at_row = len(before) and before["step"].iloc[-1] == step
-        seconds = float(before["total_time_sec"].iloc[-1]) if at_row else 0.0 if step == 0 else math.nan
+        before = next((row for row in reversed(self._run.rows) if (STEP.of(row) or math.inf) <= step), {})
+        seconds = TOTAL_TIME_SEC.of(before) if STEP.of(before) == step else 0.0 if step == 0 else None
         images = 0.0 if step == 0 else step * self._batch if self._batch else None
-        epoch = int(before.index[-1]) if len(before) else 0
-        self.milestones.append(Milestone(what, time, None if math.isnan(seconds) else seconds, epoch, images))
+        self.milestones.append(Milestone(what, time, seconds, before.get("epoch", 0), images))
 
     def starts(self) -> None:
         """Every start, and why it was needed; of many the first and the last, and some between."""
-        starts = self._document["starts"]
-        for place, start in _few(list(enumerate(starts)), MOST_OF_A_KIND):
-            step, cause = number(start.get("step")), start.get("cause") or "the cause is not known"
-            what = "started" if place == 0 and not step else f"start {place + 1}, from step {_whole(step)}: {cause}"
-            self.at_step(step, what, _stamp(start.get("time")))
-        if len(starts) > MOST_OF_A_KIND:
-            self.notes.append(f"{MOST_OF_A_KIND} of {len(starts)} starts are shown.")
+        starts = self._run.document.get("starts") or []
+        for place, start in self._few(list(enumerate(starts)), "starts"):
+            step, cause = start.get("step"), start.get("cause") or "the cause is not known"
+            what = "started" if place == 0 and not step else f"start {place + 1}, from step {count(step)}: {cause}"
+            self.at_step(step, what, stamp_of(start.get("time")))
 
     def first_checkpoint(self) -> None:
         if self._clock.saved:
             time, step = self._clock.saved
             self.at_step(step, f"first checkpoint: `step_{step:08d}`", time)
 
-    def bests(self, column: str) -> None:
+    def bests(self, metric: Metric) -> None:
         """New bests of a loss; of many the first and the last, and some between."""
-        found = new_bests(self._frame[column])
+        found = new_bests(self._run.curve(metric))
         shown = thinned(found, MOST)
         before = None
-        for epoch, value in shown.items():
-            change = f" ({value / before - 1:+.1%} on {before:.5g})" if before else ""
-            self.at_epoch(epoch, f"{'first' if before is None else 'new best'} `{column}`: {value:.5g}{change}")
-            before = value
+        for epoch, value in zip(shown.epochs, shown.values, strict=True):
+            change = f" ({value / before - 1:+.1%} on {metric.text(before)})" if before else ""
+            first = "first" if before is None else "new best"
+            self.at_epoch(int(epoch), f"{first} `{metric.name}`: {metric.text(float(value))}{change}")
+            before = float(value)
         if len(shown) < len(found):
-            self.notes.append(
-                f"{len(shown)} of {len(found)} new bests are shown: the first, the last, and some between, evenly by "
-                "the logarithm of the epoch."
-            )
+            which = "the first, the last, and some between, evenly by the logarithm of the epoch"
+            self.notes.append(f"{len(shown)} of {len(found)} new bests are shown: {which}.")
 
     def learning_rate(self) -> None:
         """The rate at the ends of epochs: after warm-up, where it rose or fell, when a cosine was down to half.
 
         What it was between them is not told: no row has it, and earlier starts may have had other settings.
         """
-        settings, lr = self._document["settings"], self._frame["lr"].dropna()
-
-        def from_to(before: int, after: int) -> str:
-            return f"from {lr[before]:.3g} (end of epoch {before}) to {lr[after]:.3g} (end of epoch {after})"
-
-        warmup = number(settings.get("warmup_steps")) or 0
+        settings, rates = self._run.settings, self._run.curve(LR)
+        warmup = settings.get("warmup_steps") or 0
         smooth = str(settings.get("lr_schedule")).startswith("cosine")
-        warm = lr[self._frame["step"].reindex(lr.index) >= warmup]
+        steps = np.array([STEP.of(self._rows[epoch]) or 0 for epoch in rates.epochs.tolist()])
+        warm = rates[steps >= warmup]
         if warmup and len(warm):
-            words = f"the first {_whole(warmup)} steps (`--warmup-steps`) are done: learning rate {warm.iloc[0]:.3g}"
-            self.at_epoch(warm.index[0], f"{words} at the end of epoch {warm.index[0]}")
+            first = warm.point(0)
+            words = f"the first {count(warmup)} steps (`--warmup-steps`) are done: learning rate {LR.text(first.value)}"
+            self.at_epoch(first.epoch, f"{words} at the end of epoch {first.epoch}")
         changes = []
-        for before, epoch in itertools.pairwise(warm.index):
-            if lr[epoch] > lr[before] * (1 + CHANGE):
-                changes.append((epoch, f"learning rate rose {from_to(before, epoch)}"))
-            elif not smooth and lr[epoch] < lr[before] * (1 - CHANGE):
-                changes.append((epoch, f"learning rate fell {from_to(before, epoch)}"))
-        for epoch, what in _few(changes, MOST_OF_A_KIND):
+        for place in range(1, len(warm)):
+            before, after = warm.values[place - 1], warm.values[place]
+            rose, fell = after > before * (1 + CHANGE), not smooth and after < before * (1 - CHANGE)
+            if rose or fell:
+                words = f"learning rate {'rose' if rose else 'fell'} {_from_to(warm, place - 1, place)}"
+                changes.append((int(warm.epochs[place]), words))
+        for epoch, what in self._few(changes, "changes of the learning rate"):
             self.at_epoch(epoch, what)
-        if len(changes) > MOST_OF_A_KIND:
-            self.notes.append(f"{MOST_OF_A_KIND} of {len(changes)} changes of the learning rate are shown.")
-        largest = lr.cummax()[warm.index]
-        half = warm.index[(warm <= largest / 2) & (largest > 0)]
+        largest = np.maximum.accumulate(rates.values)[len(rates) - len(warm) :]
+        half = np.flatnonzero((warm.values <= largest / 2) & (largest > 0))
         if smooth and len(half):
-            words = from_to(int(lr.loc[: half[0]].idxmax()), half[0])
-            self.at_epoch(half[0], f"learning rate down to half or less: {words}")
+            until = rates[rates.epochs <= warm.epochs[half[0]]]
+            words = _from_to(until, int(until.values.argmax()), -1)
+            self.at_epoch(until.last.epoch, f"learning rate down to half or less: {words}")
 
-    def plateaus(self, column: str, phases: Sequence[Phase]) -> None:
+    def plateaus(self, metric: Metric, phases: Sequence[Phase]) -> None:
         for phase in phases:
             if phase.kind == "plateau":
-                words = f"plateau of `{column}` reached: about {phase.mean:.5g} up to epoch {phase.rate.last}"
-                self.at_epoch(phase.rate.first, words)
+                until = f"about {metric.text(phase.mean)} up to epoch {phase.rate.last}"
+                self.at_epoch(phase.rate.first, f"plateau of `{metric.name}` reached: {until}")
 
     def averaging(self) -> None:
-        first = number(self._document["settings"].get("swa_start_epoch"))
-        if first and first in self._frame.index:
-            self.at_epoch(int(first), "stochastic weight averaging (SWA) begun")
+        first = self._run.settings.get("swa_start_epoch")
+        if first and first in self._rows:
+            self.at_epoch(first, "stochastic weight averaging (SWA) begun")
 
     def skipped_steps(self) -> None:
-        counts = self._frame["nonfinite_steps"]
-        counts = counts[counts > 0]
-        if len(counts):
-            words = f"first steps skipped, their gradient not finite: {counts.iloc[0]:.0f}"
-            words += f"; {counts.sum():.0f} in {len(counts)} epoch(s) up to now"
-            self.at_epoch(counts.index[0], words)
+        curve = self._run.curve(NONFINITE_STEPS)
+        curve = curve[curve.values > 0]
+        if len(curve):
+            words = f"first steps skipped, their gradient not finite: {curve.values[0]:.0f}"
+            words += f"; {curve.values.sum():.0f} in {plural(len(curve), 'epoch')} up to now"
+            self.at_epoch(int(curve.epochs[0]), words)
 
-    def target(self, name: str, value: float, epoch: int | None) -> None:
-        if epoch is not None:
-            self.at_epoch(epoch, f"target reached: `{name}` {self._frame[name][epoch]:.5g}, asked for {value:g}")
+    def target(self, asked: str | None) -> None:
+        if asked and (parsed := parse_target(asked)):
+            metric, value = METRICS[parsed[0]], parsed[1]
+            epoch = forecast(self._run.curve(metric), value).epoch
+            if epoch is not None:
+                words = f"`{metric.name}` {metric.text_of(self._rows[epoch])}, asked for {metric.text(value)}"
+                self.at_epoch(epoch, f"target reached: {words}")
 
-    def end(self, status: dict[str, Any]) -> None:
-        """How the run ended, if it has; `status` is what it said then, where that is known."""
-        state, message, step = self._document["state"], status.get("message"), number(status.get("step"))
-        if state not in ("finished", "stopped", "failed"):
+    def end(self) -> None:
+        """How the run ended, if it has, in the words of its status where that is of this end."""
+        run, state = self._run, self._run.document.get("state")
+        if state not in ENDED:
             return
-        if step is None and len(self._frame):
-            step = self._frame["step"].iloc[-1]
-        said = str(message or state)
+        status = run.status if run.status.get("state") == state else {}
+        step = status.get("step", STEP.of(run.last))
+        said = str(status.get("message") or state)
         what = said if said.startswith(state) else f"{state}: {said}"  # "stopped by SIGTERM" says it already
-        self.at_step(step, what, _stamp(self._document.get("generated")))
+        self.at_step(step, what, stamp_of(run.generated))
+
+    def _few(self, items: Sequence[T], what: str) -> list[T]:
+        """At most `MOST_OF_A_KIND` of the items, evenly spread, the first and the last among them; a note says so."""
+        if len(items) <= MOST_OF_A_KIND:
+            return list(items)
+        self.notes.append(f"{MOST_OF_A_KIND} of {len(items)} {what} are shown.")
+        return [items[place] for place in np.linspace(0, len(items) - 1, MOST_OF_A_KIND).round().astype(int)]
 
 
 def milestones_section(
-    document: dict[str, Any],
-    frame: pd.DataFrame,
-    clock: Clock,
-    status: dict[str, Any],
-    best_of: str,
-    column: str,
-    phases: Sequence[Phase],
-    target: str | None,
-) -> str:
-    """The milestones as a table, by images seen, and what is to be known of it.
+    run: RunData, best_of: Metric, metric: Metric, phases: Sequence[Phase], target: str | None
+) -> Section:
+    """The milestones as a table, by images seen.
 
     Args:
-        status: what `status.json` says.
         best_of: the loss whose new bests are told.
-        column: the loss that has the `phases`.
+        metric: the loss that has the `phases`.
     """
-    story = MilestoneCollector(document, frame, clock)
-    story.learning_rate()
-    story.averaging()
-    story.skipped_steps()
-    story.bests(best_of)
-    story.plateaus(column, phases)
-    if asked := parse_target(str(target)):
-        story.target(*asked, reach(frame[asked[0]], asked[1], METRICS[asked[0]].larger_is_better).epoch)
-    story.first_checkpoint()
-    story.starts()
-    story.end(status if status.get("state") == document["state"] else {})
-    rows = [
-        (
-            DASH if one.time is None else f"{datetime.fromtimestamp(one.time, UTC):%Y-%m-%d %H:%M:%S}",
-            DASH if one.seconds is None else human_time(one.seconds),
-            *(_whole(one.epoch), _whole(one.images), one.what),
-        )
-        for one in story.in_order()
-    ]
-    heads = ["Time (UTC)", "Run time", "Epochs done", "Images seen", "What"]
-    notes = ["Times are those of the ends of epochs, but for starts, the first checkpoint and the end.", *story.notes]
-    return f"## Milestones\n\n{table(heads, rows)}\n\n{' '.join(notes)}"
+    collector = MilestoneCollector(run, read_clock(run.paths))
+    collector.learning_rate()
+    collector.averaging()
+    collector.skipped_steps()
+    collector.bests(best_of)
+    collector.plateaus(metric, phases)
+    collector.target(target)
+    collector.first_checkpoint()
+    collector.starts()
+    collector.end()
+    heads = ["Time", "Run time", "Epochs done", "Images seen", "What"]
+    notes = ["Times are those of the ends of epochs, except for starts, the first checkpoint and the end."]
+    table = Table("", heads, list(_rows(collector.in_order())))
+    return Section("Milestones", [table, " ".join([*notes, *collector.notes])])
 
 
-def _few(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int)]
+def _rows(milestones: Sequence[Milestone]) -> Iterator[tuple[Any, ...]]:
+    for one in milestones:
+        done = DASH if one.epoch is None else one.epoch
+        yield timestamp(one.time), duration(one.seconds), done, count(one.images), one.what
 
 
-def _whole(value: float | None) -> str:
-    return DASH if value is None or math.isnan(value) else f"{value:,.0f}"
-
-
-def _stamp(text: Any) -> float | None:
-    """A time in ISO 8601 as seconds since 1970."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError):
-        return None
+def _from_to(rates: Any, before: int, after: int) -> str:
+    """`from 1.000e-04 (end of epoch 3) to 5.000e-05 (end of epoch 4)`."""
+    ends = [f"{LR.text(point.value)} (end of epoch {point.epoch})" for point in map(rates.point, (before, after))]
+    return f"from {ends[0]} to {ends[1]}"

@@ -1,8 +1,8 @@
 """A page as data: sections of paragraphs, facts, tables, pictures and findings, and a renderer for each form.
 
-`to_markdown` writes a file, `to_rich` prints on a terminal, `to_json` is read by programs; HTML is made from the Markdown
-(`html.py`). Of the Markdown in a text only `code`, **bold** and [links](…) count; everything else is shown as written, so
-names, messages and settings need no escaping.
+`to_markdown` writes a file, `to_rich` prints on a terminal, `to_json` is read by programs; HTML is made from the
+Markdown (`html.py`). Of the Markdown in a text only `code`, **bold** and [links](…) count; everything else is shown as
+written, so names, messages and settings need no escaping.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Status = Literal["healthy", "warning", "unhealthy", "–"]  # the last: told, no
 ORDER: tuple[Status, ...] = ("–", "healthy", "warning", "unhealthy")
 MARKS = {"–": "·", "healthy": "✓", "warning": "▲", "unhealthy": "✗"}
 STYLES = {"–": "bright_black", "healthy": "green", "warning": "yellow", "unhealthy": "bold red"}
+OF_MARKS = {mark: STYLES[status] for status, mark in MARKS.items()}
 INLINE = re.compile(r"\*\*(?P<bold>.+?)\*\*|`(?P<code>[^`]+)`|\[(?P<words>[^\]\n]*)\]\((?P<target>[^)\s]*)\)")
 SPECIAL = re.compile(r"[\\*<>\[\]~`]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -60,7 +61,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells. A `folded` table is long: a fold in Markdown, left out on a terminal. `numbers`: set to the right."""
+    """Rows of cells. A `folded` table is long: folded in Markdown, not on a terminal. `numbers`: set to the right."""
 
     title: str
     heads: Sequence[str]
@@ -238,7 +239,8 @@ def rich_table(table: Table) -> RichTable:
     for index, head in enumerate(table.heads):
         grid.add_column(plain(head), no_wrap=index == 0, justify="right" if table.numbers else "left")
     for row in table.rows:
-        grid.add_row(*(Text(plain(str(cell))) for cell in row))
+        texts = [plain(str(cell)) for cell in row]
+        grid.add_row(*(Text(text, OF_MARKS.get(text[:1], "")) for text in texts))
     return grid
 
 

@@ -1,4 +1,4 @@
-"""The panels of the plots, each a function `(axes, frame, document) -> None` with `frame` from `epochs_frame`."""
+"""The panels of the plots, each a function `(axes, run) -> None`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,37 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ddpm.run.metrics import METRICS, names
+from ddpm.run.format import DASH, significant
+from ddpm.run.metrics import (
+    BANDS,
+    EMA_DELTA_NORM,
+    EPOCH_TIME_SEC,
+    FID_FEATURES,
+    GPU_MEM_ALLOCATED_MB,
+    GPU_MEM_PEAK_MB,
+    GPU_MEM_RESERVED_MB,
+    GRAD_NORM,
+    GRAD_NORM_MAX,
+    LOSS_MAX,
+    LOSS_MEAN,
+    LOSS_MEDIAN,
+    LOSS_MIN,
+    LOSS_STD,
+    LR,
+    MFU,
+    RCA,
+    SAMPLES_PER_SEC,
+    TOP1,
+    TOP5,
+    TRAIN_TIME_SEC,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    VAL_LOSS_SWA,
+    Metric,
+)
+from metrics.run_data import RunData
 from metrics.style import (
     BLUE,
-    DASH,
     GOLD,
     GREEN,
     MUTED,
@@ -29,166 +56,160 @@ from metrics.style import (
     draw_restarts,
     draw_span,
     finish,
-    human_number,
     log_scale,
     say,
 )
+from metrics.trends import over_epochs
 
-Panel = Callable[[Axes, pd.DataFrame, dict], None]
+Panel = Callable[[Axes, RunData], None]
 NO_LOSS = "no epoch has a finite loss"
 ERROR = "mean squared error"
-VALIDATION = {"val_loss": ORANGE, "val_loss_ema": GREEN, "val_loss_swa": PINK}
-BANDS = names(group="loss_by_noise_level")
+# colour and line, as some readers see no colours
+VALIDATION = {VAL_LOSS: (ORANGE, "--"), VAL_LOSS_EMA: (GREEN, "-"), VAL_LOSS_SWA: (PINK, "-.")}
+LINES = ("-", "--", "-.", ":")
 
 
-def panel(title: str, unit: str, column: str, missing: str | Callable[[dict], str]) -> Callable[[Panel], Panel]:
-    """Make a panel of a function that draws: titles, axes, and words where `column` is empty or constant."""
+def panel(title: str, unit: str, metric: Metric, missing: str) -> Callable[[Panel], Panel]:
+    """Make a panel of a function that draws: title, axes, and words where `metric` is empty or constant."""
 
     def decorate(draw: Panel) -> Panel:
         @wraps(draw)
-        def whole(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
+        def whole(axes: Axes, run: RunData) -> None:
             axes.set_title(title)
-            values = frame[column].dropna()
-            if frame.empty:
-                return say(axes, "no epoch has finished yet")
+            values = run.series(metric).dropna()
             if values.empty:
-                return say(axes, missing if isinstance(missing, str) else missing(document))
+                on_cpu = metric.group == "memory" and run.environment.get("device") == "cpu"
+                return say(axes, "no GPU: the run is on the CPU" if on_cpu else missing)
             axes.set_ylabel(unit)
-            axes.set_xlim(frame.index[0] - 0.6, frame.index[-1] + 0.6)
-            draw(axes, frame, document)
+            axes.set_xlim(run.frame.index[0] - 0.6, run.frame.index[-1] + 0.6)
+            draw(axes, run)
             if len(values) > 1 and values.nunique() == 1:
-                axes.set_title(f"constant: {human_number(values.iloc[0])}", **NOTE)
+                axes.set_title(f"constant: {significant(values.iloc[0])}", **NOTE)
             if values.nunique() == 1 and axes.get_autoscaley_on() and values.iloc[0] > 0:
                 axes.set_ylim(0, 2 * values.iloc[0])
-            draw_restarts(axes, frame, document)
+            draw_restarts(axes, run)
             return finish(axes)
 
+        whole.title = title
         return whole
 
     return decorate
 
 
-def draw_losses(axes: Axes, frame: pd.DataFrame) -> None:
-    draw_span(axes, frame["loss_min"], frame["loss_max"], BLUE, "train, min to max", 0.22)
-    draw_line(axes, frame["loss_mean"], BLUE, "train, mean")
-    for name, colour in VALIDATION.items():
-        if frame[name].notna().any():
-            draw_line(axes, frame[name].dropna(), colour, METRICS[name].label, linewidth=1.4)
-    draw_best(axes, frame["loss_mean"], BLUE, "train")
-    draw_best(axes, frame["val_loss_ema"], GREEN, "EMA")
-    draw_best(axes, frame["val_loss_swa"], PINK, "SWA")
-    draw_nonfinite(axes, frame)
+def several(run: RunData, *metrics: Metric) -> pd.DataFrame:
+    return run.frame[[metric.name for metric in metrics]]
 
 
-@panel("Loss", ERROR, "loss_mean", NO_LOSS)
-def loss_linear(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    draw_losses(axes, frame)
+def draw_losses(axes: Axes, run: RunData) -> None:
+    draw_span(axes, run.series(LOSS_MIN), run.series(LOSS_MAX), BLUE, "train, min to max", 0.22)
+    draw_line(axes, run.series(LOSS_MEAN), BLUE, "train, mean", linestyle=":")
+    for metric, (colour, line) in VALIDATION.items():
+        if run.series(metric).notna().any():
+            draw_line(axes, run.series(metric).dropna(), colour, metric.label, linewidth=1.4, linestyle=line)
+    for metric, colour, name in ((LOSS_MEAN, BLUE, "train"), (VAL_LOSS_EMA, GREEN, "EMA"), (VAL_LOSS_SWA, PINK, "SWA")):
+        draw_best(axes, run.curve(metric), colour, name)
+    draw_nonfinite(axes, run)
+
+
+@panel("Loss", ERROR, LOSS_MEAN, NO_LOSS)
+def loss_linear(axes: Axes, run: RunData) -> None:
+    draw_losses(axes, run)
     # The first batches and a young EMA reach far above the rest: cut there and say so; the log plot has it all.
-    curves = frame[list(VALIDATION)]
-    band = frame["loss_max"].quantile(0.9, interpolation="lower")
-    top = 1.08 * np.nanmax([frame["loss_mean"].max(), band, *curves.quantile(0.9, interpolation="higher")])
-    highest = np.nanmax([frame["loss_max"].max(), *curves.max()])
+    curves = several(run, *VALIDATION)
+    band = run.series(LOSS_MAX).quantile(0.9, interpolation="lower")
+    top = 1.08 * np.nanmax([run.series(LOSS_MEAN).max(), band, *curves.quantile(0.9, interpolation="higher")])
+    highest = np.nanmax([run.series(LOSS_MAX).max(), *curves.max()])
     axes.set_ylim(0, top or 1)
     if highest > top:
-        axes.set_title(f"cut at the top: values reach {human_number(highest, 3)}", **NOTE)
+        axes.set_title(f"cut at the top: values reach {significant(highest, 3)}", **NOTE)
 
 
-@panel("Loss, logarithmic", ERROR, "loss_mean", NO_LOSS)
-def loss_log(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    draw_losses(axes, frame)
-    values = frame[["loss_min", "loss_max", "loss_mean", *VALIDATION]]
+@panel("Loss, logarithmic", ERROR, LOSS_MEAN, NO_LOSS)
+def loss_log(axes: Axes, run: RunData) -> None:
+    draw_losses(axes, run)
+    values = several(run, LOSS_MIN, LOSS_MAX, LOSS_MEAN, *VALIDATION)
     if (values > 0).to_numpy().any():
         log_scale(axes, values)
 
 
-@panel("Loss of the batches in each epoch", ERROR, "loss_mean", NO_LOSS)
-def loss_distribution(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    low = (frame["loss_mean"] - frame["loss_std"]).clip(lower=frame["loss_min"])
-    high = (frame["loss_mean"] + frame["loss_std"]).clip(upper=frame["loss_max"])
-    draw_span(axes, frame["loss_min"], frame["loss_max"], PURPLE, "min to max", 0.18)
-    draw_span(axes, low, high, PURPLE, "mean ± standard deviation", 0.4)
-    draw_line(axes, frame["loss_mean"], TEXT, "mean")
-    draw_line(axes, frame["loss_median"], GOLD, "median", linestyle=(0, (4, 2)))
-    draw_nonfinite(axes, frame)
-    values = frame[["loss_min", "loss_max", "loss_mean", "loss_median"]]
+@panel("Loss of the batches in each epoch", ERROR, LOSS_MEAN, NO_LOSS)
+def loss_distribution(axes: Axes, run: RunData) -> None:
+    mean, std, least, most = (run.series(metric) for metric in (LOSS_MEAN, LOSS_STD, LOSS_MIN, LOSS_MAX))
+    draw_span(axes, least, most, PURPLE, "min to max", 0.18)
+    band = (mean - std).clip(lower=least), (mean + std).clip(upper=most)
+    draw_span(axes, *band, PURPLE, "mean ± standard deviation", 0.4)
+    draw_line(axes, mean, TEXT, "mean")
+    draw_line(axes, run.series(LOSS_MEDIAN), GOLD, "median", linestyle=(0, (4, 2)))
+    draw_nonfinite(axes, run)
+    values = several(run, LOSS_MIN, LOSS_MAX, LOSS_MEAN, LOSS_MEDIAN)
     if values.max().max() > 8 * values[values > 0].min().min():
         log_scale(axes, values)
 
 
-@panel("Learning rate", "at the end of the epoch", "lr", "no learning rate was recorded")
-def learning_rate(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    draw_line(axes, frame["lr"], PURPLE)
+@panel("Learning rate", "learning rate at the end of the epoch", LR, "no learning rate was recorded")
+def learning_rate(axes: Axes, run: RunData) -> None:
+    draw_line(axes, run.series(LR), PURPLE)
 
 
-@panel("Gradient norm", "L2 norm before clipping", "grad_norm", "no finite gradient norm was recorded")
-def grad_norm(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    draw_line(axes, frame["grad_norm_max"], RED, "largest", linewidth=1.1, alpha=0.75)
-    draw_line(axes, frame["grad_norm"], ORANGE, "mean")
-    clip = (document.get("settings") or {}).get("grad_clip") or 0
+@panel("Gradient norm", "L2 norm before clipping", GRAD_NORM, "no finite gradient norm was recorded")
+def grad_norm(axes: Axes, run: RunData) -> None:
+    draw_line(axes, run.series(GRAD_NORM_MAX), RED, "largest", linewidth=1.1, alpha=0.75, linestyle="--")
+    draw_line(axes, run.series(GRAD_NORM), ORANGE, "mean")
+    clip = run.settings.get("grad_clip") or 0
     if clip > 0:
-        axes.axhline(clip, color=MUTED, linestyle="--", linewidth=1.1, label=f"clipped above {human_number(clip)}")
-    norms = frame[["grad_norm", "grad_norm_max"]].stack()
+        axes.axhline(clip, color=MUTED, linestyle=":", linewidth=1.1, label=f"clipped above {significant(clip)}")
+    norms = several(run, GRAD_NORM, GRAD_NORM_MAX).stack()
     if norms.min() > 0 and norms.max() > 20 * norms.min():
         log_scale(axes, pd.Series([*norms, clip]))
     else:
         axes.set_ylim(0, 1.1 * (max(norms.max(), clip) or 1))
-    draw_nonfinite(axes, frame)
+    draw_nonfinite(axes, run)
 
 
-@panel("Throughput of the whole job", "images per second", "samples_per_sec", "no throughput was recorded")
-def throughput(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    draw_line(axes, frame["samples_per_sec"], GREEN, "each epoch")
-    average = document["summary"].get("avg_throughput_sps")
-    if average:
+@panel("Throughput of the whole job", "images per second", SAMPLES_PER_SEC, "no throughput was recorded")
+def throughput(axes: Axes, run: RunData) -> None:
+    draw_line(axes, run.series(SAMPLES_PER_SEC), GREEN, "each epoch")
+    if average := over_epochs(run.rows, SAMPLES_PER_SEC):
         axes.axhline(average, color=MUTED, linestyle="--", linewidth=1.1, label=f"whole run: {average:,.1f}")
-    if frame["mfu"].notna().any():
-        axes.set_title(f"MFU {frame['mfu'].median():.1%} (median)", **NOTE)
-    axes.set_ylim(0, 1.15 * frame["samples_per_sec"].max() or 1)
+    if (mfu := over_epochs(run.rows, MFU)) is not None:
+        axes.set_title(f"MFU {MFU.text(mfu)} (median)", **NOTE)
+    axes.set_ylim(0, 1.15 * run.series(SAMPLES_PER_SEC).max() or 1)
 
 
-def no_memory(document: dict) -> str:
-    on_cpu = (document.get("environment") or {}).get("device") == "cpu"
-    return (
-        "no GPU: the run is on the CPU, so there is no GPU memory to show" if on_cpu else "no GPU memory was recorded"
-    )
+@panel("GPU memory, of the fullest GPU", "memory in GiB", GPU_MEM_PEAK_MB, "no GPU memory was recorded")
+def gpu_memory(axes: Axes, run: RunData) -> None:
+    held, peak, used = (run.series(m) / 1024 for m in (GPU_MEM_RESERVED_MB, GPU_MEM_PEAK_MB, GPU_MEM_ALLOCATED_MB))
+    draw_line(axes, held, MUTED, "reserved", linewidth=1.3, linestyle="--")
+    draw_line(axes, peak, PINK, f"peak, at most {significant(peak.max(), 4)}")
+    draw_line(axes, used, BLUE, "allocated", linestyle=":")
+    axes.set_ylim(0, 1.15 * np.nanmax([held.max(), peak.max(), used.max()]) or 1)
 
 
-@panel("GPU memory, of the fullest GPU", "GiB", "gpu_mem_peak_mb", no_memory)
-def gpu_memory(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    memory = frame[["gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"]] / 1024
-    peak = memory["gpu_mem_peak_mb"]
-    draw_line(axes, memory["gpu_mem_reserved_mb"], MUTED, "reserved", linewidth=1.3)
-    draw_line(axes, peak, PINK, f"peak, at most {human_number(peak.max(), 4)}")
-    draw_line(axes, memory["gpu_mem_allocated_mb"], BLUE, "allocated")
-    axes.set_ylim(0, 1.15 * memory.max().max() or 1)
+@panel("Distance of EMA and live weights", "L2 distance at the end of the epoch", EMA_DELTA_NORM, "not recorded")
+def ema_divergence(axes: Axes, run: RunData) -> None:
+    draw_line(axes, run.series(EMA_DELTA_NORM), BLUE)
+    axes.set_ylim(0, 1.15 * run.series(EMA_DELTA_NORM).max() or 1)
 
 
-@panel(
-    "Distance of EMA and live weights", "L2 norm at the end of the epoch", "ema_delta_norm", "no distance was recorded"
-)
-def ema_divergence(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    draw_line(axes, frame["ema_delta_norm"], BLUE)
-    axes.set_ylim(0, 1.15 * frame["ema_delta_norm"].max() or 1)
-
-
-@panel("Time of each epoch", "", "epoch_time_sec", "no epoch time was recorded")
-def epoch_timing(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    longest = frame["epoch_time_sec"].max()
+@panel("Time of each epoch", "", EPOCH_TIME_SEC, "no epoch time was recorded")
+def epoch_timing(axes: Axes, run: RunData) -> None:
+    longest = run.series(EPOCH_TIME_SEC).max()
     unit, scale = ("seconds", 1) if longest < 300 else ("minutes", 60) if longest < 18_000 else ("hours", 3600)
-    total = frame["epoch_time_sec"] / scale
-    training = (frame["train_time_sec"] / scale).clip(upper=total)
+    total = run.series(EPOCH_TIME_SEC) / scale
+    training = (run.series(TRAIN_TIME_SEC) / scale).clip(upper=total)
     draw_span(axes, training * 0, training, BLUE, "training", 0.85)
     draw_span(axes, training.fillna(0), total, ORANGE, "compiling, validation, evaluation, samples, saving", 0.85)
-    axes.set_ylabel(unit)
+    axes.set_ylabel(f"time in {unit}")
     axes.set_ylim(0, 1.1 * total.max() or 1)
-    axes.set_title(f"median {human_number(total.median(), 3)} {unit}", **NOTE)
+    axes.set_title(f"median {significant(total.median(), 3)} {unit}", **NOTE)
 
 
-@panel(
-    "Change of the training loss", "from one epoch to the next", "loss_change", "needs the loss of two epochs in a row"
-)
-def loss_derivative(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    change = frame["loss_change"]
+@panel("Change of the training loss", "change from one epoch to the next", LOSS_MEAN, NO_LOSS)
+def loss_derivative(axes: Axes, run: RunData) -> None:
+    loss = run.series(LOSS_MEAN)
+    change = loss.diff() / loss.index.to_series().diff()
+    if change.notna().sum() == 0:
+        return say(axes, "needs the loss of two epochs in a row")
     draw_span(axes, change.clip(upper=0), change * 0, GREEN, "falls", 0.85)
     draw_span(axes, change * 0, change.clip(lower=0), RED, "rises", 0.85)
     axes.axhline(0, color=MUTED, linewidth=0.9)
@@ -204,44 +225,39 @@ def loss_derivative(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
         axes.set_yscale("symlog", linthresh=10.0**small)
         axes.yaxis.set_major_locator(FixedLocator([*(-tick for tick in ticks), 0, *ticks]))
         axes.yaxis.set_minor_locator(NullLocator())
-    draw_nonfinite(axes, frame)
+    return draw_nonfinite(axes, run)
 
 
-@panel(
-    "Validation loss by noise level",
-    "mean squared error of the EMA weights",
-    BANDS[0],
-    "no loss by noise level was recorded",
-)
-def loss_by_noise_level(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    steps = (document.get("settings") or {}).get("diffusion_steps")
-    for number, (name, colour) in enumerate(zip(BANDS, (BLUE, GREEN, GOLD, PINK), strict=True)):
+@panel("Validation loss by noise level", f"{ERROR} of the EMA weights", BANDS[0], "no loss by noise level was recorded")
+def loss_by_noise_level(axes: Axes, run: RunData) -> None:
+    steps = run.settings.get("diffusion_steps")
+    for number, (metric, colour, line) in enumerate(zip(BANDS, (BLUE, GREEN, GOLD, PINK), LINES, strict=True)):
         which = {0: ", least noise", len(BANDS) - 1: ", most noise"}.get(number, "")
         label = f"band {number + 1}{which}"
         if steps:
             first, end = (-(-steps * edge // len(BANDS)) for edge in (number, number + 1))
             label = f"timesteps {first}{DASH}{end - 1}{which}"
-        draw_line(axes, frame[name].dropna(), colour, label)
-    values = frame[list(BANDS)]
+        draw_line(axes, run.series(metric).dropna(), colour, label, linestyle=line)
+    values = several(run, *BANDS)
     if (values > 0).to_numpy().any():
         log_scale(axes, values)
 
 
-@panel("Readability of drawn characters", "share", "rca", "no readability was measured")
-def readability(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    names = {"rca": (GREEN, "RCA: Top-1 relative to test images"), "top1": (BLUE, "Top-1"), "top5": (MUTED, "Top-5")}
-    for name, (colour, label) in names.items():
-        if frame[name].notna().any():
-            draw_line(axes, frame[name].dropna(), colour, label)
-    draw_best(axes, frame["rca"], GREEN, "RCA", ".3f", largest=True)
-    axes.set_ylim(0, 1.04 * max(1, frame[list(names)].max().max()))
+@panel("Readability of drawn characters", "share, or ratio of shares", RCA, "no readability was measured")
+def readability(axes: Axes, run: RunData) -> None:
+    looks = {RCA: (GREEN, "RCA: Top-1 relative to test images"), TOP1: (BLUE, TOP1.label), TOP5: (MUTED, TOP5.label)}
+    for (metric, (colour, label)), line in zip(looks.items(), LINES, strict=False):
+        if run.series(metric).notna().any():
+            draw_line(axes, run.series(metric).dropna(), colour, label, linestyle=line)
+    draw_best(axes, run.curve(RCA), GREEN, RCA.label)
+    axes.set_ylim(0, 1.04 * max(1, several(run, *looks).max().max()))
 
 
-@panel("Fréchet distance to test images", "in the classifier's features", "fid_features", "no distance was measured")
-def feature_distance(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
-    distance = frame["fid_features"].dropna()
+@panel("Fréchet distance to test images", "distance in the classifier's features", FID_FEATURES, "not measured")
+def feature_distance(axes: Axes, run: RunData) -> None:
+    distance = run.series(FID_FEATURES).dropna()
     draw_line(axes, distance, ORANGE)
-    draw_best(axes, frame["fid_features"], ORANGE, "distance", ".3g")
+    draw_best(axes, run.curve(FID_FEATURES), ORANGE, "distance")
     if distance.min() > 0 and distance.max() > 8 * distance.min():
         log_scale(axes, distance)
     else:

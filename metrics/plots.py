@@ -1,4 +1,4 @@
-"""The plots of a run, drawn from the document of `training_metrics.json` and nothing else.
+"""The plots of a run, drawn from its figures and nothing else.
 
 A plot is a panel or two (`metrics/plot_panels.py`) on a figure of their own; the dashboard is most of them on one.
 """
@@ -7,72 +7,58 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
 from ddpm.run.files import atomic_write
-from ddpm.run.metrics import names
+from ddpm.run.format import DASH
+from ddpm.run.metrics import LOSS_MEAN, SAMPLES_PER_SEC, VAL_LOSS_EMA, names
 from metrics.plot_panels import MEASURED, PANELS
-from metrics.run_data import epochs_frame, planned_epochs
-from metrics.style import (
-    DASH,
-    MUTED,
-    STYLE,
-    device_words,
-    headed_figure,
-    png,
-    shown,
-)
+from metrics.run_data import RunData
+from metrics.sections import machine
+from metrics.style import MUTED, STYLE, headed_figure, png
+from metrics.trends import best, over_epochs
 
 PLOTS = (*PANELS, "dashboard")
-NEEDS = {name: names(group=name) for name in ("loss_by_noise_level", "quality")}  # plot: its columns
+NEEDS = {name: names(group=name) for name in MEASURED}  # plot: its columns
+TITLES = {
+    **{name: panel.title for name, panel in PANELS.items()},
+    **{name: " and ".join(panel.title for panel in panels) for name, panels in MEASURED.items()},
+    "dashboard": "The run at a glance",
+}
 
 
-def plots_of(frame: pd.DataFrame) -> tuple[str, ...]:
-    """The plots that a run has: the 11 of every run, and those of what was measured in it besides."""
-    return PLOTS + tuple(name for name, columns in NEEDS.items() if frame[list(columns)].notna().to_numpy().any())
+def plots_of(run: RunData) -> tuple[str, ...]:
+    """The plots that a run has: the 11 of every run with an epoch, and those of what was measured in it besides."""
+    if not run.rows:
+        return ()
+    measured = (name for name, columns in NEEDS.items() if run.frame[list(columns)].notna().to_numpy().any())
+    return (*PLOTS, *measured)
 
 
-def stopped_early(document: dict) -> bool:
-    """Has the run finished before all of its epochs were done, as --early-stop-patience asks?"""
-    rows, planned = document["epochs"], planned_epochs(document)
-    return document["state"] == "finished" and bool(rows and planned) and rows[-1]["epoch"] < planned
-
-
-def new_figure(width: float, height: float, frame: pd.DataFrame, document: dict) -> Figure:
+def new_figure(width: float, height: float, run: RunData) -> Figure:
     """A figure (inches) headed by the run's name, how far it is and what it ran on."""
-    state = "stopped early" if stopped_early(document) else document["state"].replace("running", "in progress")
-    done = f"{frame.index[-1] if len(frame) else 0} of {planned_epochs(document) or '?'} epochs, {state}"
-    precision = (document.get("environment") or {}).get("precision")
-    line = "  ·  ".join(part for part in (done, device_words(document), precision) if part)
-    return headed_figure(width, height, document, line)
+    state = "stopped early" if run.stopped_early else run.document["state"].replace("running", "in progress")
+    done = f"{run.last.get('epoch', 0)} of {run.planned_epochs or '?'} epochs, {state}"
+    line = "  ·  ".join(part for part in (done, machine(run), run.environment.get("precision")) if part)
+    return headed_figure(width, height, run.document, line)
 
 
-def draw_plot(name: str, frame: pd.DataFrame, document: dict) -> Figure:
+def draw_plot(name: str, run: RunData) -> Figure:
     """A plot's panels, mostly one, on a figure of their own."""
     panels = MEASURED.get(name) or (PANELS[name],)
-    figure = new_figure(10 if len(panels) == 1 else 13, 5, frame, document)
+    figure = new_figure(10 if len(panels) == 1 else 13, 5, run)
     for place, panel in enumerate(panels, 1):
-        panel(figure.add_subplot(1, len(panels), place), frame, document)
+        panel(figure.add_subplot(1, len(panels), place), run)
     return figure
 
 
-def draw_dashboard(frame: pd.DataFrame, document: dict) -> Figure:
-    """The run at a glance: key figures of the summary, then the panels."""
-    figure = new_figure(16, 11.6, frame, document)
+def draw_dashboard(run: RunData) -> Figure:
+    """The run at a glance: its key figures, then the panels."""
+    figure = new_figure(16, 11.6, run)
     grid = figure.add_gridspec(4, 3, height_ratios=[0.34, 1.15, 1, 1])
-    summary = document["summary"]
-    best_val, speed = summary.get("best_val_loss_ema"), summary.get("avg_throughput_sps")
-    tiles = {
-        f"best loss, epoch {summary.get('best_epoch') or DASH}": shown(summary.get("best_loss"), ".5f"),
-        f"best validation, EMA, epoch {summary.get('best_val_epoch') or DASH}": shown(best_val, ".5f"),
-        "images per second": shown(speed, ",.1f"),
-        "images seen": shown(summary.get("total_samples"), ",.0f"),
-        "time": summary.get("total_time_human") or DASH,
-    }
-    row = grid[0, :].subgridspec(1, len(tiles))
-    for place, (label, value) in zip(row, tiles.items(), strict=True):
+    row = grid[0, :].subgridspec(1, 5)
+    for place, (label, value) in zip(row, _tiles(run).items(), strict=True):
         axes = figure.add_subplot(place)
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.65, value, ha="center", va="center", fontsize=17, fontweight="bold", transform=axes.transAxes)
@@ -83,22 +69,35 @@ def draw_dashboard(frame: pd.DataFrame, document: dict) -> Figure:
         "throughput": grid[3, 0], "gpu_memory": grid[3, 1], "epoch_timing": grid[3, 2],
     }  # fmt: skip
     for name, place in places.items():
-        PANELS[name](figure.add_subplot(place), frame, document)
+        PANELS[name](figure.add_subplot(place), run)
     return figure
 
 
-def make_plots(document: dict, folder: Path) -> list[Path]:
-    """Draw the plots of `document` as PNG files in `folder`, each replaced in one step; returns their paths.
+def _tiles(run: RunData) -> dict[str, str]:
+    """The key figures, by what they are."""
+    found = {}
+    for metric, what in ((LOSS_MEAN, "best loss"), (VAL_LOSS_EMA, "best validation, EMA")):
+        point = best(run.curve(metric))
+        found[f"{what}, epoch {point.epoch if point else DASH}"] = metric.text(point and point.value)
+    return found | {
+        "images per second": SAMPLES_PER_SEC.text(over_epochs(run.rows, SAMPLES_PER_SEC)),
+        "images seen": f"{run.summary.get('total_samples') or 0:,}",
+        "time of these epochs": run.summary.get("total_time_human") or DASH,
+    }
+
+
+def make_plots(run: RunData) -> list[Path]:
+    """Draw the plots of a run as PNG files in its folder, each replaced in one step; returns their paths.
 
     Raises:
-        OSError: `folder` cannot be made or written.
+        OSError: the folder cannot be made or written.
     """
+    folder = run.paths.plots
     folder.mkdir(parents=True, exist_ok=True)
-    frame = epochs_frame(document)
     paths = []
     with style.context(STYLE):
-        for name in plots_of(frame):
-            figure = draw_dashboard(frame, document) if name == "dashboard" else draw_plot(name, frame, document)
+        for name in plots_of(run):
+            figure = draw_dashboard(run) if name == "dashboard" else draw_plot(name, run)
             paths.append(folder / f"{name}.png")
-            atomic_write(paths[-1], png(figure, document, name))
+            atomic_write(paths[-1], png(figure, run.document, name))
     return paths

@@ -140,6 +140,19 @@ class RunData:
         """The rows by epoch, every column of figures there, as floats; NaN where nothing was measured."""
         return epochs_frame(self.rows)
 
+    def series(self, metric: Metric) -> pd.Series:
+        """A figure by epoch, as floats; NaN where it was not measured."""
+        return self.frame[metric.name]
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why the run finished before all of its epochs were done, as --early-stop-patience asks; None if not so."""
+        planned = self.planned_epochs
+        if self.document.get("state") != "finished" or not (self.rows and planned) or self.last["epoch"] >= planned:
+            return None
+        why = (self.status.get("message") or "").partition(": ")[2] if self.status.get("state") == "finished" else ""
+        return why or "it has stopped improving"
+
     @cached_property
     def starts(self) -> list[Start]:
         """The starts that trained, the oldest first."""

@@ -16,7 +16,10 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ddpm.run.config import data_words
-from ddpm.run.format import significant
+from ddpm.run.format import plural, significant
+from ddpm.run.metrics import NONFINITE_STEPS, STEP
+from metrics.run_data import RunData
+from metrics.trends import Curve, best
 
 PAGE, PANEL, GRID, TEXT, MUTED = "#0d1117", "#131a24", "#263041", "#e6edf3", "#95a2b3"
 BLUE, ORANGE, GREEN, PURPLE, PINK, RED = "#4ea1ff", "#ffa14a", "#4fd6a0", "#b392f0", "#ff7eb6", "#ff5c5c"
@@ -87,20 +90,19 @@ def draw_span(axes: Axes, low: pd.Series, high: pd.Series, colour: str, label: s
     axes.fill_between(x, bottom.ravel(), top.ravel(), color=colour, alpha=alpha, linewidth=0, label=label)
 
 
-def draw_best(axes: Axes, series: pd.Series, colour: str, name: str, form: str = ".5f", largest: bool = False) -> None:
-    """A star at the smallest (or largest) value, which the legend spells out."""
-    if series.notna().any():
-        epoch = series.idxmax() if largest else series.idxmin()
-        value = series[epoch]
-        label = f"best {name}: {value:{form}}, epoch {epoch}"
+def draw_best(axes: Axes, curve: Curve, colour: str, name: str) -> None:
+    """A star at the best value, which the legend spells out."""
+    if point := best(curve):
+        label = f"best {name}: {curve.metric.text(point.value)}, epoch {point.epoch}"
         star = {"markersize": 13, "markeredgecolor": PAGE, "markeredgewidth": 0.9, "linestyle": "none", "zorder": 5}
-        axes.plot(epoch, value, "*", color=colour, label=label, **star)
+        axes.plot(point.epoch, point.value, "*", color=colour, label=label, **star)
 
 
-def draw_restarts(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
+def draw_restarts(axes: Axes, run: RunData) -> None:
     """A dotted line where the job was started again: by its step, with each epoch half to the left of its mark."""
-    steps = [start["step"] for start in (document.get("starts") or [])[1:] if start.get("step") is not None]
-    known = frame["step"].dropna()
+    starts = run.document.get("starts") or []
+    steps = [start["step"] for start in starts[1:] if start.get("step") is not None]
+    known = run.series(STEP).dropna()
     if not steps or known.empty:
         return
     first = known.index[0]
@@ -110,11 +112,11 @@ def draw_restarts(axes: Axes, frame: pd.DataFrame, document: dict) -> None:
         axes.axvline(place, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.3, label=None if index else label, zorder=1)
 
 
-def draw_nonfinite(axes: Axes, frame: pd.DataFrame) -> None:
+def draw_nonfinite(axes: Axes, run: RunData) -> None:
     """Red triangles along the bottom: the epochs in which a step was skipped for a gradient that was not finite."""
-    counts = frame["nonfinite_steps"][frame["nonfinite_steps"] > 0]
+    counts = run.series(NONFINITE_STEPS)[run.series(NONFINITE_STEPS) > 0]
     if not counts.empty:
-        label = "1 non-finite step" if counts.sum() == 1 else f"{counts.sum():,.0f} non-finite steps"
+        label = f"{plural(int(counts.sum()), 'non-finite step')}"
         place = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 6, "linestyle": "none"}
         axes.plot(counts.index, np.full(len(counts), 0.02), "^", color=RED, markersize=6, label=label, **place)
 

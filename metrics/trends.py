@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ddpm.run.metrics import Metric
+from ddpm.run.metrics import TRAIN_IMAGES, TRAIN_TIME_SEC, Metric
 
 SMOOTH = 5  # measured values that a smoothed one is the mean of
 WINDOW = 10  # measured values at most that the present slope is of
@@ -23,6 +23,7 @@ PLACES = 200  # where a phase may end: after each value, or in a longer curve at
 WIGGLE = 0.002  # relative deviations from a straight line below this are no reason for another phase
 FAST = 0.05  # relative change per epoch: more is a fast descent
 FLAT, FLAT_IN_ALL = 0.001, 0.05  # relative change per epoch, and over all of a phase: less is a plateau
+FLAT_NOW = 0.01  # relative change over the latest values: less, and they are a plateau
 UNSURE = 0.005  # standard error per epoch: an insignificant slope is a plateau below it, above it nothing is known
 RECENT = 3  # values that the medians of `gap` are of
 
@@ -149,6 +150,23 @@ def best(curve: Curve) -> Point | None:
     return curve.point(int(curve.costs.argmin())) if len(curve) else None
 
 
+def over_epochs(rows: Sequence[Mapping[str, Any]], metric: Metric) -> float | None:
+    """The figure of the whole run, as `metric.over_epochs` has it; None if nothing was measured.
+
+    `images_per_second` is all images over all seconds of training, in the epochs that have both.
+    """
+    if metric.over_epochs == "images_per_second":
+        pairs = [(TRAIN_IMAGES.of(row), TRAIN_TIME_SEC.of(row)) for row in rows]
+        pairs = [(images, seconds) for images, seconds in pairs if images is not None and seconds]
+        return sum(images for images, _ in pairs) / sum(seconds for _, seconds in pairs) if pairs else None
+    curve = Curve.of(rows, metric)
+    if not len(curve):
+        return None
+    if metric.over_epochs == "best":
+        return best(curve).value
+    return curve.last.value if metric.over_epochs == "last" else float(getattr(np, metric.over_epochs)(curve.values))
+
+
 def best_smoothed(curve: Curve) -> Smoothed | None:
     """The best mean of `SMOOTH` measured values in a row; None if there are fewer."""
     if len(curve) < SMOOTH:
@@ -191,12 +209,17 @@ def slope(curve: Curve) -> Slope | None:
     return _fit(curve.epochs, curve.values) if len(curve) >= 3 else None
 
 
-def phases(curve: Curve) -> list[Phase]:
+def phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) -> list[Phase]:
     """The phases of a curve of positive values (others are left out), found from it alone.
 
     At most `MOST` straight lines are fitted to its logarithm, each to `SHORTEST` values or more, by least squares over
     all places where they may meet (Bellman 1961); how many is decided by the Bayesian information criterion (Schwarz
-    1978). Neighbours of one kind become one phase. Empty if there are fewer than `SHORTEST` values.
+    1978). Neighbours of one kind become one phase. Where the latest values stand still, they are a plateau of their
+    own, however the line through them began. Empty if there are fewer than `SHORTEST` values.
+
+    Args:
+        window, flat_now: the latest values are a plateau if the line through at least `window` of them changes by a
+            smaller share than `flat_now`.
     """
     curve = curve[curve.values > 0]
     if len(curve) < SHORTEST:
@@ -208,7 +231,16 @@ def phases(curve: Curve) -> list[Phase]:
         if found and found[-1][2] == kind:
             start = found.pop()[0]
         found.append((start, end, kind))
-    return [_phase(curve[start:end]) for start, end, _ in found]
+    standing = _standing_since(curve, window, flat_now)
+    if standing is not None and found[-1][2] != "plateau":
+        found = [(start, min(end, standing), kind) for start, end, kind in found if standing - start >= SHORTEST]
+        found.append((found[-1][1] if found else 0, len(curve), "plateau"))
+    return [_phase(curve[start:end], kind) for start, end, kind in found]
+
+
+def rate_words(rate: Slope) -> str:
+    """A relative change per epoch: `-0.11 % ± 0.0004 % per epoch`."""
+    return f"{100 * rate.value:+.3g} % ± {100 * rate.error:.2g} % per epoch"
 
 
 def forecast(curve: Curve, target: float) -> TargetForecast:
@@ -270,11 +302,21 @@ def _kind(rate: Slope) -> str:
     return "fast descent" if rate.value < -FAST else "slow descent"
 
 
-def _phase(curve: Curve) -> Phase:
-    rate, values = _rate(curve), curve.values
-    return Phase(
-        _kind(rate), rate, float(values[0]), float(values[-1]), float(values.mean()), float(values.std(ddof=1))
-    )
+def _standing_since(curve: Curve, window: int, flat_now: float) -> int | None:
+    """Where the longest part at the end begins that stands still; None if the latest `window` values do not."""
+    since = None
+    for start in range(len(curve) - max(window, SHORTEST), -1, -1):
+        rate = _rate(curve[start:])
+        if abs(rate.value) * (rate.last - rate.first) >= flat_now or rate.error >= UNSURE:
+            break
+        since = start
+    return since
+
+
+def _phase(curve: Curve, kind: str) -> Phase:
+    values = curve.values
+    mean, deviation = float(values.mean()), float(values.std(ddof=1))
+    return Phase(kind, _rate(curve), float(values[0]), float(values[-1]), mean, deviation)
 
 
 def _edges(x: np.ndarray, y: np.ndarray) -> list[int]:

@@ -14,8 +14,9 @@ from functools import partial
 import pytest
 
 from ddpm.run.paths import RunPaths
-from metrics.live.gpus import GpuSampler, read_gpus
-from metrics.live.status import TAIL_BYTES, StatusPublisher, read_epochs, read_events, read_status
+from metrics.files import TAIL_BYTES, read_epochs, read_events, read_gpus, read_status
+from metrics.live.gpus import GpuSampler
+from metrics.live.status import StatusPublisher
 
 
 @pytest.fixture

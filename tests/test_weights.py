@@ -17,7 +17,7 @@ from ddpm.training.checkpoint import STATE, WEIGHTS, amend, inspect
 from metrics.health.checker import main
 from metrics.health.tensors import read_weights
 from metrics.health.thresholds import Thresholds
-from metrics.health.weights import weights_section
+from metrics.health.weights import weights_component
 from tests.conftest import SMALL, preset
 from tests.savers import Saver, flip_a_bit
 from tests.test_health import RUN, learning, publish
@@ -62,7 +62,7 @@ def poison(folder: Path, change: Callable[[dict], None], file: str = STATE) -> N
 
 def judged(folder: Path, limits: Thresholds = LIMITS) -> dict[str, str]:
     """What is said of the weights, and how bad it is."""
-    section = weights_section(read_weights(folder, limits), folder.name, limits)
+    section = weights_component(read_weights(folder, limits), folder.name, limits)
     return {finding.note: finding.status for finding in section.findings}
 
 
@@ -141,7 +141,7 @@ def test_constant_tensors_are_normal_at_the_start_only(checkpoint: Path) -> None
 def test_nan_in_a_whole_checkpoint_makes_the_run_unhealthy(checkpoint: Path, capsys) -> None:
     root = ["--output-root", str(checkpoint.parents[2])]
     assert main([RUN, *root]) == 0
-    assert "1 whole checkpoint(s)" in capsys.readouterr().out
+    assert "1 whole checkpoint" in capsys.readouterr().out
     poison(checkpoint, fill("conv_out.weight", float("nan")))
     assert main([RUN, *root, "--checkpoint", checkpoint.name, "--json"]) == 2
     answer = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)

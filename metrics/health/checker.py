@@ -1,5 +1,6 @@
-"""Is the run healthy? Its progress, losses, GPUs, speed, data, model, checkpoints and weights, judged from what it has
-published: of a run that has finished, goes on or has died, from any shell or node that sees its files.
+"""Is the run healthy? Checks its progress, losses, GPUs, speed, data, model, checkpoints and weights.
+
+Works on running, finished and crashed runs, from any machine that can read the run's folder.
 
 python -m metrics.health RUN [--watch | --json] [--checkpoint step_…] [--threshold name=value …] [--output-root DIR]
 
@@ -25,134 +26,96 @@ from rich.live import Live
 from ddpm.run import cli, kinds
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real, why
-from ddpm.run.format import number
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import flush
+from metrics.files import read_json
 from metrics.health import checks
 from metrics.health.files import CheckpointReader, data, model
 from metrics.health.losses import losses
-from metrics.health.page import Health, to_console, to_json, to_markdown, to_table, verdict
+from metrics.health.page import Health, reasons, to_console, to_json, to_page, to_table, verdict
 from metrics.health.speed import performance
 from metrics.health.thresholds import Thresholds, parse_thresholds
-from metrics.live.status import read_json
-from metrics.run_state import CLOCK_SKEW, RunReader, RunState
+from metrics.page import to_markdown
+from metrics.run_data import CLOCK_SKEW, RunData, RunReader
+from metrics.tracker import jsonable
 
 LOOK_AGAIN = 5.0  # seconds between two looks of --watch
 BEAT = 6.0  # seconds in which a living run renews its heartbeat
 PLAIN_WIDTH = 120  # columns where there is no terminal to ask
-PARTS = ("settings", "environment", "model", "data_summary")
 
 
-def in_one_word(state: RunState, settings: dict[str, Any] | None = None) -> str:
-    """`healthy`, `warnings` or `unhealthy`: the verdict on the published files alone (progress, losses, GPUs, speed).
-
-    Cheap enough to be asked every second: no file is read, no checkpoint opened. `settings` are the run's, if known.
-    """
-    return verdict(_published(state, None, settings or {}, Thresholds()))
-
-
-def _published(
-    state: RunState, starts: list[dict[str, Any]] | None, settings: dict[str, Any], limits: Thresholds
-) -> list[checks.Section]:
-    rows = _rows(state)
-    return [
-        checks.progress(state, starts, limits),
-        losses(rows, settings, limits, state.ended),
-        checks.gpus(state, limits),
-        performance(rows, limits),
-    ]
+def verdict_of(run: RunData) -> tuple[str, str | None]:
+    """`healthy`, `warnings` or `unhealthy`, and the worst finding if it is not healthy: the verdict on the published
+    files alone (progress, losses, GPUs, speed). Cheap enough to be asked every second: no file is read."""
+    components = _published(run, Thresholds())
+    return verdict(components), next(iter(reasons(components)), None)
 
 
-def _rows(state: RunState) -> list[dict[str, Any]]:
-    return [row for row in state.epochs if number(row.get("epoch")) is not None]
+def _published(run: RunData, limits: Thresholds) -> list[checks.Component]:
+    return [checks.progress(run, limits), losses(run, limits), checks.gpus(run, limits), performance(run, limits)]
 
 
 class HealthChecker:
-    """Looks at a run, again and again if need be; what has not changed is not read again.
+    """Checks a run, again and again if need be; what has not changed is not read again.
 
     Args:
-        checkpoint: whose weights are looked at; the newest one if left out.
+        checkpoint: whose weights are examined; the newest one if left out.
     """
 
     def __init__(self, paths: RunPaths, limits: Thresholds, checkpoint: Path | None = None) -> None:
         self._paths, self._limits, self._checkpoint = paths, limits, checkpoint
-        self._reader, self._checkpoints = RunReader(paths), CheckpointReader(paths)
-        self._data: tuple[Any, checks.Section] | None = None
-        self._weights: tuple[Any, checks.Section, dict[str, Any] | None] | None = None
+        self._reader, self._checkpoints = RunReader(paths, limits=limits.of_liveness), CheckpointReader(paths)
+        self._data: tuple[Any, checks.Component] | None = None
+        self._weights: tuple[Any, checks.Component, dict[str, Any] | None] | None = None
         self.ended = False
 
-    def look(self) -> Health:
+    def check(self) -> Health:
         """The run's health now."""
-        state, limits = self._state(), self._limits
-        self.ended = state.ended
-        document, damaged = self._document()
-        settings, rows = document["settings"], _rows(state)
+        run, limits = self._read(), self._limits
+        self.ended = run.ended
         chosen = self._checkpoint or self._checkpoints.newest()
-        sections = _published(state, document["starts"], settings, limits)
-        sections[0].findings.extend(damaged)
-        sections += [self._data_section(document, chosen), model(document, rows, state)]
-        sections.append(self._checkpoints.section(rows, settings, chosen))
-        weights, figures = self._weights_section(chosen)
-        return Health(
-            run=self._paths.run,
-            data=document.get("data") or (state.status or {}).get("data"),
-            state="silent" if state.dead else str((state.status or {}).get("state") or "not known"),
-            place=checks.place(state, "epoch"),
-            when=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            again=self._paths.command("python -m metrics.health"),
-            sections=[*sections, weights],
-            limits=limits,
-            checkpoint=chosen.name if chosen else None,
-            weights=figures,
-        )
+        components = [*_published(run, limits), self._data_component(run, chosen), model(run)]
+        components.append(self._checkpoints.component(run, chosen))
+        weights, figures = self._weights_component(chosen)
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.now))
+        return Health(run, now, [*components, weights], limits, chosen.name if chosen else None, figures)
 
-    def _document(self) -> tuple[dict[str, Any], list[checks.Finding]]:
-        """What training_metrics.json holds, empty where there is none, and what is wrong with it."""
-        from metrics.run_data import load_document  # with pandas, which the dashboard's one word does without
-
-        try:
-            document = load_document(self._paths)
-        except RequestError as error:
-            empty = {**{name: {} for name in PARTS}, "starts": []}
-            return empty, [checks.warning(str(error))] if os.path.lexists(self._paths.json) else []
-        return document, [checks.warning(document["damaged"])] if document["damaged"] else []
-
-    def _state(self) -> RunState:
-        """The published state. A heartbeat that is only a little too old may be a clock's fault: does it beat?"""
-        state = self._reader.read()
-        if not state.ended and 0 < state.heartbeat_age - self._limits.heartbeat_sec < CLOCK_SKEW:
+    def _read(self) -> RunData:
+        """The run. A heartbeat that is only a little too old may be a clock's fault: does it beat?"""
+        run = self._reader.read()
+        if not run.ended and 0 < run.heartbeat_age - self._limits.heartbeat_sec < CLOCK_SKEW:
             time.sleep(BEAT)
-            state = self._reader.read()
-        return state
+            run = self._reader.read()
+        return run
 
-    def _data_section(self, document: dict[str, Any], chosen: Path | None) -> checks.Section:
+    def _data_component(self, run: RunData, chosen: Path | None) -> checks.Component:
         identity = ((read_json(chosen / "meta.json") if chosen else None) or {}).get("identity")
         identity = kinds.mapping(kinds.text)(identity)
-        key = (document.get("data"), document["data_summary"], document["settings"].get("data_root"), identity)
+        key = (run.data, run.document.get("data_summary"), run.settings.get("data_root"), identity)
         if self._data is None or self._data[0] != key:
-            self._data = key, data(document, identity, self._limits)
+            self._data = key, data(run, identity, self._limits)
         return self._data[1]
 
-    def _weights_section(self, chosen: Path | None) -> tuple[checks.Section, dict[str, Any] | None]:
+    def _weights_component(self, chosen: Path | None) -> tuple[checks.Component, dict[str, Any] | None]:
         if chosen is None:
-            return checks.Section("weights", [checks.Finding("–", "no checkpoint to look into")]), None
+            return checks.Component("weights", [checks.fact("no checkpoint to examine")]), None
         from metrics.health.tensors import read_weights  # with torch, which the dashboard does without
-        from metrics.health.weights import weights_section
+        from metrics.health.weights import weights_component
 
         try:
             if problem := self._checkpoints.problem(chosen):
-                raise RequestError(f"not looked into: {problem}")
+                raise RequestError(f"not examined: {problem}")
             key = (chosen, [path.stat().st_mtime_ns for path in sorted(chosen.rglob("*"))])
             if self._weights is None or self._weights[0] != key:
                 weights = read_weights(chosen, self._limits)
-                section = weights_section(weights, chosen.name, self._limits)
-                self._weights = key, section, weights.to_dict()
+                component = weights_component(weights, chosen.name, self._limits)
+                self._weights = key, component, jsonable(weights.to_dict())
         except (RequestError, OSError) as error:
             if not os.path.lexists(chosen):
-                note = f"{chosen.name} was removed by the run while it was being read: look again"
-                return checks.Section("weights", [checks.Finding("–", note)]), None
+                note = f"{chosen.name} was removed by the run while it was being read: check again"
+                return checks.Component("weights", [checks.fact(note)]), None
             words = why(error) if isinstance(error, OSError) else str(error)
-            return checks.Section("weights", [checks.Finding("unhealthy", words)]), None
+            return checks.Component("weights", [checks.unhealthy(words)]), None
         return self._weights[1:]
 
 
@@ -175,7 +138,7 @@ def write_page(paths: RunPaths, health: Health) -> str | None:
     """Write health.md beside the report; why it could not be written, if so: the check goes on all the same."""
     page = paths.health
     try:
-        atomic_write(page, to_markdown(health))
+        atomic_write(page, to_markdown(to_page(health), paths.metrics))
     except OSError as error:
         return f"warning: {page} could not be written ({error.strerror or error}); the check goes on without it"
     return None
@@ -185,16 +148,16 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH, color_system=None)
 
 
-def _watch(paths: RunPaths, examiner: HealthChecker, seconds: float) -> Health | None:
+def _watch(paths: RunPaths, checker: HealthChecker, seconds: float) -> Health | None:
     """Show the overview until Ctrl-C or the run's end; the last check, None if there was no time for one."""
     console, health = _console(), None
     terminal = console.is_terminal
     try:
         with Live(console=console, auto_refresh=False) if terminal else nullcontext() as live:
-            while health is None or not examiner.ended:
+            while health is None or not checker.ended:
                 if health:
                     time.sleep(seconds)
-                health = examiner.look()
+                health = checker.check()
                 problem = write_page(paths, health)
                 live.update(to_table(health), refresh=True) if live else console.print(to_table(health))
                 if problem:
@@ -225,11 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
     options = parser.parse_args(arguments)
     limits, paths = parse_thresholds(options.threshold), find_run(options.run, options.output_root)
-    examiner = HealthChecker(paths, limits, find_checkpoint(paths, options.checkpoint))
+    checker = HealthChecker(paths, limits, find_checkpoint(paths, options.checkpoint))
     if options.watch:
-        health = _watch(paths, examiner, LOOK_AGAIN)
+        health = _watch(paths, checker, LOOK_AGAIN)
         return health.exit_code if health else 130
-    health = examiner.look()
+    health = checker.check()
     problem = write_page(paths, health)
     try:
         _print(health, options.json, None if problem else paths.health)
@@ -242,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print(health: Health, as_json: bool, page: Path | None) -> None:
     if as_json:
-        print(json.dumps(to_json(health), indent=2, allow_nan=False))
+        print(json.dumps(jsonable(to_json(health)), indent=2, allow_nan=False))
     else:
         console = _console()
         with console.capture() as told:  # as Rich ends the process itself where nobody reads on

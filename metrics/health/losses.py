@@ -7,273 +7,219 @@ the live ones: between those, trends are compared, not levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ddpm.run.format import number
-from ddpm.run.metrics import METRICS, names
-from metrics.health.checks import Finding, Section, Status, Table, column, fact, healthy, shown, unhealthy, warning
+from ddpm.run.format import plural
+from ddpm.run.metrics import (
+    EPOCH,
+    GRAD_NORM,
+    GRAD_NORM_MAX,
+    LOSS_MAX,
+    LOSS_MEAN,
+    LOSS_MEDIAN,
+    LR,
+    NONFINITE_STEPS,
+    RCA,
+    STEP,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    VAL_LOSS_SWA,
+    Metric,
+    headline,
+    select,
+)
+from metrics import trends
+from metrics.health.checks import Component, fact, healthy, unhealthy, warning
 from metrics.health.thresholds import Thresholds
-from metrics.health.trend import trend
+from metrics.page import Finding, Status, Table
+from metrics.run_data import RunData
 
 LAST = 10  # epochs in the table
-SERIES = {name: METRICS[name].label for name in names(group="loss", selectable=True)}
-COLUMNS = ("epoch", "loss_mean", "val_loss", "val_loss_ema", "lr", "grad_norm", "grad_norm_max", "nonfinite_steps")
+SERIES = select(group="loss", selectable=True)
+COLUMNS = (EPOCH, LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA, LR, GRAD_NORM, GRAD_NORM_MAX, NONFINITE_STEPS)
+JUDGED: dict[str, Status] = {"fast descent": "healthy", "slow descent": "healthy", "rising": "warning"}
 
 
-def losses(rows: Sequence[dict[str, Any]], settings: dict[str, Any], limits: Thresholds, ended: bool) -> Section:
-    """The key observations. `rows`: those of training_metrics.csv; `settings`: the run's, as far as they are known."""
-    if not rows:
-        return Section("losses", [fact("no epoch is done yet")])
-    found = [*_useless(rows, settings, limits), *_diverged(rows, limits)]
-    found += _overfit(rows, limits) or _degraded(rows, limits)
-    found += [*_finite(rows, settings, limits), *_trends(rows, limits), *_spikes(rows, limits)]
-    found += _average(rows, settings, limits, ended)
-    found += [*_rate(rows), *_gradients(rows, settings), *_quality(rows, limits)]
-    columns = [METRICS[name] for name in COLUMNS]
-    cells = [[metric.text(row.get(metric.name)) for metric in columns] for row in rows[-LAST:]]
-    heads = [metric.heading for metric in columns]
-    return Section("losses", found, [Table(f"The last {len(cells)} epoch(s)", heads, cells)])
+def losses(run: RunData, limits: Thresholds) -> Component:
+    """The key observations."""
+    if not run.rows:
+        return Component("losses", [fact("no epoch has figures" if run.ended else "no epoch is done yet")])
+    found = [*_useless(run, limits), *_diverged(run, limits)]
+    found += _overfit(run, limits) or _degraded(run, limits)
+    found += [*_finite(run, limits), *_trends(run, limits), *_spikes(run, limits)]
+    found += [*_average(run, limits), *_rate(run), *_gradients(run), *_quality(run, limits)]
+    cells = [[metric.text_of(row) for metric in COLUMNS] for row in run.rows[-LAST:]]
+    title = f"The last {plural(len(cells), 'epoch')}"
+    return Component("losses", found, [Table(title, [metric.heading for metric in COLUMNS], cells, numbers=True)])
 
 
-def _known(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of a column where it is a number."""
-    values = column(rows, name)
-    return column(rows, "epoch")[np.isfinite(values)].astype(int), values[np.isfinite(values)]
+def _first_measured(run: RunData, *metrics: Metric) -> trends.Curve:
+    """The curve of the first of `metrics` that has values; an empty one if none has."""
+    return next((curve for metric in metrics if len(curve := run.curve(metric))), trends.Curve.of([], metrics[0]))
 
 
-def _finite(rows: Sequence[dict[str, Any]], settings: dict[str, Any], limits: Thresholds) -> list[Finding]:
-    counted = np.isfinite(column(rows, "nonfinite_steps")).any()
-    skipped, steps = np.nan_to_num(column(rows, "nonfinite_steps")), column(rows, "step")
-    found, window = [], slice(-limits.window, None)
-    per_epoch = np.diff(steps, prepend=0.0)
-    share = skipped[window].sum() / max(np.nansum(per_epoch[window]), 1)
-    if skipped.any():
-        worst = int(skipped.argmax())
-        late = skipped[1:][window].any()
-        kind: Status = "unhealthy" if share > limits.nonfinite_share else "warning" if late else "–"
-        found.append(
-            Finding(
-                kind,
-                f"{skipped.sum():.0f} step(s) skipped because the gradient was not finite, most in "
-                f"epoch {rows[worst].get('epoch')} ({skipped[worst]:.0f}); {share:.2%} of the steps of the "
-                f"last {len(rows[window])} epoch(s) (limit {limits.nonfinite_share:.0%})",
-            )
-        )
-    elif counted:
+def _finite(run: RunData, limits: Thresholds) -> list[Finding]:
+    found = []
+    skipped = run.curve(NONFINITE_STEPS)
+    if skipped.values.any():
+        steps = np.diff([STEP.of(row) or 0.0 for row in run.rows], prepend=0.0)[-limits.window :].sum()
+        recent = skipped[-limits.window :]
+        share = recent.values.sum() / max(steps, 1)
+        late = skipped[1:][-limits.window :].values.any()
+        worst = skipped.point(int(skipped.values.argmax()))
+        note = f"{plural(int(skipped.values.sum()), 'step')} skipped because the gradient was not finite, most in "
+        note += f"epoch {worst.epoch} ({worst.value:.0f}); {share:.2%} of the steps of the last "
+        note += f"{plural(len(recent), 'epoch')} (limit {limits.nonfinite_share:.0%})"
+        found.append(Finding("unhealthy" if share > limits.nonfinite_share else "warning" if late else "–", note))
+    elif len(skipped):
         found.append(healthy("no step was skipped: every gradient was finite"))
-    last = rows[-1]
-    every = settings.get("val_every")
-    due = isinstance(every, int) and every > 0 and (last.get("epoch") or 0) % every == 0
-    empty = [
-        words
-        for name, words in SERIES.items()
-        if last.get(name) is None and (name == "loss_mean" or (due and name in ("val_loss", "val_loss_ema")))
-    ]
-    if empty:
-        found.append(unhealthy(f"epoch {last.get('epoch')} has no finite {' and no finite '.join(empty)}"))
+    last, every = run.last, run.settings.get("val_every")
+    due = isinstance(every, int) and every > 0 and last["epoch"] % every == 0
+    expected = [LOSS_MEAN, *((VAL_LOSS, VAL_LOSS_EMA) if due else ())]
+    if empty := [metric.label for metric in expected if metric.of(last) is None]:
+        found.append(unhealthy(f"epoch {last['epoch']} has no finite {' and no finite '.join(empty)}"))
     return found
 
 
-def _useless(rows: Sequence[dict[str, Any]], settings: dict[str, Any], limits: Thresholds) -> list[Finding]:
-    epochs, values = _known(rows, "loss_mean")
-    if len(values) and values[-1] > limits.blown_loss:
-        return [
-            unhealthy(
-                f"blown up: training loss {values[-1]:.4g} in epoch {epochs[-1]} (limit "
-                f"{limits.blown_loss:g}; answering zero to everything gives about 1): lower --lr"
-            )
-        ]
-    plain = settings.get("loss_weighting", "none") == "none"
-    for name in ("val_loss", "val_loss_ema", *(["loss_mean"] if plain else [])):  # the first that was measured
-        epochs, values = _known(rows, name)
-        if len(values):
-            lag = name == "val_loss_ema" and (rows[-1].get("step") or 0) * (1 - (settings.get("ema_decay") or 0)) < 3
-            if (rows[-1].get("step") or 0) >= limits.useless_steps and values[-1] > limits.useless_loss and not lag:
-                return [
-                    unhealthy(
-                        f"it has learned next to nothing: {SERIES[name]} {values[-1]:.4f} after "
-                        f"epoch {epochs[-1]} (limit {limits.useless_loss:g}; answering zero to everything gives "
-                        "about 1): is the learning rate too high or too low?"
-                    )
-                ]
-            return []
+def _useless(run: RunData, limits: Thresholds) -> list[Finding]:
+    zero = "answering zero to everything gives about 1"
+    training, step = run.curve(LOSS_MEAN).last, STEP.of(run.last) or 0
+    if training and training.value > limits.blown_loss:
+        note = f"blown up: training loss {training.value:.4g} in epoch {training.epoch} (limit {limits.blown_loss:g}"
+        return [unhealthy(f"{note}; {zero}): lower --lr")]
+    plain = run.settings.get("loss_weighting", "none") == "none"
+    curve = _first_measured(run, VAL_LOSS, VAL_LOSS_EMA, *([LOSS_MEAN] if plain else []))
+    lag = curve.metric is VAL_LOSS_EMA and step * (1 - (run.settings.get("ema_decay") or 0)) < 3
+    if not len(curve) or lag or step < limits.useless_steps or curve.last.value <= limits.useless_loss:
+        return []
+    note = f"it has learned next to nothing: {curve.metric.label} {curve.last.value:.4f} after epoch "
+    note += f"{curve.last.epoch} (limit {limits.useless_loss:g}; {zero}): is the learning rate too high or too low?"
+    return [unhealthy(note)]
+
+
+def _diverged(run: RunData, limits: Thresholds) -> list[Finding]:
+    for metric in (LOSS_MEAN, VAL_LOSS_EMA, VAL_LOSS_SWA):
+        curve = run.curve(metric)
+        times = trends.over_best(curve)
+        if times <= limits.diverged_factor or (metric is not LOSS_MEAN and _still_learning(run)):
+            continue  # where training goes on to fall, that is overfitting
+        best, last = trends.best(curve), curve.last
+        note = f"diverging: {metric.label} {last.value:.4g} at epoch {last.epoch}, {times:.2f} times its best, "
+        note += f"{best.value:.4g} at epoch {best.epoch} (limit {limits.diverged_factor:g})"
+        return [unhealthy(note)]
     return []
 
 
-def _diverged(rows: Sequence[dict[str, Any]], limits: Thresholds) -> list[Finding]:
-    for name in ("loss_mean", "val_loss_ema", "val_loss_swa"):
-        epochs, values = _known(rows, name)
-        if len(values) < 2 or values[-1] <= limits.diverged_factor * values.min():
-            continue
-        if name != "loss_mean" and _still_learning(rows):
-            continue  # that is overfitting
-        best = int(values.argmin())
-        return [
-            unhealthy(
-                f"diverging: {SERIES[name]} {values[-1]:.4g} at epoch {epochs[-1]}, {values[-1] / values[best]:.2f} "
-                f"times its best, {values[best]:.4g} at epoch {epochs[best]} (limit {limits.diverged_factor:g})"
-            )
-        ]
-    return []
-
-
-def _still_learning(rows: Sequence[dict[str, Any]]) -> bool:
+def _still_learning(run: RunData) -> bool:
     """Is the training loss of the last epochs about its lowest?"""
-    _, values = _known(rows, "loss_mean")
+    values = run.curve(LOSS_MEAN).values
     return len(values) > 1 and np.median(values[-3:]) < 1.05 * values.min()
 
 
-def _overfit(rows: Sequence[dict[str, Any]], limits: Thresholds) -> list[Finding]:
-    """Validation of the live weights rises while their training loss falls: they learn the images by heart."""
-    both = [row for row in rows if row.get("val_loss") is not None and row.get("loss_mean") is not None]
-    epochs, train, valid = column(both, "epoch").astype(int), column(both, "loss_mean"), column(both, "val_loss")
-    if not len(both):
+def _overfit(run: RunData, limits: Thresholds) -> list[Finding]:
+    """Validation of the live weights rises while their training loss falls: they memorise the images."""
+    gap = trends.gap(run.curve(LOSS_MEAN), run.curve(VAL_LOSS))
+    if gap is None or gap.last.epoch - gap.best.epoch < limits.degraded_epochs:
         return []
-    train, valid = _smooth(train), _smooth(valid)
-    best = int(valid.argmin())
-    rise, fall = valid[-1] / valid[best] - 1, 1 - train[-1] / train[best]
-    if epochs[-1] - epochs[best] < limits.degraded_epochs or rise < limits.degraded_change or fall <= 0:
+    if gap.rise < limits.degraded_change or gap.fall <= 0:
         return []
-    kind: Status = "unhealthy" if rise > limits.overfit_change else "warning"
-    return [
-        Finding(
-            kind,
-            f"overfitting: since epoch {epochs[best]} validation loss (live) rose from {valid[best]:.4f} to "
-            f"{valid[-1]:.4f} ({rise:+.1%}), while training loss fell from {train[best]:.4f} to {train[-1]:.4f} "
-            f"({-fall:+.1%}; medians of three epochs): the gap widened from {valid[best] - train[best]:+.4f} to "
-            f"{valid[-1] - train[-1]:+.4f}; more data, a smaller network or an earlier end "
-            "(--early-stop-patience) would help",
-        )
-    ]
+    note = f"overfitting: since epoch {gap.best.epoch} validation loss (live) rose from {gap.best.value:.4f} to "
+    note += f"{gap.last.value:.4f} ({gap.rise:+.1%}), while training loss fell from {gap.train_at_best:.4f} to "
+    note += f"{gap.train_at_last:.4f} ({-gap.fall:+.1%}; medians of three epochs): the gap widened from "
+    note += f"{gap.best.value - gap.train_at_best:+.4f} to {gap.last.value - gap.train_at_last:+.4f}; more data, a "
+    note += "smaller network or an earlier end (--early-stop-patience) would help"
+    return [Finding("unhealthy" if gap.rise > limits.overfit_change else "warning", note)]
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """The median of each value and the two before it (the first two stand for those that are not there)."""
-    padded = np.concatenate([values[:1], values[:1], values])
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 3), axis=1)
-
-
-def _degraded(rows: Sequence[dict[str, Any]], limits: Thresholds) -> list[Finding]:
+def _degraded(run: RunData, limits: Thresholds) -> list[Finding]:
     """No new best for a while, and worse than the best."""
-    for name in ("val_loss_ema", "val_loss", "loss_mean"):
-        epochs, values = _known(rows, name)
-        if not len(values):
-            continue
-        best = int(values.argmin())
-        ago, above = int(epochs[-1] - epochs[best]), values[-1] / values[best] - 1
-        words = f"{SERIES[name]}: best {values[best]:.5f} at epoch {epochs[best]}"
-        if ago >= limits.degraded_epochs and above > limits.degraded_change:
-            return [warning(f"degrading for {ago} epochs: {words}, now {values[-1]:.5f} ({above:+.1%})")]
-        return [
-            healthy(words + (f", {ago} epoch(s) ago; now {values[-1]:.5f} ({above:+.1%})" if ago else ", the last one"))
-        ]
-    return []
+    curve = _first_measured(run, VAL_LOSS_EMA, VAL_LOSS, LOSS_MEAN)
+    if not len(curve):
+        return []
+    best, last = trends.best(curve), curve.last
+    ago, above, text = last.epoch - best.epoch, trends.over_best(curve) - 1, curve.metric.text
+    words = f"{curve.metric.label}: best {text(best.value)} at epoch {best.epoch}"
+    if ago >= limits.degraded_epochs and above > limits.degraded_change:
+        return [warning(f"degrading for {ago} epochs: {words}, now {text(last.value)} ({above:+.1%})")]
+    now = f", {plural(ago, 'epoch')} ago; now {text(last.value)} ({above:+.1%})" if ago else ", the last one"
+    return [healthy(words + now)]
 
 
-def _trends(rows: Sequence[dict[str, Any]], limits: Thresholds) -> list[Finding]:
-    epochs, rates = column(rows, "epoch"), column(rows, "lr")
-    peak = np.nanmax(rates) if np.isfinite(rates).any() else np.nan
-    annealed = bool(rates[-1] < limits.annealed_lr * peak)
-    measured = [name for name in ("val_loss_ema", "val_loss", "loss_mean") if np.isfinite(column(rows, name)).any()]
+def _trends(run: RunData, limits: Thresholds) -> list[Finding]:
+    """Where each loss is heading: the last of its phases, as the training log has them too."""
+    rates = run.curve(LR)
+    annealed = bool(len(rates)) and rates.last.value < limits.annealed_lr * rates.values.max()
+    leading = next((metric for metric in headline() if metric in SERIES and len(run.curve(metric))), None)
     found = []
-    for name, words in SERIES.items():
-        values = column(rows, name)
-        line = trend(epochs, values, limits)
-        if line is None:
-            if count := int(np.isfinite(values).sum()):
-                first, last = values[np.isfinite(values)][[0, -1]]
-                found.append(
-                    fact(
-                        f"{words}: {first:.5f} to {last:.5f} in {count} epoch(s), too few for a trend "
-                        f"(fewer than {limits.trend_points})"
-                    )
-                )
-        elif abs(line.change) < limits.plateau_change:
-            why = (
-                f"the learning rate is down to {rates[-1]:.1e}, so that is expected"
-                if annealed
-                else (
-                    f"at a learning rate of {shown(rates[-1], '.1e')}: a lower one, or --lr-schedule cosine, "
-                    "may go further"
-                )
-            )
-            judged = not annealed and name == measured[0]  # the others may well stand still before it does
-            found.append(Finding("warning" if judged else "–", f"{words}: plateau ({line.figures}); {why}"))
-        elif not line.certain:
-            found.append(fact(f"{words}: no trend that stands out of the noise ({line.figures})"))
-        elif line.slope < 0:
-            found.append(healthy(f"{words}: decreasing ({line.figures})"))
-        else:
-            found.append(warning(f"{words}: rising ({line.figures})"))
+    for metric in SERIES:
+        curve = run.curve(metric)
+        phases = trends.phases(curve, limits.window, limits.plateau_change)
+        if len(curve) < limits.trend_points or not phases:
+            if len(curve):
+                ends = f"{metric.text(curve.values[0])} to {metric.text(curve.last.value)}"
+                few = f"too few for a trend (fewer than {limits.trend_points})"
+                found.append(fact(f"{metric.label}: {ends} in {plural(len(curve), 'epoch')}, {few}"))
+            continue
+        phase = phases[-1]
+        note = f"{metric.label}: {phase.kind} since epoch {phase.rate.first} ({trends.rate_words(phase.rate)})"
+        status = JUDGED.get(phase.kind, "–")
+        if phase.kind == "plateau":
+            status = "warning" if metric is leading and not annealed else "–"  # the others may stop before it does
+            lower = "a lower one, or --lr-schedule cosine, may go further"
+            note += f" at {metric.text(phase.mean)}; the learning rate is {LR.text_of(run.last)}: "
+            note += "a plateau is expected" if annealed else lower
+        found.append(Finding(status, note))
     return found
 
 
-def _spikes(rows: Sequence[dict[str, Any]], limits: Thresholds) -> list[Finding]:
-    ratio = column(rows, "loss_max") / column(rows, "loss_median")
-    spikes = [i for i in range(1, len(rows)) if ratio[i] > limits.spike_factor]
+def _spikes(run: RunData, limits: Thresholds) -> list[Finding]:
+    pairs = [(row["epoch"], LOSS_MAX.of(row), LOSS_MEDIAN.of(row)) for row in run.rows[1:]]
+    spikes = [(epoch, top, top / mid) for epoch, top, mid in pairs if top and mid and top > limits.spike_factor * mid]
     if not spikes:
         return []
-    named = "; ".join(
-        f"epoch {rows[i].get('epoch')} up to {rows[i]['loss_max']:.4g}, {ratio[i]:.1f} times the median batch"
-        for i in spikes[-3:]
-    )
-    return [
-        warning(
-            f"loss spikes in {len(spikes)} epoch(s) after the first (limit {limits.spike_factor:g} "
-            f"times), the last: {named}"
-        )
-    ]
+    named = [f"epoch {epoch} up to {top:.4g}, {ratio:.1f} times the median batch" for epoch, top, ratio in spikes[-3:]]
+    many = f"loss spikes in {plural(len(spikes), 'epoch')} after the first (limit {limits.spike_factor:g} times)"
+    return [warning(f"{many}, the last: {'; '.join(named)}")]
 
 
-def _average(
-    rows: Sequence[dict[str, Any]], settings: dict[str, Any], limits: Thresholds, ended: bool
-) -> list[Finding]:
-    both = [row for row in rows if row.get("val_loss") and row.get("val_loss_ema") is not None]
-    if not both:
+def _average(run: RunData, limits: Thresholds) -> list[Finding]:
+    last = next((row for row in reversed(run.rows) if VAL_LOSS.of(row) and VAL_LOSS_EMA.of(row) is not None), None)
+    if last is None:
         return []
-    last, decay = both[-1], number(settings.get("ema_decay")) or 0.0
-    ratio = last["val_loss_ema"] / last["val_loss"]
-    words = f"validation loss of the EMA weights is {ratio:.3f} times that of the live ones (epoch {last.get('epoch')})"
+    ratio, decay = VAL_LOSS_EMA.of(last) / VAL_LOSS.of(last), run.settings.get("ema_decay") or 0.0
+    words = f"validation loss of the EMA weights is {ratio:.3f} times that of the live ones (epoch {last['epoch']})"
     if ratio <= limits.ema_lag:
         return [healthy(words)]
-    reach, steps = 1 / max(1 - decay, 1e-9), number(last.get("step")) or 0
-    words += f": the average lags behind, as it reaches back some {reach:,.0f} steps, of {steps:,.0f} so far"
-    if steps < 3 * reach and not ended:
-        return [fact(f"{words}; that passes")]
+    horizon, steps = 1 / max(1 - decay, 1e-9), STEP.of(last) or 0
+    words += f": the average lags behind, as it spans about {horizon:,.0f} steps, of {steps:,.0f} so far"
+    if steps < 3 * horizon and not run.ended:
+        return [fact(f"{words}; this passes")]
     return [warning(f"{words} (limit {limits.ema_lag:g}): train longer or lower --ema-decay")]
 
 
-def _rate(rows: Sequence[dict[str, Any]]) -> list[Finding]:
-    _, rates = _known(rows, "lr")
-    return (
-        [fact(f"learning rate {rates[-1]:.2e}, at most {rates.max():.2e} at the end of an epoch")] if len(rates) else []
-    )
+def _rate(run: RunData) -> list[Finding]:
+    rates = run.curve(LR)
+    words = f"learning rate {LR.text(rates.last.value)}, at most {LR.text(rates.values.max())}" if len(rates) else ""
+    return [fact(f"{words} at the end of an epoch")] if words else []
 
 
-def _gradients(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[Finding]:
-    epochs, norms = _known(rows, "grad_norm")
-    clip = settings.get("grad_clip")
+def _gradients(run: RunData) -> list[Finding]:
+    norms, clip = run.curve(GRAD_NORM), run.settings.get("grad_clip")
     if not len(norms):
         return []
-    clipped = ""
-    if clip:
-        clipped = f"; {int((norms > clip).sum())} of {len(norms)} epochs have a mean above --grad-clip {clip:g}"
-    return [
-        fact(
-            f"gradient norm {norms[-1]:.4g} (mean of epoch {epochs[-1]}), {np.median(norms):.4g} in the median "
-            f"epoch{clipped}"
-        )
-    ]
+    over = f"{int((norms.values > clip).sum())} of {plural(len(norms), 'epoch')}" if clip else ""
+    clipped = f"; {over} have a mean above --grad-clip {clip:g}" if clip else ""
+    middle = f"{np.median(norms.values):.4g} in the median epoch"
+    return [fact(f"gradient norm {norms.last.value:.4g} (mean of epoch {norms.last.epoch}), {middle}{clipped}")]
 
 
-def _quality(rows: Sequence[dict[str, Any]], limits: Thresholds) -> list[Finding]:
-    epochs, values = _known(rows, "rca")
-    if not len(values):
+def _quality(run: RunData, limits: Thresholds) -> list[Finding]:
+    curve = run.curve(RCA)
+    if not len(curve):
         return []
-    best = int(values.argmax())
-    lost = 1 - values[-1] / values[best] if values[best] else 0.0
-    words = f"readability (RCA) {values[-1]:.3f} at epoch {epochs[-1]}, best {values[best]:.3f} at epoch {epochs[best]}"
-    return [Finding("warning" if lost > limits.quality_drop else "healthy", words)]
+    best, last = trends.best(curve), curve.last
+    lost: Any = 1 - last.value / best.value if best.value else 0.0
+    words = f"readability (RCA) {RCA.text(last.value)} at epoch {last.epoch}, best {RCA.text(best.value)} at epoch "
+    return [Finding("warning" if lost > limits.quality_drop else "healthy", f"{words}{best.epoch}")]

@@ -1,47 +1,32 @@
-"""The health check as a page of Markdown, as tables on a terminal, and as one JSON object."""
+"""The health check as a page, as tables on a terminal, and as one JSON object."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table as RichTable
 from rich.text import Text
 
-from ddpm.run.config import data_words
-from metrics.health.checks import Section, Table, worst
+from metrics.health.checks import Component
 from metrics.health.thresholds import Thresholds
-from metrics.markdown import table
+from metrics.page import MARKS, STYLES, Bullets, Note, Page, Section, Table, code, plain, rich_table, to_rich, worst
+from metrics.run_data import RunData
 
 VERDICTS = {"–": "healthy", "healthy": "healthy", "warning": "warnings", "unhealthy": "unhealthy"}
 EXIT_CODES = {"healthy": 0, "warnings": 1, "unhealthy": 2}
-MARKS = {"–": "·", "healthy": "✓", "warning": "▲", "unhealthy": "✗"}
-STYLES = {
-    "–": "bright_black",
-    "healthy": "green",
-    "warning": "yellow",
-    "unhealthy": "bold red",
-    "warnings": "bold yellow",
-}
+COLOURS = {"healthy": STYLES["healthy"], "warnings": f"bold {STYLES['warning']}", "unhealthy": STYLES["unhealthy"]}
 LEGEND = "✓ healthy, ▲ warning, ✗ unhealthy, · a figure that is not judged; – is what was not measured."
 
 
 @dataclass(frozen=True)
 class Health:
-    """What a health check of a run has found. `when` is the time of it, `again` the command that checks anew, `place`
-    how far the run is, `weights` the figures of every tensor."""
+    """What a health check of `run` has found; `weights` are the figures of every tensor of the `checkpoint`."""
 
-    run: str
-    data: str | None  # emnist or glyphs; None if that is not known
-    state: str
-    place: str
+    run: RunData
     when: str
-    again: str
-    sections: list[Section]
+    components: list[Component]
     limits: Thresholds
     checkpoint: str | None = None
     weights: dict[str, Any] | None = None
@@ -49,7 +34,7 @@ class Health:
     @property
     def verdict(self) -> str:
         """healthy, warnings or unhealthy: that of the worst finding."""
-        return verdict(self.sections)
+        return verdict(self.components)
 
     @property
     def exit_code(self) -> int:
@@ -58,136 +43,98 @@ class Health:
     @property
     def reasons(self) -> list[str]:
         """What stands against the run, the worst first."""
-        return [
-            f"{MARKS[kind]} {section.component}: {finding.note}"
-            for kind in ("unhealthy", "warning")
-            for section in self.sections
-            for finding in section.findings
-            if finding.status == kind
-        ]
+        return reasons(self.components)
 
     @property
     def in_words(self) -> str:
         """The verdict as a sentence."""
-        kinds = [finding.status for section in self.sections for finding in section.findings]
+        kinds = [finding.status for component in self.components for finding in component.findings]
         counts = f"{kinds.count('unhealthy')} unhealthy finding(s), {kinds.count('warning')} warning(s)"
         return f"Verdict: {self.verdict}" + (f" ({counts})" if self.reasons else "")
 
-
-def verdict(sections: Iterable[Section]) -> str:
-    """The verdict of several sections."""
-    return VERDICTS[worst(section.status for section in sections)]
-
-
-def overview(health: Health) -> list[tuple[str, str, str]]:
-    """Component, status and note of each section; the note is its worst finding's."""
-    rows = []
-    for section in health.sections:
-        findings = [finding for finding in section.findings if finding.status == section.status]
-        more = f" (and {len(findings) - 1} more)" if section.status in ("warning", "unhealthy") and findings[1:] else ""
-        rows.append((section.component, section.status, findings[0].note + more if findings else ""))
-    return rows
+    @property
+    def overview(self) -> Table:
+        """Component, status and worst finding of each component."""
+        rows = [(part.name, f"{MARKS[part.status]} {part.status}", part.note) for part in self.components]
+        return Table("", ["Component", "Status", "Note"], rows)
 
 
-def to_markdown(health: Health) -> str:
-    """health.md."""
-    data = data_words(health.data) if health.data else "data not known"
-    parts = [f"# Health of {_escaped(health.run)}", f"**{health.in_words}**"]
-    if health.data == "glyphs":
-        parts.append(f"> **Trained on the {data}.**")
-    parts.append(
-        f"Checked {health.when}; the run is {health.state}, trained on {data}; checkpoint: {health.checkpoint or '–'}. "
-        f"`{health.again}` checks it again."
-    )
-    parts += ["\n".join(f"- {_escaped(reason)}" for reason in health.reasons)] if health.reasons else []
-    rows = [(name, f"{MARKS[status]} {status}", _escaped(note)) for name, status, note in overview(health)]
-    parts += [table(["Component", "Status", "Note"], rows), LEGEND]
-    for section in health.sections:
-        parts.append(f"## {section.component[0].upper()}{section.component[1:]}")
-        parts.append("\n".join(f"- {MARKS[finding.status]} {_escaped(finding.note)}" for finding in section.findings))
-        parts += [_markdown(part) for part in section.tables]
-    parts += [
-        "## Thresholds",
-        "Each can be set: `--threshold name=value`.",
-        _folded("All thresholds", health.limits.as_markdown()),
-        "## Verdict",
-        f"**{health.in_words}**",
+def verdict(components: Iterable[Component]) -> str:
+    """The verdict of several components."""
+    return VERDICTS[worst(component.status for component in components)]
+
+
+def reasons(components: Iterable[Component]) -> list[str]:
+    """What stands against the run, the worst first."""
+    components = list(components)
+    return [
+        f"{MARKS[kind]} {component.name}: {finding.note}"
+        for kind in ("unhealthy", "warning")
+        for component in components
+        for finding in component.findings
+        if finding.status == kind
     ]
-    return "\n\n".join(parts) + "\n"
 
 
-def _escaped(text: str) -> str:
-    """Text from names and messages, so that Markdown shows it as it is."""
-    return re.sub(r"([*_`<>\[\]~])", r"\\\1", " ".join(text.split()))
-
-
-def _markdown(part: Table) -> str:
-    numbers = [[_escaped(str(cell)) for cell in row] for row in part.rows]
-    lines = table(part.heads, numbers)
-    return _folded(part.title, lines) if part.folded else f"**{part.title}**\n\n{lines}"
-
-
-def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+def to_page(health: Health) -> Page:
+    """health.md."""
+    run, title = health.run, f"**{health.in_words}**"
+    checked = f"Checked {health.when}; the run is {run.state}, trained on {run.data_words}; checkpoint: "
+    checked += f"{health.checkpoint or '–'}. {code(run.paths.command('python -m metrics.health'))} checks it again."
+    blocks = [
+        title,
+        Note(f"**Trained on the {run.data_words}.**") if run.data == "glyphs" else None,
+        checked,
+        Bullets(health.reasons) if health.reasons else None,
+        health.overview,
+        LEGEND,
+        *(component.section for component in health.components),
+        Section("Thresholds", ["Each can be set: `--threshold name=value`.", health.limits.as_table()]),
+        Section("Verdict", [title]),
+    ]
+    return Page(f"Health of {run.run}", blocks)
 
 
 def to_json(health: Health) -> dict[str, Any]:
     """All of it, with numbers that JSON knows."""
-    from metrics.tracker import jsonable  # with pandas, which the dashboard's one word does without
-
-    return jsonable(
-        {
-            "run": health.run,
-            "verdict": health.verdict,
-            "exit_code": health.exit_code,
-            "checked": health.when,
-            "state": health.state,
-            "data": health.data,
-            "checkpoint": health.checkpoint,
-            "components": [dict(zip(("component", "status", "note"), row, strict=True)) for row in overview(health)],
-            "sections": [{**asdict(section), "status": section.status} for section in health.sections],
-            "weights": health.weights,
-            "thresholds": asdict(health.limits),
-        }
-    )
-
-
-def headline(health: Health) -> Text:
-    """Run, state and verdict in a line; below, how far the run was and when that was looked at."""
-    return Text.assemble(
-        (health.run, "bold"),
-        f"  {data_words(health.data) if health.data else 'data not known'}, {health.state}  ",
-        (health.in_words, STYLES[health.verdict]),
-        (f"\n{health.place}, looked at {health.when}", "bright_black"),
-    )
+    return {
+        "run": health.run.run,
+        "verdict": health.verdict,
+        "exit_code": health.exit_code,
+        "checked": health.when,
+        "state": health.run.state,
+        "data": health.run.data,
+        "checkpoint": health.checkpoint,
+        "components": [
+            {"component": part.name, "status": part.status, "note": plain(part.note)} for part in health.components
+        ],
+        "sections": [
+            {
+                "component": part.name,
+                "findings": [{"status": found.status, "note": plain(found.note)} for found in part.findings],
+                "tables": [asdict(table) for table in part.tables],
+                "status": part.status,
+            }
+            for part in health.components
+        ],
+        "weights": health.weights,
+        "thresholds": asdict(health.limits),
+    }
 
 
 def to_table(health: Health) -> RenderableType:
-    """The overview for a terminal: headline, a row for each component, verdict."""
-    grid = RichTable("Component", "Status", "Note", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, status, note in overview(health):
-        grid.add_row(name, Text(f"{MARKS[status]} {status}", STYLES[status]), Text(note))
-    return Group(headline(health), grid)
+    """The overview for a terminal: run, state and verdict, how far the run is, a row for each component."""
+    head = Text.assemble(
+        (health.run.run, "bold"),
+        f"  {health.run.data_words}, {health.run.state}  ",
+        (health.in_words, COLOURS[health.verdict]),
+        (f"\n{health.run.place('epoch')}, checked {health.when}", "bright_black"),
+    )
+    return Group(head, rich_table(health.overview))
 
 
 def to_console(health: Health) -> RenderableType:
     """The whole check for a terminal; long tables are left to health.md."""
-    parts: list[RenderableType] = [to_table(health)]
-    for section in health.sections:
-        parts.append(Text(f"\n{section.component}", "bold"))
-        listed = RichTable.grid(padding=(0, 1))
-        for finding in section.findings:
-            listed.add_row(Text(f" {MARKS[finding.status]}", STYLES[finding.status]), Text(finding.note))
-        parts.append(listed)
-        parts += [_rich(part) for part in section.tables if not part.folded]
-    parts += [Text(f"\n{LEGEND}", "bright_black"), Text(health.in_words, STYLES[health.verdict])]
-    return Group(*parts)
-
-
-def _rich(part: Table) -> RichTable:
-    grid = RichTable(box=box.SIMPLE_HEAD, title=part.title, title_justify="left", pad_edge=False)
-    for index, head in enumerate(part.heads):
-        grid.add_column(head, no_wrap=index == 0)  # names are not broken
-    for row in part.rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
-    return grid
+    parts = to_rich(component.section for component in health.components)
+    verdict = Text(health.in_words, COLOURS[health.verdict])
+    return Group(to_table(health), parts, Text(f"\n{LEGEND}", "bright_black"), verdict)

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ddpm.run.errors import RequestError
-from metrics.markdown import table
-from metrics.run_state import BUSY_AFTER, DEAD_AFTER, STUCK_AFTER
+from metrics import trends
+from metrics.page import Table
+from metrics.run_data import Limits
 
 
 def limit(default: float, unit: str, reason: str) -> float:
@@ -22,96 +23,71 @@ def limit(default: float, unit: str, reason: str) -> float:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The limits of the health check; `as_markdown` prints them with their units and reasons."""
+    """The limits of the health check; `as_table` lists them with their units and reasons."""
 
-    heartbeat_sec: float = limit(
-        DEAD_AFTER,
-        "s",
-        "a run renews its heartbeat every 5 s, and a network file system may "
-        "hold it back for 30: an older one means that nobody is there (unhealthy)",
-    )
-    step_sec: float = limit(STUCK_AFTER, "s", "training without a step for so long hangs (unhealthy)")
-    phase_sec: float = limit(BUSY_AFTER, "s", "likewise any other phase: start, validation, samples (unhealthy)")
-    restarts: int = limit(10, "restarts", "more are worth a look at why (warning)")
-    window: int = limit(10, "epochs", "the last so many measured epochs are what a trend is fitted to")
-    trend_points: int = limit(5, "epochs", "with fewer, a slope says nothing")
-    plateau_change: float = limit(
-        0.01,
-        "share",
-        "of the fitted line's value at the window's first epoch: a loss whose line changes by less "
-        "until the last has reached a plateau (warning while the learning rate is high)",
-    )
-    annealed_lr: float = limit(0.1, "share", "of the peak learning rate; below it a plateau is what one expects")
+    # fmt: off
+    heartbeat_sec: float = limit(Limits.heartbeat_sec, "s", "age of the heartbeat, which comes every 5 s and which a "
+        "network file system may hold back for 30: above this nobody is there (unhealthy)")
+    step_sec: float = limit(Limits.step_sec, "s", "without a step while training: a hang (unhealthy)")
+    phase_sec: float = limit(Limits.phase_sec, "s", "the same in other phases: start, validation … (unhealthy)")
+    restarts: int = limit(10, "restarts", "above this, find out why (warning)")
+    window: int = limit(trends.WINDOW, "epochs", "measured epochs that recent figures are taken over")
+    trend_points: int = limit(5, "epochs", "fewest measured epochs for a trend")
+    plateau_change: float = limit(trends.FLAT_NOW, "share", "change of a loss over its last `window` measured epochs "
+        "or more: below this it has reached a plateau (warning while the learning rate is high)")
+    annealed_lr: float = limit(0.1, "share", "of the peak learning rate: below it a plateau is expected")
     degraded_epochs: int = limit(3, "epochs", "without a new best before a loss above the best counts")
     degraded_change: float = limit(0.02, "share", "above the best validation loss (warning)")
     overfit_change: float = limit(0.2, "share", "validation loss above its best, while training falls (unhealthy)")
-    diverged_factor: float = limit(1.5, "ratio", "a loss so many times its best has diverged (unhealthy)")
-    useless_loss: float = limit(
-        0.8,
-        "",
-        "a network that always answers zero has a loss of about 1, or somewhat less for "
-        "v-prediction: above this it has learned next to nothing (unhealthy)",
-    )
-    useless_steps: int = limit(100, "steps", "before so many, `useless_loss` is not asked for")
-    blown_loss: float = limit(
-        3.0, "", "mean training loss of an epoch, for the same reason: above this it has blown up (unhealthy)"
-    )
-    spike_factor: float = limit(
-        5.0, "ratio", "largest batch loss of an epoch over its median one, from the second epoch on (warning)"
-    )
-    nonfinite_share: float = limit(
-        0.01,
-        "share",
-        "of the window's steps skipped as not finite (unhealthy); any in it "
-        "after the first epoch are a warning, as fp16 begins with some",
-    )
+    diverged_factor: float = limit(1.5, "ratio", "a loss over its best: above this it has diverged (unhealthy)")
+    useless_loss: float = limit(0.8, "", "validation loss: a network that always answers zero has about 1, or somewhat "
+        "less for v-prediction; above this it has learned next to nothing (unhealthy)")
+    useless_steps: int = limit(100, "steps", "before these, `useless_loss` is not checked")
+    blown_loss: float = limit(3.0, "", "mean training loss of an epoch: above this it has blown up (unhealthy)")
+    spike_factor: float = limit(5.0, "ratio", "largest batch loss of an epoch over its median one, from the second "
+        "epoch on (warning)")
+    nonfinite_share: float = limit(0.01, "share", "of the window's steps skipped as not finite (unhealthy); any after "
+        "the first epoch is a warning, as fp16 begins with some")
     ema_lag: float = limit(1.2, "ratio", "validation loss of EMA over live weights: the average lags (warning)")
     quality_drop: float = limit(0.1, "share", "of the best RCA, lost since (warning)")
     temperature_warning_c: float = limit(85, "°C", "data-centre GPUs slow down at about 87 to 92 (warning)")
     temperature_unhealthy_c: float = limit(92, "°C", "where they do, and shut down not far above (unhealthy)")
     gpu_memory: float = limit(0.97, "share", "of the memory in use: the next larger batch or sample fails (warning)")
-    utilization: float = limit(50, "%", "of a GPU in the phase `training`: something keeps it waiting (warning)")
-    gpu_silent_sec: float = limit(120, "s", "a node writes its GPUs' state every 2 (warning)")
-    slow_epoch: float = limit(
-        1.5,
-        "ratio",
-        "an epoch that takes so many times the median is named (warning if it is "
-        "among the last three, or they are more than a tenth of all)",
-    )
+    utilization: float = limit(50, "%", "of a GPU in the phase `training`: below it, something keeps it waiting "
+        "(warning)")
+    gpu_silent_sec: float = limit(120, "s", "a node writes its GPUs' state every 2 s (warning)")
+    slow_epoch: float = limit(1.5, "ratio", "time of an epoch over the median: above this it is named (warning if "
+        "it is among the last three, or more than a tenth of all are slow)")
     slowed: float = limit(0.8, "ratio", "images/s of the last three epochs over the run's median (warning)")
-    slow_rank: float = limit(
-        1.2, "ratio", "time of the slowest process over the median one's, in most epochs of the window (warning)"
-    )
-    train_share: float = limit(
-        0.5, "share", "of the time should be training, the first epoch, which compiles, left out (warning)"
-    )
-    class_imbalance: float = limit(
-        1.0, "ratio", "largest over smallest class: EMNIST Balanced is equal (warning above)"
-    )
+    slow_rank: float = limit(1.2, "ratio", "time of the slowest process over the median one's, in most epochs of the "
+        "window (warning)")
+    train_share: float = limit(0.5, "share", "of the time should be training, not counting the first epoch, which "
+        "compiles (warning)")
+    class_imbalance: float = limit(1.0, "ratio", "largest over smallest class: EMNIST Balanced is equal (warning)")
     pixel_mean: float = limit(0.01, "of 0 to 1", "distance of the pixels' mean from EMNIST Balanced's (warning)")
-    pixel_std: float = limit(0.01, "of 0 to 1", "likewise their standard deviation (warning)")
+    pixel_std: float = limit(0.01, "of 0 to 1", "distance of their standard deviation from it (warning)")
     duplicates: float = limit(0.001, "share", "of the test images that are training images too (warning)")
     weight_growth: float = limit(20.0, "ratio", "root mean square of a tensor over that of its initial draw (warning)")
     weight_max: float = limit(50.0, "", "largest absolute weight (warning)")
-    weight_blown: float = limit(1e3, "", "the same (unhealthy)")
-    ema_distance: float = limit(
-        0.5,
-        "share",
-        "of the live weights' norm, that EMA and live weights are apart: the live ones have run away (warning)",
-    )
-    dead_share: float = limit(
-        0.05, "share", "of a tensor's output channels whose weights are all next to zero (warning)"
-    )
+    weight_blown: float = limit(1e3, "", "largest absolute weight (unhealthy)")
+    ema_distance: float = limit(0.5, "share", "distance of EMA and live weights over the norm of the live ones: above "
+        "this the live ones have run away (warning)")
+    dead_share: float = limit(0.05, "share", "of a tensor's output channels whose weights are all near zero (warning)")
     dead_channel: float = limit(1e-3, "ratio", "norm of a channel over that of the median one: below it is dead")
-    fresh_steps: int = limit(20, "steps", "before so many, constant tensors and unmoved averages are what one expects")
+    fresh_steps: int = limit(20, "steps", "before these, constant tensors and unmoved averages are expected")
+    # fmt: on
 
-    def as_markdown(self) -> str:
+    def as_table(self) -> Table:
         """A row for each threshold: name, value, unit, what it is for."""
         rows = [
             (f"`{field.name}`", f"{getattr(self, field.name):g}", field.metadata["unit"], field.metadata["reason"])
             for field in dataclasses.fields(self)
         ]
-        return table(["Threshold", "Value", "Unit", "Meaning"], rows)
+        return Table("All thresholds", ["Threshold", "Value", "Unit", "Meaning"], rows, folded=True)
+
+    @property
+    def of_liveness(self) -> Limits:
+        return Limits(self.heartbeat_sec, self.step_sec, self.phase_sec)
 
 
 def parse_thresholds(changes: Iterable[str]) -> Thresholds:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from metrics.health.checks import Finding, Section, Table, fact, healthy, shown, unhealthy, warning
+from ddpm.run.format import shown
+from metrics.health.checks import Component, fact, healthy, unhealthy, warning
 from metrics.health.tensors import CLASSES, TensorFigures, Weights
 from metrics.health.thresholds import Thresholds
+from metrics.page import Finding, Table
 
 OUTLIERS = 5  # tensors in the table of outliers, of each kind
 NAMED = 3  # tensors in a sentence
@@ -22,7 +24,7 @@ REASONS = {  # part of a tensor's name: why it stands out, where that is in its 
 }
 
 
-def weights_section(weights: Weights, where: str, limits: Thresholds) -> Section:
+def weights_component(weights: Weights, where: str, limits: Thresholds) -> Component:
     """What is to be said of the weights of the checkpoint called `where`."""
     tensors, fresh = weights.tensors, weights.step < limits.fresh_steps
     numbers = sum(tensor.numbers for tensor in tensors)
@@ -33,7 +35,7 @@ def weights_section(weights: Weights, where: str, limits: Thresholds) -> Section
     ]
     found += [*_finite(weights), *_constant(tensors, fresh), *_sizes(tensors, limits), *_channels(tensors, limits)]
     found += [*_averages(weights, fresh, limits), *_optimizer(weights, fresh), *_classes(weights)]
-    return Section("weights", found, [_outliers(tensors, limits), every_tensor(tensors)])
+    return Component("weights", found, [_outliers(tensors, limits), every_tensor(tensors)])
 
 
 def _outliers(tensors: list[TensorFigures], limits: Thresholds) -> Table:
