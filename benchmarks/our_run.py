@@ -63,7 +63,7 @@ def our_run(config: TrainConfig, world: DistContext, terminal: TextIO | None = N
             claim.take()
             run = train.Run(config, StopRequest(), world, claim)
             run.prepare_start()
-            with RunLogger(run.paths, run.schedule, world) as run.herald:
+            with RunLogger(run.paths, run.schedule, world) as run.logger:
                 run.build()
                 yield OurRun(run)
-                run.herald.end("stopped", 0, report=False)
+                run.logger.end("stopped", 0, report=False)

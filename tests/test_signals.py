@@ -97,8 +97,8 @@ class StopIn(StopRequest):
         super().__init__()
         progress = RunLogger.progress
 
-        def told(herald: RunLogger, now: str, *args: object, **figures: object) -> None:
-            progress(herald, now, *args, **figures)
+        def told(logger: RunLogger, now: str, *args: object, **figures: object) -> None:
+            progress(logger, now, *args, **figures)
             if now == phase:
                 self._handle(signal.SIGTERM, None)
 
