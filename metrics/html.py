@@ -36,6 +36,7 @@ from ddpm.run.files import atomic_write, read_file, read_text, why
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import run_program
 
+PLOT = "plot"  # what plots call themselves in their PNG files (metrics/style.py)
 AS_IT_IS = 256 * 1024  # bytes; a larger picture is put into the page as WebP, which is two to six times smaller
 WEBP_QUALITY = 85
 SHORT = 25  # characters that a cell keeps on one line, such as 2026-05-04T01:00:00+00:00
@@ -76,17 +77,18 @@ class PageRenderer(RendererHTML):
         if urlsplit(place).scheme or urlsplit(place).netloc:
             return f'<a href="{escape(place)}" rel="noreferrer">{name}</a>'  # of another host: never fetched unasked
         try:
-            source, (width, height) = embedded(env["folder"] / unquote(place))
+            source, (width, height), is_plot = embedded(env["folder"] / unquote(place))
         except NO_PICTURE as error:
             why = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read as a picture"
             return f'<span class="missing">{name}: <code>{escape(unquote(place))}</code> {why}</span>'
         size = f'width="{width}" height="{height}"'
-        picture = f'<img src="{source}" alt="{name}" {size}>'
+        kind = ' class="plot"' if is_plot else ""
+        picture = f'<img{kind} src="{source}" alt="{name}" {size}>'
         return f'<a class="picture" href="{escape(place)}" title="Enlarge">{picture}</a>'
 
 
-def embedded(path: Path) -> tuple[str, tuple[int, int]]:
-    """A picture as a `data:` URI, and its width and height in pixels. A large file is encoded anew.
+def embedded(path: Path) -> tuple[str, tuple[int, int], bool]:
+    """A picture as a `data:` URI, its width and height in pixels, and whether it is a plot. A large file is encoded anew.
 
     Raises:
         OSError, ValueError, SyntaxError, KeyError, DecompressionBombError: it is missing, or not a whole picture.
@@ -94,12 +96,12 @@ def embedded(path: Path) -> tuple[str, tuple[int, int]]:
     content = read_file(path)
     with Image.open(io.BytesIO(content)) as picture:
         picture.load()  # half a file is found out here
-        kind, size = Image.MIME[picture.format], picture.size
+        kind, size, is_plot = Image.MIME[picture.format], picture.size, picture.info.get("Description") == PLOT
         if len(content) > AS_IT_IS:
             smaller = io.BytesIO()
             picture.convert("RGB").save(smaller, "WEBP", quality=WEBP_QUALITY)
             kind, content = min((kind, content), ("image/webp", smaller.getvalue()), key=lambda kept: len(kept[1]))
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}", size
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}", size, is_plot
 
 
 def to_html(markdown_path: Path, title: str) -> str:

@@ -10,6 +10,7 @@ function show(index) {
   const enlarged = stage.querySelector("img");
   enlarged.src = picture.src;
   enlarged.alt = picture.alt;
+  enlarged.className = picture.className;
   const everyPixel = picture.naturalWidth / devicePixelRatio;
   enlarged.style.setProperty("--full", `${Math.max(everyPixel, 2 * picture.clientWidth)}px`);
   document.getElementById("caption").textContent = `${picture.alt} (${shown + 1} of ${links.length})`;

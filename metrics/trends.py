@@ -219,7 +219,7 @@ def phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) -> li
 
     Args:
         window, flat_now: the latest values are a plateau if the line through at least `window` of them changes by a
-            smaller share than `flat_now`.
+            smaller share than `flat_now`, and at less than half the rate of the phase that they would be in.
     """
     curve = curve[curve.values > 0]
     if len(curve) < SHORTEST:
@@ -231,7 +231,7 @@ def phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) -> li
         if found and found[-1][2] == kind:
             start = found.pop()[0]
         found.append((start, end, kind))
-    standing = _standing_since(curve, window, flat_now)
+    standing = _standing_since(curve, window, flat_now, abs(_rate(curve[found[-1][0] :]).value))
     if standing is not None and found[-1][2] != "plateau":
         found = [(start, min(end, standing), kind) for start, end, kind in found if standing - start >= SHORTEST]
         found.append((found[-1][1] if found else 0, len(curve), "plateau"))
@@ -302,12 +302,14 @@ def _kind(rate: Slope) -> str:
     return "fast descent" if rate.value < -FAST else "slow descent"
 
 
-def _standing_since(curve: Curve, window: int, flat_now: float) -> int | None:
-    """Where the longest part at the end begins that stands still; None if the latest `window` values do not."""
+def _standing_since(curve: Curve, window: int, flat_now: float, before: float) -> int | None:
+    """Where the longest part at the end begins that stands still, compared with the rate `before` it; None if the
+    latest `window` values do not."""
     since = None
     for start in range(len(curve) - max(window, SHORTEST), -1, -1):
         rate = _rate(curve[start:])
-        if abs(rate.value) * (rate.last - rate.first) >= flat_now or rate.error >= UNSURE:
+        moves = abs(rate.value) * (rate.last - rate.first) >= flat_now or abs(rate.value) > before / 2
+        if moves or rate.error >= UNSURE:
             break
         since = start
     return since

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm.run.metrics import METRICS
 from ddpm.run.paths import RunPaths
-from metrics.tracker import MetricsTracker, human_time, loss_statistics, summarise
+from metrics.tracker import MetricsTracker, loss_statistics, summarise
 
 DESCRIPTION = {"run": "r", "data": "glyphs", "settings": {}, "environment": {}}
 
@@ -123,8 +123,3 @@ def test_the_row_of_an_epoch_that_was_cut_short_is_replaced_when_it_is_complete(
 
 def test_a_run_without_an_epoch_has_a_summary_too():
     assert summarise([], [{}])["total_epochs"] == 0
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(17420, "4h 50m 20s"), (59.6, "1m 00s"), (3599.9, "1h 00m 00s")])
-def test_times_in_words(seconds: float, words: str):
-    assert human_time(seconds) == words

@@ -4,38 +4,41 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
+from ddpm.run.metrics import LOSS_MEAN, METRICS, RCA, Metric
 from metrics import trends
+from metrics.trends import Curve, Point
 
 
-def curve(values, first: int = 1) -> pd.Series:
-    return pd.Series([math.nan if value is None else value for value in values], index=first + np.arange(len(values)))
+def curve(values, metric: Metric = LOSS_MEAN) -> Curve:
+    """A figure that was measured in these epochs, from the first on; None where it was not."""
+    known = ((epoch, value) for epoch, value in enumerate(values, 1) if value is not None)
+    return Curve.of([{"epoch": epoch, metric.name: float(value)} for epoch, value in known], metric)
 
 
-def exponential(*parts: tuple[int, float], start: float = 0.3, noise: float = 0.0) -> pd.Series:
+def exponential(*parts: tuple[int, float], start: float = 0.3, noise: float = 0.0) -> Curve:
     """A loss that changes by so much per epoch for so many epochs, part after part."""
     changes = np.concatenate([np.full(count, math.log1p(rate)) for count, rate in parts])
     wiggles = np.random.default_rng(0).normal(scale=noise, size=len(changes)) if noise else 0.0
     return curve(start * np.exp(np.cumsum(changes) + wiggles))
 
 
-def kinds(values: pd.Series) -> list[str]:
+def kinds(values: Curve) -> list[str]:
     return [phase.kind for phase in trends.phases(values)]
 
 
 def test_best_is_the_first_of_equals_and_of_the_right_direction():
-    assert trends.best(curve([3.0, 1.0, None, 1.0])) == (2, 1.0)
-    assert trends.best(curve([0.2, 0.9, 0.5]), larger=True) == (2, 0.9)
+    assert trends.best(curve([3.0, 1.0, None, 1.0])) == Point(2, 1.0)
+    assert trends.best(curve([0.2, 0.9, 0.5], RCA)) == Point(2, 0.9)
     assert trends.best(curve([None, None])) is None
 
 
 def test_smoothed_best_is_not_fooled_by_one_lucky_epoch():
     lucky = curve([9, 9, 1, 9, 9, 4, 4, 4, 4, 4])
-    assert trends.best(lucky) == (3, 1)
+    assert trends.best(lucky) == Point(3, 1)
     assert trends.best_smoothed(lucky) == trends.Smoothed(4.0, 6, 10)
-    assert trends.best_smoothed(lucky.iloc[:4]) is None, "five values make a mean"
+    assert trends.best_smoothed(lucky[:4]) is None, "five values make a mean"
 
 
 def test_smoothing_counts_measured_values_where_some_epochs_have_none():
@@ -43,9 +46,14 @@ def test_smoothing_counts_measured_values_where_some_epochs_have_none():
     assert found == trends.Smoothed(3.0, 1, 9)
 
 
+def pairs(found: Curve) -> tuple[list, list]:
+    return found.epochs.tolist(), found.values.tolist()
+
+
 def test_new_bests_are_better_than_all_before():
-    assert trends.new_bests(curve([3, 4, 2, 2, None, 1])).to_dict() == {1: 3, 3: 2, 6: 1}
-    assert trends.new_bests(curve([0.1, 0.1, 0.5, 0.4]), larger=True).to_dict() == {1: 0.1, 3: 0.5}
+    falling, rising = curve([3, 4, 2, 2, None, 1]), curve([0.1, 0.1, 0.5, 0.4], RCA)
+    assert dict(zip(*pairs(trends.new_bests(falling)), strict=True)) == {1: 3, 3: 2, 6: 1}
+    assert dict(zip(*pairs(trends.new_bests(rising)), strict=True)) == {1: 0.1, 3: 0.5}
 
 
 @pytest.mark.parametrize("count", [2, 9, 1000])
@@ -53,18 +61,18 @@ def test_thinned_keeps_first_and_last_and_no_more_than_asked(count):
     bests = curve(1 / np.arange(1, count + 1))
     shown = trends.thinned(bests, 8)
     assert min(count, 6) <= len(shown) <= 8
-    assert shown.index[0] == 1 and shown.index[-1] == count
-    assert shown.is_monotonic_decreasing
+    assert shown.epochs[0] == 1 and shown.epochs[-1] == count
+    assert (np.diff(shown.values) < 0).all()
 
 
 def test_slope_and_its_error_are_those_of_least_squares():
     values = curve(np.random.default_rng(1).normal(size=30))
-    found = trends.slope(values, window=12)
-    (expected, _), covariance = np.polyfit(values.index[-12:], values.iloc[-12:], 1, cov=True)
+    found = trends.slope(values[-12:])
+    (expected, _), covariance = np.polyfit(values.epochs[-12:], values.values[-12:], 1, cov=True)
     assert found.value == pytest.approx(expected)
     assert found.error == pytest.approx(math.sqrt(covariance[0, 0]))
     assert (found.first, found.last, found.count) == (19, 30, 12)
-    assert trends.slope(values.iloc[:2]) is None
+    assert trends.slope(values[:2]) is None
 
 
 def test_the_present_slope_does_not_know_the_steep_beginning():
@@ -78,8 +86,8 @@ def test_phases_are_those_that_the_curve_was_made_of():
     assert [phase.rate.last for phase in found[:2]] == pytest.approx([10, 40], abs=3)
     assert found[0].rate.value == pytest.approx(-0.12, abs=0.005)
     assert found[1].rate.value == pytest.approx(-0.01, abs=0.001)
-    plateau = exponential((10, -0.12), (30, -0.01), (40, 0.0), noise=0.002).loc[found[2].rate.first :]
-    assert (found[2].mean, found[2].deviation) == pytest.approx((plateau.mean(), plateau.std()))
+    plateau = exponential((10, -0.12), (30, -0.01), (40, 0.0), noise=0.002).values[found[2].rate.first - 1 :]
+    assert (found[2].mean, found[2].deviation) == pytest.approx((plateau.mean(), plateau.std(ddof=1)))
 
 
 def test_a_loss_that_grows_again_is_rising():
@@ -95,6 +103,12 @@ def test_a_long_and_slow_descent_is_no_plateau():
     assert kinds(exponential((1000, -0.0005))) == ["slow descent"]
 
 
+def test_a_loss_that_comes_to_a_stand_ends_in_a_plateau():
+    found = trends.phases(curve([0.02 + 0.2 / epoch**3 for epoch in range(1, 41)]))
+    assert [phase.kind for phase in found][-2:] == ["slow descent", "plateau"]
+    assert found[-1].rate.first <= 30 and found[-1].rate.last == 40
+
+
 def test_phases_follow_each_other_without_a_gap():
     found = trends.phases(exponential((5, -0.3), (300, -0.004), (695, 0.0), noise=0.003))
     assert found[0].rate.first == 1 and found[-1].rate.last == 1000
@@ -108,27 +122,48 @@ def test_too_few_values_have_no_phases(values):
 
 
 def test_a_target_is_reached_at_the_first_epoch_that_is_as_good():
-    assert trends.reach(curve([3, 2, 1, 2]), 2.0).epoch == 2
-    assert trends.reach(curve([0.5, 0.95, 0.9]), 0.9, larger=True).epoch == 2
+    assert trends.forecast(curve([3, 2, 1, 2]), 2.0).epoch == 2
+    assert trends.forecast(curve([0.5, 0.95, 0.9], RCA), 0.9).epoch == 2
 
 
 def test_a_target_that_is_ahead_is_met_where_the_line_gets_there():
-    way = trends.reach(curve(np.linspace(1.0, 0.5, 21)), 0.25)  # 0.025 less per epoch, so ten more epochs
+    way = trends.forecast(curve(np.linspace(1.0, 0.5, 21)), 0.25)  # 0.025 less per epoch, so ten more epochs
     assert way.epoch is None
     assert way.expected == pytest.approx(31)
-    rca = trends.reach(curve(np.linspace(0.5, 0.7, 21)), 0.8, larger=True)
+    rca = trends.forecast(curve(np.linspace(0.5, 0.7, 21), RCA), 0.8)
     assert rca.expected == pytest.approx(31)
 
 
 def test_the_uncertainty_of_the_slope_is_that_of_the_arrival():
     values = curve(np.linspace(1.0, 0.5, 21) + np.random.default_rng(2).normal(scale=0.01, size=21))
-    way = trends.reach(values, 0.1)
-    line, left = way.slope, 0.1 - values.iloc[-1]
+    way = trends.forecast(values, 0.1)
+    line, left = way.slope, 0.1 - values.last.value
     assert way.earliest < way.expected < way.latest
     assert way.latest == pytest.approx(21 + left / (line.value + 2 * line.error))
 
 
 @pytest.mark.parametrize("values", [[1.0] * 20, list(np.linspace(0.5, 1.0, 20)), [1.0, 0.9]])
 def test_a_curve_that_does_not_go_there_does_not_arrive(values):
-    way = trends.reach(curve(values), 0.1)
+    way = trends.forecast(curve(values), 0.1)
     assert (way.epoch, way.expected, way.earliest, way.latest) == (None, None, None, None)
+
+
+def test_the_gap_is_that_of_medians_since_the_best_validation():
+    train, valid = curve([5, 4, 3, 2, 1, 1]), curve([5, 3, 3, 3, 9, 9])
+    gap = trends.gap(train, valid)
+    assert (gap.best, gap.last) == (Point(3, 3.0), Point(6, 9.0))
+    assert gap.rise == pytest.approx(2.0) and gap.fall == pytest.approx(1 - 1 / 4)
+    assert trends.gap(train, curve([None] * 6)) is None
+
+
+def test_epochs_become_one_figure_of_the_run_as_the_registry_has_it():
+    rows = [
+        {"epoch": 1, "train_images": 100, "train_time_sec": 1.0, "samples_per_sec": 100.0, "nonfinite_steps": 2},
+        {"epoch": 2, "train_images": 100, "train_time_sec": 4.0, "samples_per_sec": 25.0, "nonfinite_steps": 1},
+    ]
+    assert trends.over_epochs(rows, METRICS["samples_per_sec"]) == 40.0, (
+        "all images over all seconds, not a mean of rates"
+    )
+    assert trends.over_epochs(rows, METRICS["nonfinite_steps"]) == 3
+    assert trends.over_epochs(rows, METRICS["train_time_sec"]) == 5.0
+    assert trends.over_epochs(rows, RCA) is None
