@@ -1,4 +1,4 @@
-"""The files that a run publishes, read back: status.json, events.jsonl, the CSV, gpus/*.json.
+"""The files that a run publishes, read back: training_metrics.json and .csv, status.json, events.jsonl, gpus/*.json.
 
 Nothing here raises for what lies there: what is missing, torn or of another kind is read as missing.
 """
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.run import kinds
-from ddpm.run.files import parse_json, read_file, read_text
+from ddpm.run.files import parse_json, read_file, read_text, why
 from ddpm.run.files import read_json as read_any_json
-from ddpm.run.format import number
+from ddpm.run.format import duration, number
 from ddpm.run.paths import RunPaths
+from metrics.tracker import summarise
 
 SEVERITIES = ("debug", "info", "success", "warning", "error")
 ENDED = ("finished", "stopped", "failed")
@@ -44,6 +45,25 @@ GPU = kinds.record(
 NODE = kinds.record(
     time=kinds.stamp, node=kinds.text, gpus=kinds.some(GPU), note=kinds.text, starts=kinds.some(kinds.anything(dict))
 )  # fmt: skip
+PARTS = {
+    "settings": kinds.settings,
+    "hyperparameters": lambda part: {**part, **HYPERPARAMETERS(part)} if isinstance(part, dict) else {},
+    "environment": kinds.record(
+        **dict.fromkeys(("host", "platform", "python", "torch", "diffusers", "device", "gpu"), kinds.text),
+        **dict.fromkeys(("precision", "command", "commit"), kinds.text),
+        **dict.fromkeys(("world_size", "nodes"), kinds.count), compile=kinds.flag, choices=kinds.mapping(kinds.text),
+    ),
+    "data_summary": kinds.record(
+        class_names=kinds.every(kinds.text), **dict.fromkeys(("train_counts", "test_counts"), kinds.every(kinds.count)),
+        **dict.fromkeys(("train_images", "test_images"), kinds.count),
+    ),
+    "model": kinds.record(parameters=kinds.count, flops_per_image=kinds.amount, peak_flops=kinds.amount),
+    "artifacts": kinds.mapping(kinds.text),
+}  # fmt: skip
+HYPERPARAMETERS = kinds.record(
+    **dict.fromkeys(("total_steps", "steps_per_epoch", "global_batch_size", "val_images"), kinds.count)
+)
+STARTS = kinds.some(kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -152,3 +172,41 @@ def last_words(status: dict[str, Any] | None) -> str:
         return f"killed without a word at step {status.get('step')} or later, on {status.get('host')}{job}"
     message = (status.get("message") or "").partition("; ")[0]
     return f"{message or status.get('state')}{job}"
+
+
+def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
+    """What `training_metrics.json` holds, and why it cannot be read if so (then it is empty).
+
+    Parts and figures that are missing or of another kind are there and empty. The run is called as its folder is: that
+    is the name one types. `damaged` says what was left out of `epochs`; the summary is made anew where nothing was.
+    """
+    try:
+        document = read_json(paths.json)
+        for name, kind in {"data": str, "state": str, "epochs": list, "summary": dict}.items():
+            if not isinstance(document[name], kind):
+                raise TypeError(f"{name!r} is not a {kind.__name__}")
+        if document["data"] not in kinds.DATA or document["state"] not in ("running", *ENDED):
+            raise ValueError(f"data {document['data']!r:.30}, state {document['state']!r:.30}")
+    except FileNotFoundError:
+        return {}, missing(paths)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fix = "restore it from a backup, or let the run write it again at the end of its next epoch"
+        words = why(error) if isinstance(error, OSError) else repr(error)
+        return {}, f"{paths.json} cannot be read as metrics ({words}); {fix}"
+    parts = {name: kind(document.get(name)) or {} for name, kind in PARTS.items()}
+    parts |= {"starts": STARTS(document.get("starts")), "generated": kinds.text(document.get("generated"))}
+    class_names = parts["data_summary"].get("class_names")
+    for name in ("train_counts", "test_counts"):  # counts of other classes than those that are named say nothing
+        if class_names is not None and len(parts["data_summary"].get(name) or class_names) != len(class_names):
+            parts["data_summary"][name] = []
+    parts["epochs"], lost = kinds.rows(document["epochs"])
+    summary = {name: kinds.amount(value) for name, value in document["summary"].items()}
+    summary |= {} if lost else summarise(parts["epochs"], parts["starts"])
+    if "total_time_human" in summary:  # a text, so made anew
+        summary["total_time_human"] = duration(summary.get("total_time_sec"))
+    damaged = f"{' and '.join(lost)} of {paths.json.name} cannot be read and are left out" if lost else None
+    return {**document, **parts, "summary": summary, "run": paths.run, "damaged": damaged}, None
+
+
+def missing(paths: RunPaths) -> str:
+    return f"{paths.json} is not there: has the run {paths.run!r} begun to train?"

@@ -88,7 +88,7 @@ class PageRenderer(RendererHTML):
 
 
 def embedded(path: Path) -> tuple[str, tuple[int, int], bool]:
-    """A picture as a `data:` URI, its width and height in pixels, and whether it is a plot. A large file is encoded anew.
+    """A picture as a `data:` URI, its width and height in pixels, and whether it is a plot. Large files are re-encoded.
 
     Raises:
         OSError, ValueError, SyntaxError, KeyError, DecompressionBombError: it is missing, or not a whole picture.

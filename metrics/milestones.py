@@ -20,9 +20,10 @@ from ddpm.run.paths import RunPaths
 from ddpm.run.rules import parse_target
 from metrics.files import ENDED, read_event
 from metrics.page import Section, Table
+from metrics.phases import Phase
 from metrics.run_data import RunData
 from metrics.starts import stamp_of
-from metrics.trends import Phase, forecast, new_bests, thinned
+from metrics.trends import forecast, new_bests, thinned
 
 T = TypeVar("T")
 MOST = 8  # new bests that are told; 1000 epochs may have 1000

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 from ddpm.run import kinds
 from ddpm.run.config import data_words
 from ddpm.run.errors import RequestError
-from ddpm.run.files import open_regular, read_json, why
+from ddpm.run.files import open_regular
 from ddpm.run.format import count, duration, number, plural, timestamp
 from ddpm.run.metrics import METRICS, Metric
 from ddpm.run.paths import RunPaths
-from metrics.files import ENDED, read_csv, read_events, read_gpus, read_status
+from metrics.files import ENDED, missing, read_csv, read_document, read_events, read_gpus, read_status
 from metrics.page import Finding
 from metrics.starts import Start, read_starts
-from metrics.tracker import summarise
 from metrics.trends import Curve
 
 if TYPE_CHECKING:
@@ -34,25 +33,6 @@ if TYPE_CHECKING:
 
 CLOCK_SKEW = 60.0  # seconds that the clocks of two nodes may differ
 FIGURES = tuple(name for name in METRICS if name not in ("epoch", "data"))
-PARTS = {
-    "settings": kinds.settings,
-    "hyperparameters": lambda part: {**part, **HYPERPARAMETERS(part)} if isinstance(part, dict) else {},
-    "environment": kinds.record(
-        **dict.fromkeys(("host", "platform", "python", "torch", "diffusers", "device", "gpu"), kinds.text),
-        **dict.fromkeys(("precision", "command", "commit"), kinds.text),
-        **dict.fromkeys(("world_size", "nodes"), kinds.count), compile=kinds.flag, choices=kinds.mapping(kinds.text),
-    ),
-    "data_summary": kinds.record(
-        class_names=kinds.every(kinds.text), **dict.fromkeys(("train_counts", "test_counts"), kinds.every(kinds.count)),
-        **dict.fromkeys(("train_images", "test_images"), kinds.count),
-    ),
-    "model": kinds.record(parameters=kinds.count, flops_per_image=kinds.amount, peak_flops=kinds.amount),
-    "artifacts": kinds.mapping(kinds.text),
-}  # fmt: skip
-HYPERPARAMETERS = kinds.record(
-    **dict.fromkeys(("total_steps", "steps_per_epoch", "global_batch_size", "val_images"), kinds.count)
-)
-STARTS = kinds.some(kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text))
 
 
 @dataclass(frozen=True)
@@ -263,7 +243,7 @@ class RunReader:
         now = time.time()
         status = self._fresh(self.paths.status, read_status) or {}
         events = self._fresh(self.paths.events, read_events) or []
-        document, unreadable = self._fresh(self.paths.json, read_document) or ({}, _missing(self.paths))
+        document, unreadable = self._fresh(self.paths.json, read_document) or ({}, missing(self.paths))
         copied, lost = self._fresh(self.paths.csv, read_csv) or ([], None)
         rows = document.get("epochs") or copied
         started = number(status.get("started")) or 0.0
@@ -315,40 +295,6 @@ def load_run(paths: RunPaths) -> RunData:
     return read_run(paths).need_figures()
 
 
-def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
-    """What `training_metrics.json` holds, and why it cannot be read if so (then it is empty).
-
-    Parts and figures that are missing or of another kind are there and empty. The run is called as its folder is: that
-    is the name one types. `damaged` says what was left out of `epochs`; the summary is made anew where nothing was.
-    """
-    try:
-        document = read_json(paths.json)
-        for name, kind in {"data": str, "state": str, "epochs": list, "summary": dict}.items():
-            if not isinstance(document[name], kind):
-                raise TypeError(f"{name!r} is not a {kind.__name__}")
-        if document["data"] not in kinds.DATA or document["state"] not in ("running", *ENDED):
-            raise ValueError(f"data {document['data']!r:.30}, state {document['state']!r:.30}")
-    except FileNotFoundError:
-        return {}, _missing(paths)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fix = "restore it from a backup, or let the run write it again at the end of its next epoch"
-        words = why(error) if isinstance(error, OSError) else repr(error)
-        return {}, f"{paths.json} cannot be read as metrics ({words}); {fix}"
-    parts = {name: kind(document.get(name)) or {} for name, kind in PARTS.items()}
-    parts |= {"starts": STARTS(document.get("starts")), "generated": kinds.text(document.get("generated"))}
-    class_names = parts["data_summary"].get("class_names")
-    for name in ("train_counts", "test_counts"):  # counts of other classes than those that are named say nothing
-        if class_names is not None and len(parts["data_summary"].get(name) or class_names) != len(class_names):
-            parts["data_summary"][name] = []
-    parts["epochs"], lost = kinds.rows(document["epochs"])
-    summary = {name: kinds.amount(value) for name, value in document["summary"].items()}
-    summary |= {} if lost else summarise(parts["epochs"], parts["starts"])
-    if "total_time_human" in summary:  # a text, so made anew
-        summary["total_time_human"] = duration(summary.get("total_time_sec"))
-    damaged = f"{' and '.join(lost)} of {paths.json.name} cannot be read and are left out" if lost else None
-    return {**document, **parts, "summary": summary, "run": paths.run, "damaged": damaged}, None
-
-
 def epochs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows by epoch, every column of figures there, as floats; what is missing or no finite number is NaN."""
     import pandas as pd
@@ -356,10 +302,6 @@ def epochs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["epoch", *FIGURES], dtype=object).apply(pd.to_numeric, errors="coerce")
     frame = frame.astype(float).replace([math.inf, -math.inf], math.nan).dropna(subset="epoch")
     return frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last").set_index("epoch").sort_index()
-
-
-def _missing(paths: RunPaths) -> str:
-    return f"{paths.json} is not there: has the run {paths.run!r} begun to train?"
 
 
 def _what_is_wrong(run: RunData, copied: list[dict[str, Any]], lost: str | None) -> list[Finding]:

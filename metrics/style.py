@@ -66,7 +66,8 @@ def headed_figure(width: float, height: float, document: dict, line: str) -> Fig
 def png(figure: Figure, document: dict, name: str) -> bytes:
     """The figure as the content of a PNG file that says what it shows."""
     picture = io.BytesIO()
-    about = {"Title": f"{document['run']}: {name}, {data_words(document['data'])}", "Description": "plot", "Software": None}
+    title = f"{document['run']}: {name}, {data_words(document['data'])}"
+    about = {"Title": title, "Description": "plot", "Software": None}
     figure.savefig(picture, format="png", dpi=DPI, metadata=about)
     return picture.getvalue()
 

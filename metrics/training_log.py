@@ -42,6 +42,7 @@ from metrics.curves import USUAL, charts
 from metrics.files import ENDED
 from metrics.milestones import milestones_section
 from metrics.page import Block, Bullets, Code, Facts, Note, Page, Section, Table, code, link, to_markdown
+from metrics.phases import FAST, FLAT, FLAT_IN_ALL, FLAT_NOW, SHORTEST, UNSURE, Phase, find_phases, rate_words
 from metrics.run_data import RunData, load_run
 from metrics.starts import computed
 
@@ -57,9 +58,9 @@ COMMANDS = {
 }
 PHASES_NOTE = (
     "Found by straight lines through the logarithm, as many as the Bayesian information criterion asks for. Change: "
-    f"the slope ± its standard error. A fast descent is more than {trends.FAST:.0%} per epoch; a plateau is less than "
-    f"{trends.FLAT:.1%} per epoch and {trends.FLAT_IN_ALL:.0%} in all, or not distinguishable from 0 (two standard "
-    f"errors, each less than {trends.UNSURE:.1%}), or at the end less than {trends.FLAT_NOW:.0%} over {trends.WINDOW} "
+    f"the slope ± its standard error. A fast descent is more than {FAST:.0%} per epoch; a plateau is less than "
+    f"{FLAT:.1%} per epoch and {FLAT_IN_ALL:.0%} in all, or not distinguishable from 0 (two standard "
+    f"errors, each less than {UNSURE:.1%}), or at the end less than {FLAT_NOW:.0%} over {trends.WINDOW} "
     "measured epochs or more; its ± is the standard deviation of the values. Learning rates are those at the end of "
     "the first and of the last epoch."
 )
@@ -85,8 +86,8 @@ def write_training_log(paths: RunPaths, target: str | None = None, baseline: Run
 
 def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Page:
     """The page."""
-    metric = main_loss(run, trends.SHORTEST)
-    phases = trends.phases(run.curve(metric))
+    metric = main_loss(run, SHORTEST)
+    phases = find_phases(run.curve(metric))
     status, state = run.status, run.document["state"]
     later = status.get("state") in ENDED and status["state"] != state and state != "running"
     said = f": {status['message']}" if status.get("message") else ""
@@ -176,9 +177,9 @@ def best_results(run: RunData) -> Section:
     return Section("Best results", [Table("", heads, rows), f"{note}better for {larger}, smaller for the others."])
 
 
-def phases_section(run: RunData, metric: Metric, phases: list[trends.Phase]) -> Section:
+def phases_section(run: RunData, metric: Metric, phases: list[Phase]) -> Section:
     if not phases:
-        few = f"No phases yet: `{metric.name}` has fewer than {trends.SHORTEST} values."
+        few = f"No phases yet: `{metric.name}` has fewer than {SHORTEST} values."
         return Section("Phases", [few])
     rates, rows = {row["epoch"]: LR.text_of(row) for row in run.rows}, []
     for phase in phases:
@@ -186,7 +187,7 @@ def phases_section(run: RunData, metric: Metric, phases: list[trends.Phase]) -> 
         what = phase.kind + (f" at {metric.text(phase.mean)} ± {phase.deviation:.2g}" if plateau else "")
         values = f"{metric.text(phase.begin)} → {metric.text(phase.end)}"
         lr = " → ".join(rates[epoch] for epoch in (rate.first, rate.last))
-        rows.append((f"{rate.first}–{rate.last}", what, values, trends.rate_words(rate), lr))
+        rows.append((f"{rate.first}–{rate.last}", what, values, rate_words(rate), lr))
     heads = ["Epochs", "What", f"`{metric.name}`", "Change", "Learning rate"]
     return Section(f"Phases of `{metric.name}`", [Table("", heads, rows), PHASES_NOTE])
 

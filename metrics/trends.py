@@ -1,11 +1,10 @@
-"""What a curve does, defined once: best, smoothed best, slope with error, phases, forecast of a target, gap.
+"""What a curve does, defined once: best, smoothed best, slope with error, forecast of a target, gap.
 
 Pure functions on a `Curve`. Health, training log, comparison and dashboard word what they find; none computes its own.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,6 @@ from ddpm.run.metrics import TRAIN_IMAGES, TRAIN_TIME_SEC, Metric
 SMOOTH = 5  # measured values that a smoothed one is the mean of
 WINDOW = 10  # measured values at most that the present slope is of
 SIGNIFICANT = 2.0  # standard errors
-SHORTEST, MOST = 3, 4  # measured values in a phase at least, and phases at most
-PLACES = 200  # where a phase may end: after each value, or in a longer curve at this many, evenly spread
-WIGGLE = 0.002  # relative deviations from a straight line below this are no reason for another phase
-FAST = 0.05  # relative change per epoch: more is a fast descent
-FLAT, FLAT_IN_ALL = 0.001, 0.05  # relative change per epoch, and over all of a phase: less is a plateau
-FLAT_NOW = 0.01  # relative change over the latest values: less, and they are a plateau
-UNSURE = 0.005  # standard error per epoch: an insignificant slope is a plateau below it, above it nothing is known
 RECENT = 3  # values that the medians of `gap` are of
 
 
@@ -93,22 +85,6 @@ class Smoothed:
     value: float
     first: int
     last: int
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of a curve on which its logarithm is about a straight line.
-
-    `rate.value` is the relative change per epoch (-0.12: a fall by 12 %); `begin` and `end` are the first and the last
-    value, `mean` and `deviation` (standard, n - 1) are of all of them.
-    """
-
-    kind: str  # fast descent, slow descent, plateau, rising, no clear direction
-    rate: Slope
-    begin: float
-    end: float
-    mean: float
-    deviation: float
 
 
 @dataclass(frozen=True)
@@ -206,41 +182,7 @@ def present_slope(curve: Curve) -> Slope | None:
 
 def slope(curve: Curve) -> Slope | None:
     """The least-squares slope; None of fewer than 3 values."""
-    return _fit(curve.epochs, curve.values) if len(curve) >= 3 else None
-
-
-def phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) -> list[Phase]:
-    """The phases of a curve of positive values (others are left out), found from it alone.
-
-    At most `MOST` straight lines are fitted to its logarithm, each to `SHORTEST` values or more, by least squares over
-    all places where they may meet (Bellman 1961); how many is decided by the Bayesian information criterion (Schwarz
-    1978). Neighbours of one kind become one phase. Where the latest values stand still, they are a plateau of their
-    own, however the line through them began. Empty if there are fewer than `SHORTEST` values.
-
-    Args:
-        window, flat_now: the latest values are a plateau if the line through at least `window` of them changes by a
-            smaller share than `flat_now`, and at less than half the rate of the phase that they would be in.
-    """
-    curve = curve[curve.values > 0]
-    if len(curve) < SHORTEST:
-        return []
-    edges = _edges(curve.epochs.astype(float), np.log(curve.values))
-    found: list[tuple[int, int, str]] = []
-    for start, end in itertools.pairwise(edges):
-        kind = _kind(_rate(curve[start:end]))
-        if found and found[-1][2] == kind:
-            start = found.pop()[0]
-        found.append((start, end, kind))
-    standing = _standing_since(curve, window, flat_now, abs(_rate(curve[found[-1][0] :]).value))
-    if standing is not None and found[-1][2] != "plateau":
-        found = [(start, min(end, standing), kind) for start, end, kind in found if standing - start >= SHORTEST]
-        found.append((found[-1][1] if found else 0, len(curve), "plateau"))
-    return [_phase(curve[start:end], kind) for start, end, kind in found]
-
-
-def rate_words(rate: Slope) -> str:
-    """A relative change per epoch: `-0.11 % ± 0.0004 % per epoch`."""
-    return f"{100 * rate.value:+.3g} % ± {100 * rate.error:.2g} % per epoch"
+    return fit_line(curve.epochs, curve.values) if len(curve) >= 3 else None
 
 
 def forecast(curve: Curve, target: float) -> TargetForecast:
@@ -275,77 +217,10 @@ def _medians(values: np.ndarray) -> np.ndarray:
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, RECENT), axis=1)
 
 
-def _fit(epochs: np.ndarray, values: np.ndarray) -> Slope:
+def fit_line(epochs: np.ndarray, values: np.ndarray) -> Slope:
     """The least-squares line through 3 values or more."""
     x, y = epochs - epochs.mean(), values - values.mean()
     value = (x @ y) / (x @ x)
     residuals = y - value * x
     error = np.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x))
     return Slope(float(value), float(error), int(epochs[0]), int(epochs[-1]), len(x))
-
-
-def _rate(curve: Curve) -> Slope:
-    """The relative change per epoch: the slope of the logarithm, as a share."""
-    line = _fit(curve.epochs, np.log(curve.values))
-    with np.errstate(over="ignore", invalid="ignore"):
-        value, error = float(np.expm1(line.value)), float(np.exp(line.value) * line.error)
-    return Slope(value, error, line.first, line.last, line.count)
-
-
-def _kind(rate: Slope) -> str:
-    if abs(rate.value) < FLAT and abs(rate.value) * (rate.last - rate.first) < FLAT_IN_ALL:
-        return "plateau"
-    if not rate.significant:
-        return "plateau" if rate.error < UNSURE else "no clear direction"
-    if rate.value > 0:
-        return "rising"
-    return "fast descent" if rate.value < -FAST else "slow descent"
-
-
-def _standing_since(curve: Curve, window: int, flat_now: float, before: float) -> int | None:
-    """Where the longest part at the end begins that stands still, compared with the rate `before` it; None if the
-    latest `window` values do not."""
-    since = None
-    for start in range(len(curve) - max(window, SHORTEST), -1, -1):
-        rate = _rate(curve[start:])
-        moves = abs(rate.value) * (rate.last - rate.first) >= flat_now or abs(rate.value) > before / 2
-        if moves or rate.error >= UNSURE:
-            break
-        since = start
-    return since
-
-
-def _phase(curve: Curve, kind: str) -> Phase:
-    values = curve.values
-    mean, deviation = float(values.mean()), float(values.std(ddof=1))
-    return Phase(kind, _rate(curve), float(values[0]), float(values[-1]), mean, deviation)
-
-
-def _edges(x: np.ndarray, y: np.ndarray) -> list[int]:
-    """Where the best straight lines through (x, y) begin, as places in the arrays, and their length at the end."""
-    count = len(x)
-    places = np.unique(np.linspace(0, count, min(count, PLACES) + 1).round().astype(int))
-    cost = _residuals(x - x.mean(), y - y.mean(), places)
-    least, came_from = [cost[0]], []  # of 1, 2, … lines: the smallest sum of squares up to each place
-    for _ in range(MOST - 1):
-        both = least[-1][:, None] + cost
-        came_from.append(both.argmin(axis=0))
-        least.append(both.min(axis=0))
-    squares = np.array([of_each[-1] for of_each in least])
-    lines = np.arange(1, MOST + 1)
-    score = count * np.log(np.maximum(squares / count, WIGGLE**2)) + (3 * lines - 1) * math.log(count)
-    at, edges = len(places) - 1, [count]
-    for back in came_from[: int(score.argmin())][::-1]:
-        at = int(back[at])
-        edges.append(int(places[at]))
-    return [0, *reversed(edges)]
-
-
-def _residuals(x: np.ndarray, y: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """[i, j]: sum of squares about the line through the points from place i to place j; inf if they are too few."""
-    sums = np.cumsum([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-    sums = np.concatenate([np.zeros((6, 1)), sums], axis=1)[:, places]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        n, sx, sy, sxx, sxy, syy = sums[:, None, :] - sums[:, :, None]
-        squares = syy - sy * sy / n - (sxy - sx * sy / n) ** 2 / (sxx - sx * sx / n)
-    return np.where(n >= SHORTEST, np.maximum(squares, 0), math.inf)

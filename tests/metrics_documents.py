@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+from ddpm.run.paths import RunPaths
+from metrics.run_data import RunData
 from metrics.tracker import summarise
 
 CLASSES = list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
@@ -60,3 +63,8 @@ def make_document(epochs: int, *, gpu: bool = True, data: str = "emnist", state:
     document.update(changes)
     document["summary"] = summarise(document["epochs"], document["starts"])
     return document
+
+
+def make_run(document: dict, root: Path = Path("nowhere"), **fields) -> RunData:
+    """The run that such a document tells of; `fields` as `RunData` has them."""
+    return RunData(RunPaths(root, document["run"]), 0.0, document=document, rows=document["epochs"], **fields)

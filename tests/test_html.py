@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.run.metrics import EPOCH_TABLE, METRICS
+from ddpm.run.metrics import EPOCH_TABLE
 from ddpm.run.paths import RunPaths
 from metrics.html import main, to_html, write_html
-from metrics.report import render
-from metrics.run_data import load_document
+from metrics.page import to_markdown
+from metrics.report import report_page
+from metrics.run_data import load_run
 from tests.metrics_documents import make_document
 
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -77,7 +78,7 @@ def make_run(root: Path, epochs: int = 3, **changes) -> RunPaths:
     paths.plots.mkdir()
     paths.json.write_text(json.dumps(document))
     Image.new("L", (90, 60)).save(paths.samples / f"{document['data']}_epoch_0003.png")
-    paths.report.write_text(render(load_document(paths), paths))
+    paths.report.write_text(to_markdown(report_page(load_run(paths)), paths.metrics))
     for number, place in enumerate(sorted(set(re.findall(r"\]\((plots/\w+\.png)\)", paths.report.read_text())))):
         Image.new("RGB", (900, 450), (13, 17, 10 * number)).save(paths.metrics / place)
     return paths
@@ -109,7 +110,7 @@ def test_every_picture_of_the_report_is_inside_the_page(tmp_path: Path) -> None:
 def test_the_tables_say_what_the_metrics_say(tmp_path: Path) -> None:
     document = make_document(4)
     page = Page(write_html(make_run(tmp_path, 4)).read_text())
-    columns = {METRICS[name].heading: name for name in EPOCH_TABLE if name in document["epochs"][0]}
+    columns = {metric.heading: metric.name for metric in EPOCH_TABLE if metric.name in document["epochs"][0]}
     heads = page.rows.index(list(columns))
     for row, cells in zip(document["epochs"], page.rows[heads + 1 : heads + 5], strict=True):
         assert cells == [METRICS[column].text(row[column]) for column in columns.values()]

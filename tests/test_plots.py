@@ -16,9 +16,8 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from metrics.plots import PLOTS, draw_dashboard, draw_plot, make_plots
-from metrics.run_data import epochs_frame
 from metrics.style import STYLE
-from tests.metrics_documents import make_document
+from tests.metrics_documents import make_document, make_run
 
 NAMES = (
     "loss_linear", "loss_log", "loss_distribution", "learning_rate", "grad_norm", "throughput", "gpu_memory",
@@ -55,7 +54,6 @@ def averaged(document: dict) -> dict:
 
 
 DOCUMENTS = {
-    "none": lambda: make_document(0, state="running"),
     "one on the CPU": lambda: make_document(1, gpu=False, data="glyphs", run="demo"),
     "three": lambda: make_document(3, data="glyphs", state="running", starts=starts_at(0, STEPS)),
     "hundred": lambda: make_document(100, starts=starts_at(0, 20 * STEPS, 61 * STEPS + 100)),
@@ -67,9 +65,9 @@ DOCUMENTS = {
 
 def draw(document: dict, name: str) -> Figure:
     """The figure of a plot, laid out as it is when saved."""
-    frame = epochs_frame(document)
+    run = make_run(document)
     with style.context(STYLE):
-        figure = draw_dashboard(frame, document) if name == "dashboard" else draw_plot(name, frame, document)
+        figure = draw_dashboard(run) if name == "dashboard" else draw_plot(name, run)
         figure.draw_without_rendering()
     return figure
 
@@ -104,11 +102,13 @@ def written(figure: Figure) -> list[tuple[str, Bbox]]:
 
 @pytest.mark.parametrize("epochs", [1, 3, 100])
 def test_eleven_dark_pictures_at_180_dpi(tmp_path: Path, epochs: int) -> None:
-    (tmp_path / "plots").mkdir()
-    (tmp_path / "plots" / "loss_log.png").write_bytes(b"of an earlier report")
-    paths = make_plots(make_document(epochs), tmp_path / "plots")
+    run = make_run(make_document(epochs), tmp_path)
+    folder = run.paths.plots
+    folder.mkdir(parents=True)
+    (folder / "loss_log.png").write_bytes(b"of an earlier report")
+    paths = make_plots(run)
     assert [path.name for path in paths] == [f"{name}.png" for name in NAMES]
-    assert sorted((tmp_path / "plots").iterdir()) == sorted(paths)  # and nothing left aside
+    assert sorted(folder.iterdir()) == sorted(paths)  # and nothing left aside
     for path in paths:
         with Image.open(path) as picture:
             picture.load()
@@ -141,10 +141,13 @@ def test_epochs_on_the_axis_are_whole_and_few(epochs: int) -> None:
     assert all(place == round(place) and 1 <= place <= epochs for place in places)
 
 
+def test_a_run_without_an_epoch_has_no_plots(tmp_path: Path) -> None:
+    assert make_plots(make_run(make_document(0, state="running"), tmp_path)) == []
+
+
 @pytest.mark.parametrize(
     ("document", "name", "said"),
     [
-        (make_document(0, state="running"), "loss_linear", "no epoch has finished yet"),
         (make_document(1), "loss_derivative", "needs the loss of two epochs"),
         (make_document(3, gpu=False), "gpu_memory", "no GPU: the run is on the CPU"),
         (make_document(3), "learning_rate", "constant: 1e-4"),
@@ -233,7 +236,7 @@ def test_plots_are_the_same_whatever_matplotlib_is_set_to_and_leave_it_so(tmp_pa
     theirs = {"text.usetex": True, "savefig.bbox": "tight", "axes.titlesize": 5, "axes.formatter.use_locale": True}
     with matplotlib.rc_context(theirs):
         before = dict(matplotlib.rcParams)
-        here = make_plots(make_document(2), tmp_path / "here")
+        here = make_plots(make_run(make_document(2), tmp_path / "here"))
         assert dict(matplotlib.rcParams) == before
-    there = make_plots(make_document(2), tmp_path / "there")
+    there = make_plots(make_run(make_document(2), tmp_path / "there"))
     assert [file.read_bytes() for file in here] == [file.read_bytes() for file in there]

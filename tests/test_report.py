@@ -17,9 +17,10 @@ from PIL import Image
 
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from metrics.page import to_markdown
 from metrics.plots import PLOTS
-from metrics.report import main, render, table, write_report
-from metrics.run_data import load_document
+from metrics.report import main, report_page, write_report
+from metrics.run_data import load_run
 from tests.metrics_documents import make_document
 
 
@@ -35,7 +36,7 @@ def publish(root: Path, document: dict, samples: int = 0) -> RunPaths:
 
 def report_of(paths: RunPaths) -> str:
     """The text of the report, without drawing the plots."""
-    return render(load_document(paths), paths)
+    return to_markdown(report_page(load_run(paths)), paths.metrics)
 
 
 def cells(line: str) -> list[str]:

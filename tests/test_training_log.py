@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ddpm.run.format import duration
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
-from metrics.tracker import human_time
 from metrics.training_log import main, write_training_log
 from tests.metrics_documents import make_document
 
@@ -100,7 +100,7 @@ def test_new_bests_stand_with_images_run_time_and_the_clock(tmp_path):
     stamps = ["2026-05-04 02:01:00", "2026-05-04 02:03:00"]
     for row, epoch, stamp in zip(bests, (2, 4), stamps, strict=True):
         at = rows.loc[epoch]
-        assert row[:4] == [stamp, human_time(at["total_time_sec"]), str(epoch), f"{at['images_seen']:,}"]
+        assert row[:4] == [stamp, duration(at["total_time_sec"]), str(epoch), f"{at['images_seen']:,}"]
 
 
 def test_hundreds_of_new_bests_are_thinned_and_it_says_so(tmp_path):
@@ -140,8 +140,8 @@ def test_time_is_shared_out_to_the_last_second(tmp_path):
     rows = rows_of(tmp_path)
     total, train = rows["epoch_time_sec"].sum(), rows["train_time_sec"].sum()
     assert line == (
-        f"Of {human_time(total)}: training {human_time(train)} ({train / total:.1%}), validation 0m 12s "
-        f"({12.5 / total:.1%}), everything else {human_time(total - train - 12.5)} ({1 - (train + 12.5) / total:.1%})."
+        f"Of {duration(total)}: training {duration(train)} ({train / total:.1%}), validation 0m 12s "
+        f"({12.5 / total:.1%}), everything else {duration(total - train - 12.5)} ({1 - (train + 12.5) / total:.1%})."
     )
 
 
@@ -158,7 +158,7 @@ def test_starts_tell_their_causes(tmp_path):
     rows, told = rows_of(tmp_path), [row for row in table_of(page, "Milestones") if "start" in row[-1]]
     batch = 4 * 96
     assert told[0] == ["2026-05-04 01:00:00", "0m 00s", "0", "0", "started"]
-    at_row = [human_time(rows.loc[3, "total_time_sec"]), "3", f"{3 * 293 * batch:,}"]
+    at_row = [duration(rows.loc[3, "total_time_sec"]), "3", f"{3 * 293 * batch:,}"]
     assert told[1] == ["2026-05-04 02:00:00", *at_row, "start 2, from step 879: stopped by SIGTERM (Slurm job 7)"]
     within = ["–", "4", f"{(4 * 293 + 50) * batch:,}"]
     assert told[2] == ["2026-05-04 03:00:00", *within, "start 3, from step 1,222: killed without a word"]
@@ -265,12 +265,12 @@ def test_a_run_in_progress_says_so_and_a_dead_one_too(tmp_path):
     median = rows["epoch_time_sec"].median()
     assert "in progress as of 2026-05-04T03:02:01+00:00: epoch 10 of 100" in page
     assert f"the last 10 epochs took {median:.1f} s each (median), so the 90 to come would take" in page
-    assert human_time(90 * median) in page and "Take care" not in page
+    assert duration(90 * median) in page and "Take care" not in page
     old = {"state": "running", "host": "node7", "pid": 5, "heartbeat": time.time() - 7200, "phase": "training"}
     paths.status.write_text(json.dumps(old))
     page = write_training_log(paths).read_text()
     assert "**Take care:** no heartbeat for 2 h: the job on node node7 (pid 5) has probably died." in page
-    assert f"; if it is started again, the 90 to come would take about {human_time(90 * median)}" in page
+    assert f"; if it is started again, the 90 to come would take about {duration(90 * median)}" in page
     assert ", so the 90" not in page
     paths.status.write_text(json.dumps({**old, "state": "failed", "message": "out of memory"}))  # the file was too late
     assert "; if it is started again, the 90 to come" in write_training_log(paths).read_text()
@@ -289,7 +289,7 @@ def test_a_target_that_was_reached_tells_when(tmp_path):
     values = [0.5, 0.3, 0.19, 0.25, 0.1]
     page, rows = written(tmp_path, with_losses(values), target="val_loss_ema=0.2"), rows_of(tmp_path)
     at = rows.loc[3]
-    after = f"after {at['images_seen']:,.0f} images and {human_time(at['total_time_sec'])}"
+    after = f"after {at['images_seen']:,.0f} images and {duration(at['total_time_sec'])}"
     assert f"**Reached at epoch 3**: `val_loss_ema` 0.19, {after}." in section(page, "Target")
     assert "The best is 0.1 (epoch 5), the last 0.1 (epoch 5)." in page
     assert "target reached: `val_loss_ema` 0.19, asked for 0.2" in milestones(page)

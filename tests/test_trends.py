@@ -8,6 +8,7 @@ import pytest
 
 from ddpm.run.metrics import LOSS_MEAN, METRICS, RCA, Metric
 from metrics import trends
+from metrics.phases import find_phases
 from metrics.trends import Curve, Point
 
 
@@ -25,7 +26,7 @@ def exponential(*parts: tuple[int, float], start: float = 0.3, noise: float = 0.
 
 
 def kinds(values: Curve) -> list[str]:
-    return [phase.kind for phase in trends.phases(values)]
+    return [phase.kind for phase in find_phases(values)]
 
 
 def test_best_is_the_first_of_equals_and_of_the_right_direction():
@@ -81,7 +82,7 @@ def test_the_present_slope_does_not_know_the_steep_beginning():
 
 
 def test_phases_are_those_that_the_curve_was_made_of():
-    found = trends.phases(exponential((10, -0.12), (30, -0.01), (40, 0.0), noise=0.002))
+    found = find_phases(exponential((10, -0.12), (30, -0.01), (40, 0.0), noise=0.002))
     assert [phase.kind for phase in found] == ["fast descent", "slow descent", "plateau"]
     assert [phase.rate.last for phase in found[:2]] == pytest.approx([10, 40], abs=3)
     assert found[0].rate.value == pytest.approx(-0.12, abs=0.005)
@@ -104,13 +105,13 @@ def test_a_long_and_slow_descent_is_no_plateau():
 
 
 def test_a_loss_that_comes_to_a_stand_ends_in_a_plateau():
-    found = trends.phases(curve([0.02 + 0.2 / epoch**3 for epoch in range(1, 41)]))
+    found = find_phases(curve([0.02 + 0.2 / epoch**3 for epoch in range(1, 41)]))
     assert [phase.kind for phase in found][-2:] == ["slow descent", "plateau"]
     assert found[-1].rate.first <= 30 and found[-1].rate.last == 40
 
 
 def test_phases_follow_each_other_without_a_gap():
-    found = trends.phases(exponential((5, -0.3), (300, -0.004), (695, 0.0), noise=0.003))
+    found = find_phases(exponential((5, -0.3), (300, -0.004), (695, 0.0), noise=0.003))
     assert found[0].rate.first == 1 and found[-1].rate.last == 1000
     for one, two in itertools.pairwise(found):
         assert two.rate.first == one.rate.last + 1
@@ -118,7 +119,7 @@ def test_phases_follow_each_other_without_a_gap():
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 0.5], [None] * 5, [0.0, -1.0, 0.0, -2.0]])
 def test_too_few_values_have_no_phases(values):
-    assert trends.phases(curve(values)) == []
+    assert find_phases(curve(values)) == []
 
 
 def test_a_target_is_reached_at_the_first_epoch_that_is_as_good():

@@ -34,6 +34,7 @@ from metrics import trends
 from metrics.health.checks import Component, fact, healthy, unhealthy, warning
 from metrics.health.thresholds import Thresholds
 from metrics.page import Finding, Status, Table
+from metrics.phases import find_phases, rate_words
 from metrics.run_data import RunData
 
 LAST = 10  # epochs in the table
@@ -155,15 +156,15 @@ def _trends(run: RunData, limits: Thresholds) -> list[Finding]:
     found = []
     for metric in SERIES:
         curve = run.curve(metric)
-        phases = trends.phases(curve, limits.window, limits.plateau_change)
-        if len(curve) < limits.trend_points or not phases:
+        found_phases = find_phases(curve, limits.window, limits.plateau_change)
+        if len(curve) < limits.trend_points or not found_phases:
             if len(curve):
                 ends = f"{metric.text(curve.values[0])} to {metric.text(curve.last.value)}"
                 few = f"too few for a trend (fewer than {limits.trend_points})"
                 found.append(fact(f"{metric.label}: {ends} in {plural(len(curve), 'epoch')}, {few}"))
             continue
-        phase = phases[-1]
-        note = f"{metric.label}: {phase.kind} since epoch {phase.rate.first} ({trends.rate_words(phase.rate)})"
+        phase = found_phases[-1]
+        note = f"{metric.label}: {phase.kind} since epoch {phase.rate.first} ({rate_words(phase.rate)})"
         status = JUDGED.get(phase.kind, "–")
         if phase.kind == "plateau":
             status = "warning" if metric is leading and not annealed else "–"  # the others may stop before it does

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ddpm.run.errors import RequestError
-from metrics import trends
+from metrics import phases, trends
 from metrics.page import Table
 from metrics.run_data import Limits
 
@@ -33,7 +33,7 @@ class Thresholds:
     restarts: int = limit(10, "restarts", "above this, find out why (warning)")
     window: int = limit(trends.WINDOW, "epochs", "measured epochs that recent figures are taken over")
     trend_points: int = limit(5, "epochs", "fewest measured epochs for a trend")
-    plateau_change: float = limit(trends.FLAT_NOW, "share", "change of a loss over its last `window` measured epochs "
+    plateau_change: float = limit(phases.FLAT_NOW, "share", "change of a loss over its last `window` measured epochs "
         "or more: below this it has reached a plateau (warning while the learning rate is high)")
     annealed_lr: float = limit(0.1, "share", "of the peak learning rate: below it a plateau is expected")
     degraded_epochs: int = limit(3, "epochs", "without a new best before a loss above the best counts")
