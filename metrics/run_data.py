@@ -21,7 +21,7 @@ from ddpm.run.config import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.files import open_regular, read_json, why
 from ddpm.run.format import count, duration, number, plural, timestamp
-from ddpm.run.metrics import METRICS, Metric
+from ddpm.run.metrics import EPOCH, METRICS, Metric
 from ddpm.run.paths import RunPaths
 from metrics.files import ENDED, read_csv, read_events, read_gpus, read_status
 from metrics.page import Finding
@@ -132,6 +132,10 @@ class RunData:
         """The row of the last epoch; empty before the first has ended."""
         return self.rows[-1] if self.rows else {}
 
+    def row(self, epoch: int) -> dict[str, Any]:
+        """The row of an epoch; empty if there is none."""
+        return next((row for row in self.rows if row["epoch"] == epoch), {})
+
     def curve(self, metric: Metric) -> Curve:
         return Curve.of(self.rows, metric)
 
@@ -192,6 +196,17 @@ class RunData:
         if not self.status:
             return self.document.get("state") or "unknown"
         return "silent" if self.silent else "stalled" if self.stalled else self.status["state"]
+
+    @property
+    def stopped_early(self) -> str | None:
+        """What is said of a run that `--early-stop-patience` ended before its last epoch; None of any other run."""
+        if self.state != "finished":
+            return None
+        said = str(self.status.get("message")).partition("; ")[0]
+        done, planned = EPOCH.of(self.last), self.planned_epochs
+        if said.startswith("stopped early"):
+            return said
+        return f"stopped early after epoch {done} of {planned}" if done and planned and done < planned else None
 
     @property
     def condition(self) -> Finding:

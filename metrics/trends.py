@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ddpm.run.metrics import Metric
+from ddpm.run.metrics import TRAIN_IMAGES, TRAIN_TIME_SEC, Metric
 
 SMOOTH = 5  # measured values that a smoothed one is the mean of
 WINDOW = 10  # measured values at most that the present slope is of
@@ -149,6 +149,26 @@ def best(curve: Curve) -> Point | None:
     return curve.point(int(curve.costs.argmin())) if len(curve) else None
 
 
+def first_as_good(curve: Curve, target: float) -> Point | None:
+    """The first value that is as good as `target`; None if there is none."""
+    there = np.flatnonzero(curve.costs <= (-target if curve.metric.larger_is_better else target))
+    return curve.point(int(there[0])) if len(there) else None
+
+
+def over_epochs(rows: Sequence[Mapping[str, Any]], metric: Metric) -> float | None:
+    """The one figure of the run that `metric.over_epochs` makes of its epochs; None if nothing was measured."""
+    if metric.over_epochs == "images_per_second":
+        timed = [(TRAIN_IMAGES.of(row), TRAIN_TIME_SEC.of(row)) for row in rows]
+        images, seconds = np.sum([pair for pair in timed if None not in pair] or [(0, 0)], axis=0)
+        return float(images / seconds) if seconds else None
+    curve = Curve.of(rows, metric)
+    if not len(curve):
+        return None
+    if metric.over_epochs in ("best", "last"):
+        return (best(curve) if metric.over_epochs == "best" else curve.last).value
+    return float(getattr(np, metric.over_epochs)(curve.values))
+
+
 def best_smoothed(curve: Curve) -> Smoothed | None:
     """The best mean of `SMOOTH` measured values in a row; None if there are fewer."""
     if len(curve) < SMOOTH:
@@ -214,9 +234,8 @@ def phases(curve: Curve) -> list[Phase]:
 def forecast(curve: Curve, target: float) -> TargetForecast:
     """Whether and when the curve gets to `target`. A straight line is optimistic: descents slow down."""
     larger = curve.metric.larger_is_better
-    there = curve.epochs[curve.values >= target] if larger else curve.epochs[curve.values <= target]
-    if len(there):
-        return TargetForecast(int(there[0]))
+    if there := first_as_good(curve, target):
+        return TargetForecast(there.epoch)
     line = present_slope(curve)
     if line is None or not line.significant or (line.value > 0) != larger:
         return TargetForecast(None, line)
