@@ -17,12 +17,26 @@ import pandas as pd
 import pytest
 
 from ddpm.run.format import duration, timestamp
-from ddpm.run.metrics import METRICS, MFU, VAL_LOSS_EMA
+from ddpm.run.metrics import (
+    GPU_MEM_PEAK_MB,
+    LOSS_MIN,
+    LR,
+    METRICS,
+    MFU,
+    RCA,
+    SAMPLES_PER_SEC,
+    TRAIN_TIME_SEC,
+    VAL_LOSS_EMA,
+)
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training.emnist import CLASS_NAMES
+from metrics.baseline import baseline_section, target_section
 from metrics.compare.comparison import PAGE, main
 from metrics.compare.figures import loss_levels, reached, read_runs
 from metrics.compare.plots import draw_curves, draw_samples
+from metrics.page import Page, Section, to_markdown
+from metrics.run_data import read_run
+from metrics.trends import over_epochs
 from tests.metrics_documents import make_document
 
 TINY = {"preset": "tiny", "seed": 0, "lr": 0.003, "prediction_type": "v_prediction", "run_name": "x"}
@@ -93,6 +107,10 @@ def table_headed(page: str, heading: str) -> dict[str, dict[str, str]]:
 
 def number(cell: str) -> float:
     return float(re.match(r"[\d.,e+-]+", cell)[0].replace(",", ""))
+
+
+def markdown_of(root: Path, section: Section) -> str:
+    return to_markdown(Page("", [section]), root)
 
 
 def csv(root: Path, run: str) -> pd.DataFrame:
@@ -233,6 +251,72 @@ def test_settings_that_are_nearer_than_their_seeds_are_said_to_be_so(root: Path)
                                    ("d", 1.2, {"lr": 0.002, "seed": 1})):  # fmt: skip
         make_run(root, name, factor=factor, **settings)
     assert "may be chance" in page_of(root, "a", "b", "c", "d")
+
+
+@pytest.mark.parametrize(("metric", "expected"), [
+    (VAL_LOSS_EMA, 0.2), (RCA, 0.9), (LR, 0.1), (TRAIN_TIME_SEC, 7.0), (MFU, 0.4), (GPU_MEM_PEAK_MB, 30), (LOSS_MIN, None),
+    (SAMPLES_PER_SEC, 100 / 3),
+])  # fmt: skip
+def test_epochs_become_one_figure_of_the_run_as_the_figure_is_declared(metric, expected):
+    """The best, the last, the sum, the median, the largest; images over seconds, where both were measured."""
+    rows = [
+        {"val_loss_ema": 0.3, "rca": 0.9, "lr": 0.3, "train_time_sec": 1.0, "train_images": 60, "mfu": 0.1},
+        {"val_loss_ema": 0.2, "rca": 0.5, "lr": 0.2, "train_time_sec": 2.0, "train_images": 40, "mfu": 0.4},
+        {"val_loss_ema": 0.4, "rca": None, "lr": 0.1, "train_time_sec": 4.0, "mfu": 0.5, "gpu_mem_peak_mb": 30},
+    ]
+    rows = [{"epoch": epoch, "samples_per_sec": 1.0, **row} for epoch, row in enumerate(rows, 1)]
+    assert over_epochs(rows, metric) == (None if expected is None else pytest.approx(expected))
+
+
+# ---- a target, and a comparison of two -------------------------------------------------------------------------------
+
+
+def test_a_baseline_is_compared_at_the_same_images_at_the_end_and_at_the_best(root: Path):
+    section = markdown_of(root, baseline_section(read_run(RunPaths(root, "slow")), RunPaths(root, "fast")))
+    slow, fast = csv(root, "slow"), csv(root, "fast")
+    _, *rows = tables(section)[0]
+    found = {
+        where: (number(ours), number(theirs)) for what, where, ours, theirs, _ in rows if what == VAL_LOSS_EMA.label
+    }
+    ours, theirs = slow["val_loss_ema"], fast["val_loss_ema"]
+    assert found == {
+        f"up to {slow['images_seen'][4]:,} images": pytest.approx((ours[4], theirs[4]), abs=5e-6),
+        "last": pytest.approx((ours[4], theirs[6]), abs=5e-6),
+        "best": pytest.approx((ours.min(), theirs.min()), abs=5e-6),
+    }
+    assert "This run has not been as good as the baseline's best validation loss (EMA)" in section
+    assert "`lr`: 0.001, 0.003" in section
+    again = markdown_of(root, baseline_section(read_run(RunPaths(root, "fast")), RunPaths(root, "slow")))
+    first = fast[theirs <= ours.min()].iloc[0]
+    assert (
+        f"first at epoch {first.name} ({first['images_seen']:,.0f} images and {duration(first['total_time_sec'])})"
+        in again
+    )
+
+
+def test_a_baseline_has_the_cautions_of_a_comparison(root: Path):
+    make_run(root, "drawn", data="glyphs", resolution=16)
+    page = page_of(root, "slow", "drawn")
+    section = markdown_of(root, baseline_section(read_run(RunPaths(root, "slow")), RunPaths(root, "drawn")))
+    cautions = [line.removeprefix("> ") for line in page.splitlines() if line.startswith("> - ")]
+    assert len(cautions) > 2 and set(cautions) <= set(section.splitlines())
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("slow", "is this run itself"), ("nosuch", "Not compared: "), ("empty", "no epoch has finished yet"),
+])  # fmt: skip
+def test_a_baseline_without_figures_costs_a_line(root: Path, name: str, words: str):
+    make_run(root, "empty", epochs=0)
+    assert words in markdown_of(root, baseline_section(read_run(RunPaths(root, "slow")), RunPaths(root, name)))
+
+
+@pytest.mark.parametrize(("target", "words"), [
+    ("val_loss_ema=0.06", "Reached at epoch 3"), ("val_loss_ema=0.04", "usually flatten"), ("fame=1", "no target"),
+    ("val_loss_ema=0.04", "above the target"), ("val_loss_ema=0.001", "times the target"),
+    ("rca=0.9", "not been measured"),
+])  # fmt: skip
+def test_a_target_is_reached_or_ahead_or_cannot_be_told_of(root: Path, target: str, words: str):
+    assert words in markdown_of(root, target_section(read_run(RunPaths(root, "slow")), target))
 
 
 # ---- what cannot be compared -----------------------------------------------------------------------------------------
