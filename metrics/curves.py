@@ -9,50 +9,48 @@ the encoding knows no line drawing, the charts are ASCII.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plotext
 
 from ddpm.run import cli
-from ddpm.run.config import data_words
 from ddpm.run.errors import RequestError
-from ddpm.run.metrics import METRICS, headline, names
+from ddpm.run.format import plural, significant
+from ddpm.run.metrics import GRAD_NORM, GRAD_NORM_MAX, METRICS, TOTAL_TIME_SEC, Metric, headline, select
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import LEGIBLE, run_program
-from metrics.run_data import FIGURES, epochs_frame, load_document
+from metrics.run_data import FIGURES, RunData, load_run
+from metrics.trends import Curve
 
 USUAL = headline()
-LOSSES = tuple(name for name in USUAL if METRICS[name].group == "loss")
-TOGETHER = {  # columns of one unit share a chart: its title
-    "loss": tuple(dict.fromkeys((*LOSSES, *names(group="loss"), *names(group="loss_by_noise_level")))),
-    "quality": ("rca", "top1", "top5"),
-    "gradient norm": ("grad_norm", "grad_norm_max"),
-    "GPU memory, MB": names(group="memory"),
-    "seconds": tuple(name for name in names(unit="s") if name != "total_time_sec"),
+TOGETHER = {  # figures of one unit share a chart: its title
+    "loss": select(group="loss") + select(group="loss_by_noise_level"),
+    "quality": select(group="quality", better="higher"),
+    "gradient norm": (GRAD_NORM, GRAD_NORM_MAX),
+    "GPU memory, MB": select(group="memory"),
+    "seconds": tuple(metric for metric in select(unit="s") if metric is not TOTAL_TIME_SEC),
 }
 MARKS, COLOURS = "ox+*#@%&=~", ("blue+", "orange", "green+", "magenta+", "cyan+", "red+")
 WIDTH, HEIGHT = 78, 16  # of a chart, in characters, where there is no terminal to ask
 LEAST_WIDTH, LEAST_HEIGHT = 40, 8
-SPAN = 3.0  # a curve whose largest value is so many times its smallest is easier to read on a logarithmic axis
+SPAN = 3.0  # curves whose largest value is more than this many times the smallest are easier to read logarithmically
 
 
-def spans_decades(curves: dict[str, pd.Series]) -> bool:
-    """Whether the curves are easier to read on a logarithmic axis."""
-    values = pd.concat([*curves.values(), pd.Series(dtype=float)]).dropna()
+def spans_decades(curves: Iterable[Curve]) -> bool:
+    """Are the curves easier to read on a logarithmic axis?"""
+    values = np.concatenate([curve.values for curve in curves] or [[]])
     return bool(len(values) and values.min() > 0 and values.max() > SPAN * values.min())
 
 
 def chart(
     title: str,
-    curves: dict[str, pd.Series],
+    curves: Mapping[str, Curve],
     *,
     log: bool = False,
     width: int = WIDTH,
@@ -60,18 +58,17 @@ def chart(
     colour: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """A text chart of `curves` (name → values by epoch) with a line of title and legend above.
+    """A text chart of `curves` by their names, with a line of title and legend above.
 
-    Values that are missing are bridged; on a logarithmic axis those that are not positive are left out, which the title
+    Epochs without a value are bridged; on a logarithmic axis values that are not positive are left out, which the title
     says. A sentence stands for a chart without values.
 
     Args:
         width, height: of the chart itself, in characters.
         colour: tell the curves apart by colour, with the terminal's escape codes; else by the characters they are of.
     """
-    known = {name: curve.dropna() for name, curve in curves.items()}
-    dropped = sum(int((curve <= 0).sum()) for curve in known.values()) if log else 0
-    known = {name: curve[curve > 0] if log else curve for name, curve in known.items()}
+    known = {name: curve[curve.values > 0] if log else curve for name, curve in curves.items()}
+    dropped = sum(map(len, curves.values())) - sum(map(len, known.values()))
     known = {name: curve for name, curve in known.items() if len(curve)}
     if not known:
         return f"{title}: no values" + (f" above 0 for a logarithmic axis ({dropped} are not)" if dropped else " yet")
@@ -85,11 +82,11 @@ def chart(
         hue, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
         marker = "braille" if smooth else mark
         drawn = plotext.marker(marker, hue) if colour else marker
-        heights = np.log10(curve) if log else curve
-        figure.draw(figure.signal(curve.index.tolist(), heights.tolist(), marker=drawn).lines())
+        heights = np.log10(curve.values) if log else curve.values
+        figure.draw(figure.signal(curve.epochs.tolist(), heights.tolist(), marker=drawn).lines())
         sign = "" if smooth and not colour else ("──" if smooth else mark) + " "
         legend.append(plotext.colorize(f"{sign}{name}", hue).string() if colour else f"{sign}{name}")
-    _ticks(figure, known, log, height)
+    _ticks(figure, known.values(), log, height)
     notes = ["logarithmic"] if log else []
     notes += [f"{dropped} values not above 0 left out"] if dropped else []
     named = "" if list(known) == [title] and not colour and smooth else f": {'   '.join(legend)}"
@@ -100,68 +97,69 @@ def chart(
     return text.encode("ascii", LEGIBLE).decode() if ascii_only else text
 
 
-def _ticks(figure: Any, curves: dict[str, pd.Series], log: bool, height: int) -> None:
+def _ticks(figure: Any, curves: Iterable[Curve], log: bool, height: int) -> None:
     """Whole epochs below, values with four digits at the side, lines apart; a curve of one point has room about it."""
-    values = pd.concat(list(curves.values()))
-    epochs = np.unique(np.linspace(values.index.min(), values.index.max(), 7).round())
-    low, high = float(values.min()), float(values.max())
+    values = np.concatenate([curve.values for curve in curves])
+    epochs = np.concatenate([curve.epochs for curve in curves])
+    first, last, low, high = epochs.min(), epochs.max(), values.min(), values.max()
     if log:
-        low, high = math.log10(low), math.log10(high)
+        low, high = np.log10(low), np.log10(high)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - (0.1 * abs(low) or 1.0), high + (0.1 * abs(high) or 1.0)
-    if values.index.min() == values.index.max():
-        figure.ruler("x").lim(epochs[0] - 1, epochs[0] + 1)
-    places = np.linspace(low, high, min(5, (height - 3) // 2))
-    figure.ruler("y").lim(low, high)
-    figure.ruler("y").ticks(places.tolist(), [f"{10**place if log else place:.4g}" for place in places])
-    figure.ruler("x").ticks(epochs.tolist(), [f"{epoch:.0f}" for epoch in epochs])
+    if first == last:
+        figure.ruler("x").lim(float(first - 1), float(last + 1))
+    ticks = np.unique(np.linspace(first, last, 7).round()).tolist()
+    places = np.linspace(low, high, min(5, (height - 3) // 2)).tolist()
+    figure.ruler("y").lim(float(low), float(high))
+    figure.ruler("y").ticks(places, [significant(10**place if log else place, 4) for place in places])
+    figure.ruler("x").ticks(ticks, [f"{epoch:.0f}" for epoch in ticks])
     figure.label("epoch", "x")
 
 
-def charts(runs: dict[str, pd.DataFrame], columns: Sequence[str], log: bool | None = False, **look: Any) -> list[str]:
-    """Charts of `columns` of the runs (name → rows by epoch): of one run, columns of one unit share a chart; of
-    several, each column has a chart with a curve per run. Columns that no run has measured are left out.
+def charts(runs: Mapping[str, RunData], metrics: Sequence[Metric], log: bool | None = False, **look: Any) -> list[str]:
+    """Charts of `metrics` of the runs by their names: of one run, figures of one unit share a chart; of several, each
+    figure has a chart with a curve per run. What no run has measured is left out.
 
     Args:
         log: None for a logarithmic axis where the values ask for it.
         look: width, height, colour, ascii_only, as `chart` takes them.
     """
-    measured = [name for name in columns if any(frame[name].notna().any() for frame in runs.values())]
-    drawn = []
+    curves = {metric: {name: run.curve(metric) for name, run in runs.items()} for metric in metrics}
+    curves = {metric: of_each for metric, of_each in curves.items() if any(map(len, of_each.values()))}
+    drawn: dict[str, dict[str, Curve]] = {}  # by title
     if len(runs) == 1:
-        frame = next(iter(runs.values()))
-        drawn = [(title, {name: frame[name] for name in family}) for title, family in _families(measured).items()]
+        for metric, of_each in curves.items():
+            title = next((title for title, family in TOGETHER.items() if metric in family), metric.label)
+            drawn.setdefault(title, {})[metric.label] = next(iter(of_each.values()))
     else:
-        drawn = [(column, {run: frame[column] for run, frame in runs.items()}) for column in measured]
-    return [chart(title, curves, log=spans_decades(curves) if log is None else log, **look) for title, curves in drawn]
+        drawn = {metric.label: of_each for metric, of_each in curves.items()}
+    return [
+        chart(title, each, log=spans_decades(each.values()) if log is None else log, **look)
+        for title, each in drawn.items()
+    ]
 
 
-def _families(columns: Sequence[str]) -> dict[str, list[str]]:
-    """The columns by the title of the chart that they share."""
-    families: dict[str, list[str]] = {}
-    for column in columns:
-        title = next((title for title, family in TOGETHER.items() if column in family), column)
-        families.setdefault(title, []).append(column)
-    return families
+def _chosen(columns: Sequence[str]) -> Sequence[Metric]:
+    """The figures in these columns; the usual ones if none is named.
 
-
-def _checked(columns: Sequence[str]) -> Sequence[str]:
+    Raises:
+        RequestError: there is no such column of figures.
+    """
     for name in columns:
         if name not in FIGURES:
             raise RequestError(f"--columns {name}: no such column of figures; there are {', '.join(FIGURES)}")
-    return columns
+    return [METRICS[name] for name in columns] or USUAL
 
 
-def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """The rows of each run by its name, and what is to be known of each in a line."""
+def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, RunData], list[str]]:
+    """The runs by their names, and what is to be known of each in a line."""
     runs, lines = {}, []
     for paths in dict.fromkeys(places):
-        document = load_document(paths)
         name = paths.run if paths.run not in runs else f"{paths.run} ({len(runs) + 1})"
-        frame = runs[name] = epochs_frame(document)
-        done = f"{frame.index[-1]} epochs" if len(frame) else "no epoch has finished yet"
-        damaged = f"; {document['damaged']}" if document["damaged"] else ""
-        lines.append(f"{name}: {data_words(document['data'])}; {document['state']}, {done}{damaged}")
+        run = runs[name] = load_run(paths)
+        done = plural(run.last["epoch"], "epoch") if run.rows else "no epoch has finished yet"
+        facts = (run.data_words, run.state, done, *(finding.note for finding in run.findings))
+        lines.append(f"{name}: {'; '.join(facts)}")
     return runs, lines
 
 
@@ -169,7 +167,7 @@ def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, pd.DataFrame], lis
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metrics.curves", description="Curves of runs as text charts.")
     parser.add_argument("runs", nargs="+", metavar="run", help="name of a run, or its folder under metrics/output/")
-    parser.add_argument("--columns", nargs="+", default=USUAL, metavar="COLUMN",
+    parser.add_argument("--columns", nargs="+", default=(), metavar="COLUMN",
                         help="columns of training_metrics.csv (default: losses and quality)")  # fmt: skip
     parser.add_argument("--log", action="store_true", help="logarithmic axes")
     parser.add_argument("--width", type=int, help="of a chart, in characters (default: the terminal's)")
@@ -180,12 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = options.width or (shutil.get_terminal_size((WIDTH, 0)).columns if terminal else WIDTH)
     if width < LEAST_WIDTH or options.height < LEAST_HEIGHT:
         raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
-    columns = _checked(options.columns)
+    chosen = _chosen(options.columns)
     runs, lines = _read_runs([find_run(name, options.output_root) for name in options.runs])
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     colour = terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
     look = {"width": width, "height": options.height, "colour": colour, "ascii_only": ascii_only}
-    drawn = charts(runs, columns, options.log, **look) or [f"nothing to draw yet of {', '.join(columns)}"]
+    drawn = charts(runs, chosen, options.log, **look)
+    drawn = drawn or [f"nothing to draw yet of {', '.join(metric.label for metric in chosen)}"]
     print("\n".join(lines), *drawn, sep="\n\n")
     return 0
 

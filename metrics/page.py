@@ -237,7 +237,8 @@ def rich_table(table: Table) -> RichTable:
     """A table for a terminal; the first column, of names, is not broken."""
     grid = RichTable(box=box.SIMPLE_HEAD, title=table.title or None, title_justify="left", pad_edge=False)
     for index, head in enumerate(table.heads):
-        grid.add_column(plain(head), no_wrap=index == 0, justify="right" if table.numbers else "left")
+        justify = "right" if table.numbers else "left"
+        grid.add_column(plain(head), no_wrap=index == 0, justify=justify, overflow="fold")
     for row in table.rows:
         texts = [plain(str(cell)) for cell in row]
         grid.add_row(*(Text(text, OF_MARKS.get(text[:1], "")) for text in texts))

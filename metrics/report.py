@@ -86,8 +86,8 @@ def head(run: RunData) -> list[Block]:
     elif state != "finished":
         notes.append(Note(f"**The run {state} before its end**: {done}."))
     elif run.stopped_early:
-        why = f": {run.stopped_early}" if isinstance(run.stopped_early, str) else ""
-        notes.append(Note(f"**Stopped early after epoch {run.last['epoch']} of {run.planned_epochs}**{why}."))
+        _, colon, why = run.stopped_early.partition(": ")
+        notes.append(Note(f"**Stopped early after epoch {run.last['epoch']} of {run.planned_epochs}**{colon}{why}."))
     return [*notes, Facts(facts)]
 
 

@@ -112,6 +112,10 @@ class RunData:
         """The row of the last epoch; empty before the first has ended."""
         return self.rows[-1] if self.rows else {}
 
+    def row(self, epoch: int) -> dict[str, Any]:
+        """The row of an epoch; empty if there is none."""
+        return next((row for row in self.rows if row["epoch"] == epoch), {})
+
     def curve(self, metric: Metric) -> Curve:
         return Curve.of(self.rows, metric)
 
@@ -123,15 +127,6 @@ class RunData:
     def series(self, metric: Metric) -> pd.Series:
         """A figure by epoch, as floats; NaN where it was not measured."""
         return self.frame[metric.name]
-
-    @property
-    def stopped_early(self) -> str | None:
-        """Why the run finished before all of its epochs were done, as --early-stop-patience asks; None if not so."""
-        planned = self.planned_epochs
-        if self.document.get("state") != "finished" or not (self.rows and planned) or self.last["epoch"] >= planned:
-            return None
-        why = (self.status.get("message") or "").partition(": ")[2] if self.status.get("state") == "finished" else ""
-        return why or "it has stopped improving"
 
     @cached_property
     def starts(self) -> list[Start]:
@@ -185,6 +180,15 @@ class RunData:
         if not self.status:
             return self.document.get("state") or "unknown"
         return "silent" if self.silent else "stalled" if self.stalled else self.status["state"]
+
+    @property
+    def stopped_early(self) -> str | None:
+        """What is said of a run that `--early-stop-patience` ended before its last epoch; None of any other run."""
+        done, planned = self.last.get("epoch"), self.planned_epochs
+        if self.document.get("state") != "finished" or not (done and planned) or done >= planned:
+            return None
+        said = str(self.status.get("message")).partition("; ")[0] if self.status.get("state") == "finished" else ""
+        return said if said.startswith("stopped early") else f"stopped early after epoch {done} of {planned}"
 
     @property
     def condition(self) -> Finding:

@@ -122,9 +122,10 @@ def draw_nonfinite(axes: Axes, run: RunData) -> None:
         axes.plot(counts.index, np.full(len(counts), 0.02), "^", color=RED, markersize=6, label=label, **place)
 
 
-def log_scale(axes: Axes, values: pd.DataFrame | pd.Series) -> None:
+def log_scale(axes: Axes, values: pd.DataFrame | pd.Series | np.ndarray) -> None:
     """A logarithmic axis for `values` with plain numbers at 1, 2, 5 of each decade, or evenly if it spans less."""
-    positive = values.to_numpy()[values.to_numpy() > 0]  # also drops NaN
+    values = np.asarray(values)
+    positive = values[values > 0]  # also drops NaN
     low, high = positive.min(), positive.max()
     axes.set_yscale("log")
     axes.set_ylim(low / 1.15, high * 1.15)

@@ -126,21 +126,24 @@ def best(curve: Curve) -> Point | None:
     return curve.point(int(curve.costs.argmin())) if len(curve) else None
 
 
-def over_epochs(rows: Sequence[Mapping[str, Any]], metric: Metric) -> float | None:
-    """The figure of the whole run, as `metric.over_epochs` has it; None if nothing was measured.
+def first_as_good(curve: Curve, target: float) -> Point | None:
+    """The first value that is as good as `target`; None if there is none."""
+    there = np.flatnonzero(curve.costs <= (-target if curve.metric.larger_is_better else target))
+    return curve.point(int(there[0])) if len(there) else None
 
-    `images_per_second` is all images over all seconds of training, in the epochs that have both.
-    """
+
+def over_epochs(rows: Sequence[Mapping[str, Any]], metric: Metric) -> float | None:
+    """The one figure of the run that `metric.over_epochs` makes of its epochs; None if nothing was measured."""
     if metric.over_epochs == "images_per_second":
-        pairs = [(TRAIN_IMAGES.of(row), TRAIN_TIME_SEC.of(row)) for row in rows]
-        pairs = [(images, seconds) for images, seconds in pairs if images is not None and seconds]
-        return sum(images for images, _ in pairs) / sum(seconds for _, seconds in pairs) if pairs else None
+        timed = [(TRAIN_IMAGES.of(row), TRAIN_TIME_SEC.of(row)) for row in rows]
+        images, seconds = np.sum([pair for pair in timed if None not in pair] or [(0, 0)], axis=0)
+        return float(images / seconds) if seconds else None
     curve = Curve.of(rows, metric)
     if not len(curve):
         return None
-    if metric.over_epochs == "best":
-        return best(curve).value
-    return curve.last.value if metric.over_epochs == "last" else float(getattr(np, metric.over_epochs)(curve.values))
+    if metric.over_epochs in ("best", "last"):
+        return (best(curve) if metric.over_epochs == "best" else curve.last).value
+    return float(getattr(np, metric.over_epochs)(curve.values))
 
 
 def best_smoothed(curve: Curve) -> Smoothed | None:
@@ -188,9 +191,8 @@ def slope(curve: Curve) -> Slope | None:
 def forecast(curve: Curve, target: float) -> TargetForecast:
     """Whether and when the curve gets to `target`. A straight line is optimistic: descents slow down."""
     larger = curve.metric.larger_is_better
-    there = curve.epochs[curve.values >= target] if larger else curve.epochs[curve.values <= target]
-    if len(there):
-        return TargetForecast(int(there[0]))
+    if there := first_as_good(curve, target):
+        return TargetForecast(there.epoch)
     line = present_slope(curve)
     if line is None or not line.significant or (line.value > 0) != larger:
         return TargetForecast(None, line)

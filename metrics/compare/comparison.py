@@ -12,20 +12,16 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from ddpm.run import cli
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, read_text, why
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, find_run
-from metrics.compare.cautions import cautions
-from metrics.compare.figures import ComparedRun, Ranking, final, parse_rank_by, rank, read_runs
-from metrics.compare.page import MARK, make_page, time_words
-from metrics.compare.plots import data_of, draw_plots, save_plots
-from metrics.compare.ranking import behind, state_words, verdicts
-from metrics.style import DASH, human_number
+from metrics.compare.figures import parse_rank_by, rank, read_runs
+from metrics.compare.page import MARK, make_page, summary
+from metrics.compare.plots import draw_plots, save_plots
+from metrics.page import to_markdown, to_rich
 
 PAGE = "comparison.md"
 
@@ -50,52 +46,28 @@ def check_folder(folder: Path) -> None:
     )
 
 
-def compare(
-    places: Sequence[RunPaths], folder: Path, rank_by: str | None = None, levels: Sequence[float] = (),
-    console: Console | None = None,
-) -> Path:  # fmt: skip
+def compare(places: Sequence[RunPaths], folder: Path, rank_by: str | None = None, levels: Sequence[float] = ()) -> Path:
     """Write the page and its plots into `folder`, print the summary, and return the page's path.
 
     Raises:
         RequestError: fewer than two runs have figures, `rank_by` is no column with values, or `folder` holds something
             else; nothing has been written then.
         OSError: `folder` cannot be written.
+        BrokenPipeError: nobody reads the summary any more; the page is written.
     """
     check_folder(folder)
     runs, left_out = read_runs(places)
     ranking = rank(runs, rank_by)
-    plots = draw_plots(runs, ranking.column)
+    plots = draw_plots(runs, ranking.metric)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(
-        folder / PAGE, make_page(runs, left_out, ranking, levels, folder, list(plots))
-    )  # first: it is the mark
+    page = make_page(runs, left_out, ranking, levels, folder, list(plots))
+    atomic_write(folder / PAGE, to_markdown(page, folder))  # first: it is the mark
     save_plots(plots, runs, folder / "plots")
-    tell(console or Console(), runs, left_out, ranking)
+    console = Console()
+    with console.capture() as told:  # where nobody reads on, Rich would end the process itself
+        console.print(to_rich(summary(runs, left_out, ranking)))
+    print(told.get(), flush=True)
     return folder / PAGE
-
-
-def tell(console: Console, runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking) -> None:
-    """Print cautions, ranking and winner."""
-
-    def say(line: str, style: str = "") -> None:
-        console.print(line.replace("`", "").replace("**", ""), style=style, markup=False, highlight=False)
-
-    for line in left_out:
-        say(f"left out: {line}", "yellow")
-    for caution in cautions(runs, ranking):
-        say(f"caution: {caution}", "yellow")
-    for group, sentences in zip(ranking.groups, verdicts(ranking), strict=True):
-        shown = Table(title=data_of([run for run, *_ in group]), title_justify="left", box=SIMPLE)
-        for name in ("", "run", ranking.column, "epoch", "behind", "% of best", "time", "state"):
-            text = name in ("run", "state")
-            shown.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
-        for place, (run, value, epoch) in enumerate(group, 1):
-            took = time_words(final(run, "total_time_sec"))
-            cells = (place, run.short, human_number(value, 5), epoch or DASH, *behind(value, group[0][1]), took)
-            style = "bold green" if place == 1 and len(group) > 1 else ""
-            shown.add_row(*map(str, cells), state_words(run), style=style)
-        console.print(shown)
-        say(sentences)
 
 
 def parse_levels(texts: Iterable[str]) -> list[float]:
@@ -133,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = [find_run(name, options.output_root) for name in options.runs]
     try:
         print(compare(places, options.out or default_folder(places), options.rank_by, levels))
+    except BrokenPipeError:  # not the folder: whoever read the summary has seen enough
+        raise
     except OSError as error:
         raise RequestError(f"cannot write the comparison: {why(error)}; choose another folder with --out") from error
     return 0

@@ -1,82 +1,126 @@
-"""What is compared of several runs: which figures, which of them are comparable, who is best, when losses were reached.
-
-Everything is computed from the runs' `training_metrics.json`; `metrics/compare/comparison.py` writes the page.
-"""
+"""What is compared: runs and their figures, which of these are comparable, who is best, when losses were reached."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
+import os
 import re
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
-from ddpm.run.config import TrainConfig, data_words
+from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
-from ddpm.run.format import number
-from ddpm.run.metrics import METRICS, names
+from ddpm.run.format import significant
+from ddpm.run.metrics import (
+    DASH,
+    DATA,
+    IMAGES_SEEN,
+    LOSS_MEAN,
+    METRICS,
+    TOTAL_TIME_SEC,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    Metric,
+    headline,
+)
 from ddpm.run.paths import RunPaths
-from metrics.live.status import ENDED, read_status
-from metrics.run_data import epochs_frame, load_document
-from metrics.run_state import RunState
-from metrics.style import DASH
+from metrics import trends
+from metrics.run_data import FIGURES, RunData, read_run
 from metrics.tracker import NO_RECIPE
 
-VALIDATION = ("val_loss_ema", "val_loss", "val_loss_swa")
-TRAINING = ("loss_mean", "loss_median", "loss_min", "loss_max", "loss_std")
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
 @dataclass(frozen=True, eq=False)
 class ComparedRun:
-    """A run under the name that it has in the comparison; `frame` is as `metrics.run_data.epochs_frame` makes it.
+    """A run under the name that it has in the comparison.
 
     `short` is the name for crowded tables and plots: without a long beginning that all names share.
     """
 
     label: str
     short: str
-    paths: RunPaths
-    document: dict[str, Any]
-    frame: pd.DataFrame
-    status: dict[str, Any]  # what status.json says; empty where there is none
+    published: RunData
+
+    @property
+    def paths(self) -> RunPaths:
+        return self.published.paths
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.published.rows
 
     def setting(self, name: str) -> Any:
         """A setting; of runs older than it its default, which is what they did."""
-        return self.document["data"] if name == "data" else self.document["settings"].get(name, DEFAULTS[name])
+        return self.published.data if name == DATA.name else self.published.settings.get(name, DEFAULTS[name])
 
     def said(self, name: str) -> str:
         """A setting as people read it; glyphs are never taken for EMNIST."""
-        return data_words(self.document["data"]) if name == "data" else in_words(self.setting(name))
+        return self.published.data_words if name == DATA.name else setting_words(self.setting(name))
 
     @property
-    def state(self) -> str:
-        """`finished`, `stopped`, `failed`, `running`; `silent`: it says that it runs, but its heartbeat is old.
-
-        `training_metrics.json` hears of an end only where the run could still write it.
-        """
-        if self.document["state"] != "running":
-            return self.document["state"]
-        now = time.time()
-        age = now - (number(self.status.get("heartbeat")) or now)
-        if RunState(self.label, now, self.status or None, heartbeat_age=age).dead:
-            return "silent"
-        return self.status["state"] if self.status.get("state") in ENDED else "running"
+    def recipe(self) -> dict[str, Any]:
+        """The settings that say what is trained and how."""
+        elsewhere = (*NO_RECIPE, "data_root")
+        settings = {name: value for name, value in self.published.settings.items() if name not in elsewhere}
+        return settings | {DATA.name: self.published.data_words}
 
     @property
     def flops_per_image(self) -> float:
         """Forward and backward; NaN if it was not recorded."""
-        return self.document["model"].get("flops_per_image") or math.nan
+        return self.published.document["model"].get("flops_per_image") or math.nan
+
+    def figure(self, metric: Metric) -> Figure:
+        """The figure of the whole run: of losses and quality the best epoch's, else as `metric.over_epochs` says."""
+        if metric.over_epochs == "best":
+            found = trends.best(self.published.curve(metric))
+            return Figure(self, found.value, found.epoch) if found else Figure(self)
+        value = trends.over_epochs(self.rows, metric)
+        return Figure(self) if value is None else Figure(self, value)
+
+    def final(self, metric: Metric) -> float:
+        """The last value that was measured; NaN if there is none."""
+        last = self.published.curve(metric).last
+        return last.value if last else math.nan
 
 
-def in_words(value: Any) -> str:
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a run: NaN if nothing was measured; `epoch` if it is of one."""
+
+    run: ComparedRun
+    value: float = math.nan
+    epoch: int | None = None
+
+    @property
+    def known(self) -> bool:
+        return not math.isnan(self.value)
+
+    def text(self, metric: Metric) -> str:
+        """`0.12345 (epoch 3)`."""
+        return metric.text(self.value) + (f" (epoch {self.epoch})" if self.epoch else "")
+
+
+def setting_words(value: Any) -> str:
     """A setting's value in a table."""
     return DASH if value is None else " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def gap_words(metric: Metric, gap: float) -> str:
+    """The distance between two values, with three digits of its own."""
+    return metric.text(gap) if metric.format.endswith("%") else significant(gap, 3)
+
+
+def delta(metric: Metric, value: float, reference: float) -> str:
+    """`−0.0123`: how much `value` is above (+) or below (−) `reference`."""
+    sign = "+" if value > reference else "−" if value < reference else "±"
+    return sign + gap_words(metric, abs(value - reference))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def read_runs(places: Iterable[RunPaths]) -> tuple[list[ComparedRun], list[str]]:
@@ -85,22 +129,33 @@ def read_runs(places: Iterable[RunPaths]) -> tuple[list[ComparedRun], list[str]]
     Raises:
         RequestError: fewer than two are left.
     """
-    found: dict[RunPaths, tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]] = {}
-    left_out = []
-    for paths in dict.fromkeys(places):
-        try:
-            found[paths] = _read(paths)
-        except RequestError as error:
-            left_out.append(f"{paths.run}: {error}")
-    names = [paths.run for paths in found]
-    again = [names[:place].count(name) for place, name in enumerate(names)]  # from several output roots
-    labels = [f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True)]
-    each = zip(labels, short_names(labels), found.items(), strict=True)
-    runs = [ComparedRun(label, short, paths, *figures) for label, short, (paths, figures) in each]
+    published = [read_run(paths) for paths in dict.fromkeys(places)]
+    reasons = [why_not(run) for run in published]
+    left_out = [f"{run.run}: {why}" for run, why in zip(published, reasons, strict=True) if why]
+    runs = named([run for run, why in zip(published, reasons, strict=True) if not why])
     if len(runs) < 2:
         why = "".join(f"; left out: {line}" for line in left_out)
         raise RequestError(f"a comparison needs two different runs that have figures, and there are {len(runs)}{why}")
     return runs, left_out
+
+
+def why_not(run: RunData) -> str | None:
+    """Why a run cannot be compared; None if it can."""
+    if run.unreadable and (run.rows or os.path.lexists(run.paths.json)):
+        return run.unreadable
+    if run.rows:
+        return None
+    if run.status and run.state != "running":
+        return f"it has no epoch: {run.condition.note}"
+    return run.unreadable or f"no epoch has finished yet: its state is {run.state}"
+
+
+def named(published: Sequence[RunData]) -> list[ComparedRun]:
+    """The runs under names that differ, though some may be of several output roots and called the same."""
+    names = [run.run for run in published]
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    labels = [f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True)]
+    return list(map(ComparedRun, labels, short_names(labels), published))
 
 
 def short_names(labels: Sequence[str]) -> list[str]:
@@ -110,84 +165,78 @@ def short_names(labels: Sequence[str]) -> list[str]:
     return [f"…{label[len(shared) :]}" if len(shared) > 12 else label for label in labels]
 
 
-def _read(paths: RunPaths) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]:
-    document = load_document(paths)
-    try:
-        frame = epochs_frame(document)
-        if not all(
-            isinstance(document[part], dict) for part in ("settings", "model", "environment", "hyperparameters")
-        ):
-            raise TypeError("a part of it is not a mapping")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RequestError(f"{paths.json} cannot be read as metrics ({error!r})") from error
-    if frame.empty:
-        raise RequestError(f"{paths.json} has no row: no epoch has finished yet")
-    return document, frame, read_status(paths) or {}
-
-
-# ---- one figure of one run -------------------------------------------------------------------------------------------
-
-
-def best(run: ComparedRun, column: str) -> tuple[float, int | None]:
-    """The figure that stands for the run, and its epoch: of losses and quality the best epoch's, else the whole run's.
-
-    `samples_per_sec` is all images over all seconds of training; other speeds and the epoch's time are medians, memory
-    is the largest, times of parts and skipped steps are sums; of the rest the last value counts. NaN if there is none.
-    """
-    values = run.frame[column].dropna()
-    if values.empty:
-        return math.nan, None
-    metric = METRICS[column]
-    if metric.over_epochs == "best":
-        epoch = values.idxmax() if metric.larger_is_better else values.idxmin()
-        return float(values[epoch]), int(epoch)
-    if metric.over_epochs == "images_per_second":
-        both = run.frame[["train_images", "train_time_sec"]].dropna().sum()
-        return (both["train_images"] / both["train_time_sec"] if both["train_time_sec"] else math.nan), None
-    return float(values.iloc[-1] if metric.over_epochs == "last" else getattr(values, metric.over_epochs)()), None
-
-
-def final(run: ComparedRun, column: str) -> float:
-    """The last value that was measured; NaN if there is none."""
-    values = run.frame[column].dropna()
-    return math.nan if values.empty else float(values.iloc[-1])
-
-
 # ---- which runs can be compared, and who is best ---------------------------------------------------------------------
 
 
-def comparable(runs: Sequence[ComparedRun], column: str) -> list[list[ComparedRun]]:
-    """The runs in groups in which `column` measures the same."""
-    groups: dict[str, list[ComparedRun]] = {}
-    for run in runs:
-        groups.setdefault(str([run.setting(name) for name in METRICS[column].same]), []).append(run)
+def has_values(runs: Iterable[ComparedRun], metric: Metric) -> bool:
+    return any(metric.of(row) is not None for run in runs for row in run.rows)
+
+
+def main_loss(runs: Sequence[ComparedRun]) -> Metric:
+    """The loss that most says how good a run is, of those that were measured."""
+    return next((metric for metric in (VAL_LOSS_EMA, VAL_LOSS) if has_values(runs, metric)), LOSS_MEAN)
+
+
+def values_of(runs: Iterable[ComparedRun], name: str) -> list[str]:
+    """The different values that a setting has, as people read them."""
+    return list(dict.fromkeys(run.said(name) for run in runs))
+
+
+def setting_apart(runs: Iterable[ComparedRun], metric: Metric) -> list[str]:
+    """The settings that make the figure measure other things in some of the runs."""
+    return [name for name in metric.same if len(values_of(runs, name)) > 1]
+
+
+def comparable(runs: Sequence[ComparedRun], metric: Metric) -> list[list[ComparedRun]]:
+    """The runs in groups in which the figure measures the same."""
+    return _grouped(runs, [tuple(run.said(name) for name in metric.same) for run in runs])
+
+
+def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
+    """The runs in groups that differ in nothing but the seed."""
+    return _grouped(runs, [str(sorted((run.recipe | {"seed": None}).items())) for run in runs])
+
+
+def _grouped(runs: Sequence[ComparedRun], keys: Iterable[Hashable]) -> list[list[ComparedRun]]:
+    groups: dict[Hashable, list[ComparedRun]] = {}
+    for run, key in zip(runs, keys, strict=True):
+        groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """`groups`: runs that can be compared, best first and those without a value last, with value and epoch."""
+    """`groups`: figures of runs that can be compared, the best first and those without a value last."""
 
-    column: str
+    metric: Metric
     larger: bool
-    groups: list[list[tuple[ComparedRun, float, int | None]]]
+    groups: list[list[Figure]]
+
+    @property
+    def direction(self) -> str:
+        return f"{'larger' if self.larger else 'smaller'} is better"
 
 
-def parse_rank_by(text: str) -> tuple[str, bool]:
-    """`rca`, `grad_norm:down` or `lr:up` as column and whether larger is better.
+def best_first(value: float, larger: bool) -> tuple[bool, float]:
+    """A key to sort by: the best value first, NaN last."""
+    return math.isnan(value), -value if larger else value
+
+
+def parse_rank_by(text: str) -> tuple[Metric, bool]:
+    """`rca`, `grad_norm:down` or `lr:up` as figure and whether larger is better.
 
     Raises:
         RequestError: no such column of figures, or it is not known what is better.
     """
     column, _, direction = text.partition(":")
-    if column not in METRICS or column in ("data", "epoch"):
-        known = ", ".join(name for name in METRICS if name not in ("data", "epoch"))
-        raise RequestError(f"--rank-by {text}: no such column of training_metrics.csv; there are {known}")
-    if direction not in ("", "up", "down") or not (direction or METRICS[column].better):
+    if column not in FIGURES:
+        raise RequestError(f"--rank-by {text}: no such column of training_metrics.csv; there are {', '.join(FIGURES)}")
+    metric = METRICS[column]
+    if direction not in ("", "up", "down") or not (direction or metric.better):
         raise RequestError(
             f"--rank-by {text}: say what is better, {column}:down for smaller values or {column}:up for larger ones"
         )
-    return column, direction == "up" if direction else METRICS[column].larger_is_better
+    return metric, direction == "up" if direction else metric.larger_is_better
 
 
 def rank(runs: Sequence[ComparedRun], rank_by: str | None = None) -> Ranking:
@@ -196,48 +245,30 @@ def rank(runs: Sequence[ComparedRun], rank_by: str | None = None) -> Ranking:
     Raises:
         RequestError: no such column, or no run has a value there.
     """
-    if rank_by is None:
-        rank_by = loss_column(runs)
-    column, larger = parse_rank_by(rank_by)
-    with_values = [name for name in (*VALIDATION, *TRAINING[:1], *names(group="quality")) if has_values(runs, name)]
-    if not has_values(runs, column):
-        there = f"there are values of {', '.join(with_values)}" if with_values else "none has a loss either"
-        raise RequestError(f"--rank-by {rank_by}: no run has a value there; {there}")
-
-    def order(place: tuple[ComparedRun, float, int | None]) -> tuple[bool, float]:
-        return math.isnan(place[1]), -place[1] if larger else place[1]
-
-    groups = comparable(runs, column)
-    return Ranking(
-        column, larger, [sorted([(run, *best(run, column)) for run in group], key=order) for group in groups]
-    )
-
-
-def has_values(runs: Iterable[ComparedRun], column: str) -> bool:
-    return any(run.frame[column].notna().any() for run in runs)
-
-
-def loss_column(runs: Sequence[ComparedRun]) -> str:
-    """The loss that most says how good a run is, of those that were measured."""
-    return next((name for name in ("val_loss_ema", "val_loss") if has_values(runs, name)), "loss_mean")
+    metric, larger = parse_rank_by(rank_by or main_loss(runs).name)
+    if not has_values(runs, metric):
+        there = ", ".join(other.name for other in headline() if has_values(runs, other))
+        there = f"there are values of {there}" if there else "none has a loss either"
+        raise RequestError(f"--rank-by {rank_by or metric.name}: no run has a value there; {there}")
+    figures = [[run.figure(metric) for run in group] for group in comparable(runs, metric)]
+    groups = [sorted(group, key=lambda figure: best_first(figure.value, larger)) for group in figures]
+    return Ranking(metric, larger, groups)
 
 
 # ---- when a loss was reached -----------------------------------------------------------------------------------------
 
 
-def loss_levels(runs: Sequence[ComparedRun], column: str) -> list[float]:
+def loss_levels(runs: Sequence[ComparedRun], loss: Metric) -> list[float]:
     """Losses that tell the runs apart, largest first, rounded up to three digits: one on the way, the best of the
     worst run (which all reach), the best of all, and one between."""
-    measured = [run.frame[column].dropna() for run in runs]
-    measured = [values[values > 0] for values in measured]
-    bests = [values.min() for values in measured if not values.empty]
-    if not bests:
+    curves = [run.published.curve(loss) for run in runs]
+    measured = [values for curve in curves if len(values := curve.values[curve.values > 0])]
+    if not measured:
         return []
-    start = min(values.iloc[0] for values in measured if not values.empty)
+    start, bests = min(values[0] for values in measured), [values.min() for values in measured]
     worst, least = max(bests), min(bests)
-    return sorted({_round_up(level) for level in (math.sqrt(start * worst), worst, math.sqrt(worst * least), least)})[
-        ::-1
-    ]
+    levels = (math.sqrt(start * worst), worst, math.sqrt(worst * least), least)
+    return sorted({_round_up(level) for level in levels}, reverse=True)
 
 
 def _round_up(value: float) -> float:
@@ -245,36 +276,20 @@ def _round_up(value: float) -> float:
     return float(f"{math.ceil(round(value / unit, 6)) * unit:.3g}")
 
 
-def reached(run: ComparedRun, column: str, level: float) -> dict[str, float]:
-    """Seconds (of all starts), images and FLOP at the end of the first epoch whose loss is at most `level`, or NaN."""
-    there = run.frame[run.frame[column] <= level]
-    row = there.iloc[0] if len(there) else dict.fromkeys(("images_seen", "total_time_sec"), math.nan)
-    images = float(row["images_seen"])
-    return {"seconds": float(row["total_time_sec"]), "images": images, "flop": images * run.flops_per_image}
+def reached(run: ComparedRun, loss: Metric, level: float) -> dict[str, float]:
+    """Seconds (of all epochs), images and FLOP at the end of the first epoch whose loss is at most `level`, or NaN."""
+    found = trends.first_as_good(run.published.curve(loss), level)
+    row = run.published.row(found.epoch) if found else {}
+    seconds, images = (metric.of(row) or math.nan for metric in (TOTAL_TIME_SEC, IMAGES_SEEN))
+    return {"seconds": seconds, "images": images, "flop": images * run.flops_per_image}
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def differing(sections: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], int]:
+def differing(sections: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str], int]:
     """Of mappings of one kind: the names whose values differ, those that not all have, and the number of the others."""
     names = dict.fromkeys(name for section in sections for name in section)
     partly = [name for name in names if any(name not in section for section in sections)]
     differ = [name for name in names if len({str(section[name]) for section in sections if name in section}) > 1]
     return differ, [name for name in partly if name not in differ], len(names) - len({*differ, *partly})
-
-
-def trained_with(run: ComparedRun) -> dict[str, Any]:
-    """The settings that say what is trained and how."""
-    return {name: value for name, value in run.document["settings"].items() if name not in NO_RECIPE} | {
-        "data": run.said("data")
-    }
-
-
-def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
-    """The runs in groups that differ in nothing but the seed."""
-    groups: dict[str, list[ComparedRun]] = {}
-    for run in runs:
-        settings = {name: value for name, value in trained_with(run).items() if name != "seed"}
-        groups.setdefault(str(sorted(settings.items())), []).append(run)
-    return list(groups.values())

@@ -1,72 +1,230 @@
-"""The page of a comparison: its sections in Markdown; who is best is said by `compare_ranking.py`."""
+"""The page of a comparison as sections; who is best is said by `ranking.py`, what to beware of by `cautions.py`."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
-import pandas as pd
-
-from ddpm.run.config import data_words
-from ddpm.run.format import NONE, duration
-from ddpm.run.metrics import METRICS, names
+from ddpm.run.format import count, duration, significant
+from ddpm.run.metrics import (
+    DASH,
+    DATA,
+    EPOCH,
+    GPU_MEM_PEAK_MB,
+    IMAGES_SEEN,
+    LOSS_MEAN,
+    LOSS_MEDIAN,
+    MFU,
+    NONFINITE_STEPS,
+    NULL_LOSS,
+    SAMPLES_PER_SEC,
+    STEP,
+    TOTAL_TIME_SEC,
+    Metric,
+    headline,
+    select,
+)
 from metrics.compare.cautions import cautions
 from metrics.compare.figures import (
-    TRAINING,
-    VALIDATION,
     ComparedRun,
+    Figure,
     Ranking,
-    best,
     comparable,
+    delta,
     differing,
-    final,
     has_values,
-    in_words,
-    loss_column,
     loss_levels,
+    main_loss,
     reached,
-    trained_with,
+    setting_words,
+    values_of,
 )
+from metrics.compare.plots import caption
 from metrics.compare.ranking import ranking_section, seeds_section, told_apart
 from metrics.evaluation_document import load_evaluation
-from metrics.markdown import table
-from metrics.style import DASH, human_number
+from metrics.page import Block, Note, Page, Picture, Section, Table, link
+from metrics.starts import computed
+from metrics.trends import over_epochs
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 MARK = "<!-- a comparison, written by metrics.compare -->"
-MANY = 5  # up to so many runs stand side by side as columns, more as rows
+MANY = 5  # up to this many runs stand side by side as columns, more as rows
 WIDE = 8  # columns of a table of many runs
 FIGURES = {
-    "Validation loss": VALIDATION,
-    "Validation loss of the EMA weights by noise level (band 1: least noise)": names(group="loss_by_noise_level"),
-    "Drawn characters": names(group="quality"),
-    "Training loss": TRAINING[:2],
+    "Validation loss": select(group="loss", same=NULL_LOSS),
+    "Validation loss of the EMA weights by noise level (band 1: least noise)": select(group="loss_by_noise_level"),
+    "Drawn characters": select(group="quality"),
+    "Training loss": (LOSS_MEAN, LOSS_MEDIAN),
 }
-OTHERS = (*TRAINING[2:], "lr", "grad_norm", "grad_norm_max", "ema_delta_norm")
-COST = {  # heading: how a run's figure is had
-    "epochs": lambda run: human_number(run.frame.index[-1]),
-    "steps": lambda run: human_number(final(run, "step"), 9),
-    "images": lambda run: human_number(final(run, "images_seen"), 12),
-    "time": lambda run: time_words(final(run, "total_time_sec")),
-    "training": lambda run: time_words(best(run, "train_time_sec")[0]),
-    "validation": lambda run: time_words(best(run, "val_time_sec")[0]),
-    "evaluation": lambda run: time_words(best(run, "eval_time_sec")[0]),
-    "sample grids": lambda run: time_words(best(run, "sample_time_sec")[0]),
-    "checkpoints": lambda run: time_words(best(run, "checkpoint_time_sec")[0]),
-    "images/s": lambda run: human_number(best(run, "samples_per_sec")[0], 4),
-    "MFU": lambda run: human_number(best(run, "mfu")[0], 3),
-    "GPU peak MB": lambda run: human_number(best(run, "gpu_mem_peak_mb")[0]),
-    "parameters": lambda run: human_number(run.document["model"].get("parameters"), 12),
-    "FLOP per image": lambda run: flop_words(run.flops_per_image),
-    "FLOP": lambda run: flop_words(final(run, "images_seen") * run.flops_per_image),
-    "skipped steps": lambda run: human_number(best(run, "nonfinite_steps")[0]),
-    "restarts": lambda run: human_number(max(len(run.document["starts"]) - 1, 0)),
-}
+SHOWN = {metric for metrics in FIGURES.values() for metric in metrics}
+OTHERS = [m for m in select(group="loss") + select(group="optimizer") if m not in SHOWN and m.over_epochs != "sum"]
+MACHINE = ("host", "device", "gpu", "world_size", "precision", "compile", "torch", "commit")
+
+
+def make_page(
+    runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking, levels: Sequence[float], folder: Path,
+    plots: Sequence[str],
+) -> Page:  # fmt: skip
+    """The comparison, to lie in `folder`; `plots` are the names of the pictures in its folder `plots/`."""
+    pictures = [Picture(folder / "plots" / f"{name}.png", name, caption(name)) for name in plots]
+    blocks = [
+        *summary(runs, left_out, ranking),
+        seeds_section(ranking),
+        settings_section(runs),
+        Section("Curves and samples", pictures),
+        levels_section(runs, levels),
+        figures_section(runs),
+        evaluation_section(runs),
+        cost_section(runs),
+        sources_section(runs, folder),
+        f"Made by `python -m metrics.compare` at {datetime.now(UTC).isoformat(timespec='seconds')}.",
+    ]
+    return Page(f"Comparison of {len(runs)} runs", blocks, MARK)
+
+
+def summary(runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking) -> list[Block]:
+    """What a terminal shows as well: the data, what to beware of, and the ranking."""
+    metrics = [metric for metric in (ranking.metric, *headline()) if has_values(runs, metric)]
+    warned = [*(f"Left out: {line}." for line in left_out), *cautions(runs, metrics)]
+    trained_on = f"Trained on: {'; '.join(values_of(runs, DATA.name))}."
+    return [trained_on, *([Note("**Before you compare**", warned)] if warned else []), ranking_section(ranking)]
+
+
+def runs_tables(runs: Sequence[ComparedRun], columns: Mapping[str, Sequence[str]]) -> list[Table]:
+    """The cells of each run by their heading: a row per run, or a column per run where these are few; very wide tables
+    come in parts."""
+    labels = [f"`{run.short}`" for run in runs]
+    if len(runs) <= MANY:
+        return [Table("", ["", *labels], [[head, *cells] for head, cells in columns.items()])] if columns else []
+    heads = list(columns)
+    parts = [heads[first : first + WIDE] for first in range(0, len(heads), WIDE)]
+    return [Table("", ["", *part], list(zip(labels, *map(columns.get, part), strict=True))) for part in parts]
+
+
+# ---- what differs ----------------------------------------------------------------------------------------------------
+
+
+def settings_section(runs: Sequence[ComparedRun]) -> Section:
+    """The settings that differ, and what was made of them on the machine; the equal ones are counted."""
+    blocks: list[Block] = []
+    kinds = {"settings": [run.recipe for run in runs], "facts of data and machine": list(map(_machine, runs))}
+    for what, sections in kinds.items():
+        differ, partly, same = differing(sections)
+        cells = {name: [setting_words(section.get(name)) for section in sections] for name in differ}
+        blocks += [*runs_tables(runs, cells), f"{same} {what} are the same."]
+        if partly:
+            names = ", ".join(f"`{name}`" for name in partly)
+            blocks.append(f"Not recorded by all of them, as older runs lack newer settings: {names}.")
+    return Section("Settings that differ", blocks)
+
+
+def _machine(run: ComparedRun) -> dict[str, Any]:
+    document = run.published.document
+    return {name: run.published.environment.get(name) for name in MACHINE} | {
+        "global_batch_size": document["hyperparameters"].get("global_batch_size"),
+        "training_images": document["data_summary"].get("train_images"),
+    }
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def figures_section(runs: Sequence[ComparedRun]) -> Section:
+    """Best and final of every measured loss and quality, with the distance from the first run."""
+    first = f"`{runs[0].label}`"
+    blocks: list[Block] = [
+        f"In brackets: the distance from {first}, of runs that can be compared with it. Bold: the best, if all can be."
+    ]
+    for title, metrics in FIGURES.items():
+        cells = {}
+        for metric in metrics:
+            if has_values(runs, metric):
+                cells[f"best {metric.label}"] = _cells(metric, [run.figure(metric) for run in runs])
+                cells[f"final {metric.label}"] = _cells(metric, [Figure(run, run.final(metric)) for run in runs])
+        if cells:
+            blocks.append(Section(title, runs_tables(runs, cells)))
+    rest = {
+        metric.label: [metric.text(run.final(metric)) for run in runs] for metric in OTHERS if has_values(runs, metric)
+    }
+    return Section("Best and final figures", [*blocks, Section("Others, of the last epoch", runs_tables(runs, rest))])
+
+
+def _cells(metric: Metric, figures: Sequence[Figure]) -> list[str]:
+    """`0.12560 (−0.0024), epoch 5` for each run."""
+    values = [figure.value for figure in figures if figure.known]
+    groups = comparable([figure.run for figure in figures], metric)
+    like_first, reference = groups[0], figures[0].value  # the first run is in the first group
+    top = (max if metric.larger_is_better else min)(values) if len(groups) == 1 and len(set(values)) > 1 else None
+    cells = []
+    for place, figure in enumerate(figures):
+        cell = f"**{metric.text(figure.value)}**" if figure.value == top else metric.text(figure.value)
+        if place and figure.run in like_first and not math.isnan(figure.value - reference):
+            cell += f" ({delta(metric, figure.value, reference)})"
+        cells.append(cell + (f", epoch {figure.epoch}" if figure.epoch else ""))
+    return cells
+
+
+def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
+    """What `evaluate.py` measured of the runs, with 95% intervals."""
+
+    def figure(estimate: dict) -> str:
+        value, low, high = (significant(estimate[name], 4) for name in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]"
+
+    rows, damaged = [], []
+    for run in runs:
+        try:
+            evaluation = load_evaluation(run.paths)
+        except ValueError as error:
+            damaged.append(f"The evaluation of `{run.label}` cannot be read: {error}.")
+            continue
+        if evaluation:
+            drawn, distance = evaluation["conditional"], evaluation["distances"]["frechet"]
+            figures = (figure(drawn["rca"]), figure(drawn["top1"]), drawn["rca"]["count"])
+            rows.append((f"`{run.short}`", evaluation["checkpoint"], *figures, figure(distance), distance["count"]))
+    heads = ["Run", "Checkpoint", "RCA", "Top-1", "Images", "Fréchet distance", "Images"]
+    note = "In brackets: 95% intervals. Distances of different numbers of images are not comparable."
+    blocks = [*([note, Table("", heads, rows)] if rows else []), *damaged]
+    return Section("Evaluations by `evaluate.py`", blocks) if blocks else None
+
+
+# ---- what it took ----------------------------------------------------------------------------------------------------
+
+
+def cost_section(runs: Sequence[ComparedRun]) -> Section:
+    costs = [_costs(run) for run in runs]
+    cells = {name: [cost[name] for cost in costs] for name in costs[0]}
+    measured = {name: each for name, each in cells.items() if set(each) != {DASH}}
+    note = (
+        "Time of the epochs: the sum over all epochs that have figures, everything included; its known parts follow. "
+        "Computed time: the sum over all starts, each from its first to its last sign of life, so that work which was "
+        "lost and done again counts too. FLOP: images seen × FLOP per image, forward and backward, training alone."
+    )
+    return Section("What they took", [note, *runs_tables(runs, measured)])
+
+
+def _costs(run: ComparedRun) -> dict[str, str]:
+    """Heading → what it took the run."""
+    rows, starts, images = run.rows, run.published.starts, run.final(IMAGES_SEEN)
+    spent = computed(starts, None if math.isnan(images) else int(images))
+    parts = {metric.label: duration(over_epochs(rows, metric)) for metric in select(group="time", over_epochs="sum")}
+    return {
+        "epochs": count(EPOCH.of(run.published.last)),
+        **{metric.label: metric.text(over_epochs(rows, metric)) for metric in (STEP, IMAGES_SEEN)},
+        "time of the epochs": duration(over_epochs(rows, TOTAL_TIME_SEC)),
+        **parts,
+        "computed time": duration(spent.seconds),
+        "images trained twice": count(spent.repeated),
+        "restarts": count(max(len(starts) - 1, 0)),
+        **{metric.label: metric.text(over_epochs(rows, metric)) for metric in (SAMPLES_PER_SEC, MFU, NONFINITE_STEPS)},
+        f"{GPU_MEM_PEAK_MB.label}, MB": GPU_MEM_PEAK_MB.text(over_epochs(rows, GPU_MEM_PEAK_MB)),
+        "parameters": count(run.published.document["model"].get("parameters")),
+        "FLOP per image": flop_words(run.flops_per_image),
+        "FLOP": flop_words(images * run.flops_per_image),
+    }
 
 
 def flop_words(value: float) -> str:
@@ -75,163 +233,32 @@ def flop_words(value: float) -> str:
     return DASH if math.isnan(value) else f"{value / size:,.3g} {letter}FLOP"
 
 
-def time_words(seconds: float) -> str:
-    words = duration(seconds)
-    return DASH if words == NONE else words
+def levels_section(runs: Sequence[ComparedRun], asked: Sequence[float]) -> Section:
+    """Time, images and FLOP until losses were reached, of each group of runs whose losses can be compared."""
+    loss = main_loss(runs)
+    blocks: list[Block] = [
+        f"Until the end of the first epoch whose {loss.label} was at most the value at the head of the column; {DASH}: "
+        "not reached."
+    ]
+    kinds: dict[str, tuple[str, Callable[[float], str]]] = {
+        "Time": ("seconds", duration), "Images": ("images", count), "FLOP": ("flop", flop_words),
+    }  # fmt: skip
+    groups = comparable(runs, loss)
+    for group, words in zip(groups, told_apart(groups, loss.same), strict=True):
+        levels = sorted(asked, reverse=True) or loss_levels(group, loss)
+        found = {run: [reached(run, loss, level) for level in levels] for run in group}
+        tables = []
+        for head, (kind, form) in kinds.items():
+            rows = [(f"`{run.short}`", *(form(figures[kind]) for figures in each)) for run, each in found.items()]
+            tables.append(Table("", [head, *map(significant, levels)], rows))
+        blocks += [Section(f"With {words}", tables)] if words else tables
+    return Section("When losses were reached", blocks)
 
 
-def runs_table(cells: pd.DataFrame) -> str:
-    """A row per run of `cells`, or a column per run where they are few; very wide tables come in parts."""
-    many = len(cells) > MANY
-    cells = cells.set_axis([f"`{name}`" for name in cells.index]) if many else cells.T
-    parts = [cells.iloc[:, first : first + WIDE] for first in range(0, len(cells.columns), WIDE if many else MANY)]
-    return "\n\n".join(table(["", *part.columns], part.itertuples()) for part in parts)
-
-
-def delta(value: float, reference: float) -> str:
-    """`−0.0123`: how much `value` is above (+) or below (−) `reference`."""
-    difference = value - reference
-    sign = "+" if difference > 0 else "−" if difference < 0 else "±"
-    return f"{sign}{human_number(abs(difference), 3)}"
-
-
-def settings_section(runs: Sequence[ComparedRun]) -> str:
-    """The settings that differ, and what was made of them on the machine; the equal ones are counted."""
-    settings = [trained_with(run) for run in runs]
-    machines = [
-        {name: run.document["environment"].get(name) for name in ("host", "device", "gpu", "world_size", "precision",
-                                                                  "compile", "torch", "commit")}
-        | {"global_batch_size": run.document["hyperparameters"].get("global_batch_size"),
-           "training_images": (run.document.get("data_summary") or {}).get("train_images")}
-        for run in runs
-    ]  # fmt: skip
-    labels, parts = [run.short for run in runs], ["## Settings that differ"]
-    for sections, what in ((settings, "settings"), (machines, "facts of data and machine")):
-        differ, partly, same = differing(sections)
-        cells = pd.DataFrame([[in_words(section.get(name)) for name in differ] for section in sections], labels, differ)
-        if differ:
-            parts.append(runs_table(cells))
-        parts.append(f"{same} {what} are the same.")
-        if partly:
-            names = ", ".join(f"`{name}`" for name in partly)
-            parts.append(f"Not recorded by all of them, as older runs lack newer settings: {names}.")
-    return "\n\n".join(parts)
-
-
-def figures_section(runs: Sequence[ComparedRun]) -> str:
-    """Best and final of every measured column, with the distance from the first run."""
-    first, labels = runs[0], [run.short for run in runs]
-    parts = [f"## Best and final figures\n\nIn brackets: the distance from `{first.label}`, of runs "
-             "that can be compared with it. Bold: the best, where all can be."]  # fmt: skip
-    for title, columns in FIGURES.items():
-        shown = [name for name in columns if has_values(runs, name)]
-        heads = {f"{which} `{name}`": (name, which) for name in shown for which in ("best", "final")}
-        if heads:
-            cells = pd.DataFrame({head: cell_of_each(runs, *of) for head, of in heads.items()}, labels)
-            parts.append(f"### {title}\n\n{runs_table(cells)}")
-    rest = {
-        f"`{name}`": [human_number(final(run, name), 4) for run in runs] for name in OTHERS if has_values(runs, name)
-    }
-    parts.append(f"### Others, of the last epoch\n\n{runs_table(pd.DataFrame(rest, labels))}")
-    return "\n\n".join(parts)
-
-
-def evaluation_section(runs: Sequence[ComparedRun]) -> str | None:
-    """What `evaluate.py` measured of the runs, with 95% intervals."""
-
-    def figure(estimate: dict) -> str:
-        value, low, high = (human_number(estimate[name], 4) for name in ("value", "low", "high"))
-        return f"{value} [{low}, {high}]"
-
+def sources_section(runs: Sequence[ComparedRun], folder: Path) -> Section:
     rows = []
     for run in runs:
-        with suppress(ValueError):
-            if evaluation := load_evaluation(run.paths):
-                drawn, distance = evaluation["conditional"], evaluation["distances"]["frechet"]
-                figures = (figure(drawn["rca"]), figure(drawn["top1"]), drawn["rca"]["count"])
-                rows.append((f"`{run.short}`", evaluation["checkpoint"], *figures, figure(distance), distance["count"]))
-    heads = ["Run", "Checkpoint", "RCA", "Top-1", "Images", "Fréchet distance", "Images"]
-    note = "In brackets: 95% intervals. Distances of different numbers of images are not comparable."
-    return f"## Evaluations by `evaluate.py`\n\n{note}\n\n{table(heads, rows)}" if rows else None
-
-
-def cell_of_each(runs: Sequence[ComparedRun], column: str, which: str) -> list[str]:
-    """`0.1256 (−0.0024), epoch 5` for each run."""
-    figures = [best(run, column) if which == "best" else (final(run, column), None) for run in runs]
-    values = pd.Series([value for value, _ in figures])
-    top = values.max() if METRICS[column].larger_is_better else values.min()
-    like_first = next(group for group in comparable(runs, column) if runs[0] in group)
-    fair = len(like_first) == len(runs) and values.nunique() > 1
-    cells = []
-    for place, (value, epoch) in enumerate(figures):
-        cell = f"**{human_number(value, 5)}**" if fair and value == top else human_number(value, 5)
-        if place and runs[place] in like_first and not math.isnan(value - values[0]):
-            cell += f" ({delta(value, values[0])})"
-        cells.append(cell + (f", epoch {epoch}" if epoch else ""))
-    return cells
-
-
-def cost_section(runs: Sequence[ComparedRun]) -> str:
-    cells = pd.DataFrame(
-        {name: [figure(run) for run in runs] for name, figure in COST.items()}, [r.short for r in runs]
-    )
-    cells = cells.loc[:, (cells != DASH).any()]
-    note = ("Time: of all starts, everything included; the parts of it below, in hours:minutes:seconds. FLOP: images × "
-            "FLOP per image, forward and backward, of training alone.")  # fmt: skip
-    return f"## What they took\n\n{note}\n\n{runs_table(cells)}"
-
-
-def levels_section(runs: Sequence[ComparedRun], asked: Sequence[float]) -> str:
-    """Time, images and FLOP until losses were reached, of each group of runs whose losses can be compared."""
-    column = loss_column(runs)
-    parts = [f"## When losses were reached\n\nUntil the end of the first epoch whose `{column}` was at most the value "
-             f"at the head of the column; {DASH}: not reached."]  # fmt: skip
-    forms: dict[str, Callable[[float], str]] = {
-        "seconds": time_words, "images": lambda value: human_number(value, 12), "flop": flop_words,
-    }  # fmt: skip
-    heads = {"seconds": "Time", "images": "Images", "flop": "FLOP"}
-    groups = comparable(runs, column)
-    for group, words in zip(groups, told_apart(groups, column), strict=True):
-        parts += [f"### With {words}"] if words else []
-        levels = sorted(asked, reverse=True) or loss_levels(group, column)
-        for kind, form in forms.items():
-            rows = [(f"`{run.short}`", *(form(reached(run, column, level)[kind]) for level in levels)) for run in group]
-            parts.append(table([heads[kind], *(human_number(level) for level in levels)], rows))
-    return "\n\n".join(parts)
-
-
-def sources_section(runs: Sequence[ComparedRun], left_out: Sequence[str], folder: Path) -> str:
-    def link(run: ComparedRun) -> str:
         page = run.paths.report if run.paths.report.exists() else run.paths.json
-        return f"[`{run.paths.run}`]({quote(Path(os.path.relpath(page, folder)).as_posix())})"
-
-    rows = [
-        (f"`{run.label}`", data_words(run.document["data"]), link(run), run.document.get("generated") or DASH)
-        for run in runs
-    ]
-    parts = ["## The runs", table(["Run", "Data", "Its report", "Figures of"], rows)]
-    return "\n\n".join(parts + [f"Left out: {line}." for line in left_out])
-
-
-def make_page(runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking, levels: Sequence[float],
-         folder: Path, plots: Sequence[str]) -> str:  # fmt: skip
-    """The comparison as Markdown."""
-    warned = [f"> - {caution}" for caution in cautions(runs, ranking)]
-
-    def sections() -> Iterator[str | None]:
-        yield f"{MARK}\n# Comparison of {len(runs)} runs"
-        yield f"Trained on: {'; '.join(sorted({run.said('data') for run in runs}))}."
-        yield "\n".join(["> **Before you compare**", ">", *warned]) if warned else None
-        yield ranking_section(ranking)
-        yield seeds_section(ranking)
-        yield settings_section(runs)
-        yield "## Curves and samples"
-        yield from (f"![{name}](plots/{name}.png)" for name in plots)
-        yield levels_section(runs, levels)
-        yield figures_section(runs)
-        yield evaluation_section(runs)
-        yield cost_section(runs)
-        yield sources_section(runs, left_out, folder)
-        yield f"Made by `python -m metrics.compare` at {datetime.now(UTC).isoformat(timespec='seconds')}."
-
-    return "\n\n".join(filter(None, sections())) + "\n"
+        told = link(f"`{run.paths.run}`", page, folder)
+        rows.append((f"`{run.label}`", run.published.data_words, told, run.published.generated or DASH))
+    return Section("The runs", [Table("", ["Run", "Data", "Its report", "Figures of"], rows)])

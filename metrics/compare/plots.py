@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ddpm.run.files import atomic_write
-from ddpm.run.metrics import METRICS
-from metrics.compare.figures import ComparedRun, comparable, final, has_values
+from ddpm.run.format import count, significant
+from ddpm.run.metrics import (
+    DATA,
+    FID_FEATURES,
+    IMAGES_SEEN,
+    LOSS_MEAN,
+    METRICS,
+    RCA,
+    SAMPLES_PER_SEC,
+    STEP,
+    TOTAL_TIME_SEC,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    Metric,
+)
+from metrics.compare.figures import ComparedRun, comparable, has_values, values_of
 from metrics.strip import GAP, SHOWN, read_row
 from metrics.style import (
     BLUE,
@@ -31,30 +44,38 @@ from metrics.style import (
     RED,
     STYLE,
     TEXT,
-    draw_line,
-    human_number,
     log_scale,
 )
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GOLD, PURPLE, RED, "#3fd8e8", TEXT, "#b5794a")
-LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))  # from the eleventh run on the colours come again
-CURVES = {
-    "loss_mean": "Training loss: mean of each epoch",
-    "val_loss_ema": "Validation loss, EMA weights",
-    "val_loss": "Validation loss, live weights",
-    "rca": "RCA of drawn characters: 1 is as readable as test images",
-    "fid_features": "Fréchet distance to test images, in the classifier's features",
-    "samples_per_sec": "Throughput: images per second of training",
-}
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX"  # curves differ in all three, so that colour is not needed to tell them apart
+MARKED = 12  # about this many values of a curve have its marker
+CURVES = (LOSS_MEAN, VAL_LOSS_EMA, VAL_LOSS, RCA, FID_FEATURES, SAMPLES_PER_SEC)
+SAMPLES = "samples"  # name of the picture of samples
 TIMES = (("seconds", 1.0, 300), ("minutes", 60, 18_000), ("hours", 3600, np.inf))
 
 
-def draw_plots(runs: Sequence[ComparedRun], ranked_by: str) -> dict[str, Figure]:
-    """A figure for the column `ranked_by`, for each of `CURVES` that a run has values of, and for the samples."""
-    names = [name for name in dict.fromkeys((ranked_by, *CURVES)) if has_values(runs, name)]
+def draw_plots(runs: Sequence[ComparedRun], ranked_by: Metric) -> dict[str, Figure]:
+    """A plot of `ranked_by`, of each of `CURVES` that a run has values of, and of the samples, by name."""
+    metrics = [metric for metric in dict.fromkeys((ranked_by, *CURVES)) if has_values(runs, metric)]
     with style.context(STYLE):
-        drawn = {**{name: draw_curves(runs, name) for name in names}, "samples": draw_samples(runs)}
+        drawn = {**{metric.name: draw_curves(runs, metric) for metric in metrics}, SAMPLES: draw_samples(runs)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def caption(name: str) -> str:
+    """What stands below a plot on the page."""
+    if name == SAMPLES:
+        return "Characters drawn with the EMA weights: a row for each run, the same classes in each column."
+    metric = METRICS[name]
+    better = f"; {metric.better} is better" if metric.better else ""
+    return f"{title_of(metric)} of each run over images seen, optimizer steps and time{better}."
+
+
+def title_of(metric: Metric) -> str:
+    """Its label as a heading."""
+    return metric.label[0].upper() + metric.label[1:]
 
 
 def save_plots(plots: dict[str, Figure], runs: Sequence[ComparedRun], folder: Path) -> None:
@@ -66,7 +87,7 @@ def save_plots(plots: dict[str, Figure], runs: Sequence[ComparedRun], folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in plots.items():
         picture = io.BytesIO()
-        about = {"Title": f"comparison: {name}, {data_of(runs)}", "Software": None}
+        about = {"Title": f"comparison: {name}, {'; '.join(values_of(runs, DATA.name))}", "Software": None}
         with style.context(STYLE):
             figure.savefig(picture, format="png", dpi=DPI, metadata=about)
         atomic_write(folder / f"{name}.png", picture.getvalue())
@@ -75,74 +96,80 @@ def save_plots(plots: dict[str, Figure], runs: Sequence[ComparedRun], folder: Pa
             old.unlink()
 
 
-def data_of(runs: Sequence[ComparedRun]) -> str:
-    """What the runs were trained on."""
-    return "; ".join(sorted({run.said("data") for run in runs}))
-
-
 def names_of(runs: Sequence[ComparedRun]) -> list[str]:
     """The runs' short names; where data differ, with their data."""
-    mixed = len({run.setting("data") for run in runs}) > 1
-    return [run.short + (f" ({run.said('data')})" if mixed else "") for run in runs]
+    mixed = len(values_of(runs, DATA.name)) > 1
+    return [run.short + (f" ({run.published.data_words})" if mixed else "") for run in runs]
 
 
 def head(figure: Figure, title: str, runs: Sequence[ComparedRun]) -> None:
     """The title and, never to be missed, the data."""
-    glyphs = any(run.setting("data") != "emnist" for run in runs)
+    glyphs = any(run.published.data != "emnist" for run in runs)
+    data = "; ".join(values_of(runs, DATA.name))
     top = 1 - 0.09 / figure.get_figheight()
     figure.suptitle(title, x=0.01, y=top, ha="left", va="top", fontsize=13, fontweight="bold")
-    figure.text(0.99, top, data_of(runs), ha="right", va="top", color=GOLD if glyphs else MUTED, fontweight="bold")
+    figure.text(0.99, top, data, ha="right", va="top", color=GOLD if glyphs else MUTED, fontweight="bold")
 
 
-def draw_curves(runs: Sequence[ComparedRun], column: str) -> Figure:
-    """A column of every run over images seen, steps and time, beside each other on one vertical axis."""
-    longest = max(np.nan_to_num([final(run, "total_time_sec") for run in runs]))
+def draw_curves(runs: Sequence[ComparedRun], metric: Metric) -> Figure:
+    """A figure of every run over images seen, steps and time, beside each other on one vertical axis."""
+    longest = np.nanmax([0, *(run.final(TOTAL_TIME_SEC) for run in runs)])
     unit, scale = next((unit, scale) for unit, scale, most in TIMES if longest < most)
-    places = {"images seen": ("images_seen", 1), "optimizer steps": ("step", 1), unit: ("total_time_sec", scale)}
+    axis_of = {over.label: (over, 1) for over in (IMAGES_SEEN, STEP)}
+    axis_of[f"time of the epochs, {unit}"] = (TOTAL_TIME_SEC, scale)
     names = names_of(runs)
-    legend_columns = max(1, min(len(runs), int(13 / (0.09 * max(map(len, names)) + 0.7))))  # in inches
+    legend_columns = max(1, min(len(runs), int(13 / (0.09 * max(map(len, names)) + 0.9))))  # in inches
     height = 4.9 + 0.2 * -(-len(runs) // legend_columns)  # inches
     figure = Figure(figsize=(14, height), dpi=DPI)
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.32 / height))  # below the title
-    panels = figure.subplots(1, len(places), sharey=True)
-    for axes, (words, (name, size)) in zip(panels, places.items(), strict=True):
+    panels = figure.subplots(1, len(axis_of), sharey=True)
+    for axes, (words, (over, size)) in zip(panels, axis_of.items(), strict=True):
         for number, (run, label) in enumerate(zip(runs, names, strict=True)):
-            series = run.frame[column].set_axis(run.frame[name] / size)
-            series = series[series.notna() & series.index.notna()]
-            line = LINES[number // len(COLOURS) % len(LINES)]
-            look = {"linestyle": line, "linewidth": 1.4, "markersize": 3}
-            draw_line(axes, series, COLOURS[number % len(COLOURS)], label, **look)
-        axes.set_xlabel(f"{words}, of all starts" if name == "total_time_sec" else words)
+            draw_curve(axes, run.rows, over, metric, size, number, label)
+        axes.set_xlabel(words)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=size == 1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    scale_values(panels[0], runs, column)
-    if len(comparable(runs, column)) > 1:
+    scale_values(panels[0], [run.published.curve(metric).values for run in runs], metric)
+    if len(comparable(runs, metric)) > 1:
         panels[-1].set_title("measures different things in these runs: not comparable", **{**NOTE, "color": GOLD})
-    head(figure, CURVES.get(column, column), runs)
+    head(figure, title_of(metric), runs)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns, fontsize=9, handlelength=3.2)
     return figure
 
 
-def scale_values(axes: Axes, runs: Sequence[ComparedRun], column: str) -> None:
-    """Losses and what spans decades on a logarithmic axis, anything else from zero.
+def draw_curve(
+    axes: Axes, rows: Iterable[dict], over: Metric, metric: Metric, size: float, number: int, label: str
+) -> None:
+    """The values of `metric` at those of `over`, divided by `size`, in the look of curve `number`."""
+    pairs = [(over.of(row), metric.of(row)) for row in rows]
+    pairs = [(place / size, value) for place, value in pairs if None not in (place, value)]
+    look = {"color": COLOURS, "linestyle": LINES, "marker": MARKERS}
+    look = {name: choices[number % len(choices)] for name, choices in look.items()}
+    every = max(1, len(pairs) // MARKED)
+    axes.plot(*np.array(pairs).reshape(-1, 2).T, label=label, linewidth=1.4, markersize=4, markevery=every, **look)
+
+
+def scale_values(axes: Axes, curves: Sequence[np.ndarray], metric: Metric) -> None:
+    """Losses and what spans decades on a logarithmic axis, anything else from zero; `curves`: float64 [N] of each run.
 
     A young run's losses reach far above those that tell runs apart: cut there, which a note says.
     """
-    values = [run.frame[column].dropna() for run in runs]
-    every = pd.concat(values)
-    if (every > 0).all() and (METRICS[column].is_loss or every.max() > 20 * every.min()):
-        shown = pd.concat([series.iloc[max(len(series) // 5, int(len(series) > 3)) :] for series in values])
-        shown = shown if METRICS[column].is_loss and every.max() > 1.3 * shown.max() else every
+    every = np.concatenate(curves)
+    low, high = every.min(), every.max()
+    if low > 0 and (metric.is_loss or high > 20 * low):
+        late = np.concatenate([values[max(len(values) // 5, int(len(values) > 3)) :] for values in curves])
+        cut = metric.is_loss and high > 1.3 * late.max()
+        shown = late if cut else every
         log_scale(axes, shown)
         axes.set_ylim(shown.min() / 1.03, shown.max() * 1.03)
-        if shown is not every:
-            axes.set_title(f"cut at the top: values reach {human_number(every.max(), 3)}", **NOTE)
+        if cut:
+            axes.set_title(f"cut at the top: values reach {significant(high, 3)}", **NOTE)
     else:
-        axes.set_ylim(min(0, every.min()), 1.08 * every.max() or 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_number(value)))
-    axes.set_ylabel(column)
+        axes.set_ylim(min(0, low), 1.08 * high or 1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
+    axes.set_ylabel(", ".join(filter(None, (metric.label, metric.unit))))
 
 
 def compact(value: float) -> str:
@@ -169,9 +196,9 @@ def draw_samples(runs: Sequence[ComparedRun]) -> Figure | None:
             ((epoch, row) for epoch in epochs if epoch in files and (row := read_row(files[epoch])) is not None), None
         )
         if found:
-            images = run.frame["images_seen"].get(found[0], np.nan)
+            images = IMAGES_SEEN.of(run.published.row(found[0]))
             lines = re.findall(r".{1,32}(?:[-_+ ]|$)|.{1,32}", label)
-            rows.append(("\n".join([*lines, f"epoch {found[0]}, {human_number(images, 12)} images"]), found[1]))
+            rows.append(("\n".join([*lines, f"epoch {found[0]}, {count(images)} images"]), found[1]))
     if not rows:
         return None
     width, height, left, top = 12.6, 0.7 * len(rows) + 0.85, 2.75, 0.75  # inches

@@ -3,60 +3,55 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from ddpm.run.metrics import METRICS
+from ddpm.run.format import duration
+from ddpm.run.metrics import DASH, TOTAL_TIME_SEC
 from metrics.compare.figures import (
     ComparedRun,
+    Figure,
     Ranking,
-    best,
+    best_first,
     differing,
-    in_words,
+    gap_words,
     over_seeds,
-    trained_with,
+    setting_words,
 )
-from metrics.markdown import table
-from metrics.style import DASH, human_number
-
-Placed = Sequence[tuple[ComparedRun, float, int | None]]  # runs that can be compared, best first, with value and epoch
-STATES = {"running": "in progress", "silent": "no sign of life"}
+from metrics.page import Block, Section, Table
 
 
-def told_apart(groups: Sequence[Sequence[ComparedRun]], column: str) -> list[str]:
+def told_apart(groups: Sequence[Sequence[ComparedRun]], names: Sequence[str]) -> list[str]:
     """For each group of comparable runs the settings that set it apart, "`resolution` 28"; "" if there is but one."""
-    names = [name for name in METRICS[column].same if len({str(runs[0].setting(name)) for runs in groups}) > 1]
+    names = [name for name in names if len({str(runs[0].setting(name)) for runs in groups}) > 1]
     return [", ".join(f"`{name}` {runs[0].said(name)}" for name in names) for runs in groups]
 
 
-def behind(value: float, best: float) -> tuple[str, str]:
-    """How far `value` is from the `best`, and that in percent of the best."""
+def share_behind(value: float, best: float) -> str:
+    """How far `value` is from the `best`, in percent of the best."""
     gap = abs(value - best)
-    return human_number(gap, 3), f"{100 * gap / abs(best):.2f}" if best and not math.isnan(gap) else DASH
-
-
-def state_words(run: ComparedRun) -> str:
-    return STATES.get(run.state, run.state)
+    return f"{gap / abs(best):.2%}" if best and not math.isnan(gap) else DASH
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def ranking_section(ranking: Ranking) -> str:
+def ranking_section(ranking: Ranking) -> Section:
     """The winner in sentences and everybody's place, for each group of runs that can be compared."""
-    parts = ["## Ranking"]
-    for group, sentences in zip(ranking.groups, verdicts(ranking), strict=True):
-        parts.append(sentences)
-        first = group[0][1]
-        rows = [
-            (place, f"`{run.label}`", human_number(value, 5), epoch or DASH, *behind(value, first), state_words(run))
-            for place, (run, value, epoch) in enumerate(group, 1)
-        ]
-        heads = ["", "Run", f"`{ranking.column}`", "Epoch", "Behind", "Behind, % of the best", "State"]
-        parts.append(table(heads, rows))
-    return "\n\n".join(parts)
+    metric = ranking.metric
+    heads = ["", "Run", metric.heading, "Epoch", "Behind", "% of best", "Time", "State"]
+    blocks: list[Block] = []
+    for group, verdict in zip(ranking.groups, verdicts(ranking), strict=True):
+        rows = []
+        for place, figure in enumerate(group, 1):
+            run, value, first = figure.run, figure.value, group[0].value
+            behind = gap_words(metric, abs(value - first)), share_behind(value, first)
+            took = duration(run.final(TOTAL_TIME_SEC))
+            cells = (f"`{run.short}`", metric.text(value), figure.epoch or DASH, *behind, took, run.published.state)
+            rows.append((place, *cells))
+        blocks += [verdict, Table("", heads, rows)]
+    return Section("Ranking", blocks)
 
 
 def verdicts(ranking: Ranking) -> list[str]:
@@ -64,34 +59,33 @@ def verdicts(ranking: Ranking) -> list[str]:
 
     Where all settings were trained with two seeds or more, it is the settings that win, by their means.
     """
-    apart = told_apart([[run for run, *_ in group] for group in ranking.groups], ranking.column)
+    apart = told_apart([[figure.run for figure in group] for group in ranking.groups], ranking.metric.same)
     return [
         (f"With {words}: " if words else "") + (_best_settings(ranking, group) or _best_run(ranking, group))
         for group, words in zip(ranking.groups, apart, strict=True)
     ]
 
 
-def _best_run(ranking: Ranking, group: Placed) -> str:
-    column, (winner, value, epoch) = ranking.column, group[0]
-    if math.isnan(value):
-        return f"no run has a `{column}`."
-    what = human_number(value, 5) + (f" (epoch {epoch})" if epoch else "")
-    if len(group) == 1 or math.isnan(group[1][1]):
-        return f"only `{winner.label}` has a `{column}`: {what}."
-    second, next_value, _ = group[1]
-    if value == next_value:
-        return f"**`{winner.label}` and `{second.label}` are equal** by `{column}`: {what}."
-    better = "larger" if ranking.larger else "smaller"
+def _best_run(ranking: Ranking, group: Sequence[Figure]) -> str:
+    metric, (winner, *others) = ranking.metric, group
+    what, label = winner.text(metric), winner.run.label
+    if not winner.known:
+        return f"no run has a value of {metric.label}."
+    if not others or not others[0].known:
+        return f"only `{label}` has a value of {metric.label}: {what}."
+    second = others[0]
+    if winner.value == second.value:
+        return f"**`{label}` and `{second.run.label}` are equal** by {metric.label}: {what}."
     return (
-        f"**`{winner.label}` is best by `{column}`**, {better} is better: {what}. "
-        f"Next is `{second.label}` with {human_number(next_value, 5)}, {_distance(next_value, value)}."
+        f"**`{label}` is best by {metric.label}**, {ranking.direction}: {what}. Next is `{second.run.label}` with "
+        f"{metric.text(second.value)}, {_distance(ranking, second.value, winner.value)}."
     )
 
 
-def _distance(value: float, best: float) -> str:
+def _distance(ranking: Ranking, value: float, best: float) -> str:
     """`0.00489 more (1.07% of the best)`."""
-    gap, percent = behind(value, best)
-    return f"{gap} {'more' if value > best else 'less'} ({percent}% of the best)"
+    gap = gap_words(ranking.metric, abs(value - best))
+    return f"{gap} {'more' if value > best else 'less'} ({share_behind(value, best)} of the best)"
 
 
 # ---- settings over their seeds ---------------------------------------------------------------------------------------
@@ -99,73 +93,75 @@ def _distance(value: float, best: float) -> str:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Runs that differ in nothing but the seed, and the figure of each that they are ranked by."""
+    """Runs that differ in nothing but the seed, and a value for each seed that has one."""
 
     settings: str
     runs: list[ComparedRun]
-    values: pd.Series
+    values: list[float]
 
     @property
     def several(self) -> bool:
-        """Whether there are figures of two seeds or more."""
-        return pd.Series([run.setting("seed") for run in self.runs])[self.values.notna()].nunique() > 1
+        """Are there figures of two seeds or more?"""
+        return len(self.values) > 1
 
-    def __str__(self) -> str:
-        """`0.4596 ± 0.0035 over 2 seeds`."""
-        mean, deviation = human_number(self.values.mean(), 5), human_number(self.values.std(), 2)
-        return f"{mean} ± {deviation} over {self.values.count()} seeds"
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation (n - 1)."""
+        return statistics.stdev(self.values) if self.several else math.nan
 
 
-def by_settings(ranking: Ranking, group: Placed) -> list[Seeds]:
+def by_settings(ranking: Ranking, group: Sequence[Figure]) -> list[Seeds]:
     """The runs of a group by their settings, the best mean first; settings are named by what differs in the ranking."""
-    everyone = [run for runs in ranking.groups for run, *_ in runs]
-    names = [name for name in differing([trained_with(run) for run in everyone])[0] if name != "seed"]
+    everyone = [figure.run for figures in ranking.groups for figure in figures]
+    names = [name for name in differing([run.recipe for run in everyone])[0] if name != "seed"]
     found = []
-    for runs in over_seeds([run for run, *_ in group]):
-        runs = sorted(runs, key=lambda run: run.setting("seed"))
-        what = ", ".join(f"`{name}` {in_words(trained_with(runs[0]).get(name))}" for name in names)
-        values = pd.Series([best(run, ranking.column)[0] for run in runs])
-        found.append(Seeds(what or "all the same", runs, values))
-
-    def order(seeds: Seeds) -> tuple[bool, float]:
-        mean = seeds.values.mean()
-        return math.isnan(mean), -mean if ranking.larger else mean
-
-    return sorted(found, key=order)
+    for runs in over_seeds([figure.run for figure in group]):
+        runs = sorted(runs, key=lambda run: run.setting("seed") or 0)
+        what = ", ".join(f"`{name}` {setting_words(runs[0].recipe.get(name))}" for name in names)
+        figures = [run.figure(ranking.metric) for run in runs]
+        of_seeds = {figure.run.setting("seed"): figure.value for figure in figures if figure.known}
+        found.append(Seeds(what or "all the same", runs, list(of_seeds.values())))
+    return sorted(found, key=lambda seeds: best_first(seeds.mean, ranking.larger))
 
 
-def _best_settings(ranking: Ranking, group: Placed) -> str | None:
+def _best_settings(ranking: Ranking, group: Sequence[Figure]) -> str | None:
     """Which settings win over their seeds; None where some have no two of them, or there is nothing to win against."""
     settings = by_settings(ranking, group)
     if len(settings) < 2 or not all(seeds.several for seeds in settings):
         return None
-    winner, second, *_ = settings
-    better = "larger" if ranking.larger else "smaller"
-    gap, spread = abs(second.values.mean() - winner.values.mean()), max(winner.values.std(), second.values.std())
+    metric, (winner, second, *_) = ranking.metric, settings
+    gap, spread = abs(second.mean - winner.mean), max(winner.deviation, second.deviation)
     chance = " That is no more than a standard deviation: it may be chance." if gap <= spread else ""
-    run, value, epoch = group[0]
+
+    def words(seeds: Seeds) -> str:
+        return f"{metric.text(seeds.mean)} ± {gap_words(metric, seeds.deviation)} over {len(seeds.values)} seeds"
+
     return (
-        f"**{winner.settings} has the best mean `{ranking.column}`**, {better} is better: {winner}. Next is "
-        f"{second.settings} with {second}, {_distance(second.values.mean(), winner.values.mean())}.{chance} "
-        f"± is the standard deviation. The best single run is `{run.label}`: {human_number(value, 5)}"
-        + (f" (epoch {epoch})." if epoch else ".")
+        f"**{winner.settings} has the best mean {metric.label}**, {ranking.direction}: {words(winner)}. Next is "
+        f"{second.settings} with {words(second)}, {_distance(ranking, second.mean, winner.mean)}.{chance} "
+        f"± is the standard deviation. The best single run is `{group[0].run.label}`: {group[0].text(metric)}."
     )
 
 
-def seeds_section(ranking: Ranking) -> str | None:
+def seeds_section(ranking: Ranking) -> Section | None:
     """Mean and standard deviation over the seeds, best mean first, where settings were trained with several."""
     groups = [by_settings(ranking, group) for group in ranking.groups]
     if all(len(seeds.runs) == 1 for group in groups for seeds in group):
         return None
-    parts = [f"## Over seeds: `{ranking.column}`", "The best mean comes first."]
+    metric = ranking.metric
+    blocks: list[Block] = ["The best mean comes first."]
     heads = ["Settings", "Seeds", "Mean", "Standard deviation", "Smallest", "Largest"]
-    for group, words in zip(groups, told_apart([group[0].runs for group in groups], ranking.column), strict=True):
-        parts += [f"### With {words}"] if words else []
+    for group, words in zip(groups, told_apart([group[0].runs for group in groups], metric.same), strict=True):
         rows = []
         for seeds in group:
-            values = seeds.values
-            figures = (values.mean(), values.std(), values.min(), values.max())
+            extremes = map(metric.text, (min(seeds.values), max(seeds.values)) if seeds.values else (None, None))
             numbers = ", ".join(str(run.setting("seed")) for run in seeds.runs)
-            rows.append((seeds.settings, numbers, *(human_number(figure, 5) for figure in figures)))
-        parts.append(table(heads, rows))
-    return "\n\n".join(parts)
+            deviation = gap_words(metric, seeds.deviation)
+            rows.append((seeds.settings, numbers, metric.text(seeds.mean), deviation, *extremes))
+        table = Table("", heads, rows)
+        blocks.append(Section(f"With {words}", [table]) if words else table)
+    return Section(f"Over seeds: {metric.label}", blocks)
