@@ -62,6 +62,14 @@ def test_it_does_not_jump_where_speeds_do():
     assert max(after / before for before, after in itertools.pairwise(of_last_interval)) > 5  # as it was
 
 
+def test_a_pause_is_not_taken_for_the_speed():
+    """An hour by Ctrl-Z and fg: the clock ran on, the steps did not."""
+    speeds = [800.0] * 300
+    speeds[200] = EVERY * BATCH / 3600
+    left = progress(RemainingTime(), speeds)
+    assert left[200:] == pytest.approx([(TOTAL - place * EVERY) * BATCH / 800 for place in range(201, 301)], rel=0.12)
+
+
 def test_it_follows_a_speed_that_has_changed_for_good():
     left = progress(RemainingTime(), [800.0] * 500 + [200.0] * 150)  # 40 minutes, and at a quarter of the speed as long
     assert left[-1] == pytest.approx((TOTAL - 650 * EVERY) * BATCH / 200, rel=0.1)

@@ -482,8 +482,9 @@ def test_a_verdict_that_is_not_healthy_has_its_reason_once(paths, size):
     publish(paths)
     assert "GPU 3 is cold" in shown(read_run(paths), size, ("warnings", "GPU 3 is cold"))
     assert "GPU 3 is cold" not in shown(read_run(paths), size, ("healthy", None))
-    publish(paths, state="failed", message="GPU 3 is cold")
-    assert shown(read_run(paths), size, ("unhealthy", "GPU 3 is cold")).count("GPU 3 is cold") == 1
+    for state in ({"state": "failed", "message": "out of memory"}, {"heartbeat": time.time() - 90}):  # the notice
+        publish(paths, **state)
+        assert "as it was a while ago" not in shown(read_run(paths), size, ("unhealthy", "as it was a while ago"))
 
 
 @pytest.mark.parametrize("size", [(200, 50), (80, 24), (60, 18), (50, 16)])

@@ -316,7 +316,7 @@ def test_update_is_cheap_and_safe_from_several_threads(paths):
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("pretty_logger", ("torch", "pandas", "matplotlib", "numpy", "rich")),
+        ("pretty_logger", ("torch", "pandas", "matplotlib", "rich")),
         ("metrics.live.terminal", ("torch", "pandas", "matplotlib")),
     ],
 )

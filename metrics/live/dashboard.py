@@ -135,9 +135,9 @@ def _head(run: RunData, width: int, height: int, verdict: Verdict | None) -> lis
 
 
 def _reason(run: RunData, verdict: Verdict | None) -> str | None:
-    """Why the verdict is not `healthy`, unless the notice says so already."""
-    reason = verdict[1] if verdict and verdict[0] != "healthy" else None
-    return None if reason and reason in (run.notice or "") else reason
+    """Why the verdict is not `healthy`, unless the notice says it."""
+    known = verdict is None or verdict[0] == "healthy" or (run.notice and run.condition.status == "unhealthy")
+    return None if known else verdict[1]
 
 
 def _wrapped(text: str | None, width: int, most: int) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 from ddpm.run.format import finite
 from ddpm.run.metrics import TRAIN_TIME_SEC, select
 
-MEMORY = 600.0  # seconds of training that the speed is a mean of: longer than a hiccup, shorter than a run
+MEMORY = 600.0  # seconds of training that the speed is a mean of
+MOST = 60.0  # seconds that a single interval counts for: it may have had a pause, as by Ctrl-Z
 PARTS = select(group="time", over_epochs="sum")  # columns that say what an epoch's time went into
 
 
@@ -45,7 +46,8 @@ class RemainingTime:
         return images * self._seconds / self._images * (self._everything / self._training if self._training else 1.0)
 
     def _add(self, images: float, seconds: float) -> None:
-        """Images and seconds of an interval; what exceeds `MEMORY` seconds is forgotten in proportion."""
-        self._seconds, self._images = self._seconds + seconds, self._images + images
-        if (keep := MEMORY / self._seconds) < 1:
-            self._seconds, self._images = self._seconds * keep, self._images * keep
+        """Take in an interval; what is known from before fades as far as it exceeds `MEMORY` seconds."""
+        weight = min(1.0, MOST / seconds)
+        fade = min(1.0, (MEMORY - weight * seconds) / self._seconds) if self._seconds else 1.0
+        self._seconds = fade * self._seconds + weight * seconds
+        self._images = fade * self._images + weight * images
