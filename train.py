@@ -48,7 +48,7 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
         sys.exit(refuse(error))
     limit_spinning()
 
-from ddpm.run.files import real
+from ddpm.run.files import plain, real
 from ddpm.run.lock import RunLock, holder
 from ddpm.run.paths import RunPaths
 from ddpm.training import data, hardware, soundness
@@ -59,7 +59,7 @@ from metrics.lifecycle import RunLifecycle
 from metrics.live.status import publish_failure
 from metrics.loggers import wandb
 from metrics.run_logger import RunLogger
-from metrics.tracker import jsonable, loss_statistics
+from metrics.tracker import loss_statistics
 
 
 class Run(RunLifecycle):
@@ -241,7 +241,7 @@ class Run(RunLifecycle):
             **progress.times(),
             "data": self.config.data,
         }
-        return jsonable(row)
+        return plain(row)
 
 
 def main(config: TrainConfig, stop: StopRequest) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from ddpm.run import kinds
 from ddpm.run.files import parse_json, read_file, read_text, why
 from ddpm.run.files import read_json as read_any_json
-from ddpm.run.format import duration, number
+from ddpm.run.format import duration, finite, number
 from ddpm.run.paths import RunPaths
 from metrics.tracker import summarise
 
@@ -161,6 +161,14 @@ def mean_utilization(starts: Iterable[dict[str, Any]]) -> tuple[float | None, in
         if mean is not None and count is not None and 0 <= mean <= 100 and 0 < count < math.inf:
             total, readings = total + mean * count, readings + int(count)
     return (total / readings if readings else None), readings
+
+
+def energy_wh(starts: Iterable[dict[str, Any]]) -> float | None:
+    """The energy in watt-hours that GPUs used in `starts`: of each its mean power times its duration, up to the latest
+    reading. None if no power was read."""
+    known = [(finite(start.get("mean_power_w")), finite(start.get("seconds"))) for start in starts]
+    joules = [watts * seconds for watts, seconds in known if None not in (watts, seconds) and min(watts, seconds) >= 0]
+    return sum(joules) / 3600 if joules else None
 
 
 def last_words(status: dict[str, Any] | None) -> str:

@@ -1,8 +1,8 @@
-"""All that a run tells of itself, in one place: log and dashboard, figures, TensorBoard, pictures, the report.
+"""Facade over everything a run logs: console, CSV and JSON files, TensorBoard, samples, report.
 
-Every process has a herald; those of other ranks than 0 only look after the GPUs of their node. What cannot be written
-is said and costs no training. Reports are imported where they are written: the first step need not wait for what draws
-them.
+Every process has a `RunLogger`; on ranks other than 0 it only samples the GPUs of its node. A file that cannot be
+written is logged as an error, and training goes on. Pages are imported when they are written, so that the first step
+does not wait for pandas and matplotlib.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ddpm.training.describe import in_words
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import device_name, gpu_uuid
 from ddpm.training.schedule import TrainingSchedule
+from metrics.live.logger import PrettyLogger
 from metrics.loggers.group import LoggerGroup
 from metrics.tracker import MetricsTracker
-from pretty_logger import PrettyLogger
 
 
 class RunLogger:
-    """Tells of the run `paths`, which follows `schedule`. To be used as a context; every process makes one."""
+    """Facade over everything a run logs. A context; every process makes one."""
 
     def __init__(self, paths: RunPaths, schedule: TrainingSchedule, world: DistContext) -> None:
         gpus = world.gather((world.node, gpu_uuid(world.device)))
@@ -59,13 +59,14 @@ class RunLogger:
     def begin(
         self, description: dict[str, Any], step: int, rows: Sequence[dict[str, Any]], cause: str, notes: Sequence[str]
     ) -> None:
-        """Say what is trained on what, and take up the files of figures (main process only).
+        """Log what is trained on what, and open the files of metrics (main process only).
 
         Args:
-            description: settings, environment, data and model, as they stand in the JSON file.
-            step: where this start begins; `rows` are the figures of the epochs before.
-            cause: how the start before this one ended, if there was one.
-            notes: what the user should know of files that were found.
+            description: settings, environment, data and model, as in the JSON file.
+            step: where this start begins.
+            rows: of the epochs before.
+            cause: how the previous start ended, if there was one.
+            notes: warnings about files that were found.
         """
         for line in in_words(description):
             self.log(line)
@@ -80,11 +81,11 @@ class RunLogger:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The figures of all epochs so far."""
+        """The rows of all epochs so far."""
         return self._tracker.rows
 
     def progress(self, phase: str, epoch: int, step: int, **figures: float | None) -> None:
-        """Tell where the run is; with `figures` this is a progress line, else a change of phase."""
+        """Publish where the run is, `epoch` counted from 0. With `figures` this is a progress line, else a phase."""
         first, schedule = epoch * self._schedule.steps_per_epoch, self._schedule
         self._logger.set_progress(
             phase=phase, epoch=epoch + 1, batch=step - first, batches=schedule.epoch_end(epoch) - first, step=step,
@@ -92,17 +93,17 @@ class RunLogger:
         )  # fmt: skip
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Publish the figures of an epoch that is done."""
+        """Publish the row of an epoch that is done."""
         if self._tracker:
             with self._logger.going_on("the epoch's metrics"):
                 row = self._tracker.add_epoch(row)  # with all columns
                 self._loggers.log_metrics(row)
         self._logger.log_epoch_summary(row)
         if self._tracker:
-            self._write_training_log()  # after the summary's event, which has the time
+            self._write_training_log()  # after the epoch's event, from which it takes the time
 
     def weights(self, epoch: int, step: int, models: dict[str, torch.nn.Module]) -> None:
-        """Publish histograms of the weights of `models`, if it is time (main process only; `epoch` from 1)."""
+        """Log histograms of the weights of `models`, if they are due (main process only; `epoch` from 1)."""
         if self._loggers.weights_due(epoch, self._schedule.epochs):
             with self._logger.going_on("the histograms of the weights"):
                 named = {
@@ -113,30 +114,32 @@ class RunLogger:
                 self._loggers.log_weights(named, self._schedule.images_seen(step))
 
     def samples(self, path: Path, pixels: np.ndarray, picture: Image.Image, step: int) -> None:
-        """Publish generated characters: a picture, and the raw images beside it, class by class (uint8 [N, H, W])."""
+        """Write a sample grid to `path`, and beside it (`.npz`) its images: `pixels` uint8 [N, H, W] by class."""
         with self._logger.going_on("the sample grid"):
             labels = np.arange(NUM_CLASSES).repeat(len(pixels) // NUM_CLASSES)
             atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels))
-            atomic_write(path, png(picture))  # the last, as it says that they are there
+            atomic_write(path, png(picture))  # last: if it is there, so is the other
             self._loggers.log_samples(picture, self._schedule.images_seen(step))
             self.log(f"samples: {path}")
 
     def export(self, device: torch.device) -> None:
-        """Hand the best checkpoint over as a folder that diffusers loads; `device` draws its pictures."""
+        """Export the best checkpoint as a folder that diffusers loads; its pictures are sampled on `device`."""
         self._logger.set_progress(phase="exporting")
         with self._logger.going_on(f"the export (later: {self.paths.command('python -m ddpm.export')})"):
             export(load(self.paths.run, device, self.paths.root))
 
     def end(self, state: str, code: int, message: str | None = None, retry: bool = False, report: bool = True) -> int:
-        """Publish how the run ended, whether the same command may get further, and where its files are.
+        """Publish how the run ended and where its files are, and write the report. Returns the exit code.
 
-        Returns the exit code.
+        Args:
+            retry: may the same command get further?
+            report: write the report?
         """
         self._logger.set_progress(retry=retry)
         if self._tracker:
             with self._logger.going_on("the metrics"):
                 self._loggers.finalize(state, self._tracker.write(state)["summary"])
-            old = REPORTED  # of an earlier start, if they are there
+            outdated = REPORTED  # files of an earlier start, unless the report is written now
             if report:
                 self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
                 again = f"(later: {self.paths.command('python -m metrics.report')})"
@@ -144,15 +147,15 @@ class RunLogger:
                     from metrics.report import write_report
 
                     write_report(self.paths)
-                    old = ()
-                if old:
+                    outdated = ()
+                if outdated:
                     message = "; ".join(filter(None, (message, f"its report could not be written {again}")))
             for label, path in self.paths.artifacts().items():
-                if label not in old:
+                if label not in outdated:
                     self.log(f"{label}: {self.paths.root / path}")
         self._logger.stop(state, code, message)
         if self._tracker:
-            self._write_training_log()  # once more, as only now the status says how the run ended
+            self._write_training_log()  # again, as only now the status says how the run ended
         return code
 
     def _write_training_log(self) -> None:

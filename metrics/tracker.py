@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.run.files import atomic_write, read_json
+from ddpm.run.files import atomic_write, plain, read_json, strict_json
 from ddpm.run.format import duration
 from ddpm.run.metrics import (
     EPOCH,
@@ -91,7 +90,7 @@ def summarise(rows: list[dict[str, Any]], starts: Sequence[Any]) -> dict[str, An
         "nonfinite_steps": int(Curve.of(rows, NONFINITE_STEPS).values.sum()),
         "restarts": restarts,
     }
-    return jsonable(summary)
+    return plain(summary)
 
 
 class MetricsTracker:
@@ -138,7 +137,7 @@ class MetricsTracker:
         Raises:
             OSError: no room or no permission. The row is not lost: it is written with the next one.
         """
-        row = jsonable({name: row.get(name) for name in METRICS})
+        row = plain({name: row.get(name) for name in METRICS})
         if self.rows and self.rows[-1]["epoch"] == row["epoch"]:  # --max-steps had cut it short, and now it went on
             self.rows.pop()
             self._csv_whole = False
@@ -163,7 +162,7 @@ class MetricsTracker:
             "summary": summarise(self.rows, self.starts),
         }
         self._document["artifacts"] = self._paths.artifacts()
-        atomic_write(self._paths.json, json.dumps(jsonable(self._document), indent=2, allow_nan=False))
+        atomic_write(self._paths.json, strict_json(self._document, indent=2))
         return self._document
 
 
@@ -181,14 +180,3 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
     with suppress(OSError, ValueError, KeyError, TypeError):
         return [start for start in read_json(path)["starts"] if isinstance(start, dict)]
     return []
-
-
-def jsonable(value: Any) -> Any:
-    """`value` with NumPy numbers as Python's, and what is not finite as null."""
-    if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,13 +27,14 @@ from rich.console import Console
 
 from ddpm.run.metrics import METRICS
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from metrics.files import read_events, read_gpus, read_status
 from metrics.live.dashboard import render
-from metrics.live.gpus import read_gpus
-from metrics.live.status import StatusPublisher, append_line, read_events, read_status
+from metrics.live.logger import PrettyLogger
+from metrics.live.status import StatusPublisher, append_line
 from metrics.live.terminal import HealthWord, snapshot
-from metrics.run_state import RunReader, RunState
-from pretty_logger import PrettyLogger
+from metrics.run_data import RunData, RunReader, read_run
 
+HINT = "q leaves"
 ENTER, LEAVE, HIDE, SHOW = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25l", "\x1b[?25h"
 TRAINING = """
 import os, sys, time, warnings
@@ -179,9 +180,9 @@ def test_off_a_terminal_one_plain_line_an_event_whatever_the_colour_variables_sa
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
     expected = [
         stamp + "success  hello from the run",
-        stamp + r"info     epoch 1/2  batch 10/10  step 10/20  loss 0\.5000  lr 1\.0e-04  images/s 10\.0  ETA 0:10",
+        stamp + r"info     epoch 1/2  batch 10/10  step 10/20  loss 0\.50000  lr 1\.000e-04  images/s 10\.0  ETA 10s",
         "a library prints",
-        stamp + r"info     epoch 1/2 done  loss 0\.5000  images/s 10\.0  time 0:10",
+        stamp + r"info     epoch 1/2 done  loss 0\.50000  images/s 10\.0  time 10s",
         stamp + r"info     finished \(exit code 0\)",
     ]
     assert len(lines) == len(expected)
@@ -285,28 +286,29 @@ def test_a_process_that_ends_without_stop_still_leaves_the_screen(paths):
 @pytest.mark.parametrize("kind", ["running", "bare", "waiting", "odd", "dead"])
 def test_the_view_is_never_larger_than_the_terminal(paths, size, kind):
     publish(paths, **({"heartbeat": 1.0} if kind == "dead" else {}))
-    state = RunReader(paths).read()
+    run = read_run(paths)
     if kind == "bare":
-        state = RunState("a_run", time.time(), status={"state": "running"})
+        run = RunData(paths, time.time(), status={"state": "running"})
     elif kind == "waiting":
-        state = RunState("a_run", time.time())
+        run = RunData(paths, time.time())
     elif kind == "odd":
-        odd = dict.fromkeys(state.status, "?")
-        state = RunState("a_run", state.now, odd, [{"message": None}], [{"epoch": "x"}], [{"gpus": [{}]}])
+        odd = dict.fromkeys(run.status, "?")
+        files = {"logs": [{"message": None}], "rows": [{"epoch": "x"}], "nodes": [{"gpus": [{}]}]}
+        run = RunData(paths, run.now, status=odd, **files)
     console = Console(width=size[0], height=size[1], force_terminal=True, color_system=None)
-    lines = console.render_lines(render(state, size), console.options, pad=False)
+    lines = console.render_lines(render(run, size), console.options, pad=False)
     assert len(lines) <= size[1]
     assert all(sum(segment.cell_length for segment in line) <= size[0] for line in lines)
 
 
 def test_the_view_says_what_the_files_say(paths):
     publish(paths)
-    text = snapshot(RunReader(paths).read(), 120)
+    text = snapshot(read_run(paths), 120)
     for part in (
         "a_run",
         "emnist",
         "running",
-        "training 0:09",
+        "training 9s",
         "vn1 · 4 x cuda · 2 nodes · Slurm 7",
         "3/100",
         "40/293",
@@ -314,13 +316,13 @@ def test_the_view_says_what_the_files_say(paths):
         assert part in text
     for part in (
         "626/29,300",
-        "0.0421",
-        "1.0e-04",
-        "2,433",
-        "ETA 1:02:03",
+        "0.04210",
+        "1.000e-04",
+        "2,433.0",
+        "ETA 1h 02m 03s",
         "vn1:0",
         "vn2:1",
-        "97 %",
+        "97%",
         "61°C",
         "30.0/45 GB",
     ):
@@ -336,10 +338,10 @@ def test_no_figure_of_the_progress_is_cut(paths, width, gpus):
     publish(paths, samples_per_sec=12345.0, images_seen=987_654_321, host="a-long-name.of.a-node", eta_sec=9e6)
     for file in () if gpus else paths.gpus.iterdir():
         file.write_text(json.dumps(json.loads(file.read_text()) | {"gpus": []}))
-    lines = shown(RunReader(paths).read(), (width, 40)).splitlines()
+    lines = shown(read_run(paths), (width, 40)).splitlines()
     panel = [line[: lines[1].index("╮") + 1] for line in lines[1:7]]
     assert not [line for line in panel if "…" in line]
-    figures = {"loss": "0.0421", "images/s": "12,345", "lr": "1.0e-04", "grad": "0.3300", "seen": "987,654,321"}
+    figures = {"loss": "0.04210", "images/s": "12,345.0", "lr": "1.000e-04", "grad": "0.3300", "seen": "987,654,321"}
     (row,) = (line for line in panel if "images/s" in line)
     there = re.findall(r"([\w/]+) ([\d.,e-]+)", row)
     assert there == list(figures.items())[: len(there)] and len(there) >= 3
@@ -351,15 +353,15 @@ def test_many_gpus_are_summed_up_and_gpus_of_an_earlier_start_are_left_out(paths
     publish(paths)
     record = json.loads((paths.gpus / "vn1.json").read_text())
     (paths.gpus / "old.json").write_text(json.dumps(record | {"node": "old", "time": record["time"] - 5000}))
-    text = snapshot(RunReader(paths).read(), 80)
+    text = snapshot(read_run(paths), 80)
     assert "4 x L40S on 2 nodes" in text and "old:" not in text
     (paths.gpus / "vn2.json").unlink()
     (paths.gpus / "vn1.json").write_text(json.dumps(record | {"gpus": record["gpus"] * 6}))
-    text = snapshot(RunReader(paths).read(), 80)
-    assert "12 x L40S on 1 of 2 nodes" in text and "more:  97 %  61°C  30.0/45 GB" in text
+    text = snapshot(read_run(paths), 80)
+    assert "12 x L40S on 1 of 2 nodes" in text and "more:  97%  61°C  30.0/45 GB" in text
 
 
-def cluster(paths: RunPaths, nodes: int, gpus: int, expected: int = 0, **status: object) -> RunState:
+def cluster(paths: RunPaths, nodes: int, gpus: int, expected: int = 0, **status: object) -> RunData:
     """A run on so many nodes (of as many as are `expected`), the last of which has one idle GPU."""
     publish(paths, nodes=expected or nodes, world_size=nodes * gpus, **status)
     for old in paths.gpus.iterdir():
@@ -372,13 +374,13 @@ def cluster(paths: RunPaths, nodes: int, gpus: int, expected: int = 0, **status:
             each[2]["utilization"] = 3
         record = {"time": time.time(), "node": f"vn{number}", "gpus": each, "note": None}
         (paths.gpus / f"vn{number}.json").write_text(json.dumps(record))
-    return RunReader(paths).read()
+    return read_run(paths)
 
 
-def shown(state: RunState, size: tuple[int, int], health: str | None = None) -> str:
+def shown(run: RunData, size: tuple[int, int], verdict: tuple | None = None, hint: str = "") -> str:
     console = Console(width=size[0], height=size[1], color_system=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(render(state, size, health), height=size[1])
+        console.print(render(run, size, verdict, hint), height=size[1])
     return capture.get()
 
 
@@ -388,28 +390,28 @@ def test_every_gpu_of_many_nodes_has_a_block_in_the_line_of_its_node(paths, node
     text = shown(cluster(paths, nodes, 8), size)
     assert f"{8 * nodes} x H200 on {nodes} nodes" in text
     for number in range(1, nodes):
-        assert re.search(rf"vn{number} ████████ +96 % +{60 + number}°C", text), text
-    assert re.search(rf"vn{nodes} ██▁█████ +84 % +{60 + nodes}°C", text), text  # (7 * 96 + 3) / 8
+        assert re.search(rf"vn{number} ████████ +96% +{60 + number}°C", text), text
+    assert re.search(rf"vn{nodes} ██▁█████ +84% +{60 + nodes}°C", text), text  # (7 * 96 + 3) / 8
     assert "more" not in text
 
 
 def test_nodes_without_room_are_summed_up_with_the_gpu_that_does_least(paths):
     text = shown(cluster(paths, 40, 8), (80, 24))
     assert "320 x H200 on 40 nodes" in text
-    rest = re.search(r"… (\d+) more nodes:  96 %  100°C  least 3 % on vn40:2", text)
+    rest = re.search(r"… (\d+) more nodes:  96%  100°C  least 3% on vn40:2", text)
     assert rest, text
     assert len(re.findall(r"vn\d+ +[█▁]", text)) + int(rest[1]) == 40
     small = shown(cluster(paths, 2, 8), (50, 12))
-    assert "16 GPUs  90 %  62°C  least 3 % on vn2:2" in small  # (15 * 96 + 3) / 16
+    assert "16 GPUs  90%  62°C  least 3% on vn2:2" in small  # (15 * 96 + 3) / 16
 
 
 def test_a_node_that_is_silent_or_has_not_spoken_yet_is_named(paths):
     cluster(paths, 4, 8, expected=5, started=time.time() - 4000)
     record = json.loads((paths.gpus / "vn2.json").read_text())
     (paths.gpus / "vn2.json").write_text(json.dumps(record | {"time": time.time() - 400}))
-    text = shown(RunReader(paths).read(), (120, 40))
+    text = shown(read_run(paths), (120, 40))
     assert "32 x H200 on 4 of 5 nodes" in text
-    assert re.search(r"vn2 +silent for 6 min", text) and "vn3 █" in text
+    assert re.search(r"vn2 +silent for 6m 40s", text) and "vn3 █" in text
 
 
 @pytest.mark.parametrize(
@@ -436,39 +438,68 @@ def test_a_node_that_is_silent_or_has_not_spoken_yet_is_named(paths):
 )
 def test_quality_is_in_the_table_of_epochs_where_it_was_measured(paths, width, columns):
     publish(paths)
-    assert "RCA" not in shown(RunReader(paths).read(), (width, 40))
+    assert "RCA" not in shown(read_run(paths), (width, 40))
     lines = paths.csv.read_text().splitlines()
     scored = [line + (",0.9,12.25" if line.startswith("20,") else ",,") for line in lines]
     paths.csv.write_text("\n".join([lines[0] + ",rca,fid_features", *scored[1:]]) + "\n")
-    text = shown(RunReader(paths).read(), (width, 60))
+    text = shown(read_run(paths), (width, 60))
     header = next(line for line in text.splitlines() if "Val EMA" in line and "best" not in line)
     assert header.strip("│ ").split() == " ".join(METRICS[name].heading for name in columns).split()
     assert "lowest Val EMA 0.03500, epoch 30 · RCA 0.900, epoch 20" in text
     assert "best" not in text, "that may be the checkpoint of another epoch: see --best-by"
 
 
+def judge(monkeypatch, verdict) -> None:
+    """Replace the health check; `verdict` is a function of a run."""
+    monkeypatch.setitem(sys.modules, "metrics.health.checker", types.SimpleNamespace(verdict_of=verdict))
+
+
 def test_health_is_one_word_of_the_header_and_its_absence_costs_nothing(paths, monkeypatch):
     publish(paths)
-    state = RunReader(paths).read()
-    paths.json.write_text(json.dumps({"settings": {"epochs": 100}}))
-    asked = []
-    judge = types.SimpleNamespace(in_one_word=lambda state, settings: asked.append(settings) or "warnings")
-    monkeypatch.setitem(sys.modules, "metrics.health.checker", judge)
-    word = HealthWord(paths)
-    assert [word(state), word(state)] == ["warnings", "warnings"]
-    assert asked == [{"epochs": 100}]  # once for both
+    run, asked = read_run(paths), []
+    judge(monkeypatch, lambda run: asked.append(run) or ("warnings", "the loss is odd"))
+    word = HealthWord()
+    assert [word(run), word(run)] == [("warnings", "the loss is odd")] * 2
+    assert asked == [run]  # once for both
     for size in ((120, 40), (50, 12)):
-        assert "training 0:09  warnings" in shown(state, size, "warnings")
+        assert "training 9s  warnings" in shown(run, size, word(run))
     monkeypatch.setitem(sys.modules, "metrics.health.checker", None)  # importing it fails
-    assert HealthWord(paths)(state) is None
+    assert HealthWord()(run) is None
+
+
+def test_a_run_is_judged_at_once_when_its_state_changes(paths, monkeypatch):
+    """As after Ctrl-Z and fg: the heartbeat was old, and is renewed."""
+    judge(monkeypatch, lambda run: ("unhealthy", "no heartbeat") if run.silent else ("healthy", None))
+    word = HealthWord()
+    publish(paths, heartbeat=time.time() - 200)
+    assert word(read_run(paths)) == ("unhealthy", "no heartbeat")
+    publish(paths)
+    assert word(read_run(paths)) == ("healthy", None)
+
+
+@pytest.mark.parametrize("size", [(200, 50), (80, 24), (50, 16)])
+def test_a_verdict_that_is_not_healthy_has_its_reason_once(paths, size):
+    publish(paths)
+    assert "GPU 3 is cold" in shown(read_run(paths), size, ("warnings", "GPU 3 is cold"))
+    assert "GPU 3 is cold" not in shown(read_run(paths), size, ("healthy", None))
+    for state in ({"state": "failed", "message": "out of memory"}, {"heartbeat": time.time() - 90}):  # the notice
+        publish(paths, **state)
+        assert "as it was a while ago" not in shown(read_run(paths), size, ("unhealthy", "as it was a while ago"))
+
+
+@pytest.mark.parametrize("size", [(200, 50), (80, 24), (60, 18), (50, 16)])
+def test_the_view_says_what_keys_do_where_they_do_something(paths, size):
+    publish(paths)
+    assert HINT in shown(read_run(paths), size, hint=HINT)
+    assert HINT not in shown(read_run(paths), size)
 
 
 def test_the_heartbeat_is_judged_by_our_own_clock_once_it_is_seen_to_beat(paths):
     publish(paths, heartbeat=time.time() - 200)
     reader = RunReader(paths)
-    assert reader.read().dead
+    assert reader.read().silent
     publish(paths, heartbeat=time.time() - 195)  # it beats, on a node whose clock is late
-    assert not reader.read().dead
+    assert not reader.read().silent
 
 
 # Attached from another shell
@@ -481,14 +512,17 @@ def test_attached_to_a_run_whose_process_died(paths):
     assert "ETA" not in flat and " up " not in flat, "nothing goes on"
     beat = time.localtime(json.loads(paths.status.read_text())["heartbeat"])
     assert f"silent since {time.strftime('%H:%M', beat)}" in flat
-    assert "no heartbeat for 3 min: the job on node vn1 (pid 123, Slurm job 7) has probably died" in flat
+    assert "no heartbeat for 3m 10s, since " in flat
+    assert "the job (node vn1, pid 123, Slurm job 7) has probably died" in flat
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "\x1b" not in shown.stdout
 
 
 def test_attached_to_a_run_that_lives_but_does_not_step(paths):
     publish(paths, progress_time=time.time() - 700, phase_time=time.time() - 900)
-    assert "the job lives, but made no step for 11 min (phase: training)" in view(paths).stdout
+    flat = " ".join(view(paths).stdout.split())
+    assert "the job (node vn1, pid 123, Slurm job 7) lives" in flat
+    assert "no step for 11m 40s, in phase 'training'" in flat
     publish(paths, phase="compiling", progress_time=0, phase_time=time.time() - 60)
     assert "no step" not in view(paths).stdout
 

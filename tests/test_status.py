@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
 import threading
 import time
 import typing
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from ddpm.run.files import strict_json
 from ddpm.run.paths import RunPaths
-from metrics.files import TAIL_BYTES, read_epochs, read_events, read_gpus, read_status
+from metrics.files import TAIL_BYTES, energy_wh, read_epochs, read_events, read_gpus, read_status
 from metrics.live.gpus import GpuSampler
 from metrics.live.status import StatusPublisher
 
@@ -58,13 +63,30 @@ def test_status_has_every_field_from_the_start_and_follows_updates(paths):
 
 
 def test_values_that_json_does_not_know_are_null_or_plain(paths):
-    numpy = pytest.importorskip("numpy")
     publisher = StatusPublisher(paths)
-    publisher.update(loss=float("nan"), grad_norm=numpy.float32("inf"), step=numpy.int64(7), lr=numpy.float32(0.5))
+    publisher.update(loss=float("nan"), grad_norm=np.float32("inf"), step=np.int64(7), lr=np.float32(0.5))
     publisher.start()
     status = json.loads(paths.status.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert (status["loss"], status["grad_norm"], status["step"], status["lr"]) == (None, None, 7, 0.5)
     publisher.close("finished")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(0.5), "0.5"),
+        (np.int64(7), "7"),
+        (np.bool_(True), "true"),
+        (torch.tensor(0.5), "0.5"),
+        ([float("nan"), np.float64("inf"), -math.inf], "[null, null, null]"),
+        (np.array([[1.0, math.nan]]), "[[1.0, null]]"),
+        ({"a": (1, Path("b") / "c"), "d": {"e": None}}, '{"a": [1, "b/c"], "d": {"e": null}}'),
+        (ValueError("odd"), '"odd"'),
+        ("\udcff", r'"\udcff"'),
+    ],
+)
+def test_any_value_is_strict_json(value, text):
+    assert strict_json(value) == text
 
 
 def test_a_reader_never_sees_half_a_status(paths):
@@ -213,7 +235,7 @@ def test_gpus_are_sampled_by_uuid_and_what_is_unknown_is_null(paths):
     assert lost["index"] == 2 and lost["utilization"] is None and "GPU-lost" in lost["name"]
 
 
-def test_the_mean_utilization_of_each_start_is_kept(paths, monkeypatch):
+def test_the_mean_utilization_and_power_of_each_start_are_kept(paths, monkeypatch):
     class Changing(FakeNvml):
         readings: typing.ClassVar = [10, 20, 90]
 
@@ -237,6 +259,21 @@ def test_the_mean_utilization_of_each_start_is_kept(paths, monkeypatch):
     first, second = starts()
     assert (first["slurm_job_id"], first["slurm_restart"], first["readings"]) == ("7", "0", 3)
     assert (first["mean_utilization"], second["mean_utilization"]) == (pytest.approx(40), pytest.approx(97))
+    for start in (first, second):  # the power of the GPU that has a sensor
+        assert start["mean_power_w"] == pytest.approx(301.2) and start["power_readings"] >= 3 and start["seconds"] > 0
+    assert energy_wh([first, second]) == pytest.approx(301.2 * (first["seconds"] + second["seconds"]) / 3600)
+
+
+def test_the_energy_of_a_start_that_was_killed_is_counted_up_to_its_last_reading(paths):
+    nvml, killed = FakeNvml(), []
+    sampler = GpuSampler(paths, "vn1", ["aaa", "aaa"], interval=0.01, nvml=nvml)
+    sampler.start()
+    eventually(lambda: (nodes := read_gpus(paths)) and nodes[0]["starts"][0]["seconds"] >= 0.2)
+    killed = read_gpus(paths)[0]["starts"]  # as the file is if nothing ends the sampler
+    sampler.stop()
+    assert energy_wh(killed) == pytest.approx(2 * 301.2 * killed[0]["seconds"] / 3600)  # both GPUs together
+    assert energy_wh([]) is energy_wh([{"mean_utilization": 90.0, "readings": 5}]) is None  # as older versions wrote it
+    assert energy_wh([{"mean_power_w": "much", "seconds": 9}, {"mean_power_w": -1, "seconds": 9}]) is None
 
 
 @pytest.mark.parametrize("uuids", [[], ["GPU-aaa"]], ids=["no GPUs", "no driver"])
@@ -276,6 +313,13 @@ def test_update_is_cheap_and_safe_from_several_threads(paths):
     assert read_status(paths)["step"] == 999
 
 
-def test_nothing_here_imports_torch():
-    code = "import sys, pretty_logger; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("pretty_logger", ("torch", "pandas", "matplotlib", "rich")),
+        ("metrics.live.terminal", ("torch", "pandas", "matplotlib")),
+    ],
+)
+def test_the_dashboard_does_not_wait_for_large_libraries(module, without):
+    code = f"import sys, {module}; print(*[name for name in {without} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -24,7 +24,7 @@ def paths(tmp_path):
     return RunPaths(tmp_path, "a_run")
 
 
-def boards(paths: RunPaths, document: dict, images_seen: int = 0) -> LoggerGroup:
+def loggers(paths: RunPaths, document: dict, images_seen: int = 0) -> LoggerGroup:
     return LoggerGroup(paths, document, images_seen, lambda message, severity: pytest.fail(message))
 
 
@@ -39,7 +39,7 @@ def values(logger: EventAccumulator, tag: str) -> dict[int, float]:
 
 def test_every_column_is_a_curve_over_images_seen_and_empty_cells_are_left_out(paths):
     document = make_document(3, gpu=False)
-    logger = boards(paths, document)
+    logger = loggers(paths, document)
     for row in document["epochs"]:
         logger.log_metrics(row)
     logger.finalize("finished", document["summary"])
@@ -58,7 +58,7 @@ def test_every_column_is_a_curve_over_images_seen_and_empty_cells_are_left_out(p
 def test_settings_and_final_figures_are_a_line_of_hparams_in_the_runs_own_folder(paths):
     document = make_document(2, data="glyphs")
     document["settings"] |= {"lr": 3e-3, "block_out_channels": [16, 32], "max_steps": None, "output_root": "/somewhere"}
-    logger = boards(paths, document)
+    logger = loggers(paths, document)
     for row in document["epochs"]:
         logger.log_metrics(row)
     logger.finalize("finished", document["summary"])
@@ -84,17 +84,17 @@ def test_settings_and_final_figures_are_a_line_of_hparams_in_the_runs_own_folder
 @pytest.mark.parametrize("state", ["stopped", "failed"])
 def test_a_run_that_may_go_on_is_not_called_a_success(paths, state):
     document = make_document(1)
-    boards(paths, document).finalize(state, document["summary"])
+    loggers(paths, document).finalize(state, document["summary"])
     assert metadata.SESSION_END_INFO_TAG not in read(paths).PluginTagToContent(metadata.PLUGIN_NAME)
 
 
 def test_a_resumed_run_replaces_what_it_trains_again(paths):
     rows = make_document(3)["epochs"]
-    first = boards(paths, make_document(3))
+    first = loggers(paths, make_document(3))
     for row in rows:
         first.log_metrics(row)
     first.finalize("stopped", {"total_samples": rows[-1]["images_seen"]})
-    resumed = boards(paths, make_document(3), images_seen=rows[0]["images_seen"])
+    resumed = loggers(paths, make_document(3), images_seen=rows[0]["images_seen"])
     resumed.log_metrics({**rows[1], "loss_mean": 0.5})
     resumed.finalize("stopped", {"total_samples": rows[1]["images_seen"]})
     losses = values(read(paths), "loss/loss_mean")
@@ -102,7 +102,7 @@ def test_a_resumed_run_replaces_what_it_trains_again(paths):
 
 
 def test_sample_grids(paths):
-    logger = boards(paths, make_document(1))
+    logger = loggers(paths, make_document(1))
     logger.log_samples(Image.new("RGB", (40, 30)), IMAGES)
     logger.finalize("stopped", {"total_samples": IMAGES})
     picture = read(paths).Tensors("samples")[0]
@@ -112,7 +112,7 @@ def test_sample_grids(paths):
 def test_histograms_of_weights_are_those_of_the_moment_they_were_given(paths):
     weights = torch.linspace(-1, 1, 6400).reshape(80, 80)
     broken = torch.full((3,), torch.nan)
-    logger = boards(paths, make_document(1))
+    logger = loggers(paths, make_document(1))
     logger.log_weights({"weights_live/conv_in.weight": weights, "weights_live/broken": broken}, 64)
     weights.fill_(7.0)  # training goes on
     logger.finalize("stopped", {"total_samples": 64})
@@ -145,7 +145,7 @@ def test_histogram_counts_the_finite_values_whatever_they_are(values):
 def test_weights_that_hardly_vary_are_shown_and_lose_no_others(paths):
     one = torch.ones(6)
     neighbours = torch.stack([one, torch.nextafter(one, 2 * one)])
-    logger = boards(paths, make_document(1))
+    logger = loggers(paths, make_document(1))
     logger.log_weights(
         {"norm.weight": neighbours, "bias": torch.zeros(3), "huge": 3e38 * one, "conv": one.cumsum(0)}, 64
     )
@@ -157,6 +157,6 @@ def test_weights_that_hardly_vary_are_shown_and_lose_no_others(paths):
 
 @pytest.mark.parametrize(("epochs", "due"), [(1, [1]), (5, [1, 2, 3, 4, 5]), (25, [*range(2, 25, 2), 25])])
 def test_weights_are_shown_some_ten_times_a_run_and_at_its_end(paths, epochs, due):
-    logger = boards(paths, make_document(1))
+    logger = loggers(paths, make_document(1))
     assert [epoch for epoch in range(1, epochs + 1) if logger.weights_due(epoch, epochs)] == due
     logger.finalize("stopped", {"total_samples": 0})

@@ -60,19 +60,19 @@ def test_what_goes_wrong_with_wandb_is_said_once_and_ends_nothing(paths, monkeyp
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
     said, document = [], make_document(2)
     document["settings"]["wandb"] = True
-    boards = LoggerGroup(paths, document, 0, lambda message, severity: said.append((severity, message)))
+    loggers = LoggerGroup(paths, document, 0, lambda message, severity: said.append((severity, message)))
     for row in document["epochs"]:
-        boards.log_metrics(row)
-    boards.log_samples(Image.new("RGB", (4, 4)), IMAGES)
-    boards.finalize("finished", document["summary"])
+        loggers.log_metrics(row)
+    loggers.log_samples(Image.new("RGB", (4, 4)), IMAGES)
+    loggers.finalize("finished", document["summary"])
     assert len(said) == 1 and said[0][0] == "warning" and "wandb failed" in said[0][1]
-    assert list(paths.tensorboard.glob("events.*"))  # the other board has not suffered
+    assert list(paths.tensorboard.glob("events.*"))  # the other logger has not suffered
 
 
 def test_without_the_flag_wandb_is_not_even_looked_for(paths, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    boards = LoggerGroup(paths, make_document(1), 0, lambda message, severity: pytest.fail(message))
-    boards.finalize("finished", make_document(1)["summary"])
+    loggers = LoggerGroup(paths, make_document(1), 0, lambda message, severity: pytest.fail(message))
+    loggers.finalize("finished", make_document(1)["summary"])
     assert not (paths.metrics / "wandb_id.txt").exists()
 
 
@@ -81,12 +81,12 @@ def test_rows_samples_histograms_settings_and_summary_are_logged(paths, offline)
     require()
     said, document = [], make_document(2, data="glyphs")
     document["settings"] |= {"wandb": True, "lr": 0.00321}
-    boards = LoggerGroup(paths, document, 0, lambda message, severity: said.append((severity, message)))
+    loggers = LoggerGroup(paths, document, 0, lambda message, severity: said.append((severity, message)))
     for row in document["epochs"]:
-        boards.log_metrics(row)
-    boards.log_samples(Image.new("RGB", (40, 30)), IMAGES)
-    boards.log_weights({"weights_ema/conv_in.weight": torch.randn(100)}, IMAGES)
-    boards.finalize("finished", document["summary"])
+        loggers.log_metrics(row)
+    loggers.log_samples(Image.new("RGB", (40, 30)), IMAGES)
+    loggers.log_weights({"weights_ema/conv_in.weight": torch.randn(100)}, IMAGES)
+    loggers.finalize("finished", document["summary"])
 
     noted = record(paths)
     for row in document["epochs"]:

@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -110,18 +111,18 @@ def parse_json(content: str | bytes) -> Any:
         ValueError: it is not JSON, or is nested more deeply than any file of ours.
     """
     try:
-        return _plain(json.loads(content))
+        return _usable(json.loads(content))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def _usable(value: Any, depth: int = 0) -> Any:
     if depth > DEEPEST:
         raise ValueError("it is nested too deeply")
     if isinstance(value, dict):
-        return {_plain(name): _plain(item, depth + 1) for name, item in value.items()}
+        return {_usable(name): _usable(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item, depth + 1) for item in value]
+        return [_usable(item, depth + 1) for item in value]
     if isinstance(value, str):
         return value if value.isascii() and "\0" not in value else _text(value)
     if isinstance(value, float):
@@ -134,6 +135,25 @@ def _plain(value: Any, depth: int = 0) -> Any:
 def _text(value: str) -> str:
     """Without halves of surrogate pairs, which no encoding knows, and without NUL, which no path may have."""
     return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types: NumPy's numbers and arrays as Python's, tuples as lists, paths as text, NaN and
+    infinity as None. Other objects stay as they are."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy's, or a tensor
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """`value` as strict JSON: what `plain` makes of it, other objects as text."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False, default=str)
 
 
 def real(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The GPUs of a job as the dashboard shows them: a line each, and where they are too many for that, a line a node."""
+"""The dashboard's panel of GPUs: a line per GPU, or per node if there are too many."""
 
 from __future__ import annotations
 
@@ -9,68 +9,67 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from ddpm.run.format import NONE, fixed, number, rough_duration
+from ddpm.run.format import count, duration, number, shown
+from metrics.health.thresholds import Thresholds
 from metrics.live.panels import BLOCKS, bar, line, panel
-from metrics.run_state import CLOCK_SKEW, RunState
+from metrics.run_data import RunData
 
 Gpu = tuple[str, dict[str, Any]]  # the node's name, and the figures that it gives
-SILENT_AFTER = 60.0 + CLOCK_SKEW  # seconds; a node writes every 2
-IDLE = 50.0  # % of utilisation below which a GPU stands out
+LIMITS = Thresholds()  # what stands out here is what the health check warns of
 NODE_WIDTH = 28  # columns that a node takes at least, where several stand in a row
 NAME_WIDTH = 18
 
 
-def gpus_of(state: RunState) -> list[Gpu]:
+def gpus_of(run: RunData) -> list[Gpu]:
     """Every GPU of the job."""
-    return [gpu for node in state.nodes for gpu in _of_node(node)]
+    return [gpu for node in run.nodes for gpu in _of_node(node)]
 
 
-def gpu_rows(state: RunState, room: int) -> int:
-    """The rows that the panel can make use of, at most `room`."""
-    each = len(_entries(state))
-    return max(1, min(room, each if each <= room or len(state.nodes) < 2 else len(state.nodes)))
+def gpu_rows(run: RunData, room: int) -> int:
+    """The rows that the panel needs, at most `room`."""
+    each = len(_entries(run))
+    return max(1, min(room, each if each <= room or len(run.nodes) < 2 else len(run.nodes)))
 
 
-def gpu_panel(state: RunState, width: int, rows: int) -> Panel:
-    """A line a GPU; else a line a node, or several in a row; what still finds no room is summed up in the last line."""
-    gpus, entries = gpus_of(state), _entries(state)
+def gpu_panel(run: RunData, width: int, rows: int) -> Panel:
+    """A line per GPU, or per node, or several nodes in a line; the last line sums up those that do not fit."""
+    gpus, entries = gpus_of(run), _entries(run)
     if not gpus:
-        return panel(Text("no GPU" if state.nodes else "no word of any GPU yet", style="bright_black italic"), "GPUs")
-    subtitle = _subtitle(state, gpus)
+        return panel(Text("no GPU" if run.nodes else "nothing published yet", style="bright_black italic"), "GPUs")
+    subtitle = _subtitle(run, gpus)
     if len(entries) <= rows:
-        return panel(Group(*_gpu_lines(state, entries, width - 4)), "GPUs", subtitle)
-    if len(state.nodes) > 1:
-        return panel(Group(*_node_lines(state, width - 4, rows)), "GPUs", subtitle)
-    shown, others = gpus[: rows - 1], gpus[rows - 1 :]
-    lines = _gpu_lines(state, [(state.nodes[0], gpu) for _, gpu in shown], width - 4)
+        return panel(Group(*_gpu_lines(run, entries, width - 4)), "GPUs", subtitle)
+    if len(run.nodes) > 1:
+        return panel(Group(*_node_lines(run, width - 4, rows)), "GPUs", subtitle)
+    listed, others = gpus[: rows - 1], gpus[rows - 1 :]
+    lines = _gpu_lines(run, [(run.nodes[0], gpu) for _, gpu in listed], width - 4)
     return panel(Group(*lines, gpu_summary(others, f"… {len(others)} more:", width - 4)), "GPUs", subtitle)
 
 
 def gpu_summary(gpus: Sequence[Gpu], title: str, width: int) -> Text:
-    """Several GPUs in a line: their mean, the hottest, which one does least if it stands out; the memory of the
-    fullest and the power of all, where there is room.
-    """
+    """Several GPUs in a line: mean utilisation, highest temperature, and the least used GPU if it is below the limit;
+    where they fit also the memory of the fullest and the power of all."""
     use, heat, memory, watts = _together(gpus)
     busy = [(value, f"{node}:{gpu.get('index')}") for node, gpu in gpus if (value := _use(gpu)) is not None]
-    least, where = min(busy, default=(IDLE, ""))
-    text = f"{title}  {use}  {fixed(heat, 0, '°C')}"
-    for part in ([f"least {least:.0f} % on {where}"] if least < IDLE else []) + [memory, watts]:
+    least, where = min(busy, default=(LIMITS.utilization, ""))
+    text = f"{title}  {use}  {_celsius(heat)}"
+    for part in ([f"least {_percent(least)} on {where}"] if least < LIMITS.utilization else []) + [memory, watts]:
         text += f"  {part}" if len(text) + 2 + len(part) <= width else ""
     return line(text)
 
 
-def _entries(state: RunState) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Every (node, GPU); a node of several that has none counts as one, with None."""
-    none = [None] if len(state.nodes) > 1 else []
-    return [(node, gpu) for node in state.nodes for gpu in (node.get("gpus") or none)]
+def _entries(run: RunData) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Every (node, GPU); of several nodes one without GPUs is an entry with None."""
+    none = [None] if len(run.nodes) > 1 else []
+    return [(node, gpu) for node in run.nodes for gpu in (node.get("gpus") or none)]
 
 
 def _of_node(node: dict[str, Any]) -> list[Gpu]:
     return [(str(node.get("node")), gpu) for gpu in node.get("gpus") or []]
 
 
-def _gpu_lines(state: RunState, entries: Sequence[tuple], width: int) -> list[Text]:
-    several = len(state.nodes) > 1
+def _gpu_lines(run: RunData, entries: Sequence[tuple], width: int) -> list[Text]:
+    several = len(run.nodes) > 1
 
     def name_of(node: dict[str, Any], gpu: dict[str, Any] | None) -> str:
         if gpu is None:
@@ -82,7 +81,7 @@ def _gpu_lines(state: RunState, entries: Sequence[tuple], width: int) -> list[Te
     lines = []
     for name, (node, gpu) in zip(names, entries, strict=True):
         head = (f"{name[:NAME_WIDTH]:<{name_width}} ", "bold")
-        absent = _absent(state, node)
+        absent = _absent(run, node)
         lines.append(line(head, absent) if absent else _gpu_line(head, gpu or {}, width - name_width - 1))
     return lines
 
@@ -90,50 +89,51 @@ def _gpu_lines(state: RunState, entries: Sequence[tuple], width: int) -> list[Te
 def _gpu_line(head: tuple[str, str], gpu: dict[str, Any], width: int) -> Text:
     heat, watts, limit = (number(gpu.get(key)) for key in ("temperature_c", "power_w", "power_limit_w"))
     figures = [
-        (f" {fixed(_use(gpu), 0, ' %'):>5} ", ""),
-        (f"{fixed(heat, 0, '°C'):>5} ", _heat(heat)),
+        (f" {_percent(_use(gpu)):>5} ", ""),
+        (f"{_celsius(heat):>5} ", _heat(heat)),
         (f"{_gigabytes(gpu):>13} ", ""),
-        (f"{fixed(watts):>5}", ""),
-        (f"/{fixed(limit)} W" if limit is not None else " W", "bright_black"),
+        (f"{count(watts):>5}", ""),
+        (f"/{count(limit)} W" if limit is not None else " W", "bright_black"),
     ]
     room = width - sum(len(text) for text, _ in figures)
     return line(head, bar((_use(gpu) or 0) / 100, room, "green"), *figures)
 
 
-def _node_lines(state: RunState, width: int, rows: int) -> list[Text]:
-    """The nodes, in as many columns as they need and the width allows; the last line sums up those without room."""
-    nodes = state.nodes
+def _node_lines(run: RunData, width: int, rows: int) -> list[Text]:
+    """The nodes, in as many columns as they need and the width allows; the last line sums up those that do not fit."""
+    nodes = run.nodes
     columns = 1 if len(nodes) <= rows else max(1, min(-(-len(nodes) // rows), width // NODE_WIDTH))
-    shown = nodes if len(nodes) <= rows * columns else nodes[: (rows - 1) * columns]
-    cells = [_node_cell(state, node, width // columns) for node in shown]
+    listed = nodes if len(nodes) <= rows * columns else nodes[: (rows - 1) * columns]
+    cells = [_node_cell(run, node, width // columns) for node in listed]
     lines = [line(*cells[first : first + columns]) for first in range(0, len(cells), columns)]
-    if others := nodes[len(shown) :]:
-        gpus = [gpu for node in others if not _absent(state, node) for gpu in _of_node(node)]
-        what = f"… {len(others)} more nodes" if shown else f"{len(others)} nodes"
-        silent = sum(_absent(state, node) is not None for node in others)
+    if others := nodes[len(listed) :]:
+        gpus = [gpu for node in others if not _absent(run, node) for gpu in _of_node(node)]
+        what = f"… {len(others)} more nodes" if listed else f"{len(others)} nodes"
+        silent = sum(_absent(run, node) is not None for node in others)
         what += f", {silent} of them without figures" if silent else ""
         lines.append(gpu_summary(gpus, f"{what}:", width) if gpus else line(what))
     return lines
 
 
-def _node_cell(state: RunState, node: dict[str, Any], width: int) -> Text:
-    """`vn1 ▇▇▇▇▁▇▇▇   86 %  72°C`, a block a GPU, and memory and power where there is room; `width` columns."""
+def _node_cell(run: RunData, node: dict[str, Any], width: int) -> Text:
+    """`vn1 ▇▇▇▇▁▇▇▇   86%  72°C`, a block per GPU, with memory and power where they fit; `width` columns."""
     gpus = _of_node(node)
-    longest = max(len(_name(other)) for other in state.nodes)
+    longest = max(len(_name(other)) for other in run.nodes)
     name_width = min(longest, NAME_WIDTH, max(4, width - 16 - min(8, len(gpus))))
     name = _name(node) if len(_name(node)) <= name_width else f"…{_name(node)[1 - name_width :]}"
     cell = line((f"{name:<{name_width}} ", "bold"))
-    if absent := _absent(state, node):
+    if absent := _absent(run, node):
         cell.append_text(line(absent))
     else:
         blocks = max(1, width - name_width - 16)
         for _, gpu in gpus if len(gpus) <= blocks else gpus[: blocks - 1]:
             use = _use(gpu)
             block = BLOCKS[round(min(100.0, max(0.0, use or 0.0)) / 100 * (len(BLOCKS) - 1))]
-            cell.append(block, style="bright_black" if use is None else "green" if use >= IDLE else "bold red")
+            idle = use is not None and use < LIMITS.utilization
+            cell.append(block, style="bold red" if idle else "bright_black" if use is None else "green")
         cell.append("…" if len(gpus) > blocks else "")
         use, heat, memory, watts = _together(gpus)
-        cell.append(f" {use:>5} ").append(f"{fixed(heat, 0, '°C'):>5} ", style=_heat(heat))
+        cell.append(f" {use:>5} ").append(f"{_celsius(heat):>5} ", style=_heat(heat))
         for figure in (f"{memory:>13} ", f"{watts:>9} "):
             if cell.cell_len + len(figure) <= width - 1:
                 cell.append(figure)
@@ -150,16 +150,16 @@ def _together(gpus: Sequence[Gpu]) -> tuple[str, float | None, str, str]:
     use, heat, watts = values("utilization"), values("temperature_c"), values("power_w")
     fullest = max((gpu for _, gpu in gpus), key=lambda gpu: number(gpu.get("memory_used_mb")) or 0.0)
     return (
-        f"{sum(use) / len(use):.0f} %" if use else NONE,
-        max(heat) if heat else None,
+        _percent(sum(use) / len(use) if use else None),
+        max(heat, default=None),
         _gigabytes(fullest),
-        f"{sum(watts):,.0f} W" if watts else NONE,
+        shown(sum(watts) if watts else None, ",.0f", " W"),
     )
 
 
-def _subtitle(state: RunState, gpus: Sequence[Gpu]) -> str | None:
-    """`64 x L40S on 8 nodes`, or on 7 of 8 nodes where one has not spoken yet; nothing for a few of one node."""
-    nodes, expected = len(state.nodes), number((state.status or {}).get("nodes")) or 0
+def _subtitle(run: RunData, gpus: Sequence[Gpu]) -> str | None:
+    """`64 x L40S on 8 nodes`, or on 7 of 8 nodes if one has published nothing yet; None for a few GPUs of one node."""
+    nodes, expected = len(run.nodes), number(run.status.get("nodes")) or 0
     if max(nodes, expected) < 2 and len(gpus) < 5:
         return None
     models = ", ".join(sorted({_model(gpu) for _, gpu in gpus}))
@@ -167,11 +167,11 @@ def _subtitle(state: RunState, gpus: Sequence[Gpu]) -> str | None:
     return f"{len(gpus)} x {models}" + (f" on {nodes}{of} nodes" if max(nodes, expected) > 1 else "")
 
 
-def _absent(state: RunState, node: dict[str, Any]) -> tuple[str, str] | None:
+def _absent(run: RunData, node: dict[str, Any]) -> tuple[str, str] | None:
     """Why a node has no figures, with a style; None if it has them."""
-    age = state.now - (number(node.get("time")) or state.now)
-    if age > SILENT_AFTER and not state.ended:
-        return f"silent for {rough_duration(age)}", "yellow"
+    age = run.now - (number(node.get("time")) or run.now)
+    if age > LIMITS.gpu_silent_sec and not run.ended:
+        return f"silent for {duration(age)}", "yellow"
     return None if node.get("gpus") else (str(node.get("note") or "no GPU"), "bright_black")
 
 
@@ -187,10 +187,22 @@ def _use(gpu: dict[str, Any]) -> float | None:
     return number(gpu.get("utilization"))
 
 
+def _percent(value: float | None) -> str:
+    return shown(value, ".0f", "%")
+
+
+def _celsius(value: float | None) -> str:
+    return shown(value, ".0f", "°C")
+
+
 def _heat(value: float | None) -> str:
-    return "default" if value is None else "red" if value >= 85 else "yellow" if value >= 75 else "green"
+    """The style of a temperature."""
+    if value is None:
+        return "default"
+    hot, too_hot = LIMITS.temperature_warning_c, LIMITS.temperature_unhealthy_c
+    return "red" if value >= too_hot else "yellow" if value >= hot else "green"
 
 
 def _gigabytes(gpu: dict[str, Any]) -> str:
     used, total = (number(gpu.get(f"memory_{name}_mb")) for name in ("used", "total"))
-    return f"{fixed(used and used / 1024, 1)}/{fixed(total and total / 1024)} GB"
+    return f"{shown(used and used / 1024, ',.1f')}/{count(total and total / 1024)} GB"

@@ -1,27 +1,29 @@
-"""What the GPUs of a job are doing, read through NVML and published as `gpus/<node>.json`, one file per node.
+"""Samples the GPUs of a job through NVML and publishes them as `gpus/<node>.json`, one file per node.
 
-`starts` in it has the mean utilisation of each start of the run there, and of how many readings it is the mean.
+Local rank 0 of every node runs one `GpuSampler`. NVML ignores CUDA_VISIBLE_DEVICES and orders GPUs differently from
+CUDA, so the GPUs that the job uses are named by UUID.
 
-Local rank 0 of every node runs one `GpuSampler`. NVML knows nothing of CUDA_VISIBLE_DEVICES and counts in another order
-than CUDA, so the GPUs are named by UUID: those that the job uses on this node, and no others.
+The file's `starts` has for each start of the run on this node: `time` of its first reading and `seconds` from there to
+the latest, `mean_utilization` in percent over `readings` (one per GPU and time), and `mean_power_w` of all these GPUs
+together over `power_readings` (one per time; a GPU without a power sensor, such as a MIG slice, adds nothing). It is
+rewritten with each reading, so what a killed start used is known.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from ddpm.run.files import atomic_write
+from ddpm.run.files import atomic_write, strict_json
 from ddpm.run.paths import RunPaths
-from metrics.files import mean_utilization, read_json, starts_of
+from metrics.files import read_json, starts_of
 from metrics.live.status import SafeWriter, job_of_this_process
 
 MEBIBYTE = 2**20
-THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an idle GPU is not slowed down
+THROTTLE = {  # bits of NVML's clock event reasons, without that of an idle GPU
     0x02: "applications_clocks",
     0x04: "sw_power_cap",
     0x08: "hw_slowdown",
@@ -33,15 +35,20 @@ THROTTLE = {  # bit of NVML's clock event reasons: what slows the clock down; an
 }
 ECC = {"ecc_corrected": 0, "ecc_uncorrected": 1}  # NVML's types of memory errors, counted since the driver was loaded
 VOLATILE = 0  # NVML's name for that count
-STARTS = 200  # of which the mean is kept
+STARTS = 200  # starts that the file keeps at most
 
 
 class GpuSampler:
-    """Writes what the GPUs `uuids` (with or without "GPU-" in front) of the node `node` are doing, every `interval` s.
+    """Publishes the state of a node's GPUs from a daemon thread.
 
-    A figure that a GPU does not give (a MIG slice has no temperature, say) is null; why it is slowed down, and its
-    memory errors, are there if NVML gives them. Where there is no NVIDIA driver, or
-    there are no UUIDs, it writes one file that says "no GPU" and rests. `nvml` stands in for the module `pynvml`.
+    A figure that NVML does not give (a MIG slice has no temperature) is null; throttle reasons and memory errors are
+    there only if NVML gives them. Without a driver or without UUIDs the file says "no GPU", once.
+
+    Args:
+        node: the node's name, unique in the job.
+        uuids: the GPUs that the job uses on this node, with or without "GPU-" in front.
+        interval: seconds between readings.
+        nvml: stands in for the module `pynvml`.
     """
 
     def __init__(
@@ -58,11 +65,11 @@ class GpuSampler:
         self._thread = threading.Thread(target=self._run, name="gpus", daemon=True)
 
     def start(self) -> None:
-        """Begin sampling in a daemon thread: NVML may take a second to wake up."""
+        """Begin to sample; in a thread, as NVML may take a second to start."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; the last figures stay in the file."""
+        """End the thread; the latest figures stay in the file."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
@@ -75,14 +82,17 @@ class GpuSampler:
             return
         try:
             handles = [_handle(nvml, uuid) for uuid in self.uuids]
-            begun = {**job_of_this_process(), "time": time.time(), "readings": 0, "mean_utilization": None}
-            self._starts = [*starts_of(read_json(self.path)), begun][-STARTS:]
+            start, began = _new_start(), time.monotonic()
+            self._starts = [*starts_of(read_json(self.path)), start][-STARTS:]
             while not self._closing.is_set():
                 gpus = [
                     _sample(nvml, handle, uuid, i)
                     for i, (handle, uuid) in enumerate(zip(handles, self.uuids, strict=True))
                 ]
-                _count(begun, [gpu["utilization"] for gpu in gpus if gpu["utilization"] is not None])
+                watts = _known(gpus, "power_w")
+                _add(start, "mean_power_w", "power_readings", [sum(watts)] if watts else [])
+                _add(start, "mean_utilization", "readings", _known(gpus, "utilization"))
+                start["seconds"] = round(time.monotonic() - began, 3)
                 self._publish(gpus, note=None)
                 self._closing.wait(self._interval)
         finally:
@@ -100,15 +110,25 @@ class GpuSampler:
 
     def _publish(self, gpus: list[dict[str, Any]], note: str | None) -> None:
         record = {"time": time.time(), "node": self.node, "gpus": gpus, "note": note, "starts": self._starts}
-        self._writer.write(atomic_write, self.path, json.dumps(record) + "\n")
+        self._writer.write(atomic_write, self.path, strict_json(record) + "\n")
 
 
-def _count(start: dict[str, Any], utilizations: Sequence[float]) -> None:
-    """Take further readings into a start's mean."""
-    mean, readings = mean_utilization([start])
-    if utilizations:
-        start["readings"] = readings + len(utilizations)
-        start["mean_utilization"] = ((mean or 0.0) * readings + sum(utilizations)) / start["readings"]
+def _new_start() -> dict[str, Any]:
+    """The entry of this start, before its first reading."""
+    counts = {"seconds": 0.0, "readings": 0, "mean_utilization": None, "power_readings": 0, "mean_power_w": None}
+    return {**job_of_this_process(), "time": time.time(), **counts}
+
+
+def _known(gpus: Sequence[dict[str, Any]], figure: str) -> list[float]:
+    return [gpu[figure] for gpu in gpus if gpu[figure] is not None]
+
+
+def _add(start: dict[str, Any], mean: str, count: str, values: Sequence[float]) -> None:
+    """Update `start[mean]`, the mean of `start[count]` values, by further ones."""
+    if values:
+        total = (start[mean] or 0.0) * start[count] + sum(values)
+        start[count] += len(values)
+        start[mean] = total / start[count]
 
 
 def _import_nvml() -> ModuleType:
@@ -118,7 +138,7 @@ def _import_nvml() -> ModuleType:
 
 
 def _ask(question: Callable[..., Any], *args: Any) -> Any | None:
-    """NVML's answer, None where it has none: not supported, no permission, a GPU that fell off the bus."""
+    """NVML's answer; None if it has none: not supported, no permission, a GPU that fell off the bus."""
     try:
         return question(*args)
     except Exception:
@@ -126,7 +146,7 @@ def _ask(question: Callable[..., Any], *args: Any) -> Any | None:
 
 
 def _handle(nvml: Any, uuid: str) -> Any | None:
-    """NVML's handle of a GPU; CUDA gives UUIDs without the prefix that NVML wants."""
+    """NVML's handle of a GPU. CUDA gives UUIDs without the prefix that NVML wants."""
     for name in (uuid, f"GPU-{uuid}", f"MIG-{uuid}"):
         handle = _ask(nvml.nvmlDeviceGetHandleByUUID, name)
         if handle is not None:
@@ -135,7 +155,7 @@ def _handle(nvml: Any, uuid: str) -> Any | None:
 
 
 def _sample(nvml: Any, handle: Any | None, uuid: str, position: int) -> dict[str, Any]:
-    """One GPU's figures now; `position` among the job's GPUs serves as its index where NVML has none."""
+    """The present figures of one GPU; its `position` among the job's GPUs is its index if NVML has none."""
 
     def ask(name: str, *args: Any) -> Any | None:
         return None if handle is None else _ask(getattr(nvml, name, None), handle, *args)
@@ -159,8 +179,8 @@ def _sample(nvml: Any, handle: Any | None, uuid: str, position: int) -> dict[str
 
 
 def _troubles(ask: Callable[..., Any]) -> dict[str, Any]:
-    """`throttle`, what slows the clock down now (names of `THROTTLE`), and `ecc_corrected`, `ecc_uncorrected`, memory
-    errors since the driver was loaded; those that NVML does not give, for want of them or of rights, are left out."""
+    """`throttle`: what slows the clock down, names of `THROTTLE`; `ecc_corrected`, `ecc_uncorrected`: memory errors
+    since the driver was loaded. Left out if NVML does not support them or refuses."""
     bits = ask("nvmlDeviceGetCurrentClocksEventReasons")
     if bits is None:  # drivers before 535
         bits = ask("nvmlDeviceGetCurrentClocksThrottleReasons")

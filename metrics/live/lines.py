@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ddpm.run.format import DASH, clock, duration
-from ddpm.run.metrics import METRICS
+from ddpm.run.metrics import EPOCH_TIME_SEC, GRAD_NORM, LOSS_MEAN, LR, SAMPLES_PER_SEC, VAL_LOSS, VAL_LOSS_EMA
 
-NOW = {"loss": "loss_mean", "lr": "lr", "grad_norm": "grad_norm", "samples_per_sec": "samples_per_sec"}
-SHORT = {"loss": "loss", "lr": "lr", "grad_norm": "grad", "samples_per_sec": "images/s"}  # fields of status.json
-OF_AN_EPOCH = {
-    "loss_mean": "loss", "val_loss": "val", "val_loss_ema": "val EMA", "lr": "lr", "grad_norm": "grad",
-    "samples_per_sec": "images/s",
+NOW = {"loss": LOSS_MEAN, "lr": LR, "grad_norm": GRAD_NORM, "samples_per_sec": SAMPLES_PER_SEC}  # of status.json
+SHORT = {
+    LOSS_MEAN: "loss", VAL_LOSS: "val", VAL_LOSS_EMA: "val EMA", LR: "lr", GRAD_NORM: "grad",
+    SAMPLES_PER_SEC: "images/s",
 }  # fmt: skip
 
 
@@ -21,23 +20,29 @@ def plain_line(stamp: float, severity: str, message: str) -> str:
 
 
 def now(status: dict[str, Any], field: str) -> str:
-    """A figure of the moment, a field of `status.json`, in the format of its column."""
-    return METRICS[NOW[field]].text(status.get(field))
+    """A field of `status.json` that is a figure of the moment, in the format of its column."""
+    return NOW[field].text(status.get(field))
+
+
+def part(status: dict[str, Any], name: str, whole: str) -> str:
+    """How much of a whole is done, two fields of `status.json`: `3/100`."""
+    done, total = (status.get(field) for field in (name, whole))
+    return f"{DASH if done is None else done}/{DASH if total is None else total}"
 
 
 def progress_line(status: dict[str, Any]) -> str:
     """Where the run stands, from the fields of `status.json`."""
-    places = {"epoch": "epochs", "batch": "batches", "step": "total_steps"}
-    facts = [f"{part} {status.get(part)}/{status.get(whole)}" for part, whole in places.items()]
-    facts += [_fact(words, now(status, field)) for field, words in SHORT.items()]
-    return _line(*facts, _fact("ETA", duration(status.get("eta_sec"))))
+    wholes = {"epoch": "epochs", "batch": "batches", "step": "total_steps"}
+    places = [f"{name} {part(status, name, whole)}" for name, whole in wholes.items()]
+    figures = [_fact(SHORT[metric], now(status, field)) for field, metric in NOW.items()]
+    return _line(*places, *figures, _fact("ETA", duration(status.get("eta_sec"))))
 
 
 def epoch_line(row: dict[str, Any], epochs: Any = None) -> str:
-    """An epoch's row (the CSV's columns) in a line."""
-    facts = [_fact(words, METRICS[name].text(row.get(name))) for name, words in OF_AN_EPOCH.items()]
+    """An epoch's row, keyed by the columns of the CSV, in a line."""
+    figures = [_fact(words, metric.text_of(row)) for metric, words in SHORT.items()]
     of = f"/{epochs}" if epochs else ""
-    return _line(f"epoch {row.get('epoch')}{of} done", *facts, _fact("time", duration(row.get("epoch_time_sec"))))
+    return _line(f"epoch {row.get('epoch')}{of} done", *figures, _fact("time", duration(EPOCH_TIME_SEC.of(row))))
 
 
 def ending_line(status: dict[str, Any]) -> str:

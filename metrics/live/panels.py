@@ -1,7 +1,7 @@
-"""Panels of the dashboard: progress, epochs, log (GPUs: gpu_panel.py), each drawn from a `RunState` for a given room.
+"""Panels of the dashboard: progress, epochs, log (GPUs: gpu_panel.py), each drawn from a `RunData` for a given size.
 
-They are lines of text whose columns we reckon ourselves: training pays for every drawing, and with Rich's tables one
-would cost three times as much.
+They are lines of text whose columns are computed here: training pays for every drawing, and Rich's tables would make it
+three times as expensive.
 """
 
 from __future__ import annotations
@@ -9,16 +9,32 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable
-from operator import itemgetter
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from ddpm.run.format import clock, duration, fixed, loss, number, rate, speed
-from ddpm.run.metrics import EPOCH_TABLE, METRICS, Metric
-from metrics.run_state import RunState
+from ddpm.run.format import DASH, clock, count, duration, number
+from ddpm.run.metrics import (
+    EPOCH,
+    EPOCH_TABLE,
+    EPOCH_TIME_SEC,
+    FID_FEATURES,
+    GRAD_NORM,
+    LOSS_MEAN,
+    LR,
+    RCA,
+    SAMPLES_PER_SEC,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    VAL_LOSS_SWA,
+    Metric,
+)
+from metrics.live.lines import NOW, SHORT, now, part
+from metrics.run_data import RunData
+from metrics.starts import computed
+from metrics.trends import Point, best
 
 ACCENT = "cyan"
 SEVERITY_MARKS = {
@@ -31,9 +47,9 @@ SEVERITY_MARKS = {
 BLOCKS = "▁▂▃▄▅▆▇█"
 GAP = "  "  # between figures
 CELL_WIDTH = 10  # of the table of epochs, at least
-EPOCH_COLUMNS = (  # of the CSV, the most important first
-    "epoch", "loss_mean", "val_loss_ema", "rca", "epoch_time_sec", "val_loss", "fid_features", "samples_per_sec", "lr",
-    "grad_norm", "val_loss_swa",
+EPOCH_COLUMNS = (  # the most important first
+    EPOCH, LOSS_MEAN, VAL_LOSS_EMA, RCA, EPOCH_TIME_SEC, VAL_LOSS, FID_FEATURES, SAMPLES_PER_SEC, LR, GRAD_NORM,
+    VAL_LOSS_SWA,
 )  # fmt: skip
 
 
@@ -50,22 +66,22 @@ def panel(content: RenderableType, title: str, subtitle: str | None = None) -> P
 
 
 def line(*parts: str | Text | tuple[str, str]) -> Text:
-    """A line of text, cut where the room ends; a part may be (text, style)."""
+    """A line of text, cut where the panel ends; a part may be (text, style)."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
 def fitting(parts: Iterable[str], width: int, gap: str) -> list[str]:
-    """The first of the parts, as many as find room whole in `width` columns with a `gap` between them."""
+    """As many of the first parts as fit into `width` columns with a `gap` between them."""
     found: list[str] = []
-    for part in parts:
-        if len(gap.join([*found, part])) > width:
+    for text in parts:
+        if len(gap.join([*found, text])) > width:
             break
-        found.append(part)
+        found.append(text)
     return found
 
 
 def bar(share: float, width: int, style: str) -> Text:
-    """A bar of `width` columns, of which the `share` (0 to 1) that is done has the style; nothing without room."""
+    """A bar of `width` columns; the `share` (0 to 1) that is done has the style. Empty if `width` is 0 or less."""
     halves = round(min(1.0, max(0.0, share)) * 2 * max(0, width))
     done = "━" * (halves // 2) + "╸" * (halves % 2)
     return Text.assemble((done, style), ("─" * (width - len(done)), "bright_black"))
@@ -74,148 +90,147 @@ def bar(share: float, width: int, style: str) -> Text:
 def fractions(status: dict[str, Any]) -> tuple[float, float]:
     """How much of the run and of the epoch is done, 0 to 1."""
 
-    def share(part: str, whole: str) -> float:
+    def share(done: str, whole: str) -> float:
         total = number(status.get(whole))
-        return min(1.0, max(0.0, (number(status.get(part)) or 0.0) / total)) if total else 0.0
+        return min(1.0, max(0.0, (number(status.get(done)) or 0.0) / total)) if total else 0.0
 
-    run = share("step", "total_steps") if number(status.get("total_steps")) else share("epoch", "epochs")
-    return run, share("batch", "batches")
+    of_run = share("step", "total_steps") if number(status.get("total_steps")) else share("epoch", "epochs")
+    return of_run, share("batch", "batches")
 
 
-def eta(state: RunState) -> str:
-    """`ETA 1:02:03 (17:45)`; of a run that ended the time it took, of a dead one when it was last heard of."""
-    status = state.status or {}
-    if state.ended:
-        return f"took {duration((number(status.get('heartbeat')) or 0) - (number(status.get('started')) or 0))}"
-    if state.dead:
-        return f"silent since {clock(status.get('heartbeat'), _day(state.heartbeat_age))}"
-    eta = number(status.get("eta_sec"))
-    if eta is None:
-        return "ETA -"
-    return f"ETA {duration(eta)} ({clock((number(status.get('progress_time')) or 0.0) + eta, _day(eta))})"
+def eta(run: RunData) -> str:
+    """`ETA 1h 02m 03s (17:45)`; of a run that ended the time its starts took, of a silent one its last heartbeat."""
+    status = run.status
+    if run.ended:
+        starts = f" in {len(run.starts)} starts" if len(run.starts) > 1 else ""
+        return f"took {duration(computed(run.starts, None).seconds or _since_start(run))}{starts}"
+    if run.silent:
+        return f"silent since {clock(status.get('heartbeat'), _day(run.heartbeat_age))}"
+    left = number(status.get("eta_sec"))
+    if left is None:
+        return f"ETA {DASH}"
+    return f"ETA {duration(left)} ({clock((number(status.get('progress_time')) or 0.0) + left, _day(left))})"
+
+
+def _since_start(run: RunData) -> float:
+    """Seconds from the latest start to its last heartbeat."""
+    last, started = (number(run.status.get(name)) or 0.0 for name in ("heartbeat", "started"))
+    return last - started
 
 
 def _day(seconds: float) -> str:
-    """How the time of something so far away is written: with the day where it is not within one, with the date where
-    it is not within a week.
-    """
+    """The format of a time that is `seconds` away: the weekday beyond a day, the date beyond a week."""
     return "%H:%M" if seconds < 86400 else "%a %H:%M" if seconds < 7 * 86400 else "%Y-%m-%d"
 
 
-def _where(state: RunState) -> list[str]:
-    """`vn1`, `4 x cuda`, `2 nodes`, `Slurm 7`, `up 1:02:03`, the last of a run that lives."""
-    status = state.status or {}
-    world, nodes = status.get("world_size"), status.get("nodes")
-    parts = [status.get("host"), f"{world} x {status.get('device')}" if world != 1 else status.get("device")]
-    parts += [f"{nodes} nodes"] if nodes != 1 else []
+def _where(run: RunData) -> list[str]:
+    """`vn1`, `4 x cuda`, `2 nodes`, `Slurm 7`, and while it runs `up 1h 02m 03s`."""
+    status = run.status
+    world, nodes, device = (status.get(name) for name in ("world_size", "nodes", "device"))
+    parts = [status.get("host"), device if world == 1 else f"{count(world)} x {device}"]
+    parts += [f"{count(nodes)} nodes"] if nodes != 1 else []
     parts += [f"Slurm {status['slurm_job_id']}"] if status.get("slurm_job_id") else []
-    if not (state.ended or state.dead):
-        parts.append(f"up {duration(state.now - (number(status.get('started')) or state.now))}")
-    return [str(part) for part in parts]
+    if not (run.ended or run.silent):
+        parts.append(f"up {duration(run.now - (number(status.get('started')) or run.now))}")
+    return [str(part or DASH) for part in parts]
 
 
-def progress_panel(state: RunState, width: int) -> Panel:
+def progress_panel(run: RunData, width: int) -> Panel:
     """Two bars, the figures of the moment, and the losses of all epochs as a line of blocks."""
-    status = state.status or {}
-    run, epoch = fractions(status)
+    status = run.status
+    of_run, of_epoch = fractions(status)
+    steps = f"step {count(status.get('step'))}/{count(status.get('total_steps'))}"
     rows = (
-        ("epoch", run, ACCENT, eta(state)),
-        ("batch", epoch, "magenta", f"step {fixed(status.get('step'))}/{fixed(status.get('total_steps'))}"),
+        ("epoch", part(status, "epoch", "epochs"), of_run, ACCENT, eta(run)),
+        ("batch", part(status, "batch", "batches"), of_epoch, "magenta", steps),
     )
-    counts = [
-        f"{status.get(name)}/{status.get(f'{name}{plural}')}" for name, plural in (("epoch", "s"), ("batch", "es"))
-    ]
-    count_width, more_width = max(map(len, counts)), max(len(more) for *_, more in rows)
+    done_width, more_width = (max(len(row[place]) for row in rows) for place in (1, 4))
     bars = [
         line(
             (f"{name} ", style),
-            bar(share, width - 4 - 6 - count_width - 8 - more_width, style),
-            f" {count:>{count_width}} ",
+            bar(share, width - 4 - 6 - done_width - 8 - more_width, style),
+            f" {done:>{done_width}} ",
             (f"{share:4.0%} ", "bright_black"),
             f" {more:<{more_width}}",
         )
-        for (name, share, style, more), count in zip(rows, counts, strict=True)
+        for name, done, share, style, more in rows
     ]
-    where = " · ".join(fitting(_where(state), width - 8, " · "))
-    return panel(Group(*bars, _figures(status, width - 4), _trend(state, width - 4)), "progress", where)
+    where = " · ".join(fitting(_where(run), width - 8, " · "))
+    return panel(Group(*bars, _figures(run, width - 4), _trend(run, width - 4)), "progress", where)
 
 
-def _figures(status: dict[str, Any], width: int) -> Text:
-    """The figures of the moment, the most important first; those that find no room are left out whole."""
-    figures = {
-        "loss": loss(status.get("loss")),
-        "images/s": speed(status.get("samples_per_sec")),
-        "lr": rate(status.get("lr")),
-        "grad": loss(status.get("grad_norm")),
-        "seen": fixed(status.get("images_seen")),
-    }
+def _figures(run: RunData, width: int) -> Text:
+    """The figures of the moment, the most important first; those that do not fit are left out.
+
+    Of a run that ended the speed is that of all its epochs: images over seconds.
+    """
+    figures = {SHORT[NOW[name]]: now(run.status, name) for name in ("loss", "samples_per_sec", "lr", "grad_norm")}
+    if run.ended and (speed := run.summary.get("avg_throughput_sps")) is not None:
+        figures[SHORT[SAMPLES_PER_SEC]] = SAMPLES_PER_SEC.text(speed)
+    figures["seen"] = count(run.status.get("images_seen"))
     cells = fitting((f"{name} {value}" for name, value in figures.items()), width, GAP)
     parts = [cell.partition(" ") for cell in cells]
     return Text(GAP).join(line((f"{name} ", "bright_black"), (value, "bold")) for name, _, value in parts)
 
 
-def _trend(state: RunState, width: int) -> Text:
+def _trend(run: RunData, width: int) -> Text:
     """The loss of each epoch, on a logarithmic scale; the earliest are left out where there is no room."""
-    values = [number(row.get("loss_mean")) for row in state.epochs]
-    logs = [math.log(value) for value in values if value is not None and 0 < value < math.inf]
-    if len(logs) < 2:
+    losses = [float(value) for value in run.curve(LOSS_MEAN).values if value > 0]
+    if len(losses) < 2:
         return Text("the loss of each epoch will show here", style="bright_black italic")
-    first, last = (loss(math.exp(value)) for value in (logs[0], logs[-1]))
-    logs = logs[-max(2, width - len(first) - len(last) - 10) :]
+    first, last = LOSS_MEAN.text(losses[0]), LOSS_MEAN.text(losses[-1])
+    logs = [math.log(value) for value in losses[-max(2, width - len(first) - len(last) - 10) :]]
     low, span = min(logs), (max(logs) - min(logs)) or 1.0
     blocks = "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1))] for value in logs)
     return line(("trend ", "bright_black"), f"{first} ", (blocks, "green"), f" {last}")
 
 
-def epochs_panel(state: RunState, width: int, rows: int) -> Panel:
+def epochs_panel(run: RunData, width: int, rows: int) -> Panel:
     """The latest epochs; the one with the lowest validation loss of the EMA weights carries a star.
 
-    That need not be the checkpoint `best`: what the run chooses it by (`--best-by`) is not published.
-
-    Where the columns do not all fit, the least important are left out; those without any figure are left out anyway.
+    The checkpoint `best` may be of another epoch (`--best-by`). Columns without any figure are left out, and the least
+    important ones where not all fit.
     """
-    if not state.epochs:
-        return panel(Text("no epoch is done yet", style="bright_black italic"), "epochs")
-    scores = [(number(row.get("val_loss_ema")), row.get("epoch")) for row in state.epochs]
-    scores = [(score, epoch) for score, epoch in scores if score is not None and math.isfinite(score)]
-    lowest = min(scores, key=itemgetter(0), default=None)
-    columns = epoch_columns(state, width)
+    if not run.rows:
+        words = "no epoch has figures" if run.ended else "no epoch is done yet"
+        return panel(Text(words, style="bright_black italic"), "epochs")
+    lowest = best(run.curve(VAL_LOSS_EMA))
+    columns = epoch_columns(run, width)
     cell_width = (width - 4) // len(columns)
     lines = [line(("".join(column.heading.rjust(cell_width) for column in columns), "bright_black"))]
-    for row in state.epochs[-max(1, rows) :]:
-        starred = lowest is not None and row.get("epoch") == lowest[1]
-        cells = [column.text(row.get(column.name)) for column in columns]
+    for row in run.rows[-max(1, rows) :]:
+        starred = lowest is not None and EPOCH.of(row) == lowest.epoch
+        cells = [column.text_of(row) for column in columns]
         cells[0] = f"★ {cells[0]}" if starred else cells[0]
         lines.append(line(("".join(cell.rjust(cell_width) for cell in cells), "bold green" if starred else "")))
-    return panel(Group(*lines), "epochs", " · ".join(fitting(_legend(state, lowest), width - 6, " · ")))
+    return panel(Group(*lines), "epochs", " · ".join(fitting(_legend(run, lowest), width - 6, " · ")))
 
 
-def epoch_columns(state: RunState, width: int) -> list[Metric]:
-    """What the table of epochs shows in a panel of `width` columns."""
+def epoch_columns(run: RunData, width: int) -> list[Metric]:
+    """The columns that the table of epochs has in a panel of `width` columns."""
     measured = [
-        name
-        for name in EPOCH_COLUMNS
-        if not METRICS[name].optional or any(row.get(name) is not None for row in reversed(state.epochs))
+        metric
+        for metric in EPOCH_COLUMNS
+        if not metric.optional or any(metric.of(row) is not None for row in reversed(run.rows))
     ]
     chosen = measured[: max(1, (width - 4) // CELL_WIDTH)]
-    return [METRICS[name] for name in EPOCH_TABLE if name in chosen]
+    return [metric for metric in EPOCH_TABLE if metric in chosen]
 
 
-def _legend(state: RunState, lowest: tuple[float, Any] | None) -> list[str]:
-    """What the star says, and the latest word on quality: `lowest Val EMA 0.03500, epoch 30`, `RCA 0.931, epoch 30`."""
-    parts = [] if lowest is None else [f"lowest Val EMA {METRICS['val_loss_ema'].text(lowest[0])}, epoch {lowest[1]}"]
-    judged = next((row for row in reversed(state.epochs) if number(row.get("rca")) is not None), None)
-    return parts + ([f"RCA {METRICS['rca'].text(judged['rca'])}, epoch {judged.get('epoch')}"] if judged else [])
+def _legend(run: RunData, lowest: Point | None) -> list[str]:
+    """What the star means, and the latest RCA: `lowest Val EMA 0.03500, epoch 30`, `RCA 0.931, epoch 30`."""
+    words = {f"lowest {VAL_LOSS_EMA.heading}": (VAL_LOSS_EMA, lowest), RCA.heading: (RCA, run.curve(RCA).last)}
+    return [f"{name} {metric.text(at.value)}, epoch {at.epoch}" for name, (metric, at) in words.items() if at]
 
 
-def log_panel(state: RunState, width: int, rows: int) -> Panel:
-    return panel(Group(*log_lines(state, width - 4, rows)), "log")
+def log_panel(run: RunData, width: int, rows: int, hint: str = "") -> Panel:
+    return panel(Group(*log_lines(run, width - 4, rows)), "log", hint)
 
 
-def log_lines(state: RunState, width: int, rows: int) -> list[Text]:
+def log_lines(run: RunData, width: int, rows: int) -> list[Text]:
     """The latest messages that fit, oldest first; long ones are wrapped."""
     lines: list[Text] = []
-    for event in reversed(state.logs):
+    for event in reversed(run.logs):
         mark, style = SEVERITY_MARKS.get(str(event.get("severity")), SEVERITY_MARKS["info"])
         stamp = f"{clock(event.get('time'))} " if width >= 40 else ""
         indent = " " * (len(stamp) + 2)

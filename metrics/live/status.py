@@ -1,62 +1,46 @@
-"""A run's published state: what training says of itself while it runs, and how anybody reads it back.
+"""Publishes the state of a run while it trains: `status.json` and `events.jsonl` in `metrics/output/<run>/`.
 
-Rank 0 keeps one `StatusPublisher`. It leaves two files in the run's folder under `metrics/output/`:
+- `status.json`: where the run stands, rewritten atomically about once a second by a background thread. The thread also
+  writes when nothing changed (the heartbeat): an old `heartbeat` means that the process is gone, an old
+  `progress_time` that it lives but makes no steps.
+- `events.jsonl`: a JSON object a line, appended. `{"kind": "log"}` is a message with a severity, `{"kind": "epoch"}` an
+  epoch's row of figures, `{"kind": "start"}` the last status of an earlier start.
 
-- `status.json`: where the run stands now, rewritten atomically about once a second by a background thread. The thread
-  also writes when nothing changed (the heartbeat), so an old `heartbeat` means that the process is gone, and an old
-  `progress_time` that the process lives but no longer steps.
-- `events.jsonl`: what happened, one JSON object a line, appended. `{"kind": "log"}` is a message with a severity,
-  `{"kind": "epoch"}` the row of an epoch, `{"kind": "start"}` the last that an earlier start said of itself.
-
-The dashboard (`metrics/live/dashboard.py`) draws these files, the CSV and `gpus/*.json`; it never asks training.
-Stamps are seconds since 1970, so that another machine can read them; intervals are measured on the monotonic clock.
+`metrics/files.py` reads them. Times are seconds since 1970, as other machines read them; intervals are measured on the
+monotonic clock.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import numbers
 import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.files import atomic_write, open_regular, without_waiting
+from ddpm.run.files import atomic_write, open_regular, strict_json, without_waiting
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
 from metrics.files import ENDED, read_status
 
-PROGRESS = (
-    "world_size",
-    "nodes",
-    "device",
-    "epoch",
-    "epochs",
-    "batch",
-    "batches",
-    "step",
-    "total_steps",
-    "images_seen",
-    "gpus",
-    "start_step",
-    "start_images",
-)
-START = (  # what is kept of a start once another one writes status.json
+PROGRESS = (  # fields of status.json that tell how far a start came, and on what
+    "world_size", "nodes", "device", "gpus", "epoch", "epochs", "batch", "batches",
+    "step", "start_step", "total_steps", "images_seen", "start_images",
+)  # fmt: skip
+START = (  # fields of status.json that a `start` event keeps of an earlier start
     "state", "started", "heartbeat", "host", "slurm_job_id", "slurm_restart", "world_size", "device", "gpus",
     "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
 
 
 class SafeWriter:
-    """Writes that must never end training: the first failure is said on stderr, and every write is tried anew.
+    """Writes files without ever raising: the first failure is printed on stderr, and later writes are tried again.
 
-    `trouble` is the reason of the latest write's failure, None when it went well.
+    `trouble` says why the latest write failed; None if it did not.
     """
 
     def __init__(self) -> None:
@@ -64,7 +48,7 @@ class SafeWriter:
         self._warned = False
 
     def write(self, action: Callable[[Path, str], None], path: Path, text: str) -> bool:
-        """Call `action(path, text)`, making the folder first if it is missing; whether it went well."""
+        """Call `action(path, text)` after creating the folder. Returns whether that worked."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             action(path, text)
@@ -79,33 +63,20 @@ class SafeWriter:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` in one write, and close the file: a deleted or rotated file comes back with the next line."""
+    """Append `line` in one write. The file is opened anew, so one that was deleted or rotated is created again."""
     with open(path, "ab", buffering=0, opener=without_waiting) as file:
         file.write(line.encode(errors="backslashreplace") + b"\n")
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can say of `value`: NumPy's numbers become Python's, NaN and infinity null."""
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value)
-    return number if math.isfinite(number) else None
-
-
-def to_json(fields: dict[str, Any]) -> str:
-    """A flat dict as one line of strict JSON."""
-    return json.dumps({key: _plain(value) for key, value in fields.items()}, allow_nan=False)
-
-
 class StatusPublisher:
-    """Publishes the state of the run `paths`; `fields` are the first values, in the words of `status.json`.
+    """Publishes the state of the run `paths`.
 
-    `update` only stores, so it costs the training thread microseconds; a daemon thread does the writing.
+    `update` only stores values, which costs the training thread microseconds; a daemon thread writes them.
+
+    Args:
+        fields: initial values, by their names in `status.json`.
+        interval: seconds between writes of changed values.
+        heartbeat: seconds between writes of unchanged ones.
     """
 
     def __init__(
@@ -128,20 +99,20 @@ class StatusPublisher:
             **(fields or {}),
         }
         self._changed = True
-        self._first = True  # is what was written before another start's?
+        self._first = True  # is the file on disk that of an earlier start?
         self._lock = threading.Lock()  # guards the fields
         self._write_lock = threading.Lock()  # one writer at a time
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
     def start(self) -> None:
-        """Write `status.json` once, then keep writing it from the thread."""
+        """Write `status.json`, and start the thread that keeps it up to date."""
         self._close_torn_line()
         self._write()
         self._thread.start()
 
     def update(self, **fields: Any) -> None:
-        """Store new values; `progress_time` and `phase_time` follow from `step` and `phase`."""
+        """Store new values. A new `step` sets `progress_time`, a new `phase` sets `phase_time`."""
         with self._lock:
             if fields.get("step", self._fields["step"]) != self._fields["step"]:
                 self._fields["progress_time"] = time.time()
@@ -151,7 +122,7 @@ class StatusPublisher:
             self._changed = True
 
     def fields(self) -> dict[str, Any]:
-        """A copy of the fields as they stand."""
+        """A copy of the present values."""
         with self._lock:
             return dict(self._fields)
 
@@ -160,15 +131,15 @@ class StatusPublisher:
         self.event(kind="log", severity=severity, message=message)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Publish the row of an epoch, the CSV's columns as keys."""
-        self.event(kind="epoch", row={key: _plain(value) for key, value in row.items()})
+        """Publish an epoch's row, keyed by the columns of the CSV."""
+        self.event(kind="epoch", row=row)
 
     def event(self, **event: Any) -> None:
-        """Append one line to `events.jsonl`, stamped with the time. Values must be JSON's."""
-        self.writer.write(append_line, self.paths.events, json.dumps({"time": time.time(), **event}))
+        """Append an event, with the time, to `events.jsonl`."""
+        self.writer.write(append_line, self.paths.events, strict_json({"time": time.time(), **event}))
 
     def close(self, state: str, exit_code: int | None = None, message: str | None = None) -> None:
-        """Write the final state before returning, and end the thread."""
+        """End the thread, and write the final state."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -188,7 +159,7 @@ class StatusPublisher:
         with self._write_lock:
             with self._lock:
                 self._fields["heartbeat"] = time.time()
-                text = to_json(self._fields)
+                text = strict_json(self._fields)
                 self._changed = False
             if self._first:
                 self._first = False
@@ -196,13 +167,13 @@ class StatusPublisher:
             return self.writer.write(atomic_write, self.paths.status, text + "\n")
 
     def _keep_earlier(self) -> None:
-        """Keep how far the start before this one came, and when it last gave a sign of life."""
+        """Keep the status that the previous start left, as a `start` event."""
         earlier = read_status(self.paths)
         if earlier:
-            self.event(kind="start", **{name: _plain(earlier.get(name)) for name in START})
+            self.event(kind="start", **{name: earlier.get(name) for name in START})
 
     def _close_torn_line(self) -> None:
-        """A crash may have left half a line: end it, so that the next event is a line of its own."""
+        """End a line that a crash cut off, so that the next event is a line of its own."""
         try:
             with open_regular(self.paths.events) as file:
                 file.seek(-1, os.SEEK_END)
@@ -214,23 +185,25 @@ class StatusPublisher:
 
 
 def job_of_this_process() -> dict[str, str | None]:
-    """The Slurm job, and how often Slurm has started it again; null outside Slurm."""
+    """Slurm job and restart count; None outside Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     return {"slurm_job_id": job, "slurm_restart": os.environ.get("SLURM_RESTART_COUNT", "0") if job else None}
 
 
 def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str, keep: bool = False) -> None:
-    """Let `status.json` say why a start came to nothing, unless it knows better: of this very process, or of a run that
-    is finished. Where nothing can be written, nothing is said.
+    """Record a failed start in `status.json`, unless this process already wrote one or the run is finished.
+
+    Write errors are ignored.
 
     Args:
-        keep: this start had begun, in another process: what that one said of its progress, and of its end, stays.
+        keep: another process of this start has already published: keep its progress, and its final state if it wrote
+            one.
     """
     status = read_status(paths) or {}
     itself = (status.get("pid"), status.get("host")) == (os.getpid(), socket.gethostname())
     if itself or status.get("state") in (ENDED if keep else ("finished",)):
         return
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         paths.metrics.mkdir(parents=True, exist_ok=True)
         if os.access(paths.metrics, os.W_OK):
             publisher = StatusPublisher(paths, {"data": data, "retry": exit_code != 2})

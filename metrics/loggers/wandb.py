@@ -1,7 +1,7 @@
-"""A run on Weights & Biases (`--wandb`): needs the package wandb, which nothing else here does.
+"""A run on Weights & Biases (`--wandb`). The package wandb is needed for nothing else.
 
-Without a login or a network the run is logged offline; `wandb sync` uploads it. WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY
-and the like are heeded.
+Without a login or a network the run is logged offline, and `wandb sync` uploads it later. wandb's own environment
+variables (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, ...) are respected.
 """
 
 from __future__ import annotations
@@ -12,33 +12,32 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ddpm.run.config import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import RunPaths
-from metrics.loggers.tensorboard import finals, scalars
+from metrics.loggers.logger import Histogram, Logger, finals, scalars
 
 PROJECT = "emnist-diffusion"  # unless WANDB_PROJECT names another
-INIT_SECONDS, FINISH_SECONDS = 30, 60  # a cluster gives a job little time to end
+INIT_SECONDS, FINISH_SECONDS = 30, 60  # timeouts: a cluster gives a job little time to end
 
 
 def require() -> None:
-    """See that wandb is there, before anything is trained.
+    """Check that wandb is installed, before anything is trained.
 
     Raises:
         RequestError: it is not installed.
     """
     try:
-        from wandb import init  # noqa: F401  (a folder called wandb, which offline runs leave, has no init)
+        from wandb import init  # noqa: F401  (a folder called wandb, as offline runs leave one, has no init)
     except ImportError as error:
         raise RequestError(f"--wandb needs the package wandb: pip install wandb ({error})") from None
 
 
-class WandbLogger:
-    """The run `paths` on Weights & Biases. What goes wrong there is said once, and no method raises."""
+class WandbLogger(Logger):
+    """Logs to Weights & Biases. No method raises: the first failure is logged as a warning, and ends this logger."""
 
     def __init__(self, paths: RunPaths, description: Mapping[str, Any], log: Callable[[str, str], None]) -> None:
         self._log = log
@@ -46,37 +45,34 @@ class WandbLogger:
         try:
             self._run = self._start(paths, description)
         except Exception as error:
-            self._give_up(error)
+            self._disable(error)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add an epoch's row, the CSV's columns as keys."""
         self._add(lambda _: scalars(row), row["images_seen"])
 
     def log_samples(self, picture: Image.Image, images_seen: int) -> None:
-        """Add a sample grid."""
         self._add(lambda wandb: {"samples": wandb.Image(picture)}, images_seen)
 
-    def log_histograms(self, histograms: Mapping[str, tuple[np.ndarray, np.ndarray]], images_seen: int) -> None:
-        """Add histograms as (counts [N], edges [N + 1])."""
+    def log_histograms(self, histograms: Mapping[str, Histogram], images_seen: int) -> None:
         self._add(
             lambda wandb: {name: wandb.Histogram(np_histogram=found) for name, found in histograms.items()}, images_seen
         )
 
     def finalize(self, state: str, summary: Mapping[str, Any]) -> None:
-        """Add the final figures, and upload what is left to upload, for at most a minute."""
+        """As any logger; also waits for the upload, at most `FINISH_SECONDS`."""
 
         def finish() -> None:
             import wandb
 
             self._run.summary.update({**finals(summary), "state": state})
             self._run.finish(exit_code=0 if state == "finished" else 1)
-            wandb.teardown()  # waits until its helper process has written all; without it, that goes on for a moment
+            wandb.teardown()  # waits until its helper process has written everything
 
         self._do(finish)
         self._run = None
 
     def _add(self, content: Callable[[Any], Mapping[str, Any]], images_seen: int) -> None:
-        """Log what `content` makes of the module wandb. No `step`: wandb drops what a resumed run trains again."""
+        """Log `content(wandb)`. Without a `step`, as wandb would drop what a resumed run logs again."""
 
         def log() -> None:
             import wandb
@@ -90,18 +86,18 @@ class WandbLogger:
             try:
                 action()
             except Exception as error:
-                self._give_up(error)
+                self._disable(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         self._run = None
         self._log(f"wandb failed and is left out from here: {type(error).__name__}: {error}", "warning")
 
     def _start(self, paths: RunPaths, description: Mapping[str, Any]) -> Any:
-        """Begin, or continue, the run on wandb: online if that can be, else offline."""
+        """Begin or resume the run on wandb: online if possible, else offline."""
         import wandb
 
         quiet = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS)
-        with suppress(ValueError, AttributeError):  # older versions wait for ever
+        with suppress(ValueError, AttributeError):  # older versions have no such timeout
             quiet.finish_timeout = FINISH_SECONDS
         data = data_words(description["data"])
         also = {"data": data, "environment": description["environment"], "model": description["model"]}
@@ -123,10 +119,8 @@ class WandbLogger:
 
 
 def _id(paths: RunPaths) -> str:
-    """The run's identity on wandb, kept in its folder: every start of the run is the same run there.
-
-    It ends in random digits, as others may have a run of that name, and so may another folder.
-    """
+    """The run's id on wandb. It is kept in the run's folder, so that all starts are one run there; it ends in random
+    digits, as other folders and users may have a run of the same name."""
     file = paths.metrics / "wandb_id.txt"
     with suppress(OSError, UnicodeDecodeError):
         if known := file.read_text(encoding="utf-8").strip():
