@@ -15,7 +15,8 @@ import os
 import sys
 from datetime import timedelta
 
-from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import TrainConfig
 from ddpm.run.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program
@@ -336,7 +337,7 @@ class Run:
     def build(self) -> None:
         """Make the model, and take up the checkpoint that the run continues from."""
         config = self.config
-        self.threads = Threads(self.world)
+        self.threads = Threads(self.world.device, self.world.gather)
         self.trainer = Trainer(config, self.choices, self.world)
         self.validation = Validation(config, self.test_set, self.choices.val_images, self.trainer.scheduler, self.world)
         if self.start:

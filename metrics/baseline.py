@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from ddpm.run.config import parse_target
 from ddpm.run.errors import RequestError
 from ddpm.run.metrics import METRICS, headline
 from ddpm.run.paths import RunPaths
-from ddpm.run.rules import parse_target
 from metrics.markdown import table
 from metrics.run_data import epochs_frame, load_document
 from metrics.tracker import NO_RECIPE, human_time

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from ddpm.run.config import parse_target
 from ddpm.run.files import read_file
 from ddpm.run.format import number
 from ddpm.run.metrics import METRICS
 from ddpm.run.paths import RunPaths
-from ddpm.run.rules import parse_target
 from metrics.live.status import read_event
 from metrics.markdown import table
 from metrics.tracker import human_time

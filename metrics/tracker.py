@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ddpm.run.config import NO_RECIPE as NO_RECIPE
 from ddpm.run.files import atomic_write, read_json
 from ddpm.run.metrics import METRICS
 from ddpm.run.paths import RunPaths
-
-NO_RECIPE = (  # settings that say nothing of what is trained
-    "run_name", "output_root", "download", "config", "resume", "dry_run", "target", "baseline", "wandb",
-)  # fmt: skip
 
 
 def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[str, float | int | None]:

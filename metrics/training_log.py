@@ -18,14 +18,13 @@ from typing import Any
 import pandas as pd
 
 from ddpm.run import cli
-from ddpm.run.config import data_words
+from ddpm.run.config import SELECTABLE, data_words, parse_target
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.format import number
 from ddpm.run.metrics import METRICS, headline, names
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import run_program
-from ddpm.run.rules import SELECTABLE, parse_target
 from metrics import trends
 from metrics.baseline import baseline_section, target_section
 from metrics.curves import USUAL, charts

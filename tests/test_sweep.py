@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm.run.config import parse_args
+from ddpm.run.arguments import parse_args
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.jobs import sweep
 from metrics.jobs.sweep_plan import read_plan
@@ -26,7 +26,7 @@ from tests.test_submit import ARRAY, FINISH, ONE_NODE, launches, run
 # In place of train.py: leaves the figures of a finished run, or ends as --epochs tells it to.
 TRAINING = """
 import json, signal, sys, time
-from ddpm.run.config import parse_args
+from ddpm.run.arguments import parse_args
 from ddpm.run.paths import RunPaths
 from tests.metrics_documents import make_document
 config = parse_args(sys.argv[1:])

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm.run import cli
-from ddpm.run.config import parse_args
+from ddpm.run.arguments import parse_args
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real
 from ddpm.run.format import number
