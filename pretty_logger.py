@@ -12,7 +12,6 @@ from another shell, or from the login node of a cluster while the job runs on so
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import os
 import socket
@@ -21,13 +20,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from ddpm.run import cli
+from ddpm.run.command import RunCommand
+from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.format import clean, clock, ending_line, epoch_line, number, plain_line, progress_line
-from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
 from metrics.live.gpus import GpuSampler
 from metrics.live.status import SEVERITIES, SafeWriter, StatusPublisher, append_line, read_epochs, read_events
@@ -144,7 +145,7 @@ class PrettyLogger:
             self.stop("stopped", 130, "interrupted")
         elif isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            self.stop({0: "finished", 75: "stopped"}.get(code, "failed"), code)
+            self.stop({0: "finished", EXIT_STOPPED: "stopped"}.get(code, "failed"), code)
         else:
             self.stop("failed", 1, " ".join(clean(f"{kind.__name__}: {error}")))
 
@@ -217,16 +218,20 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+@dataclass(frozen=True)
+class ViewConfig(RunCommand):
+    """Show a run: live until it ends on a terminal, else once as text."""
+
+    once: bool = False
+    """Print the view once as plain text, and end."""
+
+
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code."""
-    parser = argparse.ArgumentParser(description="Show a run: live until it ends on a terminal, else once as text.")
-    parser.add_argument("run", help="the name of a run, or its folder under metrics/output/")
-    parser.add_argument("--output-root", type=Path, help="where the run writes (default: the project folder)")
-    parser.add_argument("--once", action="store_true", help="print the view once as plain text, and end")
-    options = parser.parse_args(arguments)
-    paths = find_run(options.run, options.output_root)
-    if on_terminal(sys.stdout) and not options.once:
+    config = cli.parse(ViewConfig, arguments, "pretty_logger.py")
+    paths = config.paths
+    if on_terminal(sys.stdout) and not config.once:
         watch(paths)
     else:
         width = os.get_terminal_size(1).columns if os.isatty(1) else 0

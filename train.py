@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
-from ddpm.run.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
+from ddpm.run.errors import EXIT_STOPPED, NotMetError, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program
 from ddpm.run.signals import TWICE, StopRequest
@@ -78,7 +78,6 @@ from metrics.loggers import wandb
 from metrics.run_logger import RunLogger
 from metrics.tracker import jsonable, loss_statistics
 
-STOPPED = 75  # EX_TEMPFAIL: run the same command again
 ENOUGH_LOSSES = 25  # steps of an epoch whose mean loss can be compared with an epoch's
 
 
@@ -430,7 +429,7 @@ class Run:
         self.save()
         if unsaved := self.last_checkpoint():
             return self.herald.end("failed", 1, unsaved)
-        code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED  # torchrun calls any code but 0 a failure
+        code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_STOPPED  # torchrun calls any code but 0 a failure
         again = "run the same command again" if self.config.resume == "auto" else "run it with --resume auto"
         way = f"{again} to continue"
         if self.world.is_main and (unsound := self.unsound or self.checkpoints.unsound):

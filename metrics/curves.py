@@ -8,18 +8,16 @@ the encoding knows no line drawing, the charts are ASCII.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import pandas as pd
-import plotext
+from tyro.conf import Positional, arg
 
 from ddpm.run import cli
 from ddpm.run.config import data_words
@@ -27,7 +25,9 @@ from ddpm.run.errors import RequestError
 from ddpm.run.metrics import METRICS, headline, names
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import LEGIBLE, run_program
-from metrics.run_data import FIGURES, epochs_frame, load_document
+
+if TYPE_CHECKING:  # pandas, NumPy and plotext are loaded once there is something to draw
+    import pandas as pd
 
 USUAL = headline()
 LOSSES = tuple(name for name in USUAL if METRICS[name].group == "loss")
@@ -46,8 +46,8 @@ SPAN = 3.0  # a curve whose largest value is so many times its smallest is easie
 
 def spans_decades(curves: dict[str, pd.Series]) -> bool:
     """Whether the curves are easier to read on a logarithmic axis."""
-    values = pd.concat([*curves.values(), pd.Series(dtype=float)]).dropna()
-    return bool(len(values) and values.min() > 0 and values.max() > SPAN * values.min())
+    values = [value for curve in curves.values() for value in curve.dropna()]
+    return bool(values) and min(values) > 0 and max(values) > SPAN * min(values)
 
 
 def chart(
@@ -69,6 +69,8 @@ def chart(
         width, height: of the chart itself, in characters.
         colour: tell the curves apart by colour, with the terminal's escape codes; else by the characters they are of.
     """
+    import plotext
+
     known = {name: curve.dropna() for name, curve in curves.items()}
     dropped = sum(int((curve <= 0).sum()) for curve in known.values()) if log else 0
     known = {name: curve[curve > 0] if log else curve for name, curve in known.items()}
@@ -85,7 +87,7 @@ def chart(
         hue, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
         marker = "braille" if smooth else mark
         drawn = plotext.marker(marker, hue) if colour else marker
-        heights = np.log10(curve) if log else curve
+        heights = curve.map(math.log10) if log else curve
         figure.draw(figure.signal(curve.index.tolist(), heights.tolist(), marker=drawn).lines())
         sign = "" if smooth and not colour else ("──" if smooth else mark) + " "
         legend.append(plotext.colorize(f"{sign}{name}", hue).string() if colour else f"{sign}{name}")
@@ -102,6 +104,9 @@ def chart(
 
 def _ticks(figure: Any, curves: dict[str, pd.Series], log: bool, height: int) -> None:
     """Whole epochs below, values with four digits at the side, lines apart; a curve of one point has room about it."""
+    import numpy as np
+    import pandas as pd
+
     values = pd.concat(list(curves.values()))
     epochs = np.unique(np.linspace(values.index.min(), values.index.max(), 7).round())
     low, high = float(values.min()), float(values.max())
@@ -146,6 +151,8 @@ def _families(columns: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _checked(columns: Sequence[str]) -> Sequence[str]:
+    from metrics.run_data import FIGURES
+
     for name in columns:
         if name not in FIGURES:
             raise RequestError(f"--columns {name}: no such column of figures; there are {', '.join(FIGURES)}")
@@ -154,6 +161,8 @@ def _checked(columns: Sequence[str]) -> Sequence[str]:
 
 def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The rows of each run by its name, and what is to be known of each in a line."""
+    from metrics.run_data import epochs_frame, load_document
+
     runs, lines = {}, []
     for paths in dict.fromkeys(places):
         document = load_document(paths)
@@ -165,27 +174,44 @@ def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, pd.DataFrame], lis
     return runs, lines
 
 
+@dataclass(frozen=True)
+class CurvesConfig:
+    """Curves of one run or several as text charts."""
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]
+    """Names of runs, or their folders under metrics/output/."""
+    columns: Annotated[tuple[str, ...], arg(metavar="COLUMN [COLUMN ...]")] = USUAL
+    """Columns of training_metrics.csv."""
+    log: bool = False
+    """Logarithmic axes."""
+    width: int | None = None
+    """Width of a chart, in characters. Left out: the terminal's."""
+    height: int = HEIGHT
+    """Height of a chart, in lines."""
+    output_root: Path | None = None
+    """Folder that the runs write to. Left out: the project folder."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise RequestError("name one run or more: python -m metrics.curves RUN [RUN ...]")
+        if (self.width or LEAST_WIDTH) < LEAST_WIDTH or self.height < LEAST_HEIGHT:
+            raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
+
+
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m metrics.curves", description="Curves of runs as text charts.")
-    parser.add_argument("runs", nargs="+", metavar="run", help="name of a run, or its folder under metrics/output/")
-    parser.add_argument("--columns", nargs="+", default=USUAL, metavar="COLUMN",
-                        help="columns of training_metrics.csv (default: losses and quality)")  # fmt: skip
-    parser.add_argument("--log", action="store_true", help="logarithmic axes")
-    parser.add_argument("--width", type=int, help="of a chart, in characters (default: the terminal's)")
-    parser.add_argument("--height", type=int, default=HEIGHT, help="of a chart, in lines (default: %(default)s)")
-    parser.add_argument("--output-root", type=Path, help="where the runs wrote to (default: the project folder)")
-    options = parser.parse_args(arguments)
+    config = cli.parse(CurvesConfig, arguments, "python -m metrics.curves")
+    columns = _checked(config.columns)
+    runs, lines = _read_runs([find_run(name, config.output_root) for name in config.runs])
     terminal = sys.stdout.isatty()
-    width = options.width or (shutil.get_terminal_size((WIDTH, 0)).columns if terminal else WIDTH)
-    if width < LEAST_WIDTH or options.height < LEAST_HEIGHT:
-        raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
-    columns = _checked(options.columns)
-    runs, lines = _read_runs([find_run(name, options.output_root) for name in options.runs])
-    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    colour = terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
-    look = {"width": width, "height": options.height, "colour": colour, "ascii_only": ascii_only}
-    drawn = charts(runs, columns, options.log, **look) or [f"nothing to draw yet of {', '.join(columns)}"]
+    usual = shutil.get_terminal_size((WIDTH, 0)).columns if terminal else WIDTH
+    look = {
+        "width": config.width or max(usual, LEAST_WIDTH),
+        "height": config.height,
+        "colour": terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR"),
+        "ascii_only": not (sys.stdout.encoding or "").lower().startswith("utf"),
+    }
+    drawn = charts(runs, columns, config.log, **look) or [f"nothing to draw yet of {', '.join(columns)}"]
     print("\n".join(lines), *drawn, sep="\n\n")
     return 0
 

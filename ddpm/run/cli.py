@@ -53,7 +53,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
 
     Args:
         arguments: those of this process if left out.
-        program: what `--help` calls it, such as `train.py`.
+        program: its name in `--help`, such as `train.py` or `python -m metrics.report`.
         default: the values of flags that are not given, where they are not those of `kind`.
 
     Raises:
@@ -78,7 +78,8 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
         what = _first_words(complaint.getvalue())
         rule = what.removeprefix(f"Error parsing {kind.__name__}: ")  # one of ours, which says how to fix it
         ended = what if what.endswith("?") else f"{what.rstrip('.')};"
-        raise RequestError(rule if rule != what else f"{ended} `python {program} --help` lists every flag") from None
+        shown = f"python {program.removeprefix('python ')} --help"
+        raise RequestError(rule if rule != what else f"{ended} `{shown}` lists every flag") from None
 
 
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
@@ -106,5 +107,8 @@ def _first_words(box: str) -> str:
     parts = [list(part) for rule, part in itertools.groupby(lines, lambda line: set(line) <= set("─-╰╯")) if not rule]
     if not parts:
         return "the command line could not be read"
+    what = " ".join(parts[0])
+    if missing := re.match(r"Missing from [^:]+: (\S+)", what):  # its help text follows
+        return f"Missing from the command line: {missing[1]} is required"
     meant = re.search(r"Perhaps you meant:[\W_]+?(--[\w-]+)", box)
-    return " ".join(parts[0]) + (f"; did you mean {meant[1]}?" if meant else "")
+    return what + (f"; did you mean {meant[1]}?" if meant else "")

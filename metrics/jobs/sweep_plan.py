@@ -30,7 +30,6 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real
 from ddpm.run.paths import RunPaths
-from metrics.compare.figures import parse_rank_by
 
 PARTS = {"name": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str}
 NOT_HERE = {  # setting: why a plan cannot hold it
@@ -112,6 +111,8 @@ def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
         base["output_root"] = str(output_root)
     name = content.get("name") or path.stem
     if content.get("rank_by"):
+        from metrics.compare.figures import parse_rank_by  # here, as it loads pandas
+
         try:
             parse_rank_by(content["rank_by"])
         except RequestError as error:
