@@ -18,7 +18,7 @@ import pandas as pd
 
 from ddpm.run.config import TrainConfig, data_words
 from ddpm.run.errors import RequestError
-from ddpm.run.format import number
+from ddpm.run.format import clean, ending_line, number
 from ddpm.run.metrics import METRICS, names
 from ddpm.run.paths import RunPaths
 from metrics.live.status import ENDED, read_status
@@ -111,6 +111,10 @@ def short_names(labels: Sequence[str]) -> list[str]:
 
 
 def _read(paths: RunPaths) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]:
+    status = read_status(paths) or {}
+    ended = " ".join(clean(ending_line(status))) if status.get("state") in ENDED else ""
+    if ended and not paths.json.exists():
+        raise RequestError(f"{ended}; it has no figures")
     document = load_document(paths)
     try:
         frame = epochs_frame(document)
@@ -121,8 +125,8 @@ def _read(paths: RunPaths) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Any]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RequestError(f"{paths.json} cannot be read as metrics ({error!r})") from error
     if frame.empty:
-        raise RequestError(f"{paths.json} has no row: no epoch has finished yet")
-    return document, frame, read_status(paths) or {}
+        raise RequestError(f"{ended}; it has no figures" if ended else "no epoch has finished yet")
+    return document, frame, status
 
 
 # ---- one figure of one run -------------------------------------------------------------------------------------------
