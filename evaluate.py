@@ -46,7 +46,7 @@ from ddpm.training.distributed import DistContext
 from ddpm.training.threads import settle
 from metrics.evaluation_section import write_evaluation_plots
 from metrics.report import write_report
-from metrics.tracker import jsonable
+from ddpm.run.files import plain as jsonable
 
 INTERRUPTED = 130
 

@@ -15,7 +15,8 @@ import os
 import sys
 from datetime import timedelta
 
-from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import TrainConfig
 from ddpm.run.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program

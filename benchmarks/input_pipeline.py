@@ -26,7 +26,8 @@ from rich.table import Table
 from benchmarks.other_loops import endless, pil_loader
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
-from ddpm.run.config import PRESETS, TrainConfig, parse_args
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import PRESETS, TrainConfig
 from ddpm.run.program import run_program
 from ddpm.training import data
 from ddpm.training.distributed import DistContext, connect

@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT

@@ -83,7 +83,7 @@ def child(file: str, began: str, _: str, *flags: str) -> int:
     """Be train.py with `flags` until the first step is done; leave the seconds of each phase in `file`."""
     clock = PhaseClock(float(began))
     clock.enter("arguments")
-    from ddpm.run.config import parse_args
+    from ddpm.run.arguments import parse_args
     from ddpm.run.signals import StopRequest
 
     stop = StopRequest().install()

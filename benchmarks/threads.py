@@ -69,7 +69,7 @@ def child(side: str, flags: Sequence[str]) -> None:
     that was."""
     if side == CHOSEN:
         limit_spinning()
-    from ddpm.run.config import parse_args
+    from ddpm.run.arguments import parse_args
 
     config = parse_args(flags)
     from benchmarks.our_run import our_run

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ddpm.run.config import parse_target
 from ddpm.run.format import count, duration, significant
 from ddpm.run.metrics import IMAGES_SEEN, METRICS, TOTAL_TIME_SEC, Metric, headline
 from ddpm.run.paths import RunPaths
-from ddpm.run.rules import parse_target
 from metrics.compare.cautions import cautions, listed
 from metrics.compare.figures import delta, differing, named, why_not
 from metrics.page import Bullets, Section, Table

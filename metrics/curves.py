@@ -8,16 +8,17 @@ the encoding knows no line drawing, the charts are ASCII.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import plotext
+from tyro.conf import Positional, arg
 
 from ddpm.run import cli
 from ddpm.run.errors import RequestError
@@ -140,7 +141,7 @@ def charts(runs: Mapping[str, RunData], metrics: Sequence[Metric], log: bool | N
 
 
 def _chosen(columns: Sequence[str]) -> Sequence[Metric]:
-    """The figures in these columns; the usual ones if none is named.
+    """The figures in these columns.
 
     Raises:
         RequestError: there is no such column of figures.
@@ -148,7 +149,7 @@ def _chosen(columns: Sequence[str]) -> Sequence[Metric]:
     for name in columns:
         if name not in FIGURES:
             raise RequestError(f"--columns {name}: no such column of figures; there are {', '.join(FIGURES)}")
-    return [METRICS[name] for name in columns] or USUAL
+    return [METRICS[name] for name in columns]
 
 
 def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, RunData], list[str]]:
@@ -163,27 +164,44 @@ def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, RunData], list[str
     return runs, lines
 
 
+@dataclass(frozen=True)
+class CurvesConfig:
+    """Curves of one run or several as text charts."""
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]
+    """Names of runs, or their folders under metrics/output/."""
+    columns: Annotated[tuple[str, ...], arg(metavar="COLUMN [COLUMN ...]")] = tuple(metric.name for metric in USUAL)
+    """Columns of training_metrics.csv."""
+    log: bool = False
+    """Logarithmic axes."""
+    width: int | None = None
+    """Width of a chart, in characters. Left out: the terminal's."""
+    height: int = HEIGHT
+    """Height of a chart, in lines."""
+    output_root: Path | None = None
+    """Folder that the runs write to. Left out: the project folder."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise RequestError("name one run or more: python -m metrics.curves RUN [RUN ...]")
+        if (self.width or LEAST_WIDTH) < LEAST_WIDTH or self.height < LEAST_HEIGHT:
+            raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
+
+
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m metrics.curves", description="Curves of runs as text charts.")
-    parser.add_argument("runs", nargs="+", metavar="run", help="name of a run, or its folder under metrics/output/")
-    parser.add_argument("--columns", nargs="+", default=(), metavar="COLUMN",
-                        help="columns of training_metrics.csv (default: losses and quality)")  # fmt: skip
-    parser.add_argument("--log", action="store_true", help="logarithmic axes")
-    parser.add_argument("--width", type=int, help="of a chart, in characters (default: the terminal's)")
-    parser.add_argument("--height", type=int, default=HEIGHT, help="of a chart, in lines (default: %(default)s)")
-    parser.add_argument("--output-root", type=Path, help="where the runs wrote to (default: the project folder)")
-    options = parser.parse_args(arguments)
+    config = cli.parse(CurvesConfig, arguments, "python -m metrics.curves")
+    chosen = _chosen(config.columns)
+    runs, lines = _read_runs([find_run(name, config.output_root) for name in config.runs])
     terminal = sys.stdout.isatty()
-    width = options.width or (shutil.get_terminal_size((WIDTH, 0)).columns if terminal else WIDTH)
-    if width < LEAST_WIDTH or options.height < LEAST_HEIGHT:
-        raise RequestError(f"a chart needs --width {LEAST_WIDTH} and --height {LEAST_HEIGHT} or more")
-    chosen = _chosen(options.columns)
-    runs, lines = _read_runs([find_run(name, options.output_root) for name in options.runs])
-    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    colour = terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
-    look = {"width": width, "height": options.height, "colour": colour, "ascii_only": ascii_only}
-    drawn = charts(runs, chosen, options.log, **look)
+    usual = shutil.get_terminal_size((WIDTH, 0)).columns if terminal else WIDTH
+    look = {
+        "width": config.width or max(usual, LEAST_WIDTH),
+        "height": config.height,
+        "colour": terminal and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR"),
+        "ascii_only": not (sys.stdout.encoding or "").lower().startswith("utf"),
+    }
+    drawn = charts(runs, chosen, config.log, **look)
     drawn = drawn or [f"nothing to draw yet of {', '.join(metric.label for metric in chosen)}"]
     print("\n".join(lines), *drawn, sep="\n\n")
     return 0

@@ -9,18 +9,18 @@ shown as text.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import io
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from markdown_it import MarkdownIt
@@ -29,11 +29,13 @@ from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 from PIL import Image
+from tyro.conf import Positional, arg
 
 from ddpm.run import cli
+from ddpm.run.command import RunCommand
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, read_file, read_text, why
-from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
 
 PLOT = "plot"  # what plots call themselves in their PNG files (metrics/style.py)
@@ -197,19 +199,22 @@ def _folded(tokens: list[Token]) -> list[Token]:
     return tokens
 
 
+@dataclass(frozen=True)
+class HtmlConfig(RunCommand):
+    """Make one self-contained web page of a run's Markdown report, or of another Markdown page."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN|PAGE.md")]
+    """Name of the run, its folder under metrics/output/, or a Markdown page."""
+
+
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m metrics.html", description="Make a run's Markdown report one self-contained web page."
-    )
-    parser.add_argument("run", help="name of the run, its folder under metrics/output/, or a Markdown page")
-    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
-    options = parser.parse_args(arguments)
-    page = Path(options.run)
+    config = cli.parse(HtmlConfig, arguments, "python -m metrics.html")
+    page = Path(config.run)
     if page.suffix == ".md" and not page.is_dir():
         print(write_page(page, page.stem))
     else:
-        print(write_html(find_run(options.run, options.output_root)))
+        print(write_html(config.paths))
     return 0
 
 

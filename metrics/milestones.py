@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ddpm.run.config import parse_target
 from ddpm.run.files import read_file
 from ddpm.run.format import DASH, count, duration, plural, timestamp
 from ddpm.run.metrics import IMAGES_SEEN, LR, METRICS, NONFINITE_STEPS, STEP, TOTAL_TIME_SEC, Metric
 from ddpm.run.paths import RunPaths
-from ddpm.run.rules import parse_target
 from metrics.files import ENDED, read_event
 from metrics.page import Section, Table
 from metrics.phases import Phase

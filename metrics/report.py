@@ -6,17 +6,18 @@ python -m metrics.report RUN [--output-root DIR]        rebuild them, at any tim
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.run import cli
+from ddpm.run.command import RunCommand
 from ddpm.run.files import atomic_write
 from ddpm.run.format import DASH, count
-from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
 from metrics import sections
 from metrics import strip as strips
@@ -121,15 +122,14 @@ def write_report(paths: RunPaths) -> Path:
     return paths.report
 
 
+@dataclass(frozen=True)
+class ReportConfig(RunCommand):
+    """Rebuild a run's plots and report from its training_metrics.json."""
+
+
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m metrics.report", description="Rebuild a run's plots and report from its training_metrics.json."
-    )
-    parser.add_argument("run", help="name of the run, or its folder under metrics/output/")
-    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
-    options = parser.parse_args(arguments)
-    print(write_report(find_run(options.run, options.output_root)))
+    print(write_report(cli.parse(ReportConfig, arguments, "python -m metrics.report").paths))
     return 0
 
 

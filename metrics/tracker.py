@@ -33,10 +33,6 @@ from ddpm.run.metrics import (
 from ddpm.run.paths import RunPaths
 from metrics.trends import Curve, best
 
-NO_RECIPE = (  # settings that say nothing of what is trained
-    "run_name", "output_root", "download", "config", "resume", "dry_run", "target", "baseline", "wandb",
-)  # fmt: skip
-
 
 def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[str, float | int | None]:
     """The loss and gradient columns of a row.

@@ -8,15 +8,18 @@ from `training_metrics.json` and, for the times of milestones, `events.jsonl` an
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from tyro.conf import arg
 
 from ddpm.run import cli
+from ddpm.run.command import RunCommand
+from ddpm.run.config import SELECTABLE, parse_target
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.format import DASH, duration, plural
@@ -35,7 +38,6 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import run_program
-from ddpm.run.rules import SELECTABLE, parse_target
 from metrics import sections, trends
 from metrics.baseline import baseline_section, target_section
 from metrics.curves import USUAL, charts
@@ -209,27 +211,30 @@ def time_section(run: RunData) -> Section | None:
 
 
 def curves_section(run: RunData) -> Section:
-    drawn = charts({run.run: run.frame}, USUAL, log=None)
+    drawn = charts({run.run: run}, USUAL, log=None)
     return Section("Curves", [Code("\n\n".join(drawn), "text") if drawn else "Nothing to draw yet."])
+
+
+@dataclass(frozen=True)
+class TrainingLogConfig(RunCommand):
+    """Rebuild a run's training_log.md, with milestones and curves."""
+
+    target: Annotated[str | None, arg(metavar="NAME=VALUE")] = None
+    """A figure to reach, such as val_loss=0.004."""
+    baseline: Annotated[str | None, arg(metavar="RUN")] = None
+    """A run to compare with: its name, or its folder."""
+
+    def __post_init__(self) -> None:
+        if self.target and not parse_target(self.target):
+            known = ", ".join(SELECTABLE)
+            raise RequestError(f"--target {self.target}: give one of {known}, = and a number, such as val_loss=0.004")
 
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m metrics.training_log",
-        description="Rebuild a run's training_log.md, with milestones and curves.",
-    )
-    parser.add_argument("run", help="name of the run, or its folder under metrics/output/")
-    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
-    parser.add_argument("--target", metavar="NAME=VALUE", help="a figure to reach, such as val_loss=0.004")
-    parser.add_argument("--baseline", metavar="RUN", help="a run to compare with: its name, or its folder")
-    options = parser.parse_args(arguments)
-    if options.target and not parse_target(options.target):
-        known = ", ".join(SELECTABLE)
-        raise RequestError(f"--target {options.target}: give one of {known}, = and a number, such as val_loss=0.004")
-    paths = find_run(options.run, options.output_root)
-    baseline = find_run(options.baseline, paths.root) if options.baseline else None
-    print(write_training_log(paths, options.target, baseline))
+    config = cli.parse(TrainingLogConfig, arguments, "python -m metrics.training_log")
+    baseline = find_run(config.baseline, config.paths.root) if config.baseline else None
+    print(write_training_log(config.paths, config.target, baseline))
     return 0
 
 

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from ddpm.run.config import PRESETS, TrainConfig, field_help, markdown_table, parse_args, preset
+from ddpm.run.arguments import parse_args
+from ddpm.run.cli import flag
+from ddpm.run.config import PRESETS, TrainConfig, field_help, markdown_table, preset, without_effect
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE
-from ddpm.run.rules import flag, without_effect
 from tests.conftest import replace
 
 
@@ -43,11 +44,20 @@ def test_large_is_the_default_and_what_is_typed_wins_over_the_preset():
     assert (config.preset, config.batch_size, config.block_out_channels) == ("tiny", 7, (16, 32))
     assert config.lr == PRESETS["tiny"]["lr"]
     assert parse_args(["--batch_size=9", "--preset=small"]).batch_size == 9
+    assert parse_args(["--preset", "tiny", "--val-images", "None"]).val_images is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "value"),
-    [([], None), (["--compile"], True), (["--no-compile"], False), (["--compile", "True"], True)],
+    [
+        ([], None),
+        (["--compile"], True),
+        (["--no-compile"], False),
+        (["--compile", "True"], True),
+        (["--compile=False"], False),
+        (["--compile", "--no-compile"], False),
+        (["--no-compile", "--compile", "None"], None),
+    ],
 )
 def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
     assert parse_args(arguments).compile is value
@@ -164,6 +174,7 @@ def test_help_explains_every_field_and_needs_no_torch():
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True).stdout
     assert shown.splitlines()[-1] == "0 False"
+    assert "None" not in shown
     flat = "".join(shown.replace("│", "").split())
     for name, text in field_help().items():
         assert flag(name) in flat
@@ -199,6 +210,7 @@ def test_what_a_run_wrote_can_be_given_back(tmp_path):
         ("bach_size: 3", "did you mean batch_size?"),
         ("lr: fast", "--lr"),
         ("epochs: 0", "--epochs 0: must be 1 or more"),
+        ("lr: {start: 1}", "lr: must be a value or a list of values"),
         ("- tiny", "no mapping"),
         ("a: b: c", "cannot be read"),
         ("preset: huge", "tiny, small, medium, large, xl"),

@@ -27,7 +27,8 @@ import sample
 import train
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.run import cli
-from ddpm.run.config import TrainConfig, parse_args, preset
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.sampling import export

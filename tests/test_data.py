@@ -127,9 +127,8 @@ def test_unequal_classes_are_told(small_data: Path, small):
     train, test = data.load(small, ONE)
     cut = replace(train, pixels=train.pixels[:-1], labels=train.labels[:-1])
     schedule = TrainingSchedule(small, 1, len(cut))
-    summary = describe_run(small, choose(small, ONE.device, 1e8), ONE, schedule, 1e8, cut, test, Threads(ONE), [])[
-        "data_summary"
-    ]
+    choices, threads = choose(small, ONE.device, 1e8), Threads(ONE.device)
+    summary = describe_run(small, choices, ONE, schedule, 1e8, cut, test, threads, [])["data_summary"]
     words = counts_in_words("emnist", summary)
     assert "classes NOT equal" in words
     assert "t:5" in words

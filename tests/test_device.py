@@ -14,7 +14,8 @@ import torch
 import evaluate
 import sample
 import train
-from ddpm.run.config import parse_args, preset
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest

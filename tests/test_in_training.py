@@ -10,6 +10,7 @@ from ddpm.evaluation import in_training
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.in_training import InTrainingEvaluation
 from ddpm.run.config import TrainConfig
+from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.signals import StopRequest
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.distributed import connect
@@ -77,7 +78,7 @@ def test_a_run_asked_to_stop_while_the_classifier_is_trained_stops_then_and_eval
 
     with monkeypatch.context() as patched:
         patched.setattr(in_training, "load_or_train", asked_meanwhile)
-        assert train.main(config, stop) == train.STOPPED
+        assert train.main(config, stop) == EXIT_STOPPED
     assert not paths_of(config).csv.exists() or rows(config).empty
     assert run(config) == 0
     assert rows(config)["rca"].notna().all()

@@ -66,6 +66,60 @@ def test_every_program_prints_its_help_in_ascii():
     assert {program: each for program, each in told.items() if each != [0, "legible"]} == {}
 
 
+# Programs that do not parse their command line first yet, but load what they work with; each is to leave this list.
+LOAD_FIRST = (
+    "evaluate.py",
+    "ddpm/export.py",
+    "ddpm/sampling/export.py",
+    "metrics/report.py",
+    "metrics/training_log.py",
+)
+
+
+@pytest.mark.parametrize(
+    "program", [name for name in PROGRAMS if not name.startswith("benchmarks/") and name not in LOAD_FIRST]
+)
+def test_help_comes_before_anything_heavy_is_loaded(program):
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'diffusers'} & sys.modules.keys()\n"
+        "print('loaded:', *sorted(heavy))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, program], cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.stderr, done.stdout.splitlines()[-1]) == ("", "loaded:")
+    assert "None" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["-m", "metrics.report"], "RUN is required"),
+        (["-m", "metrics.html", "a_run", "--output-rot", "x"], "did you mean --output-root?"),
+        (["-m", "metrics.curves"], "name one run or more"),
+        (["-m", "metrics.curves", "a_run", "--heigth", "9"], "did you mean --height?"),
+        (["-m", "metrics.training_log", "a_run", "--target", "speed=3"], "--target speed=3: give one of"),
+        (["-m", "metrics.health", "a_run", "--watch", "--json"], "--watch and --json: give one of them"),
+        (["-m", "metrics.health", "a_run", "--threshold", "window=9", "x=1"], "--threshold x=1: no such threshold"),
+        (["-m", "metrics.compare", "a_run", "--rank-bye", "rca"], "did you mean --rank-by?"),
+        (["-m", "metrics.sweep", "plan.yaml", "--at-once", "0"], "--at-once 0: must be 1 or more"),
+        (["-m", "metrics.sweep", "plan.yaml", "--", "--time=1"], "need --submit"),
+        (["-m", "ddpm.training.glyphs", "--seeds", "1"], "did you mean --seed?"),
+        (["-m", "metrics.jobs.requeue"], "give before FLAGS"),
+        (["pretty_logger.py", "a_run", "--onec"], "did you mean --once?"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(command, told):
+    done = subprocess.run([sys.executable, *command], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and told in done.stderr
+
+
 @pytest.mark.parametrize("program", ["metrics/report.py", "metrics/compare/__main__.py", "metrics/sweep.py"])
 def test_a_program_that_loads_matplotlib_at_once_does_not_depend_on_its_backend(program):
     assert run_all([[program, "--help"]], MPLBACKEND="nonsense")[0] == {program: [0, "legible"]}

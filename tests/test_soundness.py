@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import train
-from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import TrainConfig
 from ddpm.run.signals import StopRequest
 from ddpm.training import soundness
 from ddpm.training.checkpoint import read_meta

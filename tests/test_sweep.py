@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm.run.config import parse_args
+from ddpm.run.arguments import parse_args
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.jobs import sweep
 from metrics.jobs.sweep_plan import read_plan
@@ -26,27 +26,31 @@ from tests.test_submit import ARRAY, FINISH, ONE_NODE, launches, run
 # In place of train.py: leaves the figures of a finished run, or ends as --epochs tells it to.
 TRAINING = """
 import json, signal, sys, time
-from ddpm.run.config import parse_args
+from ddpm.run.arguments import parse_args
 from ddpm.run.paths import RunPaths
 from tests.metrics_documents import make_document
 config = parse_args(sys.argv[1:])
 paths = RunPaths(config.output_root, config.run)
 paths.metrics.mkdir(parents=True, exist_ok=True)
 def end(state, code):
-    paths.status.write_text(json.dumps({"state": state}))
+    message = "the loss is not finite\\nat step 7" if state == "failed" else None
+    paths.status.write_text(json.dumps({"state": state, "exit_code": code, "message": message}))
     sys.exit(code)
 if config.epochs == 100:
     signal.signal(signal.SIGTERM, lambda *_: end("stopped", 75))
     (config.output_root / "ready").touch()
     time.sleep(30)
-if config.epochs > 70:
+if config.epochs == 74:  # fails within its first epoch
+    paths.json.write_text(json.dumps(make_document(0, gpu=False, data=config.data, run=config.run, state="failed")))
+    end("failed", 1)
+if config.epochs > 74:
     end({75: "stopped", 76: "failed", 77: "stopped"}[config.epochs], {75: 75, 76: 1, 77: 0}[config.epochs])
 document = make_document(config.epochs, gpu=False, data=config.data, run=config.run)
 document["settings"] |= config.to_dict()
 paths.json.write_text(json.dumps(document))
 end("finished", 0)
 """
-STOPPED, FAILS, STOPPED_UNDER_TORCHRUN, WAITS = 75, 76, 77, 100  # epochs
+FAILS_EARLY, STOPPED, FAILS, STOPPED_UNDER_TORCHRUN, WAITS = 74, 75, 76, 77, 100  # epochs
 
 # Keeps how it was called, and answers with job numbers; refuses calls that hold a word of the file "refuse".
 SBATCH = """
@@ -167,6 +171,18 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(root: Path, capsys):
     assert "ranked by the loss instead" in output, "nobody had an rca, and the page is written all the same"
     page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
     assert "Left out: rates-bad" in page and "# Comparison of 2 runs" in page
+
+
+@pytest.mark.parametrize("how", [FAILS, FAILS_EARLY])
+def test_the_page_says_how_a_run_without_figures_ended(root: Path, capsys, how: int):
+    """Whether it failed before it wrote training_metrics.json, or within its first epoch."""
+    assert sweep.main([str(write_plan(root, runs={"bad": {"epochs": how}, "slow": {"lr": 0.001}, "fast": {}}))]) == 1
+    page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("Left out: "))
+    assert line.startswith("Left out: rates-bad: failed (exit code 1): the loss is not finite at step 7")
+    assert "yet" not in line and line.removeprefix("Left out: ").rstrip(".") in capsys.readouterr().out.replace(
+        "\n", ""
+    )
 
 
 @pytest.mark.parametrize("how", [STOPPED, STOPPED_UNDER_TORCHRUN])

@@ -149,7 +149,7 @@ def agreed() -> list:
         threads.free_cores = lambda *_: 16.0 if world.rank == 0 or free else 4.4
         threads.INTERVAL = 0.0
         free = False
-        mine = Threads(world)
+        mine = Threads(world.device, world.gather)
         seen = [mine.number]
         free, mine._adjust._patience = True, 0.0
         told = [mine.step() for _ in range(2 * threads.TOGETHER)]
@@ -164,7 +164,7 @@ def test_the_users_number_is_honoured_whatever_others_take(monkeypatch):
     monkeypatch.setattr(threads, "free_cores", lambda *_: 0.0)
     monkeypatch.setattr(threads, "INTERVAL", 0.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    chosen = Threads(ONE)
+    chosen = Threads(ONE.device)
     assert (chosen.number, chosen.step()) == (torch.get_num_threads(), None)
     assert "OMP_NUM_THREADS=1" in chosen.reason
 
@@ -202,7 +202,7 @@ def test_beside_busy_processes_a_run_takes_one_thread(monkeypatch, several_threa
         time.sleep(0.5)
         monkeypatch.setattr(threads, "BEGAN", Reading.take(usable_cores(), cpu_quota()))
         time.sleep(1.5)
-        assert Threads(ONE).number == torch.get_num_threads() == 1
+        assert Threads(ONE.device).number == torch.get_num_threads() == 1
 
 
 @pytest.mark.skipif(len(usable_cores()) < 2, reason="needs two cores")

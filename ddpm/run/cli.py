@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, TypeVar, Union, get_args
 
 from ddpm.run.errors import RequestError
 from ddpm.run.files import why_and_cure
+
+if TYPE_CHECKING:
+    from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 T = TypeVar("T")
 Main = Callable[[Sequence[str] | None], int]
@@ -38,12 +43,17 @@ def in_one_line(main: Main) -> Main:
     return guarded
 
 
+def flag(name: str) -> str:
+    """The command-line flag of a field: `batch_size` → `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
 def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default: T | None = None) -> T:
     """The settings (an instance of the dataclass `kind`) that a command line asks for.
 
     Args:
         arguments: those of this process if left out.
-        program: what `--help` calls it, such as `train.py`.
+        program: its name in `--help`, such as `train.py` or `python -m metrics.report`.
         default: the values of flags that are not given, where they are not those of `kind`.
 
     Raises:
@@ -52,20 +62,43 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
     """
     import tyro  # here, so that programs that only read settings do without it
 
-    complaint = io.StringIO()
+    arguments = sys.argv[1:] if arguments is None else arguments
     known = {} if default is None else {"default": default}
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_optional)
+    complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=sys.argv[1:] if arguments is None else arguments, prog=program, **known)
+            return tyro.cli(kind, args=arguments, prog=program, registry=registry, **known)
     except BrokenPipeError:  # `--help | head` has seen enough
         sys.exit(0)
     except SystemExit as end:
         if not end.code:
             raise
         what = _first_words(complaint.getvalue())
-        rule = what.removeprefix(f"Error parsing {kind.__name__}: ")  # one of ours, which says how to mend it
-        ended = what if what.endswith("?") else f"{what};"
-        raise RequestError(rule if rule != what else f"{ended} `python {program} --help` lists every flag") from None
+        rule = what.removeprefix(f"Error parsing {kind.__name__}: ")  # one of ours, which says how to fix it
+        ended = what if what.endswith("?") else f"{what.rstrip('.')};"
+        shown = f"python {program.removeprefix('python ')} --help"
+        raise RequestError(rule if rule != what else f"{ended} `{shown}` lists every flag") from None
+
+
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """A rule for tyro: `--help` shows `int | None` as INT, and `bool | None` as a switch. None is read all the same."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo
+
+    kinds = get_args(info.type)
+    if info.type_origin not in (Union, UnionType) or NoneType not in kinds:
+        return None
+    kind = Union[tuple(kind for kind in kinds if kind is not NoneType)]  # noqa: UP007
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+    return dataclasses.replace(
+        spec,
+        metavar="" if kind is bool else spec.metavar,
+        choices=None if kind is bool else spec.choices,
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["-"] if value is None else spec.str_from_instance(value),
+    )
 
 
 def _first_words(box: str) -> str:
@@ -74,5 +107,8 @@ def _first_words(box: str) -> str:
     parts = [list(part) for rule, part in itertools.groupby(lines, lambda line: set(line) <= set("─-╰╯")) if not rule]
     if not parts:
         return "the command line could not be read"
+    what = " ".join(parts[0])
+    if missing := re.match(r"Missing from [^:]+: (\S+)", what):  # its help text follows
+        return f"Missing from the command line: {missing[1]} is required"
     meant = re.search(r"Perhaps you meant:[\W_]+?(--[\w-]+)", box)
-    return " ".join(parts[0]) + (f"; did you mean {meant[1]}?" if meant else "")
+    return what + (f"; did you mean {meant[1]}?" if meant else "")

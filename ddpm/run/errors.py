@@ -1,12 +1,14 @@
-"""The ways a run ends badly that are not bugs."""
+"""How a program ends when it does not finish: exit code of a stop, and errors that are not bugs."""
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request with a checkpoint saved; the same command continues
 
 
 class RequestError(ValueError):
-    """The request is wrong: one line that says what and how to mend it. Ends in exit code 2."""
+    """The request is wrong: one line that says what, and how to fix it. Ends in exit code 2."""
 
 
 class NotMetError(RequestError):
-    """The processes of a run have not found each other: each that notices says so, as none can speak for all."""
+    """The processes of a run have not found each other. Each process that notices reports it."""
 
 
 class TrainingFailed(RuntimeError):
@@ -14,9 +16,10 @@ class TrainingFailed(RuntimeError):
 
 
 class ProcessesLost(RuntimeError):
-    """Other processes of the run do not answer any more. Ends in exit code 1, without a traceback.
+    """Other processes of the run no longer answer. Ends in exit code 1, without a traceback.
 
-    `spokesman` says whether this process is the one among those that are left that is to tell of it.
+    Attributes:
+        spokesman: is this the one of the remaining processes that reports it?
     """
 
     def __init__(self, message: str, spokesman: bool) -> None:

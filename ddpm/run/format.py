@@ -10,7 +10,6 @@ from typing import Any
 from ddpm.run import kinds
 from ddpm.run.metrics import DASH
 
-
 ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]?")
 
 

@@ -1,16 +1,21 @@
-"""Bins that NumPy takes, whatever the values are."""
+"""Ranges of histograms that NumPy accepts, whatever the values are."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def span(values: np.ndarray, bins: int) -> tuple[float, float]:
-    """The range of a histogram with `bins` bins of the finite `values` (any shape): the least and the largest of them.
+    """The range of a histogram of the finite `values` (any shape): their minimum and maximum.
 
-    It is wider where the values are equal or differ by so little that float64 has no edges between them, as NumPy
-    refuses those ("Too many bins for data range"); 0 to 1 where no value is finite.
+    The range is wider where the values are equal, or so close that float64 cannot hold `bins` edges between them: NumPy
+    refuses those ("Too many bins for data range"). It is 0 to 1 where no value is finite.
     """
+    import numpy as np  # here: ddpm/run loads without it
+
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0

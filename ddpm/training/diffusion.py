@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from ddpm.run.config import NULL_CLASS, TrainConfig
-from ddpm.run.rules import beta_range
+from ddpm.run.config import NULL_CLASS, TrainConfig, beta_range
 from ddpm.training.data import Images, to_model_input
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import synchronize

@@ -12,18 +12,21 @@ and vectorised exponentials differ in their last bits from machine to machine.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tyro.conf import arg
 
+from ddpm.run import cli
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, read_json
 from ddpm.run.fonts import font_file
@@ -302,21 +305,29 @@ def contact_sheet(root: Path, rows: int = 16) -> Image.Image:
     return Image.fromarray(sheet.reshape(-1, len(CLASS_NAMES) * IMAGE_SIZE))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ddpm.training.glyphs", description="Draw the embedded data set.")
-    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="will hold EMNIST/raw/ (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other hands (default: %(default)s)")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
-    request = parser.parse_args(arguments)
-    try:
-        ensure_glyphs(request.root, request.seed)
-        print(f"glyphs: {request.root / 'EMNIST' / 'raw'}")
-        if request.sheet:
-            contact_sheet(request.root).save(request.sheet)
-            print(f"contact sheet: {request.sheet}")
-    except (RequestError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@dataclass(frozen=True)
+class GlyphsConfig:
+    """Draw the embedded data set."""
+
+    root: Path = DEFAULT_ROOT
+    """Folder that will hold EMNIST/raw/."""
+    seed: int = 0
+    """Another seed gives other handwriting."""
+    sheet: Annotated[Path | None, arg(metavar="PNG")] = None
+    """Also write a contact sheet to this file."""
+
+
+@cli.in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    config = cli.parse(GlyphsConfig, arguments, "python -m ddpm.training.glyphs")
+    ensure_glyphs(config.root, config.seed)
+    print(f"glyphs: {config.root / 'EMNIST' / 'raw'}")
+    if config.sheet:
+        try:
+            contact_sheet(config.root).save(config.sheet)
+        except ValueError as error:  # Pillow knows no such format
+            raise RequestError(f"--sheet {config.sheet}: {error}") from error
+        print(f"contact sheet: {config.sheet}")
     return 0
 
 

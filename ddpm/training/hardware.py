@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ddpm.run.config import NUM_CLASSES, TrainConfig
-from ddpm.run.rules import EVALUATED, USUAL_EVAL_EVERY, parse_target
+from ddpm.run.config import EVALUATED, NUM_CLASSES, USUAL_EVAL_EVERY, TrainConfig, parse_target
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
 # GPU's name counts. A GPU that is not here gets no MFU rather than a guess.

@@ -15,11 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.config import NUM_CLASSES, TrainConfig, preset
+from ddpm.run.config import BETAS, NUM_CLASSES, TrainConfig, beta_range, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json, real, why_and_cure
 from ddpm.run.paths import RunPaths, readable_folder
-from ddpm.run.rules import BETAS, beta_range
 from ddpm.training.checkpoint import Checkpoint, inspect, point_latest, read_meta, sound_folders
 from ddpm.training.distributed import DistContext
 from ddpm.training.schedule import TrainingSchedule

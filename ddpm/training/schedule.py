@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddpm.run.config import TrainConfig, preset
+from ddpm.run.config import TrainConfig, preset, without_effect
 from ddpm.run.errors import RequestError
-from ddpm.run.rules import without_effect
 
 
 @dataclass(frozen=True)

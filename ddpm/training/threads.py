@@ -12,15 +12,13 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-    from ddpm.training.distributed import DistContext
 
 SPINS = "20000"  # about 1 ms; libgomp's 300,000 can let a thread that waits for a busy core burn its whole time slice
 INTERVAL = 5.0  # seconds between two looks at what other processes take
@@ -202,19 +200,24 @@ class Threads:
     OMP_NUM_THREADS is honoured, and where a GPU trains nothing is changed. The processes of a run agree on one number.
     """
 
-    def __init__(self, world: DistContext) -> None:
-        self._world, self._node = world, socket.gethostname()
+    def __init__(self, device: torch.device, gather: Callable[[object], list] = lambda value: [value]) -> None:
+        """
+        Args:
+            device: what this process trains on.
+            gather: returns the value of every process, in rank order, on every process; alone if left out.
+        """
+        self._gather, self._node = gather, socket.gethostname()
         self._cores, self._quota = usable_cores(), cpu_quota()
         self._next = time.monotonic() + INTERVAL
         self._steps = 0
-        on_cpu = world.device.type == "cpu"
+        on_cpu = device.type == "cpu"
         self.number = torch_threads() if on_cpu else None
         asked = os.environ.get("OMP_NUM_THREADS")
         self.reason = f"OMP_NUM_THREADS={asked}" if asked else "as many as there are cores for it"
         self._adapts = on_cpu and not asked
         if not on_cpu:
             return
-        everyone = world.gather((self._adapts, self.number, self._node, BEGAN))
+        everyone = gather((self._adapts, self.number, self._node, BEGAN))
         self._adapts = all(adapts for adapts, *_ in everyone)
         if not self._adapts:
             return
@@ -233,7 +236,7 @@ class Threads:
         if not self._adapts:
             return None
         self._steps += 1
-        alone = self._world.world_size == 1
+        alone = len(self._nodes) == 1
         if time.monotonic() < self._next if alone else self._steps % TOGETHER:
             return None
         self._next = time.monotonic() + INTERVAL
@@ -243,7 +246,7 @@ class Threads:
     def _look(self, at_least: float = 0.0) -> tuple[float, float, float] | None:
         """(cores, how many of them others have left free, the same for each of our processes there), since the last
         look, on the node that has the fewest free. None if it is less than `at_least` seconds ago."""
-        now = self._world.gather(Reading.take(self._cores, self._quota))
+        now = self._gather(Reading.take(self._cores, self._quota))
         if now[0].at - self._before[0].at < at_least:
             return None
         cores, quota = len(self._cores), self._quota and self._quota.cores
@@ -251,7 +254,7 @@ class Threads:
         free = free_cores(cores, quota, [self._before[rank] for rank in ours], [now[rank] for rank in ours])
         self._before = now
         here = free / len(ours), free, min(cores, quota or cores)
-        return min(self._world.gather(here))
+        return min(self._gather(here))
 
     def _apply(self, free_each: float, free: float, cores: float) -> str | None:
         number, before = self._adjust(free_each, self._before[0].at), self.number
@@ -266,9 +269,7 @@ class Threads:
 
 def settle(device: torch.device) -> str | None:
     """Choose the threads of a program of one process, once. Says so if they are fewer than there are cores for."""
-    from ddpm.training.distributed import DistContext
-
-    threads = Threads(DistContext(0, 0, 1, 1, device))
+    threads = Threads(device)
     return f"{in_words(threads.number)}: {threads.reason}" if threads.reduced else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm.run.config import TrainConfig
+from ddpm.run.config import NO_RECIPE, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.format import significant
 from ddpm.run.metrics import (
@@ -29,7 +29,6 @@ from ddpm.run.metrics import (
 from ddpm.run.paths import RunPaths
 from metrics import trends
 from metrics.run_data import FIGURES, RunData, read_run
-from metrics.tracker import NO_RECIPE
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 

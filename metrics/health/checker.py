@@ -10,23 +10,25 @@ nothing else. With --watch it looks again every few seconds, until Ctrl-C or unt
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.live import Live
+from tyro.conf import UseAppendAction, arg
 
 from ddpm.run import cli, kinds
+from ddpm.run.command import RunCommand
 from ddpm.run.errors import RequestError
-from ddpm.run.files import atomic_write, real, why
-from ddpm.run.paths import RunPaths, find_run
+from ddpm.run.files import atomic_write, plain, real, strict_json, why
+from ddpm.run.paths import RunPaths
 from ddpm.run.program import flush
 from metrics.files import read_json
 from metrics.health import checks
@@ -37,7 +39,6 @@ from metrics.health.speed import performance
 from metrics.health.thresholds import Thresholds, parse_thresholds
 from metrics.page import to_markdown
 from metrics.run_data import CLOCK_SKEW, RunData, RunReader
-from metrics.tracker import jsonable
 
 LOOK_AGAIN = 5.0  # seconds between two looks of --watch
 BEAT = 6.0  # seconds in which a living run renews its heartbeat
@@ -109,7 +110,7 @@ class HealthChecker:
             if self._weights is None or self._weights[0] != key:
                 weights = read_weights(chosen, self._limits)
                 component = weights_component(weights, chosen.name, self._limits)
-                self._weights = key, component, jsonable(weights.to_dict())
+                self._weights = key, component, plain(weights.to_dict())
         except (RequestError, OSError) as error:
             if not os.path.lexists(chosen):
                 note = f"{chosen.name} was removed by the run while it was being read: check again"
@@ -167,45 +168,9 @@ def _watch(paths: RunPaths, checker: HealthChecker, seconds: float) -> Health | 
     return health
 
 
-@cli.in_one_line
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m metrics.health", description="Judge a run from what it has published: is it healthy?"
-    )
-    parser.add_argument("run", help="name of the run, or its folder under metrics/output/")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--watch", action="store_true", help=f"look again every {LOOK_AGAIN:g} s until Ctrl-C or its end")
-    way.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument("--checkpoint", metavar="step_…", help="look at this one's weights (default: the newest)")
-    parser.add_argument(
-        "--threshold",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="set a threshold; health.md lists them all",
-    )
-    parser.add_argument("--output-root", type=Path, help="where the run wrote to (default: the project folder)")
-    options = parser.parse_args(arguments)
-    limits, paths = parse_thresholds(options.threshold), find_run(options.run, options.output_root)
-    checker = HealthChecker(paths, limits, find_checkpoint(paths, options.checkpoint))
-    if options.watch:
-        health = _watch(paths, checker, LOOK_AGAIN)
-        return health.exit_code if health else 130
-    health = checker.check()
-    problem = write_page(paths, health)
-    try:
-        _print(health, options.json, None if problem else paths.health)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough; the exit code tells the rest
-        flush()
-    if problem:
-        print(problem, file=sys.stderr)
-    return health.exit_code
-
-
 def _print(health: Health, as_json: bool, page: Path | None) -> None:
     if as_json:
-        print(json.dumps(jsonable(to_json(health)), indent=2, allow_nan=False))
+        print(strict_json(to_json(health), indent=2))
     else:
         console = _console()
         with console.capture() as told:  # as Rich ends the process itself where nobody reads on
@@ -213,3 +178,40 @@ def _print(health: Health, as_json: bool, page: Path | None) -> None:
         print(told.get(), end="")
         if page:
             print(f"\nas a page: {page}")
+
+
+@dataclass(frozen=True)
+class HealthConfig(RunCommand):
+    """Judge a run by its published files: is it healthy?"""
+
+    watch: bool = False
+    """Check again every few seconds, until Ctrl-C or the end of the run."""
+    json: bool = False
+    """Print one JSON object instead of the page."""
+    checkpoint: Annotated[str | None, arg(metavar="step_…")] = None
+    """Checkpoint whose weights are examined. Left out: the newest."""
+    threshold: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME=VALUE [NAME=VALUE ...]")] = ()
+    """Change thresholds; health.md lists them all."""
+
+    def __post_init__(self) -> None:
+        if self.watch and self.json:
+            raise RequestError("--watch and --json: give one of them")
+
+
+@cli.in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    config = cli.parse(HealthConfig, arguments, "python -m metrics.health")
+    limits, paths = parse_thresholds(itertools.chain.from_iterable(config.threshold)), config.paths
+    checker = HealthChecker(paths, limits, find_checkpoint(paths, config.checkpoint))
+    if config.watch:
+        health = _watch(paths, checker, LOOK_AGAIN)
+        return health.exit_code if health else 130
+    health = checker.look()
+    problem = write_page(paths, health)
+    try:
+        _print(health, config.json, None if problem else paths.health)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; the exit code tells the rest
+        flush()
+    if problem:
+        print(problem, file=sys.stderr)
+    return health.exit_code

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm.run import cli
-from ddpm.run.config import parse_args
-from ddpm.run.errors import RequestError
+from ddpm.run.arguments import parse_args
+from ddpm.run.errors import EXIT_STOPPED, RequestError
 from ddpm.run.files import real
 from ddpm.run.format import number
 from ddpm.run.lock import owner_of, slurm_start, whose
@@ -32,7 +32,7 @@ from metrics.live.status import read_json, read_status
 
 STANDS = 0  # CODE is the whole truth
 AGAIN = 10  # more can be had from the same command
-UNFINISHED = 75  # the run is not finished, whatever CODE says
+UNFINISHED = EXIT_STOPPED  # the run is not finished, whatever CODE says
 SHORT = 240  # seconds: a time limit that is not clearly longer than the notice that submit.sh asks for
 CONTINUE = "to continue, submit the same command again"
 
@@ -168,6 +168,11 @@ def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str
 @cli.in_one_line
 def main(arguments: Sequence[str]) -> int:
     """Answer submit.sh. Returns the exit code."""
+    if set(arguments[:1]) & {"-h", "--help"}:
+        print(__doc__)
+        return 0
+    if not arguments or arguments[0] not in ("before", "after"):
+        raise RequestError("this is for submit.sh: give before FLAGS, or after CODE SIGNAL FLAGS")
     when, *rest = arguments
     told, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
     config = parse_args(flags)

@@ -9,7 +9,6 @@ Exit codes: 0 all runs are finished; 1 some failed; 2 the plan is wrong, nothing
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -18,19 +17,21 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from ddpm.run import cli
-from ddpm.run.errors import RequestError
+from ddpm.run.config import NO_RECIPE
+from ddpm.run.errors import EXIT_STOPPED, RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT
-from metrics.compare.comparison import check_folder, compare
 from metrics.jobs.sweep_plan import PlannedRun, RunPlan, read_plan
 from metrics.live.status import last_words, read_json, read_status
-from metrics.tracker import NO_RECIPE
 
-STOPPED = 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 OUTPUT = "logs/slurm-%A_%a.out"  # of each run: job array and number
 COMPARING = ("--gres=none", "--nodes=1", "--cpus-per-task=1", "--mem=4G", "--time=00:30:00")  # needs no GPU
@@ -73,7 +74,7 @@ class ProcessRunner:
     def train(self, command: Sequence[str]) -> int:
         """Run the command to its end and return its exit code."""
         if self.asked_to_stop:
-            return STOPPED
+            return EXIT_STOPPED
         self._training = subprocess.Popen(command)
         try:
             return self._training.wait()
@@ -91,11 +92,11 @@ def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
             print(f"[{number}/{len(plan.runs)}] {run.name}: {shlex.join(command)}", flush=True)
             code = crew.train(command)
             state = (read_status(run.paths) or {}).get("state")
-            if crew.asked_to_stop or code in (STOPPED, 128 + signal.SIGINT) or (code == 0 and state != "finished"):
+            if crew.asked_to_stop or code in (EXIT_STOPPED, 128 + signal.SIGINT) or (code == 0 and state != "finished"):
                 print(
                     f"stopped in {run.name}, run {number} of {len(plan.runs)}: run the same command again to continue"
                 )
-                return STOPPED
+                return EXIT_STOPPED
             if code:
                 failed.append(run.name)
                 why = last_words(read_status(run.paths)) if code != 2 else "its request is wrong, see above"
@@ -114,6 +115,8 @@ def end(plan: RunPlan, failed: Sequence[str]) -> int:
 
 def compare_all(plan: RunPlan) -> int:
     """Write the comparison page of the plan's runs. Returns the exit code: 1 if there is none."""
+    from metrics.compare.comparison import compare
+
     places = [run.paths for run in plan.runs]
     try:
         try:
@@ -238,55 +241,65 @@ def _queue(command: Sequence[str], nproc_per_node: int | None) -> str:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def dry_run(plan: RunPlan, options: argparse.Namespace) -> None:
-    """Print what would be started."""
-    elements = [number for number, run in enumerate(plan.runs) if not (options.submit and is_finished(run))]
-    if options.submit and elements:
-        print(shlex.join(array_command(plan, elements, options.at_once, options.sbatch)))
-        print(shlex.join(comparison_command(plan, ["JOB"], options.sbatch)))
+def dry_run(plan: RunPlan, config: SweepConfig, sbatch: Sequence[str]) -> None:
+    """Print the commands that would be started."""
+    elements = [number for number, run in enumerate(plan.runs) if not (config.submit and is_finished(run))]
+    if config.submit and elements:
+        print(shlex.join(array_command(plan, elements, config.at_once, sbatch)))
+        print(shlex.join(comparison_command(plan, ["JOB"], sbatch)))
     for number in elements:
         arguments = plan.runs[number].arguments
-        command = [*launcher(options.nproc_per_node), *arguments]
-        print(f"{number}: {shlex.join(arguments)}" if options.submit else shlex.join(command))
+        command = [*launcher(config.nproc_per_node), *arguments]
+        print(f"{number}: {shlex.join(arguments)}" if config.submit else shlex.join(command))
     print(f"dry run: {len(elements)} runs, then their comparison in {plan.folder}; nothing was started or written")
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    ours, sbatch = list(arguments), []
-    if "--" in ours:
-        place = ours.index("--")
-        ours, sbatch = ours[:place], ours[place + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="python -m metrics.sweep", description="Train the runs of a plan, and compare them.",
-        epilog="What stands behind -- goes to sbatch: --submit -- --time=02:00:00 --gres=gpu:1",
-    )  # fmt: skip
-    parser.add_argument("plan", type=Path, help="a YAML file, see plans/example.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
-    parser.add_argument("--nproc-per-node", type=int, metavar="N", help="processes of each run, by torchrun")
-    parser.add_argument("--output-root", type=Path, help="where all runs write to, whatever the plan says")
-    parser.add_argument("--submit", action="store_true", help="queue the runs as a Slurm array, by submit.sh")
-    parser.add_argument("--at-once", type=int, metavar="N", help="with --submit: at most so many at the same time")
-    parser.add_argument("--compare", action="store_true", help="only write the comparison of what there is")
-    options = parser.parse_args(ours)
-    options.sbatch = sbatch
-    return options
+@dataclass(frozen=True)
+class SweepConfig:
+    """Train the runs of a plan, and compare them. Options of sbatch go after --: --submit -- --time=02:00:00"""
+
+    plan: Annotated[Positional[Path], arg(metavar="PLAN.yaml")]
+    """A YAML file; plans/example.yaml is one."""
+    dry_run: bool = False
+    """Print the commands, start nothing."""
+    nproc_per_node: int | None = None
+    """Processes of each run, started by torchrun. Left out: one process, without torchrun."""
+    output_root: Path | None = None
+    """Folder that all runs write to. Left out: the plan's output_root."""
+    submit: bool = False
+    """Queue the runs as a Slurm job array, by submit.sh."""
+    at_once: int | None = None
+    """With --submit: the largest number of runs at the same time."""
+    compare: bool = False
+    """Only write the comparison of the runs that have figures."""
+
+    def __post_init__(self) -> None:
+        for name in ("at_once", "nproc_per_node"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise RequestError(f"{cli.flag(name)} {value}: must be 1 or more")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The arguments before `--`, and those after it, which are for sbatch."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
 
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    if (options.sbatch or options.at_once) and not options.submit:
-        raise RequestError("--at-once and options of sbatch behind -- need --submit")
-    for name in ("at_once", "nproc_per_node"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise RequestError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-    plan = read_plan(options.plan, options.output_root)
+    ours, sbatch = split_arguments(sys.argv[1:] if arguments is None else arguments)
+    config = cli.parse(SweepConfig, ours, "python -m metrics.sweep")
+    if (sbatch or config.at_once) and not config.submit:
+        raise RequestError("--at-once and options of sbatch after -- need --submit")
+    from metrics.compare.comparison import check_folder  # here, as it loads pandas and matplotlib
+
+    plan = read_plan(config.plan, config.output_root)
     check_folder(plan.folder)
-    if options.compare:
+    if config.compare:
         return compare_all(plan)
-    if options.dry_run:
-        dry_run(plan, options)
+    if config.dry_run:
+        dry_run(plan, config, sbatch)
         return 0
-    if options.submit:
-        return submit(plan, options.at_once, options.nproc_per_node, options.sbatch)
-    return train_all(plan, options.nproc_per_node)
+    if config.submit:
+        return submit(plan, config.at_once, config.nproc_per_node, sbatch)
+    return train_all(plan, config.nproc_per_node)

@@ -17,8 +17,6 @@ This makes eight runs, such as `rates-slow-weight_decay=0.0-seed=0`. null stands
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import itertools
 import json
 import re
@@ -27,12 +25,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.config import TrainConfig, parse_args
-from ddpm.run.config_file import read_yaml
+from ddpm.run.arguments import parse_args, read_yaml, to_arguments, with_known_names
+from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real
 from ddpm.run.paths import RunPaths
-from metrics.compare.figures import parse_rank_by
 
 PARTS = {"name": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str}
 NOT_HERE = {  # setting: why a plan cannot hold it
@@ -40,7 +37,6 @@ NOT_HERE = {  # setting: why a plan cannot hold it
     "dry_run": "give --dry-run to metrics.sweep",
     "resume": "a run that was begun is always continued",
 }
-SETTINGS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 OF_ALL = ("output_root",)  # may stand in `base` only
 
 
@@ -115,6 +111,8 @@ def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
         base["output_root"] = str(output_root)
     name = content.get("name") or path.stem
     if content.get("rank_by"):
+        from metrics.compare.figures import parse_rank_by  # here, as it loads pandas
+
         try:
             parse_rank_by(content["rank_by"])
         except RequestError as error:
@@ -151,12 +149,8 @@ def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
     """The settings with the names of `TrainConfig`'s fields."""
     if not isinstance(settings, dict):
         raise RequestError(f"{path}, {where}: must be a mapping of settings, such as {{lr: 0.001}}, not {settings!r}")
-    named = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    named = with_known_names(settings, f"{path}, {where}")
     for name in named:
-        if name not in SETTINGS:
-            close = difflib.get_close_matches(name, SETTINGS, 1)
-            meant = f"; did you mean {close[0]}?" if close else "; `python train.py --help` lists every one"
-            raise RequestError(f"{path}, {where}: there is no setting {name!r}{meant}")
         if name in NOT_HERE or (name in OF_ALL and where != "base"):
             raise RequestError(
                 f"{path}, {where}: {name} cannot stand here: {NOT_HERE.get(name, 'all runs share it, in base')}"
@@ -196,20 +190,8 @@ def _word(value: Any) -> str:
 
 def _planned(path: Path, plan: str, words: list[str], settings: dict[str, Any]) -> PlannedRun:
     name = "-".join([plan, *words])
-    arguments = [argument for setting, value in settings.items() for argument in _arguments(path, name, setting, value)]
-    arguments += ["--run-name", name]
+    arguments = [*to_arguments(settings, f"{path}, run {name}"), "--run-name", name]
     try:
         return PlannedRun(tuple(arguments), parse_args(arguments))
     except RequestError as error:
         raise RequestError(f"{path}, run {name}: {error}") from error
-
-
-def _arguments(path: Path, run: str, setting: str, value: Any) -> list[str]:
-    flag = "--" + setting.replace("_", "-")
-    if value is None:
-        return []
-    if isinstance(value, dict):
-        raise RequestError(f"{path}, run {run}: {setting}: must be a value or a list of values, not {value!r}")
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag[2:]}"]
-    return [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]

@@ -1,0 +1,153 @@
+"""What the command line of train.py and a file of settings (`--config`, a sweep's plan) ask for."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from ddpm.run import cli
+from ddpm.run.config import START_ONLY, TrainConfig, preset
+from ddpm.run.errors import RequestError
+from ddpm.run.files import SETTINGS, read_text, why
+
+TYPES = get_type_hints(TrainConfig)  # of each setting
+SWITCHES = [cli.flag(name) for name, kind in TYPES.items() if kind == bool | None]  # left out, they choose themselves
+OF_THE_START = (*START_ONLY, "device")  # not taken over from a run's file: this machine may be another one
+
+
+def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
+    """The settings that a command line asks for. Typed flags take precedence over the file of `--config`, the file over
+    the preset.
+
+    Raises:
+        RequestError: a flag or value is wrong, with the one line to tell the user.
+        SystemExit: `--help` was asked for and printed.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    path = _value_of("--config", arguments)
+    if path is not None:
+        in_file = read_settings_file(Path(path))
+        try:
+            _parse(in_file)
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from error
+        arguments = in_file + arguments
+    return _parse(arguments)
+
+
+def _parse(arguments: Sequence[str]) -> TrainConfig:
+    # the other defaults depend on the preset, so it is read first
+    name = _value_of("--preset", arguments)
+    defaults = preset(TrainConfig.preset if name is None else name)
+    return cli.parse(TrainConfig, _with_switch_values(arguments), "train.py", defaults)
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of the last `option`, if there is one."""
+    found = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            found = value if equals else following
+    return found
+
+
+def _with_switch_values(arguments: Sequence[str]) -> list[str]:
+    """`--compile` → `--compile=True`, `--no-compile` → `--compile=False`; `--compile True` stays as it is."""
+    values = {switch: f"{switch}=True" for switch in SWITCHES}
+    values |= {negated(switch): f"{switch}=False" for switch in SWITCHES}
+    return [
+        argument if following in ("True", "False", "None") else values.get(argument, argument)
+        for argument, following in itertools.pairwise([*arguments, ""])
+    ]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_settings_file(path: Path) -> list[str]:
+    """The settings in `path` as command-line arguments, which are then read like typed ones.
+
+    The file holds a mapping of settings (`batch_size` or `batch-size`), or has one under the key `settings`, as a run's
+    `training_metrics.json` and a checkpoint's `meta.json` do. JSON is read as the YAML that it is.
+
+    Raises:
+        RequestError: there is no such file, it holds no settings, or one of them does not exist.
+    """
+    fix = "give a file of settings, such as `batch_size: 64`, or a run's training_metrics.json"
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        raise RequestError(f"--config {path} cannot be read ({error}); {fix}") from error
+    of_a_run = isinstance(content, dict) and "settings" in content
+    settings = content["settings"] if of_a_run else content
+    if not isinstance(settings, dict):
+        raise RequestError(f"--config {path} holds no mapping of names to values; {fix}")
+    settings = with_known_names(settings, str(path))
+    skipped = OF_THE_START if of_a_run else ()
+    return to_arguments({name: value for name, value in settings.items() if name not in skipped}, str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML (or JSON) file written by people: settings, or a plan; at most 1 MiB.
+
+    Raises:
+        ValueError: it is not YAML, or cannot be read; says why in one line.
+    """
+    try:
+        return yaml.safe_load(read_text(path, SETTINGS))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except OSError as error:
+        raise ValueError(why(error)) from error
+    except (ValueError, OverflowError, TypeError, yaml.YAMLError) as error:  # bytes, dates, keys that are lists
+        raise ValueError(" ".join(str(error).split()) or repr(error)) from error
+
+
+def with_known_names(settings: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The settings by the names of `TrainConfig`'s fields: `batch-size` → `batch_size`.
+
+    Args:
+        where: the place that the message names: a file, a part of a plan.
+
+    Raises:
+        RequestError: there is no such setting; suggests the closest one.
+    """
+    named = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in named:
+        if name not in TYPES:
+            close = difflib.get_close_matches(name, TYPES, 1)
+            meant = f"; did you mean {close[0]}?" if close else "; `python train.py --help` lists every setting"
+            raise RequestError(f"{where}: there is no setting {name!r}{meant}")
+    return named
+
+
+def to_arguments(settings: Mapping[str, Any], where: str) -> list[str]:
+    """Settings as command-line arguments; null stands for a setting's default.
+
+    Raises:
+        RequestError: a value is a mapping.
+    """
+    arguments = []
+    for name, value in settings.items():
+        option = cli.flag(name)
+        if isinstance(value, dict):
+            raise RequestError(f"{where}: {name}: must be a value or a list of values, not {value!r}")
+        if isinstance(value, bool):
+            arguments.append(option if value else negated(option))
+        elif isinstance(value, list):
+            arguments += [option, *map(str, value)]
+        elif value is not None:
+            arguments.append(f"{option}={value}")
+    return arguments
+
+
+def negated(option: str) -> str:
+    """`--compile` → `--no-compile`."""
+    return f"--no-{option.removeprefix('--')}"

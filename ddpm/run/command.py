@@ -1,0 +1,30 @@
+"""The part that all commands about one run share: which run, and where its files are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from ddpm.run.paths import RunPaths, find_run
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """Base class of such a command line; the docstring of a subclass is the description in `--help`."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Name of the run, or its folder under metrics/output/."""
+    output_root: Path | None = None
+    """Folder that the run writes to. Left out: the project folder."""
+
+    @property
+    def paths(self) -> RunPaths:
+        """Where the run's files are.
+
+        Raises:
+            RequestError: there is no such run.
+        """
+        return find_run(self.run, self.output_root)
