@@ -20,11 +20,7 @@ from ddpm.run.format import DASH, count
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
 from metrics import sections
-from metrics import strip as strips
-from metrics.evaluation_section import evaluation_blocks, model_index, write_evaluation_plots
-from metrics.html import write_html
 from metrics.page import Block, Facts, Note, Page, Picture, Section, code, link, to_markdown
-from metrics.plots import TITLES, make_plots, plots_of
 from metrics.run_data import RunData, load_run
 
 LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
@@ -42,12 +38,16 @@ def front_matter(document: dict, results: Sequence[str] = ()) -> str:
 
 def report_page(run: RunData) -> Page:
     """The report. Pictures are shown if they are there: draw them first."""
-    paths, samples = run.paths, sorted(run.paths.samples.glob("*.png"), reverse=True)
-    newest, large, linked = samples[:1], samples[1:LARGE_SAMPLES], samples[LARGE_SAMPLES:]
-    strip = paths.plots / f"{strips.NAME}.png"
+    from metrics import samples as grids  # here and below, as what draws takes a while to load
+    from metrics.evaluation_section import evaluation_blocks, model_index
+    from metrics.plots import TITLES, plots_of
+
+    paths, pictures = run.paths, sorted(run.paths.samples.glob("*.png"), reverse=True)
+    newest, large, linked = pictures[:1], pictures[1:LARGE_SAMPLES], pictures[LARGE_SAMPLES:]
+    history = paths.plots / f"{grids.NAME}.png"
     blocks: list[Block | None] = [*head(run)]
-    if os.path.isfile(strip):
-        blocks.append(Picture(strip, strip.stem, "What the same noise became as training went on."))
+    if os.path.isfile(history):
+        blocks.append(Picture(history, history.stem, "What the same noise became as training went on."))
     blocks += [_grid(picture, "The newest sample grid: a row per class, EMA weights.") for picture in newest]
     blocks.append(sections.summary(run))
     drawn = [name for name in plots_of(run) if os.path.isfile(paths.plots / f"{name}.png")]
@@ -113,9 +113,14 @@ def write_report(paths: RunPaths) -> Path:
         RequestError: `training_metrics.json` is missing or is not one; nothing has been written then.
         OSError: the run's folder cannot be written.
     """
+    from metrics.evaluation_section import write_evaluation_plots
+    from metrics.html import write_html
+    from metrics.plots import make_plots
+    from metrics.samples import samples_through_training
+
     run = load_run(paths)
     make_plots(run)
-    strips.samples_through_training(paths)
+    samples_through_training(paths)
     write_evaluation_plots(paths)
     atomic_write(paths.report, to_markdown(report_page(run), paths.metrics))
     write_html(paths)

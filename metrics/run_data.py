@@ -25,7 +25,7 @@ from ddpm.run.metrics import METRICS, Metric
 from ddpm.run.paths import RunPaths
 from metrics.files import ENDED, missing, read_csv, read_document, read_events, read_gpus, read_status
 from metrics.page import Finding
-from metrics.starts import Start, read_starts
+from metrics.starts import Start, training_starts
 from metrics.trends import Curve
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class RunData:
     @cached_property
     def starts(self) -> list[Start]:
         """The starts that trained, the oldest first."""
-        return read_starts(self.paths, self.document.get("starts") or [], self.status)
+        return training_starts(self.paths, self.document.get("starts") or [], self.status)
 
     def need_figures(self) -> RunData:
         """This run.

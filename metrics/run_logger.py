@@ -160,6 +160,6 @@ class RunLogger:
 
     def _write_training_log(self) -> None:
         with self._logger.going_on(f"the training log (later: {self.paths.command('python -m metrics.training_log')})"):
-            from metrics.training_log import write_training_log
+            from metrics.training_log.log import write_training_log
 
             write_training_log(self.paths)

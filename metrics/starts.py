@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -57,27 +57,32 @@ class Computed:
     repeated: int | None
 
 
-def read_starts(
-    paths: RunPaths, told: Sequence[Mapping[str, Any]] = (), status: Mapping[str, Any] | None = None
-) -> list[Start]:
-    """The starts that trained, the oldest first.
+def published_starts(paths: RunPaths, status: Mapping[str, Any] | None = None) -> list[Start]:
+    """All starts that have said something of themselves, also those that never trained, the oldest first.
 
     Args:
-        told: `starts` of training_metrics.json: why each was needed.
         status: what status.json says, where that has been read already.
     """
     grouped: dict[Any, list[Mapping[str, Any]]] = {}
     for record in _records(paths, status):  # two of one start, if another process told how it ended
         grouped.setdefault(slurm_start(record) or finite(record.get("started")), []).append(record)
-    known = [_start(records) for records in grouped.values()]
-    starts = []
+    return [_start(records) for records in grouped.values()]
+
+
+def training_starts(paths: RunPaths, told: Sequence[Mapping[str, Any]], status: Mapping[str, Any]) -> list[Start]:
+    """The starts that trained, the oldest first.
+
+    Args:
+        told: `starts` of training_metrics.json: why each was needed.
+        status: what status.json says.
+    """
+    known, starts = published_starts(paths, status), []
     for entry in told:
         time, step = stamp_of(entry.get("time")), entry.get("step")
         mine = next((start for start in known if _contains(start, time)), Start(began=time))
         known = [start for start in known if start is not mine]
-        facts = {name: value for name, value in vars(mine).items() if name not in ("cause", "epoch", "began_at")}
         began_at = step if mine.began_at is None else mine.began_at
-        starts.append(Start(**facts, began_at=began_at, cause=entry.get("cause"), epoch=entry.get("epoch")))
+        starts.append(replace(mine, began_at=began_at, cause=entry.get("cause"), epoch=entry.get("epoch")))
     starts += [start for start in known if start.began_at is not None]
     return sorted(starts, key=lambda start: start.began or 0.0)
 

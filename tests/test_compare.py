@@ -30,12 +30,12 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training.emnist import CLASS_NAMES
-from metrics.baseline import baseline_section, target_section
 from metrics.compare.comparison import PAGE, main
 from metrics.compare.figures import loss_levels, reached, read_runs
 from metrics.compare.plots import draw_curves, draw_samples
 from metrics.page import Page, Section, to_markdown
 from metrics.run_data import read_run
+from metrics.training_log.baseline import baseline_section, target_section
 from metrics.trends import over_epochs
 from tests.metrics_documents import make_document
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from metrics.run_state import RunReader
 
 import evaluate
 import pretty_logger
@@ -39,7 +40,6 @@ from metrics.health import checker
 from metrics.jobs import requeue, sweep
 from metrics.live.terminal import snapshot
 from metrics.run_data import epochs_frame
-from metrics.run_state import RunReader
 from tests.conftest import ONE, SMALL, as_arguments
 from tests.damage import OF_ANY, OF_BYTES, OF_CSV, OF_JSON, Damage, without_rights
 from tests.test_evaluation_report import make_evaluation

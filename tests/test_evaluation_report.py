@@ -21,7 +21,7 @@ from metrics.evaluation_section import evaluation_section, write_evaluation_plot
 from metrics.plots import draw_plot, plots_of
 from metrics.report import render, write_report
 from metrics.run_data import epochs_frame, load_document
-from metrics.strip import SHOWN, samples_through_training
+from metrics.samples import SHOWN, samples_through_training
 from metrics.style import STYLE
 from tests.metrics_documents import CLASSES, make_document
 
@@ -334,8 +334,8 @@ def test_the_strip_shows_twelve_epochs_from_the_first_to_the_last(tmp_path: Path
     for index in range(20):
         save_grid(paths, 5 * (index + 1), 10 * index)
     drawn = {}
-    monkeypatch.setattr("metrics.strip._draw", lambda rows, epochs, document: drawn.update(rows=rows, epochs=epochs))
-    monkeypatch.setattr("metrics.strip.png", lambda *_: b"")
+    monkeypatch.setattr("metrics.samples._draw", lambda rows, epochs, document: drawn.update(rows=rows, epochs=epochs))
+    monkeypatch.setattr("metrics.samples.png", lambda *_: b"")
     samples_through_training(paths)
     assert len(drawn["epochs"]) == 12 and drawn["epochs"][0] == 5 and drawn["epochs"][-1] == 100
     for row, epoch in zip(drawn["rows"], drawn["epochs"], strict=True):

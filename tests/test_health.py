@@ -21,7 +21,7 @@ from metrics.health.checker import main, verdict_of
 from metrics.health.thresholds import Thresholds, parse_thresholds
 from metrics.live.gpus import GpuSampler
 from metrics.run_data import read_run
-from metrics.training_log import write_training_log
+from metrics.training_log.log import write_training_log
 from tests.metrics_documents import make_document
 from tests.test_status import FakeNvml, eventually
 

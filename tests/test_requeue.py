@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from ddpm.run.paths import RunPaths
-from metrics.jobs.job_summary import Start, read_starts, utilization
+from metrics.jobs.job_summary import utilization
 from metrics.jobs.requeue import AGAIN, STANDS, UNFINISHED, Ended, decide, main, saved_step, time_limit
 from metrics.live.status import StatusPublisher, publish_failure
+from metrics.starts import Start, published_starts
 
 JOB = {"slurm_job_id": "41", "slurm_restart": "0"}
 STOPPED = {"state": "stopped", "retry": True, **JOB}
@@ -143,7 +144,7 @@ def test_rank_0_is_killed_and_another_process_tells_of_it(paths: RunPaths):
     save(paths, 8)
     publish_failure(paths, "emnist", 1, "process 0 of 2 no longer answers", keep=True)
     assert ask(paths, "after", "1", "") == AGAIN
-    [start] = read_starts(paths)
+    [start] = published_starts(paths)
     assert (start.began_at, start.images) == (0, 600)
     assert start.seconds == pytest.approx(100, abs=5)
 

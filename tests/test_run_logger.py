@@ -8,7 +8,7 @@ import pytest
 from benchmarks.our_run import our_run
 from ddpm.run.paths import RunPaths
 from metrics import training_log
-from metrics.live.status import read_status
+from metrics.files import read_status
 from tests.conftest import ONE, replace
 from tests.runs import run, status
 

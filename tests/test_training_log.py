@@ -14,7 +14,8 @@ import pytest
 
 from ddpm.run.format import duration
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
-from metrics.training_log import main, write_training_log
+from metrics.training_log.__main__ import main
+from metrics.training_log.log import write_training_log
 from tests.metrics_documents import make_document
 
 START = "2026-05-04T01:00:00+00:00"
@@ -408,7 +409,7 @@ def test_a_hundred_epochs_are_written_between_two_steps(tmp_path):
 def test_the_command_writes_the_page_without_torch_or_matplotlib(tmp_path):
     paths = put(tmp_path, make_document(5))
     program = (
-        "import sys; from metrics.training_log import main; code = main(sys.argv[1:]); "
+        "import sys; from metrics.training_log.__main__ import main; code = main(sys.argv[1:]); "
         "assert not {'torch', 'matplotlib'} & set(sys.modules); sys.exit(code)"
     )
     asked = ["night", "--output-root", str(tmp_path), "--target", "loss_mean=0.05"]

@@ -30,7 +30,7 @@ from ddpm.run.metrics import (
     Metric,
 )
 from metrics.compare.figures import ComparedRun, comparable, has_values, values_of
-from metrics.strip import GAP, SHOWN, read_row
+from metrics.samples import GAP, SHOWN, read_row
 from metrics.style import (
     BLUE,
     DPI,

@@ -6,49 +6,14 @@ from when it began to publish to its last sign of life, so what a killed one did
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
-from ddpm.run.files import parse_json, read_file
-from ddpm.run.format import clean, duration, number
+from ddpm.run.format import clean, count, duration, plural
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
-from metrics.live.gpus import mean_utilization, read_gpus, starts_of
-from metrics.live.status import read_status
+from metrics.files import mean_utilization, read_gpus, read_status, starts_of
 
 NAME_WIDTH = 16
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a start of a run has said of itself.
-
-    Attributes:
-        slurm: Slurm job and restart, None if it was none.
-        seconds: from its first sign of life to its last.
-        gpu_seconds: the same, times the GPUs that it trained on.
-        began_at: the step at which it began to train, None if it did not come so far.
-        images: that it has trained, also those that were lost as it was killed before it saved them.
-        last: what it said last, in the words of `status.json`, those of `START` if another start has begun since.
-    """
-
-    slurm: tuple[str, int] | None
-    seconds: float
-    gpu_seconds: float
-    began_at: int | None
-    images: int
-    last: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_starts(paths: RunPaths) -> list[Start]:
-    """All starts of a run that its files tell of, the oldest first."""
-    grouped: dict[Any, list[Mapping[str, Any]]] = {}
-    for record in _records(paths):  # two of one start, if another process told how it ended
-        grouped.setdefault(slurm_start(record) or _finite(record.get("started")), []).append(record)
-    return [_start(records) for records in grouped.values()]
 
 
 def utilization(paths: RunPaths, slurm: tuple[str, int] | None = None) -> float | None:
@@ -66,17 +31,22 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
         state: how it ended.
         following: what happens next.
     """
-    status, starts = read_status(paths) or {}, [start for start in read_starts(paths) if start.began_at is not None]
+    status, starts = (
+        read_status(paths) or {},
+        [start for start in published_starts(paths) if start.began_at is not None],
+    )
     this = next((start for start in starts if start.slurm == slurm), None)
     yield f"---- {title}: {paths.run} " + "-" * 20
     yield _line("state", state)
     yield _line("next", following)
     if this:
-        images, step, steps = (_count(this.last.get(name)) for name in ("images_seen", "step", "total_steps"))
+        images, step, steps = (count(this.last.get(name)) for name in ("images_seen", "step", "total_steps"))
         wall, gpu_seconds = (sum(getattr(start, name) for start in starts) for name in ("seconds", "gpu_seconds"))
-        count = f"{len(starts)} start" + "s" * (len(starts) > 1)
         yield _line("images trained", f"{this.images:,} in this start, {images} in all (step {step} of {steps})")
-        yield _line("wall time", f"{duration(this.seconds)} in this start, {duration(wall)} in all ({count})")
+        yield _line(
+            "wall time",
+            f"{duration(this.seconds)} in this start, {duration(wall)} in all ({plural(len(starts), 'start')})",
+        )
         hours = f"{this.gpu_seconds / 3600:,.2f} in this start, {gpu_seconds / 3600:,.2f} in all"
         gpus, device = this.last.get("gpus"), this.last.get("device")
         yield _line("GPU-hours", f"{hours} ({gpus} x {device})" if gpu_seconds else f"none: on {device}")
@@ -87,48 +57,6 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
         if path.is_file() and (name == "log" or status.get("state") == "finished"):
             yield _line(name, str(path))
     yield "-" * 60
-
-
-def _records(paths: RunPaths) -> Iterator[Mapping[str, Any]]:
-    with suppress(OSError):
-        for line in read_file(paths.events).splitlines():
-            if b'"kind": "start"' in line:
-                try:
-                    event = parse_json(line)
-                except ValueError:  # torn
-                    continue
-                if isinstance(event, dict) and event.get("kind") == "start":
-                    yield event
-    if status := read_status(paths):
-        yield status
-
-
-def _start(records: list[Mapping[str, Any]]) -> Start:
-    seconds = gpu_seconds = 0.0
-    for record in records:
-        began, last, gpus = (_finite(record.get(name)) for name in ("started", "heartbeat", "gpus"))
-        lived = max(0.0, last - began) if None not in (began, last) else 0.0
-        seconds, gpu_seconds = seconds + lived, gpu_seconds + lived * (gpus or 0)
-    began_at = [_finite(record.get("start_step")) for record in records]
-    seen = [[_finite(record.get(name)) or 0 for name in ("images_seen", "start_images")] for record in records]
-    return Start(
-        slurm=slurm_start(records[0]),
-        seconds=seconds,
-        gpu_seconds=gpu_seconds,
-        began_at=next((int(step) for step in began_at if step is not None), None),
-        images=max(0, *(int(last - first) for last, first in seen)),
-        last=records[-1],
-    )
-
-
-def _finite(value: Any) -> float | None:
-    value = number(value)
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _count(value: Any) -> str:
-    value = _finite(value)
-    return "?" if value is None else f"{value:,.0f}"
 
 
 def _percent(value: float | None) -> str:

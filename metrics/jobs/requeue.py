@@ -27,8 +27,9 @@ from ddpm.run.format import number
 from ddpm.run.lock import owner_of, slurm_start, whose
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from metrics.jobs.job_summary import Start, read_starts, summary
-from metrics.live.status import read_json, read_status
+from metrics.files import read_json, read_status
+from metrics.jobs.job_summary import summary
+from metrics.starts import Start, published_starts
 
 STANDS = 0  # CODE is the whole truth
 AGAIN = 10  # more can be had from the same command
@@ -153,7 +154,7 @@ def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str
         slurm, code, signal,
         status=read_status(paths) or {},
         owner=owner_of(paths.lock),
-        said=next((start for start in read_starts(paths) if start.slurm == slurm), None),
+        said=next((start for start in published_starts(paths) if start.slurm == slurm), None),
         saved=saved_step(paths),
         facts=facts_of(environment),
         max_requeues=int(environment.get("MAX_REQUEUES", Ended.max_requeues)),

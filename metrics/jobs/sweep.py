@@ -29,8 +29,8 @@ from ddpm.run.config import NO_RECIPE
 from ddpm.run.errors import EXIT_STOPPED, RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT
+from metrics.files import last_words, read_json, read_status
 from metrics.jobs.sweep_plan import PlannedRun, RunPlan, read_plan
-from metrics.live.status import last_words, read_json, read_status
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 OUTPUT = "logs/slurm-%A_%a.out"  # of each run: job array and number

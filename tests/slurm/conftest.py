@@ -20,7 +20,7 @@ import torch
 
 from ddpm.run.config import preset
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
-from metrics.live.status import read_status
+from metrics.files import read_status
 from tests.conftest import SMALL, as_arguments
 
 CLUSTER = "SLURM_CLUSTER" in os.environ

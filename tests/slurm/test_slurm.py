@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.run.paths import RunPaths
-from metrics.live.status import read_status
+from metrics.files import read_status
 from tests.conftest import SMALL
 from tests.slurm.conftest import Job, lost_to_slurm, scontrol, wait_until
 from tests.submit_stand_ins import APPTAINER, executable

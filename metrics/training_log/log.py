@@ -1,26 +1,16 @@
 """`training_log.md`: what a researcher would write down after a night of training. Milestones, phases, words, curves.
 
-python -m metrics.training_log RUN [--output-root DIR] [--target NAME=VALUE] [--baseline RUN]
-
-Training writes it after every epoch; by hand it can be made at any time, with another target or baseline. It is made
-from `training_metrics.json` and, for the times of milestones, `events.jsonl` and `status.json` beside it.
+Training writes it after every epoch. It is made from `training_metrics.json` and, for the times of milestones,
+`events.jsonl` and `status.json` beside it.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from tyro.conf import arg
 
-from ddpm.run import cli
-from ddpm.run.command import RunCommand
-from ddpm.run.config import SELECTABLE, parse_target
-from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.format import DASH, duration, plural
 from ddpm.run.metrics import (
@@ -36,17 +26,16 @@ from ddpm.run.metrics import (
     headline,
     names,
 )
-from ddpm.run.paths import RunPaths, find_run
-from ddpm.run.program import run_program
+from ddpm.run.paths import RunPaths
 from metrics import sections, trends
-from metrics.baseline import baseline_section, target_section
 from metrics.curves import USUAL, charts
 from metrics.files import ENDED
-from metrics.milestones import milestones_section
 from metrics.page import Block, Bullets, Code, Facts, Note, Page, Section, Table, code, link, to_markdown
 from metrics.phases import FAST, FLAT, FLAT_IN_ALL, FLAT_NOW, SHORTEST, UNSURE, Phase, find_phases, rate_words
 from metrics.run_data import RunData, load_run
 from metrics.starts import computed
+from metrics.training_log.baseline import baseline_section, target_section
+from metrics.training_log.milestones import milestones_section
 
 FILES = ("report", "metrics", "plots", "samples", "best checkpoint", "export", "evaluation", "log")
 COMMANDS = {
@@ -213,30 +202,3 @@ def time_section(run: RunData) -> Section | None:
 def curves_section(run: RunData) -> Section:
     drawn = charts({run.run: run}, USUAL, log=None)
     return Section("Curves", [Code("\n\n".join(drawn), "text") if drawn else "Nothing to draw yet."])
-
-
-@dataclass(frozen=True)
-class TrainingLogConfig(RunCommand):
-    """Rebuild a run's training_log.md, with milestones and curves."""
-
-    target: Annotated[str | None, arg(metavar="NAME=VALUE")] = None
-    """A figure to reach, such as val_loss=0.004."""
-    baseline: Annotated[str | None, arg(metavar="RUN")] = None
-    """A run to compare with: its name, or its folder."""
-
-    def __post_init__(self) -> None:
-        if self.target and not parse_target(self.target):
-            known = ", ".join(SELECTABLE)
-            raise RequestError(f"--target {self.target}: give one of {known}, = and a number, such as val_loss=0.004")
-
-
-@cli.in_one_line
-def main(arguments: Sequence[str] | None = None) -> int:
-    config = cli.parse(TrainingLogConfig, arguments, "python -m metrics.training_log")
-    baseline = find_run(config.baseline, config.paths.root) if config.baseline else None
-    print(write_training_log(config.paths, config.target, baseline))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_program(main))

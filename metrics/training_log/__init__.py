@@ -1,0 +1,1 @@
+"""The training log: a page for researchers."""
