@@ -153,7 +153,7 @@ def _chosen(columns: Sequence[str]) -> Sequence[Metric]:
 
 
 def _read_runs(places: Sequence[RunPaths]) -> tuple[dict[str, RunData], list[str]]:
-    """The runs by their names, and what is to be known of each in a line."""
+    """The runs by their names, and a line of facts about each."""
     runs, lines = {}, []
     for paths in dict.fromkeys(places):
         name = paths.run if paths.run not in runs else f"{paths.run} ({len(runs) + 1})"

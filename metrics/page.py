@@ -25,6 +25,7 @@ ORDER: tuple[Status, ...] = ("–", "healthy", "warning", "unhealthy")
 MARKS = {"–": "·", "healthy": "✓", "warning": "▲", "unhealthy": "✗"}
 STYLES = {"–": "bright_black", "healthy": "green", "warning": "yellow", "unhealthy": "bold red"}
 OF_MARKS = {mark: STYLES[status] for status, mark in MARKS.items()}
+SHORT = 12  # letters of a cell that is not broken on a terminal
 INLINE = re.compile(r"\*\*(?P<bold>.+?)\*\*|`(?P<code>[^`]+)`|\[(?P<words>[^\]\n]*)\]\((?P<target>[^)\s]*)\)")
 SPECIAL = re.compile(r"[\\*<>\[\]~`]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -234,11 +235,12 @@ def _rich(block: Block) -> RenderableType:
 
 
 def rich_table(table: Table) -> RichTable:
-    """A table for a terminal; the first column, of names, is not broken."""
+    """A table for a terminal; the first column, of names, and those of short cells, as numbers are, are not broken."""
     grid = RichTable(box=box.SIMPLE_HEAD, title=table.title or None, title_justify="left", pad_edge=False)
     for index, head in enumerate(table.heads):
         justify = "right" if table.numbers else "left"
-        grid.add_column(plain(head), no_wrap=index == 0, justify=justify, overflow="fold")
+        whole = index == 0 or all(len(plain(str(row[index]))) <= SHORT for row in table.rows)
+        grid.add_column(plain(head), no_wrap=whole, justify=justify, overflow="fold")
     for row in table.rows:
         texts = [plain(str(cell)) for cell in row]
         grid.add_row(*(Text(text, OF_MARKS.get(text[:1], "")) for text in texts))

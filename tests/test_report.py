@@ -239,7 +239,7 @@ def test_class_counts_say_whether_they_are_equal(tmp_path: Path) -> None:
 
 
 def test_cells_cannot_break_a_table() -> None:
-    assert table(["a"], [["x|y\nz"]]).splitlines()[2] == "| x\\|y z |"
+    assert markdown_table(Table("", ["a"], [["x|y\nz"]])).splitlines()[2] == "| x\\|y z |"
 
 
 def test_rebuilt_from_the_command_line(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ def listed(runs: Sequence[ComparedRun], names: Iterable[str]) -> str:
 
 
 def _not_whole(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    """What of the files is damaged, and which runs have not come to their end."""
+    """Damaged files, and runs that are not finished."""
     for run in runs:
         published = run.published
         yield from (f"`{run.label}`: {finding.note}." for finding in published.findings)
         if published.state != "finished":
-            note = published.condition.note if published.status else published.state
-            yield f"`{run.label}` is not finished: {note}."
+            ended = published.status and published.state != "running"
+            yield f"`{run.label}` is not finished: {published.condition.note if ended else published.state}."
 
 
 def _not_comparable(runs: Sequence[ComparedRun], metrics: Iterable[Metric]) -> Iterator[str]:
@@ -81,7 +81,7 @@ def _machines(runs: Sequence[ComparedRun]) -> Iterator[str]:
 
 
 def _device(environment: dict[str, Any]) -> str | None:
-    """Where a run ran; None if it was not recorded."""
+    """The machine of a run; None if it was not recorded."""
     name = environment.get("gpu") or environment.get("device")
     return f"{environment.get('world_size') or DASH} × {name}, host {environment.get('host') or DASH}" if name else None
 

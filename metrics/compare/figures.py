@@ -53,7 +53,7 @@ class ComparedRun:
         return self.published.rows
 
     def setting(self, name: str) -> Any:
-        """A setting; of runs older than it its default, which is what they did."""
+        """A setting; for a run older than the setting its default, which is what the run used."""
         return self.published.data if name == DATA.name else self.published.settings.get(name, DEFAULTS[name])
 
     def said(self, name: str) -> str:

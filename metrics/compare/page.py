@@ -108,7 +108,7 @@ def runs_tables(runs: Sequence[ComparedRun], columns: Mapping[str, Sequence[str]
 
 
 def settings_section(runs: Sequence[ComparedRun]) -> Section:
-    """The settings that differ, and what was made of them on the machine; the equal ones are counted."""
+    """The settings, and the facts of data and machine, that differ; the equal ones are counted."""
     blocks: list[Block] = []
     kinds = {"settings": [run.recipe for run in runs], "facts of data and machine": list(map(_machine, runs))}
     for what, sections in kinds.items():
@@ -208,11 +208,12 @@ def cost_section(runs: Sequence[ComparedRun]) -> Section:
 
 def _costs(run: ComparedRun) -> dict[str, str]:
     """Heading → what it took the run."""
-    rows, starts, images = run.rows, run.published.starts, run.final(IMAGES_SEEN)
-    spent = computed(starts, None if math.isnan(images) else int(images))
+    rows, starts, last = run.rows, run.published.starts, run.published.last
+    images = run.published.status.get(IMAGES_SEEN.name) or IMAGES_SEEN.of(last)  # an epoch may be half done
+    spent = computed(starts, images)
     parts = {metric.label: duration(over_epochs(rows, metric)) for metric in select(group="time", over_epochs="sum")}
     return {
-        "epochs": count(EPOCH.of(run.published.last)),
+        "epochs": count(EPOCH.of(last)),
         **{metric.label: metric.text(over_epochs(rows, metric)) for metric in (STEP, IMAGES_SEEN)},
         "time of the epochs": duration(over_epochs(rows, TOTAL_TIME_SEC)),
         **parts,
@@ -223,7 +224,7 @@ def _costs(run: ComparedRun) -> dict[str, str]:
         f"{GPU_MEM_PEAK_MB.label}, MB": GPU_MEM_PEAK_MB.text(over_epochs(rows, GPU_MEM_PEAK_MB)),
         "parameters": count(run.published.document["model"].get("parameters")),
         "FLOP per image": flop_words(run.flops_per_image),
-        "FLOP": flop_words(images * run.flops_per_image),
+        "FLOP": flop_words(run.final(IMAGES_SEEN) * run.flops_per_image),
     }
 
 

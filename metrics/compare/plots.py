@@ -65,7 +65,7 @@ def draw_plots(runs: Sequence[ComparedRun], ranked_by: Metric) -> dict[str, Figu
 
 
 def caption(name: str) -> str:
-    """What stands below a plot on the page."""
+    """The caption of a plot on the page."""
     if name == SAMPLES:
         return "Characters drawn with the EMA weights: a row for each run, the same classes in each column."
     metric = METRICS[name]

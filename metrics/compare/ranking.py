@@ -70,9 +70,9 @@ def _best_run(ranking: Ranking, group: Sequence[Figure]) -> str:
     metric, (winner, *others) = ranking.metric, group
     what, label = winner.text(metric), winner.run.label
     if not winner.known:
-        return f"no run has a value of {metric.label}."
+        return f"No run has a value of {metric.label}."
     if not others or not others[0].known:
-        return f"only `{label}` has a value of {metric.label}: {what}."
+        return f"Only `{label}` has a value of {metric.label}: {what}."
     second = others[0]
     if winner.value == second.value:
         return f"**`{label}` and `{second.run.label}` are equal** by {metric.label}: {what}."
@@ -158,10 +158,10 @@ def seeds_section(ranking: Ranking) -> Section | None:
     for group, words in zip(groups, told_apart([group[0].runs for group in groups], metric.same), strict=True):
         rows = []
         for seeds in group:
-            extremes = map(metric.text, (min(seeds.values), max(seeds.values)) if seeds.values else (None, None))
             numbers = ", ".join(str(run.setting("seed")) for run in seeds.runs)
-            deviation = gap_words(metric, seeds.deviation)
-            rows.append((seeds.settings, numbers, metric.text(seeds.mean), deviation, *extremes))
+            spread = gap_words(metric, seeds.deviation)
+            extremes = (metric.text(extreme(seeds.values, default=None)) for extreme in (min, max))
+            rows.append((seeds.settings, numbers, metric.text(seeds.mean), spread, *extremes))
         table = Table("", heads, rows)
         blocks.append(Section(f"With {words}", [table]) if words else table)
     return Section(f"Over seeds: {metric.label}", blocks)

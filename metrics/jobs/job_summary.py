@@ -12,6 +12,7 @@ from ddpm.run.format import clean, count, duration, plural
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
 from metrics.files import mean_utilization, read_gpus, read_status, starts_of
+from metrics.starts import published_starts
 
 NAME_WIDTH = 16
 
@@ -31,10 +32,8 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
         state: how it ended.
         following: what happens next.
     """
-    status, starts = (
-        read_status(paths) or {},
-        [start for start in published_starts(paths) if start.began_at is not None],
-    )
+    status = read_status(paths) or {}
+    starts = [start for start in published_starts(paths, status) if start.began_at is not None]
     this = next((start for start in starts if start.slurm == slurm), None)
     yield f"---- {title}: {paths.run} " + "-" * 20
     yield _line("state", state)
