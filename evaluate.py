@@ -35,6 +35,7 @@ from ddpm.run import cli
 from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, read_file, real
+from ddpm.run.files import plain as jsonable
 from ddpm.run.format import rough_duration
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.program import run_program
@@ -46,7 +47,6 @@ from ddpm.training.distributed import DistContext
 from ddpm.training.threads import settle
 from metrics.evaluation_section import write_evaluation_plots
 from metrics.report import write_report
-from ddpm.run.files import plain as jsonable
 
 INTERRUPTED = 130
 

@@ -320,7 +320,7 @@ def _what_is_wrong(run: RunData, copied: list[dict[str, Any]], lost: str | None)
             found.append(f"{path.name} cannot be read: {error.strerror}")
     if not found and not run.status and os.path.lexists(run.paths.status):
         found.append(f"{run.paths.status.name} is damaged: it names no state")
-    if run.unreadable and os.path.lexists(run.paths.json):
+    if run.unreadable and (os.path.lexists(run.paths.json) or run.ended):
         found.append(run.unreadable)
     elif run.document.get("damaged"):
         found.append(run.document["damaged"])

@@ -174,7 +174,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPaths, str]:
         save_grid(paths, epoch, 90)
         Image.new("L", (8, 8)).save(paths.samples / f"emnist_epoch_{epoch:04d}.png")
     with pytest.MonkeyPatch.context() as patch:  # those have tests of their own, and take seconds
-        patch.setattr("metrics.report.make_plots", lambda *_: [])
+        patch.setattr("metrics.plots.make_plots", lambda *_: [])
         return paths, write_report(paths).read_text()
 
 

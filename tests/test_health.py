@@ -147,7 +147,7 @@ def test_a_killed_run_is_unhealthy_and_says_since_when(tmp_path: Path) -> None:
     assert "time left" not in page
     code, page = check(paths, "--threshold", "heartbeat_sec=20000", "step_sec=20000")
     assert code == 0 and "time left, by the run's own estimate: 10m 00s" in page
-    assert "the run is running" in page and "silent" not in page  # the head goes by the same limit
+    assert "the run is running" in page and "the run is silent" not in page  # the head goes by the same limit
 
 
 def test_a_stalled_run_is_unhealthy_and_says_since_when(tmp_path: Path) -> None:

@@ -110,10 +110,10 @@ def test_every_picture_of_the_report_is_inside_the_page(tmp_path: Path) -> None:
 def test_the_tables_say_what_the_metrics_say(tmp_path: Path) -> None:
     document = make_document(4)
     page = Page(write_html(make_run(tmp_path, 4)).read_text())
-    columns = {metric.heading: metric.name for metric in EPOCH_TABLE if metric.name in document["epochs"][0]}
-    heads = page.rows.index(list(columns))
+    measured = [metric for metric in EPOCH_TABLE if metric.name in document["epochs"][0]]
+    heads = page.rows.index([metric.heading for metric in measured])
     for row, cells in zip(document["epochs"], page.rows[heads + 1 : heads + 5], strict=True):
-        assert cells == [METRICS[column].text(row[column]) for column in columns.values()]
+        assert cells == [metric.text_of(row) for metric in measured]
     summary = {row[0]: row[1] for row in page.rows}
     assert summary["best_loss"] == f"{min(row['loss_mean'] for row in document['epochs']):.5f}"
 

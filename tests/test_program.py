@@ -72,7 +72,7 @@ LOAD_FIRST = (
     "ddpm/export.py",
     "ddpm/sampling/export.py",
     "metrics/report.py",
-    "metrics/training_log.py",
+    "metrics/training_log/__main__.py",
 )
 
 
@@ -138,7 +138,7 @@ def test_a_run_is_trained_drawn_and_reported_where_nothing_suits(small, tmp_path
         ["sample.py", *of_run, "--chars", "A", "--steps", "2", "--out", str(pictures[0]), "--npz"],
         *(
             ["metrics/" + name, *of_run]
-            for name in ("report.py", "html.py", "training_log.py", "curves.py", "health/__main__.py")
+            for name in ("report.py", "html.py", "training_log/__main__.py", "curves.py", "health/__main__.py")
         ),
         ["pretty_logger.py", *of_run],
     ]

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.watch:
         health = _watch(paths, checker, LOOK_AGAIN)
         return health.exit_code if health else 130
-    health = checker.look()
+    health = checker.check()
     problem = write_page(paths, health)
     try:
         _print(health, config.json, None if problem else paths.health)

@@ -195,7 +195,7 @@ def _overall(run: RunData, root: Path, whole: Sequence[Path]) -> Finding:
     if whole:
         many = f"{plural(len(whole), 'whole checkpoint')}, every file as its SHA-256 says"
         return healthy(f"{many}; the newest is {whole[-1].name}")
-    if run.rows and run.settings.get("checkpoint_every", 1) == 1:
+    if run.rows and run.settings and run.settings.get("checkpoint_every", 1) == 1:
         done = plural(len(run.rows), "epoch")
         return unhealthy(f"no whole checkpoint in {root}, though {done} are done: a crash would lose them all")
     return fact(f"none in {root}")

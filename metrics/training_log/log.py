@@ -132,9 +132,11 @@ def _time_words(run: RunData) -> str:
         latest = f"the last {len(each)} epochs" if len(each) > 1 else "the last epoch"
         words.append(f"{latest} took {median:,.1f} s" + (" each (median)" if len(each) > 1 else ""))
         if run.document["state"] == "running" and left > 0:
-            if not run.lives:
-                words.append("if it is started again")
-            words[-1] += f", so the {left} to come would take about {duration(left * median)}"
+            to_come = f"the {left} to come would take about {duration(left * median)}"
+            alive = run.lives or not run.status
+            words = (
+                [*words[:-1], f"{words[-1]}, so {to_come}"] if alive else [*words, f"if it is started again, {to_come}"]
+            )
     return "; ".join(words) or DASH
 
 
