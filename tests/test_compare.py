@@ -30,7 +30,8 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training.emnist import CLASS_NAMES
-from metrics.compare.comparison import PAGE, main
+from metrics.compare.__main__ import main
+from metrics.compare.comparison import PAGE
 from metrics.compare.figures import loss_levels, reached, read_runs
 from metrics.compare.plots import draw_curves, draw_samples
 from metrics.page import Page, Section, to_markdown

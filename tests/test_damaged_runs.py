@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from metrics.run_state import RunReader
 
 import evaluate
 import pretty_logger
@@ -34,12 +33,15 @@ from ddpm.run.paths import RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.sampling import export
 from ddpm.training import data, hardware
-from metrics import curves, html, report, strip, training_log
+from metrics import curves, evaluation_section, html, plots, report, samples
+from metrics.compare import __main__ as compare
 from metrics.compare import comparison
+from metrics.health import __main__ as health
 from metrics.health import checker
 from metrics.jobs import requeue, sweep
 from metrics.live.terminal import snapshot
-from metrics.run_data import epochs_frame
+from metrics.run_data import RunReader
+from metrics.training_log import __main__ as training_log
 from tests.conftest import ONE, SMALL, as_arguments
 from tests.damage import OF_ANY, OF_BYTES, OF_CSV, OF_JSON, Damage, without_rights
 from tests.test_evaluation_report import make_evaluation
@@ -88,10 +90,10 @@ def sound(small_data: Path) -> Iterator[Path]:
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Read all that is drawn, but do not draw it, which takes seconds."""
-    patch.setattr(report, "make_plots", lambda document, folder: epochs_frame(document))
-    samples = lambda paths: [strip.read_row(file) for file in paths.samples.glob("*.npz")]  # noqa: E731
-    patch.setattr(report.strips, "samples_through_training", samples)
-    patch.setattr(report, "write_evaluation_plots", lambda paths: None)
+    patch.setattr(plots, "make_plots", lambda run: run.frame)
+    read = lambda paths: [samples.read_row(file) for file in paths.samples.glob("*.npz")]  # noqa: E731
+    patch.setattr(samples, "samples_through_training", read)
+    patch.setattr(evaluation_section, "write_evaluation_plots", lambda paths: None)
     patch.setattr(comparison, "draw_plots", lambda runs, column: {})
     patch.setattr(checker, "BEAT", 0)
     patch.setattr(hardware, "CPU_BUDGET", 0)  # an export with as few pictures as can be
@@ -104,13 +106,13 @@ def commands(root: Path) -> dict[str, Callable[[], int]]:
     return {
         "pretty_logger": lambda: pretty_logger.main([*here, "--once"]),
         "attached": lambda: attached(root),
-        "health": lambda: checker.main(here),
+        "health": lambda: health.main(here),
         "curves": lambda: curves.main(here),
         "html": lambda: html.main(here),
         "training_log": lambda: training_log.main([*here, "--baseline", OTHER]),
         "baseline": lambda: training_log.main([OTHER, "--output-root", str(root), "--baseline", RUN]),
         "report": lambda: report.main(here),
-        "compare": lambda: comparison.main([RUN, OTHER, "--output-root", str(root), "--out", out]),
+        "compare": lambda: compare.main([RUN, OTHER, "--output-root", str(root), "--out", out]),
         "sweep": lambda: sweep.main([str(root / "plan.yaml"), "--dry-run", "--output-root", str(root)]),
         "before": lambda: requeue.main(["before", *flags]),
         "after": lambda: requeue.main(["after", "1", "", *flags]),
@@ -192,7 +194,7 @@ FACTS = (  # what pages and outputs tell of the run
     r"^\| (precision|recall) \| ([^|]+) \|",
     r"\*\*(Parameters):\*\* (.*)$",
 )
-SAID = re.compile("left out|cannot be read|damaged|not there|no checkpoint|not looked into|passed over|none in|resumed")
+SAID = re.compile("left out|cannot be read|damaged|not there|no checkpoint|not examined|passed over|none in|resumed")
 
 
 def facts(text: str) -> set[tuple[str, str]]:
@@ -306,7 +308,7 @@ def test_every_command_ends_in_one_line_and_tells_nothing_untrue(sound, truth, s
 
 
 LONG = "n" * 300
-OF_A_RUN = (pretty_logger, checker, curves, html, training_log, report, comparison, sample, evaluate, export)
+OF_A_RUN = (pretty_logger, health, curves, html, training_log, report, compare, sample, evaluate, export)
 
 
 @pytest.mark.parametrize("program", OF_A_RUN, ids=lambda program: program.__name__)
@@ -321,7 +323,7 @@ def test_a_run_that_cannot_be_looked_for_is_said_in_one_line(why: str, program, 
     else:
         (root / "metrics" / "output").mkdir(parents=True)
         root.chmod(0)
-    names = [name, OTHER] if program is comparison else [name]
+    names = [name, OTHER] if program is compare else [name]
     with without_rights(open_tmp):
         code, _, err = told(lambda: program.main([*names, "--output-root", str(root)]))
     assert (code, err.count("\n")) == (2, 1), err

@@ -23,6 +23,7 @@ from ddpm.run.metrics import EPOCH_TABLE
 from ddpm.run.paths import RunPaths
 from metrics.html import main, to_html, write_html
 from metrics.page import to_markdown
+from metrics.plots import plots_of
 from metrics.report import report_page
 from metrics.run_data import load_run
 from tests.metrics_documents import make_document
@@ -78,9 +79,10 @@ def make_run(root: Path, epochs: int = 3, **changes) -> RunPaths:
     paths.plots.mkdir()
     paths.json.write_text(json.dumps(document))
     Image.new("L", (90, 60)).save(paths.samples / f"{document['data']}_epoch_0003.png")
-    paths.report.write_text(to_markdown(report_page(load_run(paths)), paths.metrics))
-    for number, place in enumerate(sorted(set(re.findall(r"\]\((plots/\w+\.png)\)", paths.report.read_text())))):
-        Image.new("RGB", (900, 450), (13, 17, 10 * number)).save(paths.metrics / place)
+    run = load_run(paths)
+    for number, name in enumerate(plots_of(run)):
+        Image.new("RGB", (900, 450), (13, 17, 10 * number)).save(paths.plots / f"{name}.png")
+    paths.report.write_text(to_markdown(report_page(run), paths.metrics))
     return paths
 
 
@@ -195,7 +197,7 @@ def test_long_parts_fold_and_comments_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_runs_that_have_hardly_begun_have_a_page(tmp_path: Path, epochs: int) -> None:
     page = Page(write_html(make_run(tmp_path, epochs, gpu=False, state="running")).read_text())
-    assert "In progress" in page.text and f"{epochs} of 100 epochs" in page.text
+    assert "In progress" in page.text and f"epoch {epochs} of 100" in page.text
 
 
 def test_made_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

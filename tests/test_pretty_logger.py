@@ -512,7 +512,7 @@ def test_attached_to_a_run_whose_process_died(paths):
     assert "ETA" not in flat and " up " not in flat, "nothing goes on"
     beat = time.localtime(json.loads(paths.status.read_text())["heartbeat"])
     assert f"silent since {time.strftime('%H:%M', beat)}" in flat
-    assert "no heartbeat for 3m 10s, since " in flat
+    assert re.search(r"no heartbeat for 3m 1\ds, since ", flat)
     assert "the job (node vn1, pid 123, Slurm job 7) has probably died" in flat
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "\x1b" not in shown.stdout
@@ -522,7 +522,7 @@ def test_attached_to_a_run_that_lives_but_does_not_step(paths):
     publish(paths, progress_time=time.time() - 700, phase_time=time.time() - 900)
     flat = " ".join(view(paths).stdout.split())
     assert "the job (node vn1, pid 123, Slurm job 7) lives" in flat
-    assert "no step for 11m 40s, in phase 'training'" in flat
+    assert re.search(r"no step for 11m 4\ds, in phase 'training'", flat)
     publish(paths, phase="compiling", progress_time=0, phase_time=time.time() - 60)
     assert "no step" not in view(paths).stdout
 

@@ -190,7 +190,7 @@ def test_the_end_of_a_start_is_told_in_lines_that_can_be_recomputed(paths: RunPa
     assert told["state"] == "stopped: stopped by SIGUSR1"
     assert told["next"] == "queued again, to go on from step 20 (restarts: 1, MAX_REQUEUES is 2)"
     assert told["images trained"] == "600 in this start, 1,000 in all (step 20 of 40)"
-    assert told["wall time"] == "30:00 in this start, 45:00 in all (2 starts)"
+    assert told["wall time"] == "30m 00s in this start, 45m 00s in all (2 starts)"
     assert told["GPU-hours"] == "2.00 in this start, 3.00 in all (4 x L40S)"
     assert told["mean GPU use"] == "85% in this start, 77% in all"
     assert utilization(paths) == pytest.approx((50 * 300 + 70 * 300 + 90 * 600 + 80 * 600) / 1800)
