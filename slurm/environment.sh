@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by submit.sh in the project folder: loads modules and finds the Python that will train. It is checked before
 # it is taken (slurm/check.py). An environment that was asked for and does not work is refused; one that merely happens
-# to be there is passed over, with a line. The order is at the end of this file and in README, "On a Slurm cluster".
+# to be there is passed over, with a line. The order is at the end of this file and in docs/slurm.md, "The environment of
+# a job".
 # Sets $python, its path, and ${inside[@]}, what goes before a command that shall run in the container.
 
 python='' inside=() fault=''

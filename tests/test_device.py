@@ -120,12 +120,12 @@ NO_CUDA = {"cuda": None}
 REFUSED = {  # the machine → what the line must name
     "a driver too old for this torch": (
         {"shown": nvml(), "variables": GRANTED},
-        ("SLURM_JOB_GPUS=0,1,2,3", "built for CUDA 13.0", "535.129.03", "up to 12.2", "README"),
+        ("SLURM_JOB_GPUS=0,1,2,3", "built for CUDA 13.0", "535.129.03", "up to 12.2", "docs/install.md"),
     ),
     "no grant, but a GPU is there": ({"shown": nvml()}, ("NVML shows 1 GPU(s)", "built for CUDA 13.0", "535.129.03")),
     "a torch without CUDA": (
         {"shown": nvml("580.65.06", 13000), "variables": GRANTED, "cuda": None},
-        ("built without CUDA", "580.65.06", "up to 13.0", "README"),
+        ("built without CUDA", "580.65.06", "up to 13.0", "docs/install.md"),
     ),
     "a torch for ROCm": ({"variables": GRANTED, "cuda": None, "hip": "6.4"}, ("built for ROCm 6.4",)),
     "no driver, as in a container": ({"variables": GRANTED}, ("no NVIDIA driver", "--nv")),

@@ -83,9 +83,9 @@ def test_delta_norm_is_the_distance_between_live_and_averaged_weights():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_readme_tells_the_size_of_every_preset(name: str):
+def test_the_page_of_training_tells_the_size_of_every_preset(name: str):
     config = preset(name)
     size, cost = count_parameters(build_unet(config, "meta")) / 1e6, flops_per_image(config) / 1e9
     channels = ", ".join(map(str, config.block_out_channels))
     row = f"| `{name}` | {config.resolution} | {config.batch_size} | {channels} | {size:.1f} M | {cost:.1f} |"
-    assert row in (PROJECT_ROOT / "README.md").read_text()
+    assert row in (PROJECT_ROOT / "docs" / "training.md").read_text()

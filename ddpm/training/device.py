@@ -19,7 +19,7 @@ GRANTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 DEVICE_FILES = "/dev/nvidia[0-9]*"
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 CPU_IS_MEANT = "or give --device cpu if the CPU is meant"
-OTHER_TORCH = "install a torch for it (README, 'Which torch for which driver')"
+OTHER_TORCH = "install a torch for it (docs/install.md, 'Which torch for which driver')"
 
 
 def pick_device(
