@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ddpm.run.metrics import METRICS
+from ddpm.run.metrics import METRICS, SAMPLES_PER_SEC, TRAIN_IMAGES, TRAIN_TIME_SEC
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.files import read_events, read_gpus, read_status
 from metrics.live.dashboard import render
@@ -332,6 +332,36 @@ def test_the_view_says_what_the_files_say(paths):
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("size", [(200, 50), (80, 24), (50, 16)])
+def test_what_is_missing_is_a_dash_and_small_losses_differ(paths, size):
+    run = RunData(paths, time.time(), status={"state": "running"}, nodes=[{"node": "vn1", "gpus": [{}]}])
+    text = shown(run, size)
+    assert "ETA –" in text and "loss –" in text and not re.search(r"None|nan| -( |$)", text), text
+    publish(paths, loss=0.00404)
+    assert "loss 0.00404 " in shown(read_run(paths), size)
+
+
+def test_the_speed_of_a_run_that_ended_is_images_over_seconds_of_all_epochs(paths):
+    publish(paths, state="finished", samples_per_sec=70.4)
+    times = [{TRAIN_IMAGES.name: 1000, TRAIN_TIME_SEC.name: seconds} for seconds in (10.0, 30.0)]
+    rows = [{"epoch": epoch, SAMPLES_PER_SEC.name: 0.0, **row} for epoch, row in enumerate(times, 1)]
+    document = {"data": "glyphs", "state": "finished", "epochs": rows, "summary": {}}
+    paths.json.write_text(json.dumps(document))
+    assert "images/s 50.0 " in shown(read_run(paths), (120, 40))
+
+
+@pytest.mark.parametrize(("degrees", "colour"), [(84, "green"), (85, "yellow"), (91, "yellow"), (92, "red")])
+def test_a_gpu_is_called_hot_where_the_health_check_warns(paths, degrees, colour):
+    publish(paths)
+    for file in paths.gpus.iterdir():
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"gpus": [gpu | {"temperature_c": degrees} for gpu in record["gpus"]]}))
+    console = Console(width=120, height=40, force_terminal=True, color_system="standard")
+    segments = [segment for line in console.render_lines(render(read_run(paths), (120, 40))) for segment in line]
+    hot = [segment.style.color.name for segment in segments if f"{degrees}°C" in segment.text]
+    assert set(hot) == {colour}
+
+
 @pytest.mark.parametrize("width", [60, 80, 109, 110, 120, 149, 150])
 @pytest.mark.parametrize("gpus", [True, False])
 def test_no_figure_of_the_progress_is_cut(paths, width, gpus):
@@ -411,7 +441,7 @@ def test_a_node_that_is_silent_or_has_not_spoken_yet_is_named(paths):
     (paths.gpus / "vn2.json").write_text(json.dumps(record | {"time": time.time() - 400}))
     text = shown(read_run(paths), (120, 40))
     assert "32 x H200 on 4 of 5 nodes" in text
-    assert re.search(r"vn2 +silent for 6m 40s", text) and "vn3 █" in text
+    assert re.search(r"vn2 +silent for 6m 4[0-9]s", text) and "vn3 █" in text
 
 
 @pytest.mark.parametrize(
@@ -522,7 +552,7 @@ def test_attached_to_a_run_that_lives_but_does_not_step(paths):
     publish(paths, progress_time=time.time() - 700, phase_time=time.time() - 900)
     flat = " ".join(view(paths).stdout.split())
     assert "the job (node vn1, pid 123, Slurm job 7) lives" in flat
-    assert re.search(r"no step for 11m 4\ds, in phase 'training'", flat)
+    assert re.search("no step for 11m 4[0-9]s, in phase 'training'", flat)
     publish(paths, phase="compiling", progress_time=0, phase_time=time.time() - 60)
     assert "no step" not in view(paths).stdout
 

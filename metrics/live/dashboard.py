@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.layout import Layout
 from rich.text import Text
 
-from ddpm.run.format import duration, number
-from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS_EMA
+from ddpm.run.format import DASH, duration, number
+from ddpm.run.metrics import EPOCH, LOSS_MEAN, VAL_LOSS_EMA
 from metrics.live.gpu_panel import gpu_panel, gpu_rows, gpu_summary, gpus_of
 from metrics.live.lines import now, part
 from metrics.live.panels import (
@@ -120,7 +120,7 @@ def _state(run: RunData) -> Text:
         code = run.status.get("exit_code")
         return badge if code is None else badge.append(f" (exit {code})", style="default")
     phase_age = run.now - (number(run.status.get("phase_time")) or run.now)
-    return badge.append(f"  {run.phase} {duration(phase_age)}", style="default")
+    return badge.append(f"  {run.status.get('phase') or DASH} {duration(phase_age)}", style="default")
 
 
 def _head(run: RunData, width: int, height: int, verdict: Verdict | None) -> list[Text]:
@@ -164,7 +164,7 @@ def _lines(run: RunData, width: int, height: int, verdict: Verdict | None, hint:
         head.append(gpu_summary(gpus, name, width) if gpus else line(("no GPU", "bright_black")))
         for row in run.rows[-1:]:
             scores = f"loss {LOSS_MEAN.text_of(row)}, val EMA {VAL_LOSS_EMA.text_of(row)}"
-            head.append(line(f"epoch {row.get('epoch')}: {scores}"))
+            head.append(line(f"epoch {EPOCH.text_of(row)}: {scores}"))
         head += [line((text, "dim")) for text in _wrapped(_reason(run, verdict), width, 2)]
     lines = head[:height]
     return Group(*lines, *log_lines(run, width, height - len(lines)))

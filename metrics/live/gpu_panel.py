@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from ddpm.run.format import count, duration, number, shown
+from ddpm.run.format import DASH, count, duration, number, shown
 from metrics.health.thresholds import Thresholds
 from metrics.live.panels import BLOCKS, bar, line, panel
 from metrics.run_data import RunData
@@ -50,7 +50,7 @@ def gpu_summary(gpus: Sequence[Gpu], title: str, width: int) -> Text:
     """Several GPUs in a line: mean utilisation, highest temperature, and the least used GPU if it is below the limit;
     where they fit also the memory of the fullest and the power of all."""
     use, heat, memory, watts = _together(gpus)
-    busy = [(value, f"{node}:{gpu.get('index')}") for node, gpu in gpus if (value := _use(gpu)) is not None]
+    busy = [(value, f"{node}:{_index(gpu)}") for node, gpu in gpus if (value := _use(gpu)) is not None]
     least, where = min(busy, default=(LIMITS.utilization, ""))
     text = f"{title}  {use}  {_celsius(heat)}"
     for part in ([f"least {_percent(least)} on {where}"] if least < LIMITS.utilization else []) + [memory, watts]:
@@ -74,7 +74,7 @@ def _gpu_lines(run: RunData, entries: Sequence[tuple], width: int) -> list[Text]
     def name_of(node: dict[str, Any], gpu: dict[str, Any] | None) -> str:
         if gpu is None:
             return _name(node)
-        return f"{_name(node)}:{gpu.get('index')}" if several else f"{gpu.get('index')} {_model(gpu)}"
+        return f"{_name(node)}:{_index(gpu)}" if several else f"{_index(gpu)} {_model(gpu)}"
 
     names = [name_of(node, gpu) for node, gpu in entries]
     name_width = min(NAME_WIDTH, max(map(len, names), default=0))
@@ -179,8 +179,12 @@ def _name(node: dict[str, Any]) -> str:
     return str(node.get("node"))
 
 
+def _index(gpu: dict[str, Any]) -> str:
+    return count(gpu.get("index"))
+
+
 def _model(gpu: dict[str, Any]) -> str:
-    return str(gpu.get("name")).removeprefix("NVIDIA ")
+    return str(gpu.get("name") or DASH).removeprefix("NVIDIA ")
 
 
 def _use(gpu: dict[str, Any]) -> float | None:

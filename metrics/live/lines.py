@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddpm.run.format import DASH, clock, duration
-from ddpm.run.metrics import EPOCH_TIME_SEC, GRAD_NORM, LOSS_MEAN, LR, SAMPLES_PER_SEC, VAL_LOSS, VAL_LOSS_EMA
+from ddpm.run.metrics import EPOCH, EPOCH_TIME_SEC, GRAD_NORM, LOSS_MEAN, LR, SAMPLES_PER_SEC, VAL_LOSS, VAL_LOSS_EMA
 
 NOW = {"loss": LOSS_MEAN, "lr": LR, "grad_norm": GRAD_NORM, "samples_per_sec": SAMPLES_PER_SEC}  # of status.json
 SHORT = {
@@ -42,7 +42,7 @@ def epoch_line(row: dict[str, Any], epochs: Any = None) -> str:
     """An epoch's row, keyed by the columns of the CSV, in a line."""
     figures = [_fact(words, metric.text_of(row)) for metric, words in SHORT.items()]
     of = f"/{epochs}" if epochs else ""
-    return _line(f"epoch {row.get('epoch')}{of} done", *figures, _fact("time", duration(EPOCH_TIME_SEC.of(row))))
+    return _line(f"epoch {EPOCH.text_of(row)}{of} done", *figures, _fact("time", duration(EPOCH_TIME_SEC.of(row))))
 
 
 def ending_line(status: dict[str, Any]) -> str:

@@ -126,13 +126,14 @@ def _day(seconds: float) -> str:
 def _where(run: RunData) -> list[str]:
     """`vn1`, `4 x cuda`, `2 nodes`, `Slurm 7`, and while it runs `up 1h 02m 03s`."""
     status = run.status
-    world, nodes, device = (status.get(name) for name in ("world_size", "nodes", "device"))
-    parts = [status.get("host"), device if world == 1 else f"{count(world)} x {device}"]
+    host, device = status.get("host") or DASH, status.get("device") or DASH
+    world, nodes = status.get("world_size"), status.get("nodes")
+    parts = [str(host), device if world == 1 else f"{count(world)} x {device}"]
     parts += [f"{count(nodes)} nodes"] if nodes != 1 else []
     parts += [f"Slurm {status['slurm_job_id']}"] if status.get("slurm_job_id") else []
     if not (run.ended or run.silent):
         parts.append(f"up {duration(run.now - (number(status.get('started')) or run.now))}")
-    return [str(part or DASH) for part in parts]
+    return parts
 
 
 def progress_panel(run: RunData, width: int) -> Panel:
