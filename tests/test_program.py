@@ -67,7 +67,9 @@ def test_every_program_prints_its_help_in_ascii():
 
 
 # Programs that do not parse their command line first yet, but load what they work with; each is to leave this list.
-LOAD_FIRST = ("evaluate.py", "ddpm/export.py", "ddpm/sampling/export.py", "metrics/report.py", "metrics/training_log.py")
+LOAD_FIRST = (
+    "evaluate.py", "ddpm/export.py", "ddpm/sampling/export.py", "metrics/report.py", "metrics/training_log.py",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
