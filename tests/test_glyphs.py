@@ -19,7 +19,7 @@ from torchvision.datasets import EMNIST
 
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training import emnist, glyphs
+from ddpm.training import emnist, glyph_drawing, glyphs
 
 REAL = PROJECT_ROOT.parent / "shared" / "emnist"
 FEW = {"train_per_class": 6, "test_per_class": 3}
@@ -41,7 +41,7 @@ def ages(root: Path) -> dict[str, int]:
 def glyphs_prepared_once() -> Iterator[None]:
     """Most of the time of a small set goes into the glyphs, which are the same for all of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "masters", cache(glyphs.masters))
+        patch.setattr(glyph_drawing, "masters", cache(glyph_drawing.masters))
         yield
 
 
@@ -101,16 +101,16 @@ def test_torchvision_reads_it_and_its_pictures_stand_upright_when_transposed(dra
 
 
 def test_both_cases_of_merged_classes_are_drawn() -> None:
-    upper_and_lower, alone = glyphs.masters("M"), glyphs.masters("A")
-    assert len(upper_and_lower.sizes) > len(glyphs.FONTS) >= len(alone.sizes)
+    upper_and_lower, alone = glyph_drawing.masters("M"), glyph_drawing.masters("A")
+    assert len(upper_and_lower.sizes) > len(glyph_drawing.FONTS) >= len(alone.sizes)
     assert upper_and_lower.sizes.min() < 0.75 * upper_and_lower.sizes.max()
 
 
 @pytest.mark.parametrize("character", "ij")
 def test_thinning_keeps_the_dots(character: str) -> None:
-    for font, without in glyphs.FONTS.items():
+    for font, without in glyph_drawing.FONTS.items():
         if character not in without:
-            rows = glyphs._thin(glyphs._render(font, character)[0][None])[0].any(1)
+            rows = glyph_drawing.thin(glyph_drawing.render_glyph(font, character)[0][None])[0].any(1)
             gaps = np.diff(np.flatnonzero(rows))
             assert gaps.max() > 3, f"{font}: {character} lost its dot"
 
@@ -118,7 +118,7 @@ def test_thinning_keeps_the_dots(character: str) -> None:
 def test_thinning_leaves_lines_one_pixel_wide() -> None:
     ink = np.zeros((1, 24, 40), bool)
     ink[0, 8:15, 4:36] = True
-    line = glyphs._thin(ink)[0]
+    line = glyph_drawing.thin(ink)[0]
     assert line[:, 10:30].sum(0).tolist() == [1] * 20
     assert np.flatnonzero(line.any(1)).mean() == pytest.approx(11, abs=1)
 
@@ -128,8 +128,8 @@ def test_distances_are_exact() -> None:
     ink[0, [10, 40], [20, 33]] = True
     y, x = np.mgrid[:64, :64]
     true = np.minimum(np.hypot(y - 10, x - 20), np.hypot(y - 40, x - 33))
-    near = true <= (glyphs.FIELD - glyphs.GLYPH) / 2
-    np.testing.assert_allclose(glyphs._distances(ink)[0][near], true[near], rtol=1e-6)
+    near = true <= (glyph_drawing.FIELD - glyph_drawing.GLYPH) / 2
+    np.testing.assert_allclose(glyph_drawing.distances(ink)[0][near], true[near], rtol=1e-6)
 
 
 def test_it_has_the_statistics_of_emnist(many: np.ndarray) -> None:
@@ -173,8 +173,8 @@ def test_a_whole_set_is_not_drawn_again(drawn: Path) -> None:
 def test_other_parameters_are_drawn_anew(drawn: Path, key: str) -> None:
     glyphs.ensure_glyphs(drawn, seed=0, **FEW)
     wanted = json.loads(note_of(drawn).read_text())
-    assert glyphs._is_whole(drawn, note_of(drawn), wanted)
-    assert not glyphs._is_whole(drawn, note_of(drawn), wanted | {key: wanted[key] + 1})
+    assert glyphs.is_whole(drawn, note_of(drawn), wanted)
+    assert not glyphs.is_whole(drawn, note_of(drawn), wanted | {key: wanted[key] + 1})
 
 
 def test_a_set_whose_drawing_was_killed_is_drawn_again(drawn: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_set_that_stopped_between_two_files_is_drawn_again(
             glyphs.ensure_glyphs(tmp_path, seed=0, **FEW)
     for seed in (1, 0):
         wanted = json.loads(note_of(drawn).read_text()) | {"seed": seed}
-        assert not glyphs._is_whole(tmp_path, note_of(tmp_path), wanted)
+        assert not glyphs.is_whole(tmp_path, note_of(tmp_path), wanted)
     glyphs.ensure_glyphs(tmp_path, seed=0, **FEW)
     assert contents(tmp_path) == contents(drawn)
 

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses, by tyro; what is wrong with one is said in one line."""
+"""Command lines from dataclasses, by tyro; an error is one line that says how to fix it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def in_one_line(main: Main) -> Main:
-    """Decorator of an entry point: a wrong request, or a file that cannot be used, is said in one line, and the exit
-    code is 2."""
+    """Decorator of an entry point: a wrong request, or a file that cannot be used, becomes one line and exit code 2."""
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def in_one_line(main: Main) -> Main:
             return main(arguments)
         except RequestError as error:
             message = str(error)
-        except BrokenPipeError:  # whoever read the output has seen enough: `run_program` ends quietly
+        except BrokenPipeError:  # the reader of the output has left: `run_program` ends quietly
             raise
         except OSError as error:
             message = why_and_cure(error)
@@ -54,7 +53,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
     Args:
         arguments: those of this process if left out.
         program: its name in `--help`, such as `train.py` or `python -m metrics.report`.
-        default: the values of flags that are not given, where they are not those of `kind`.
+        default: values of the flags that are not given; the field defaults of `kind` if left out.
 
     Raises:
         RequestError: a flag or value is wrong, with the one line to tell the user.
@@ -70,7 +69,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(kind, args=arguments, prog=program, registry=registry, **known)
-    except BrokenPipeError:  # `--help | head` has seen enough
+    except BrokenPipeError:  # the reader of `--help | head` has left
         sys.exit(0)
     except SystemExit as end:
         if not end.code:
@@ -102,7 +101,7 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def _first_words(box: str) -> str:
-    """What is wrong, out of the box that tyro draws: what stands above its first rule, and which flag comes close."""
+    """The error out of the box that tyro draws: the text above its first rule, and the closest flag."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without its title
     parts = [list(part) for rule, part in itertools.groupby(lines, lambda line: set(line) <= set("─-╰╯")) if not rule]
     if not parts:

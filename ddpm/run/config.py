@@ -1,6 +1,6 @@
 """The settings of a run: one frozen dataclass, its presets and its rules.
 
-The command line, `--help` and the table of flags are made from it; ddpm/run/arguments.py reads them.
+The command line (ddpm/run/arguments.py), `--help` and the table of flags are made from the dataclass.
 
     python -m ddpm.run.config      the table of flags
 """
@@ -41,22 +41,22 @@ class TrainConfig:
     """Train a class-conditional diffusion model (DDPM) of handwritten characters on EMNIST Balanced."""
 
     preset: PresetName = "large"
-    """Size of model, resolution and batch; sets the defaults of the flags below. tiny learns on two CPU cores."""
+    """Model size, resolution and batch size; sets the defaults of the flags below. tiny trains on two CPU cores."""
     data: Literal["emnist", "glyphs"] = "emnist"
-    """EMNIST Balanced, or the embedded set of characters drawn from fonts (needs no download)."""
+    """EMNIST Balanced, or the embedded data set of characters drawn from fonts (needs no download)."""
     data_root: Path = PROJECT_ROOT / "data"
-    """Folder that holds EMNIST/raw/ (emnist) or glyphs/ (drawn on first use)."""
+    """Folder that contains EMNIST/raw/ (emnist) or glyphs/ (drawn on first use)."""
     download: bool = False
-    """Fetch EMNIST into --data-root if it is not there."""
+    """Download EMNIST into --data-root if it is not there."""
 
     resolution: int = 96
     """Height and width of the images, in pixels; divisible by 2^(levels - 1)."""
     block_out_channels: tuple[int, ...] = (96, 192, 384, 384)
-    """Channels of the UNet's levels, from full resolution down; each level halves the resolution."""
+    """Channels of each UNet level, from full resolution down; each level halves the resolution."""
     layers_per_block: int = 2
     """Residual blocks per level of the UNet."""
     norm_num_groups: int = 32
-    """Groups of each GroupNorm; divides every entry of --block-out-channels."""
+    """Groups of each GroupNorm; must divide every entry of --block-out-channels."""
     mid_attention: bool = True
     """Self-attention at the lowest resolution."""
 
@@ -65,113 +65,113 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps, even within an epoch."""
     batch_size: int = 96
-    """Images per process in one forward pass; the global batch is this times processes times --grad-accum."""
+    """Images per process in one forward pass; the global batch is this times the processes times --grad-accum."""
     grad_accum: int = 1
-    """Forward passes whose gradients are added up to one optimizer step."""
+    """Forward passes whose gradients are accumulated for one optimizer step."""
     seed: int = 0
-    """Data order, noise, timesteps, label dropout and initial weights follow from it."""
+    """Seed of data order, noise, timesteps, label dropout and initial weights."""
 
     lr: float = 1e-4
     """Peak learning rate of AdamW."""
     scale_lr: bool = False
-    """Multiply --lr by the global batch over the preset's --batch-size (Goyal et al. 2017)."""
+    """Scale --lr linearly: multiply it by the global batch / the preset's --batch-size (Goyal et al. 2017)."""
     lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step"] = "constant"
-    """Learning rate after warm-up: constant, half a cosine to zero at the last step, several of them, or in steps."""
+    """Learning rate after warm-up: constant, half a cosine to zero at the last step, several half cosines, or steps."""
     lr_cycles: int = 4
-    """Cosines of cosine_restarts, of equal length (Loshchilov & Hutter 2017)."""
+    """Number of cosines of cosine_restarts, of equal length (Loshchilov & Hutter 2017)."""
     lr_step_epochs: float = 30.0
     """Epochs between the steps of the step schedule."""
     lr_step_factor: float = 0.1
-    """What each step of the step schedule multiplies the learning rate by."""
+    """Factor on the learning rate at each step of the step schedule."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     grad_clip: float = 1.0
-    """Largest L2 norm of the gradient; larger ones are scaled down to it. 0 turns clipping off."""
+    """Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = 0.999
-    """Decay per step of the exponential moving average of the weights, in [0, 1)."""
+    """Decay per step of the exponential moving average (EMA) of the weights, in [0, 1)."""
     swa_start_epoch: int = 0
-    """From the end of this epoch on, also average the weights at the end of each (Izmailov et al. 2018). 0: never."""
+    """First epoch whose final weights enter the stochastic weight average, SWA (Izmailov et al. 2018). 0: no SWA."""
     early_stop_patience: int = 0
-    """End the run when --early-stop-metric has not improved for so many epochs. 0: train to the end."""
+    """End the run after this many epochs without an improvement of --early-stop-metric. 0: train to the end."""
     early_stop_metric: Literal[SELECTABLE] = "val_loss_ema"
     """The column of training_metrics.csv that --early-stop-patience watches."""
     min_delta: float = 0.0
-    """What counts as an improvement: better than the best by more than this."""
+    """A value is an improvement if it is better than the best one by more than this."""
 
     diffusion_steps: int = 600
-    """Noise levels of the forward process."""
+    """Timesteps of the forward process."""
     beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
-    """Noise schedule, by its diffusers name; squaredcos_cap_v2 is the cosine, the others scale with 1000 / steps."""
+    """Noise schedule, by its diffusers name; squaredcos_cap_v2 is the cosine; others scale betas by 1000 / steps."""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-    """What the network predicts: the noise, or the velocity (Salimans & Ho 2022)."""
+    """Prediction target of the network: the noise, or the velocity (Salimans & Ho 2022)."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
-    """Timesteps drawn independently, or one from each of as many equal bands as the global batch has images."""
+    """uniform: independent draws. stratified: one from each of N equal bands, for a global batch of N images."""
     timestep_power: float = 1.0
-    """Draw timesteps as u^p with u even in [0, 1): below 1 there are more noisy ones, above 1 fewer."""
+    """Draw timesteps as u^p with u uniform in [0, 1): p below 1 favours noisy timesteps, above 1 clean ones."""
     loss_weighting: Literal["none", "min_snr"] = "none"
-    """none: every timestep's error counts alike. min_snr: by min(SNR, 5), as of clean images (Hang et al. 2023)."""
+    """none: the plain mean over timesteps. min_snr: clean images' error, weighted by min(SNR, 5) (Hang et al. 2023)."""
     cfg_dropout_prob: float = 0.1
     """Probability that a label is replaced by the null class, for classifier-free guidance."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if one is granted or there (refused if it cannot be used), else the CPU. cpu: the CPU is meant."""
+    """auto: a GPU if one is granted or present (an error if it cannot be used), else the CPU. cpu: always the CPU."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast type of forward and backward; auto takes bf16 where the device has it, else fp16 (GPU) or fp32."""
+    """Autocast type of forward and backward pass; auto: bf16 where supported, else fp16 on a GPU and fp32 on a CPU."""
     compile: bool | None = None
-    """torch.compile the model, or --no-compile; left out, it is used on CUDA devices."""
+    """Use torch.compile, or --no-compile. Left out: on CUDA devices only."""
     channels_last: bool | None = None
-    """Keep activations in NHWC memory order, or --no-channels-last; left out, it is used on CUDA devices."""
+    """Keep activations in NHWC memory order, or --no-channels-last. Left out: on CUDA devices only."""
     deterministic: bool = False
-    """Only deterministic GPU kernels, so that a resumed run is bit-identical there too; slower. CPUs always are."""
+    """Use deterministic GPU kernels only: slower, and a resumed run is bit-identical, as it always is on a CPU."""
 
     run_name: str | None = None
-    """Name of the run and its folders; left out, it is built from the settings."""
+    """Name of the run and its folders. Left out: built from the settings."""
     output_root: Path = PROJECT_ROOT
     """Folder under which checkpoints/, metrics/output/ and logs/ are written."""
     resume: str = "auto"
-    """auto continues the run of this name if it has a checkpoint; never starts afresh; else a checkpoint folder."""
+    """auto: continue the run of this name from its latest checkpoint. never: start afresh. Or a checkpoint folder."""
     log_every: int = 50
-    """Steps between progress lines; the host waits for the device only then."""
+    """Steps between progress lines; the host waits for the device only there."""
     val_every: int = 1
-    """Epochs between validations. 0 turns validation off."""
+    """Epochs between validations. 0: no validation."""
     val_images: int | None = None
-    """At most this many test images are used for validation. Left out: 2000, or what a CPU can do in about a minute."""
+    """Maximum number of test images used for validation. Left out: 2000, or what a CPU can do in about a minute."""
     eval_every: int | None = None
-    """Epochs between evaluations of drawn characters (RCA, Fréchet distance). 0: none. Left out: 10, 0 on a CPU."""
+    """Epochs between evaluations of generated images (RCA, Fréchet distance). 0: none. Left out: 10, or 0 on a CPU."""
     sample_every: int = 10
     """Epochs between sample grids; one is always drawn at the end. 0: only at the end."""
     samples_per_class: int | None = None
-    """Characters per class in a sample grid, 0 for no grids. Left out: 8, or what a CPU can draw in about a minute."""
+    """Characters per class in a sample grid. 0: no grids. Left out: 8, or what a CPU can draw in about a minute."""
     sample_steps: int = 50
-    """DDIM steps of the sample grids."""
+    """DDIM steps for the sample grids."""
     guidance_scale: float = 2.0
-    """Classifier-free guidance of the sample grids: 1 is none, larger is more typical and less varied."""
+    """Classifier-free guidance for the sample grids: 1 is none; larger is more typical and less varied."""
     checkpoint_every: int = 1
     """Epochs between checkpoints; one is always written at the end."""
     checkpoint_minutes: float = 15.0
-    """Also write one at the first progress line after this many minutes without, within an epoch too. 0: never."""
+    """Minutes after which the next progress line writes a checkpoint, also within an epoch. 0: only after epochs."""
     best_by: Literal["val_loss", "rca", "fid_features"] = "val_loss"
-    """What `best` is chosen by: the validation loss of the EMA weights, or a figure of --eval-every."""
+    """Criterion for `best`: the validation loss of the EMA weights, or a figure of --eval-every."""
     keep_last: int = 3
-    """How many of the newest checkpoints are kept. The best one is always kept."""
+    """Number of newest checkpoints to keep. The best one is always kept."""
     keep_every: int = 0
-    """Save the checkpoint of every N-th epoch and keep it for good. 0: none."""
+    """Save the checkpoint of every N-th epoch and never delete it. 0: none."""
     export: bool = True
-    """At the end, make checkpoints/<run>/export/: a folder that diffusers loads, with pictures and a model card."""
+    """At the end, write checkpoints/<run>/export/: a folder that diffusers loads, with samples and a model card."""
     hang_minutes: float = 10.0
-    """Give up when a process has not answered the others for so long; starting and compiling may take 30 minutes."""
+    """Timeout in minutes for collective operations; start-up and compilation get 30."""
     target: str | None = None
-    """A figure to reach, such as val_loss=0.004; training_log.md tells how far it is. Training goes on all the same."""
+    """A figure to reach, such as val_loss=0.004; training_log.md shows the distance to it. Does not stop the run."""
     baseline: str | None = None
-    """A run of the same --output-root that training_log.md compares this one with."""
+    """A run under the same --output-root with which training_log.md compares this one."""
     wandb: bool = False
-    """Log to Weights & Biases too, if the package wandb is installed."""
+    """Also log to Weights & Biases; needs the package wandb."""
     config: Path | None = None
-    """A YAML or JSON file of settings, such as a run's training_metrics.json; flags that are typed go before it."""
+    """A YAML or JSON file of settings, such as a run's training_metrics.json. Typed flags take precedence over it."""
     dry_run: bool = False
-    """Print the resolved settings and what the run would need, then exit."""
+    """Print the resolved settings and the memory, disk and steps that the run needs, then exit."""
 
     def __post_init__(self) -> None:
         for mistake in mistakes(self):
@@ -179,7 +179,7 @@ class TrainConfig:
 
     @property
     def model_name(self) -> str:
-        """The recipe in words, as the reference run names it; glyphs are never called balanced."""
+        """The recipe as the reference run names it; glyphs are never called balanced."""
         split = "balanced" if self.data == "emnist" else self.data
         cfg = "cfg" if self.cfg_dropout_prob > 0 else "nocfg"
         schedule = "cosine" if self.beta_schedule == "squaredcos_cap_v2" else self.beta_schedule
@@ -193,7 +193,7 @@ class TrainConfig:
 
     @property
     def usual_batch(self) -> int:
-        """The preset's batch on one process: what `--lr` is meant for, as `--scale-lr` has it."""
+        """The preset's batch size on one process, for which `--scale-lr` takes `--lr` to be meant."""
         return PRESETS[self.preset].get("batch_size", TrainConfig.batch_size)
 
     @property
@@ -232,7 +232,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:
 
 
 def data_words(name: str) -> str:
-    """What the data set of `--data` is called where people read it; glyphs are never taken for EMNIST."""
+    """Name of the data set of `--data` for people; glyphs are never presented as EMNIST."""
     return "EMNIST Balanced" if name == "emnist" else "embedded glyphs, not EMNIST"
 
 
@@ -250,15 +250,15 @@ BOUNDS = {  # smallest value → settings
     0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
     "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
 }
-EXAMPLES = {  # what must be above 0 and finite → a value that is
-    "lr": "1e-4", "timestep_power": "0.6 (1 for even timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
+EXAMPLES = {  # settings that must be above 0 and finite → an example
+    "lr": "1e-4", "timestep_power": "0.6 (1 for uniform timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
 }  # fmt: skip
 USUAL_EVAL_EVERY = 10  # epochs, where --eval-every is left out and an evaluation is wanted
 BETAS = 1e-4, 0.02  # the first and last of linear and scaled_linear at 1000 steps (Ho et al. 2020)
 
 
 def mistakes(config: TrainConfig) -> Iterator[str]:
-    """What is wrong with the settings, a line each; nothing if all is well."""
+    """The rules that the settings break, each as one line that says how to fix it."""
     for bound, settings in BOUNDS.items():
         for name in settings.split():
             value = getattr(config, name)
@@ -267,16 +267,15 @@ def mistakes(config: TrainConfig) -> Iterator[str]:
     for name, example in EXAMPLES.items():
         if not 0 < getattr(config, name) < math.inf:
             yield f"{flag(name)} {getattr(config, name)}: must be above 0 and finite, such as {example}"
-    for broken, message in (*_of_training(config), *_of_the_model(config), *_of_names(config)):
-        if broken:
-            yield message
+    for rules in (_training_rules, _metric_rules, _model_rules, _name_rules):
+        yield from (message for broken, message in rules(config) if broken)
 
 
 def beta_range(config: TrainConfig) -> tuple[float, float] | None:
-    """The first and last beta of a linear or scaled_linear schedule; None for a schedule that has none to choose.
+    """The first and last beta of a linear or scaled_linear schedule; None for squaredcos_cap_v2, which has no range.
 
-    They are those of 1000 steps times 1000 / steps, so that any number of steps ends in noise (Dhariwal & Nichol 2021,
-    guided-diffusion `get_named_beta_schedule`). As they are, 100 steps would leave 0.60 of the signal.
+    The betas for 1000 steps are scaled by 1000 / steps, so that any number of steps ends in noise (Dhariwal & Nichol
+    2021, guided-diffusion `get_named_beta_schedule`). Unscaled, 100 steps would leave 0.60 of the signal.
     """
     if config.beta_schedule == "squaredcos_cap_v2":
         return None
@@ -284,13 +283,8 @@ def beta_range(config: TrainConfig) -> tuple[float, float] | None:
     return scale * BETAS[0], scale * BETAS[1]
 
 
-def _of_training(config: TrainConfig) -> list[tuple[bool, str]]:
-    """Rules as (is it broken, what to say then)."""
-    watched, patience = config.early_stop_metric, config.early_stop_patience > 0
-    target = (parse_target(config.target or "") or ("",))[0]
-    measured_every = 1 if watched == "loss_mean" else config.val_every
-    if watched in EVALUATED:
-        measured_every = USUAL_EVAL_EVERY if config.eval_every is None else config.eval_every
+def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
+    """Rules as (is it broken?, message)."""
     return [
         (not 0 <= config.ema_decay < 1, f"--ema-decay {config.ema_decay}: must lie in [0, 1), such as 0.999"),
         (not 0 <= config.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {config.cfg_dropout_prob}: must lie in [0, 1]"),
@@ -299,39 +293,6 @@ def _of_training(config: TrainConfig) -> list[tuple[bool, str]]:
         (
             config.sample_steps > config.diffusion_steps,
             f"--sample-steps {config.sample_steps}: must be at most --diffusion-steps, {config.diffusion_steps}",
-        ),
-        (
-            config.best_by in EVALUATED and config.eval_every == 0,
-            f"--best-by {config.best_by} is measured by evaluations: give --eval-every 1 or more",
-        ),
-        (
-            patience and watched in EVALUATED and config.eval_every == 0,
-            f"--early-stop-metric {watched} is measured by evaluations: give --eval-every 1 or more",
-        ),
-        (
-            patience and watched.startswith("val_loss") and config.val_every == 0,
-            f"--early-stop-metric {watched} is measured by validation: give --val-every 1 or more",
-        ),
-        (
-            patience and watched == "val_loss_swa" and not config.swa_start_epoch,
-            "--early-stop-metric val_loss_swa needs an average of weights: give --swa-start-epoch",
-        ),
-        (
-            patience and config.early_stop_patience < measured_every,
-            f"--early-stop-patience {config.early_stop_patience}: {watched} is measured every {measured_every} epochs "
-            f"only; give {measured_every} or more",
-        ),
-        (
-            target in EVALUATED and config.eval_every == 0,
-            f"--target {config.target}: {target} is measured by evaluations: give --eval-every 1 or more",
-        ),
-        (
-            target.startswith("val_loss") and config.val_every == 0,
-            f"--target {config.target}: {target} is measured by validation: give --val-every 1 or more",
-        ),
-        (
-            target == "val_loss_swa" and not config.swa_start_epoch,
-            f"--target {config.target}: it needs an average of weights: give --swa-start-epoch",
         ),
         (
             config.lr_schedule == "step" and config.lr_step_epochs >= config.epochs,
@@ -350,7 +311,30 @@ def _of_training(config: TrainConfig) -> list[tuple[bool, str]]:
     ]
 
 
-def _of_the_model(config: TrainConfig) -> list[tuple[bool, str]]:
+def _metric_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
+    """A figure that decides something, or is a target, must be measured."""
+    watched, target = config.early_stop_metric, parse_target(config.target or "")
+    asked = {f"--best-by {config.best_by}": config.best_by} if config.best_by in EVALUATED else {}
+    if target:
+        asked[f"--target {config.target}"] = target[0]
+    if config.early_stop_patience > 0:
+        asked[f"--early-stop-metric {watched}"] = watched
+    for option, metric in asked.items():
+        evaluated, validated = metric in EVALUATED, metric.startswith("val_loss")
+        yield evaluated and config.eval_every == 0, f"{option} needs evaluations: give --eval-every 1 or more"
+        yield validated and config.val_every == 0, f"{option} needs validation: give --val-every 1 or more"
+        yield metric == "val_loss_swa" and not config.swa_start_epoch, f"{option} needs SWA: give --swa-start-epoch"
+    every = 1 if watched == "loss_mean" else config.val_every
+    if watched in EVALUATED:
+        every = USUAL_EVAL_EVERY if config.eval_every is None else config.eval_every
+    yield (
+        0 < config.early_stop_patience < every,
+        f"--early-stop-patience {config.early_stop_patience}: {watched} is measured every {every} epochs only; give "
+        f"{every} or more",
+    )
+
+
+def _model_rules(config: TrainConfig) -> list[tuple[bool, str]]:
     levels = len(config.block_out_channels)
     factor = 2 ** max(levels - 1, 0)
     return [
@@ -370,7 +354,7 @@ def _of_the_model(config: TrainConfig) -> list[tuple[bool, str]]:
     ]
 
 
-def _of_names(config: TrainConfig) -> list[tuple[bool, str]]:
+def _name_rules(config: TrainConfig) -> list[tuple[bool, str]]:
     name = config.run_name or ""
     return [
         (
@@ -394,13 +378,13 @@ def _of_names(config: TrainConfig) -> list[tuple[bool, str]]:
 
 
 def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
-    """Settings that were asked for and change nothing, a line each. They may be meant: a plan shares them among runs.
+    """Remarks on settings that have no effect, a line each. Not an error: a plan may share them among runs.
 
     Args:
         usual: the preset's settings.
     """
     grids = config.samples_per_class != 0
-    needs = {  # settings → (do they do something?, what they need)
+    needs = {  # settings → (have they an effect?, what they need for one)
         "lr_cycles": (config.lr_schedule == "cosine_restarts", "--lr-schedule cosine_restarts"),
         "lr_step_epochs lr_step_factor": (config.lr_schedule == "step", "--lr-schedule step"),
         "early_stop_metric min_delta": (config.early_stop_patience > 0, "--early-stop-patience"),
@@ -413,16 +397,16 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
     for settings, (effective, need) in needs.items():
         for name in () if effective else settings.split():
             if getattr(config, name) != getattr(usual, name):
-                yield f"{flag(name)} {getattr(config, name)} does nothing without {need}"
+                yield f"{flag(name)} {getattr(config, name)} has no effect without {need}"
     if config.best_by == "val_loss" and config.val_every == 0:
-        yield "without validation (--val-every 0) no checkpoint is called the best"
+        yield "without validation (--val-every 0) no checkpoint becomes `best`"
     if config.cfg_dropout_prob == 0 and config.guidance_scale != 1 and (grids or config.eval_every != 0):
-        yield (f"--guidance-scale {config.guidance_scale:g} asks what the model draws without a label, which it never "
-               "learns with --cfg-dropout-prob 0: give --guidance-scale 1")  # fmt: skip
+        yield (f"--guidance-scale {config.guidance_scale:g} needs predictions without a label, which the model "
+               "never learns with --cfg-dropout-prob 0: give --guidance-scale 1")  # fmt: skip
 
 
 def parse_target(text: str) -> tuple[str, float] | None:
-    """`val_loss=0.004` → the column and its value; None if it is not one."""
+    """`val_loss=0.004` → the column and its value; None if the text is no target."""
     name, _, value = text.partition("=")
     try:
         number = float(value)
@@ -435,7 +419,7 @@ def parse_target(text: str) -> tuple[str, float] | None:
 
 
 def field_help() -> dict[str, str]:
-    """What each field's docstring says, by field name."""
+    """The docstring of each field, by field name."""
     body = ast.parse(inspect.getsource(TrainConfig)).body[0].body
     pairs = itertools.pairwise(body)
     return {
@@ -446,7 +430,7 @@ def field_help() -> dict[str, str]:
 
 
 def markdown_table() -> str:
-    """Every flag, its default and its meaning, as the Markdown table of README."""
+    """The Markdown table of every flag, its default and its meaning."""
     rows = ["| flag | default (large) | meaning |", "|---|---|---|"]
     defaults = dataclasses.asdict(TrainConfig(data_root=Path("data"), output_root=Path(".")))
     for name, text in field_help().items():

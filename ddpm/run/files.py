@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write aside, fsync, rename. And how they are read, whatever lies there."""
+"""Atomic writing (temporary file, fsync, rename), and reading that never hangs or fails on odd files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LARGEST = 256 * 2**20  # bytes of a file that is read whole
+LARGEST = 256 * 2**20  # bytes: larger files are not read whole
 SETTINGS = 2**20  # bytes of a file of settings, or of a plan
-DEEPEST = 32  # levels of JSON: our files have fewer than ten, and Python's own limit is reached at some hundreds
-CURES = {  # of an OSError: what to do
+DEEPEST = 32  # levels of JSON: ours has fewer than ten, and Python's recursion limit comes at some hundreds
+CURES = {  # errno → how to fix it
     errno.EACCES: "ask its owner for the right to use it (chmod -R u+rwX, or a+rX to read)",
     errno.EPERM: "ask its owner for the right to use it",
     errno.ELOOP: "remove the link",
@@ -32,23 +32,23 @@ CURES = {  # of an OSError: what to do
 
 
 def why(error: OSError) -> str:
-    """What an OSError says, in one line: the file, and what is wrong with it."""
+    """An OSError in one line: the file and the reason."""
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, Path))]
     named = f"{' to '.join(files)}: " if files else ""
     return " ".join(f"{named}{error.strerror or str(error) or repr(error)}".split())
 
 
 def why_and_cure(error: OSError) -> str:
-    """The same, and what to do about it."""
+    """The same, and how to fix it."""
     cure = CURES.get(error.errno)
     return why(error) + (f"; {cure}" if cure else "")
 
 
 def read_file(path: Path, most: int = LARGEST, tail: int | None = None) -> bytes:
-    """The content of a regular file; its last `tail` bytes, if given, whatever its size.
+    """The content of a regular file, or its last `tail` bytes.
 
     Raises:
-        OSError: as `open_regular`, or it is larger than `most` bytes.
+        OSError: as `open_regular`, or the whole file is asked for and larger than `most` bytes.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -60,16 +60,16 @@ def read_file(path: Path, most: int = LARGEST, tail: int | None = None) -> bytes
 
 
 def without_waiting(name: str, flags: int) -> int:
-    """Opener for `open`: a pipe that nobody reads is refused (OSError), where it would be waited for."""
+    """Opener for `open` that never blocks: a pipe without a reader raises OSError."""
     return os.open(name, flags | os.O_NONBLOCK, 0o666)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, to be read.
+    """Open a regular file for reading.
 
     Raises:
-        OSError: it is missing or cannot be read, or is something else: a pipe would be waited for, and a device may
-            never end. It names the file.
+        OSError: it is missing, cannot be read, or is no regular file (a pipe would block, a device may never end). The
+            error names the file.
     """
 
     def opened(name: str, flags: int) -> int:
@@ -84,17 +84,17 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, most: int = LARGEST) -> str:
-    """The content of a regular file of UTF-8.
+    """The content of a regular UTF-8 file, without a byte order mark.
 
     Raises:
         OSError: as `read_file`.
-        UnicodeDecodeError: a ValueError; it is no text.
+        UnicodeDecodeError: a ValueError; it is not UTF-8.
     """
     return read_file(path, most).decode().removeprefix("\ufeff")
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds, as `parse_json` gives it.
+    """The content of a JSON file, as `parse_json` returns it.
 
     Raises:
         OSError: as `read_file`.
@@ -104,11 +104,11 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """A value of JSON that can be worked with: numbers that no float can hold, NaN and infinity are None, and texts
-    can be encoded and name files.
+    """Parse JSON into safe values: NaN, infinity and integers of more than 64 bits become None, strings lose lone
+    surrogates and NUL.
 
     Raises:
-        ValueError: it is not JSON, or is nested more deeply than any file of ours.
+        ValueError: it is not JSON, or is nested more deeply than `DEEPEST`.
     """
     try:
         return _usable(json.loads(content))
@@ -133,7 +133,7 @@ def _usable(value: Any, depth: int = 0) -> Any:
 
 
 def _text(value: str) -> str:
-    """Without halves of surrogate pairs, which no encoding knows, and without NUL, which no path may have."""
+    """Without lone surrogates, which cannot be encoded, and without NUL, which no path may contain."""
     return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -157,12 +157,12 @@ def strict_json(value: Any, indent: int | None = None) -> str:
 
 
 def real(path: Path) -> Path:
-    """`path` without links, absolute. Of a loop of links as far as they lead: `Path.resolve` fails there."""
+    """`path`, absolute and with links resolved. Works on a loop of links too, where `Path.resolve` fails."""
     return Path(os.path.realpath(path))
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename is only safe on disk once its folder is."""
+    """Make renames in `folder` durable: they are on disk only once the folder is synced."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -171,10 +171,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content`; a reader, or a crash at any moment, sees the old file or the new one.
+    """Replace the content of `path`. A reader, and a crash at any moment, finds the old file or the new one.
 
     Raises:
-        OSError: the folder does not exist, is not writable or is full; `path` is then unchanged.
+        OSError: the folder does not exist, is not writable or the disk is full; `path` is then unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     aside = _aside(path)
@@ -194,7 +194,7 @@ def replace_link(link: Path, target: str) -> None:
     """Point the symbolic link `link` at `target` (relative to its folder) in one step.
 
     Raises:
-        OSError: the folder is not writable or is full, or a folder has the name of the link.
+        OSError: the folder is not writable, the disk is full, or `link` is a folder.
     """
     if link.is_dir() and not link.is_symlink():
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(link))

@@ -1,5 +1,5 @@
-"""What the files of a run may hold, by kind. A value of another kind, as damage or another program leaves, is None: it
-is shown as missing, and never taken for a figure.
+"""Validation of values read from a run's files. A value of the wrong kind, from damage or another program, becomes
+None: it is shown as missing and never used as a figure.
 
 Without torch, pandas and NumPy: the dashboard reads with it every second.
 """
@@ -61,7 +61,7 @@ def one_of(*values: str) -> Kind:
 
 
 def every(kind: Kind) -> Kind:
-    """A list of one kind; empty if anything in it is of another."""
+    """A list of one kind; empty if any item is of another kind."""
 
     def listed(value: Any) -> list[Any]:
         items = [kind(item) for item in value] if isinstance(value, list) else []
@@ -71,14 +71,14 @@ def every(kind: Kind) -> Kind:
 
 
 def some(kind: Kind) -> Kind:
-    """A list of one kind, without what is of another."""
+    """A list of one kind; items of another kind are dropped."""
     return lambda value: [
         known for item in (value if isinstance(value, list) else []) if (known := kind(item)) is not None
     ]
 
 
 def record(**kinds: Kind) -> Kind:
-    """An object; of its fields those that are named, each of its kind."""
+    """An object with only the named fields, each of its kind."""
 
     def fields(value: Any) -> dict[str, Any] | None:
         if not isinstance(value, dict):
@@ -89,7 +89,7 @@ def record(**kinds: Kind) -> Kind:
 
 
 def mapping(kind: Kind) -> Kind:
-    """An object of any names with values of one kind, without what is of another."""
+    """An object of any names with values of one kind; others are dropped."""
     return lambda value: {
         name: known
         for name, item in (value.items() if isinstance(value, dict) else ())
@@ -101,7 +101,7 @@ def mapping(kind: Kind) -> Kind:
 
 
 def settings(value: Any) -> dict[str, Any]:
-    """The settings of a run; one that is not of its field's type is None. Those of other versions stay, if plain."""
+    """The settings of a run; one that is not of its field's type becomes None. Plain ones of other versions stay."""
     hints, given = _hints(), value if isinstance(value, dict) else {}
     return {name: item if _fits(item, hints.get(name, str | int | float)) else None for name, item in given.items()}
 
@@ -137,11 +137,11 @@ COUNTS = ("step", "images_seen", "nonfinite_steps", "train_images", "slowest_ran
 
 
 def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of epochs that can be believed, by epoch, and in words what cannot.
+    """The valid rows of epochs, sorted by epoch, and a description of what was dropped.
 
-    A cell of another kind is empty. A row without an epoch, or whose `data` is no name, is left out: its columns have
-    slipped. Of two rows of one epoch the later counts; two that follow each other and contradict each other in what
-    can only grow are both left out.
+    A cell of the wrong kind becomes None. A row without an epoch, or whose `data` is not a name, is dropped: its
+    columns have shifted. Of two rows of one epoch the later one counts. Two consecutive rows are both dropped if a
+    column that can only grow decreases.
     """
     found: dict[int, dict[str, Any]] = {}
     lost, cells = 0, 0

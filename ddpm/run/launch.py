@@ -1,4 +1,4 @@
-"""Which of a job's processes this is, from the variables of what started it. Needs no torch, so it is known at once."""
+"""Rank and world size of this process, from the variables of its launcher (torchrun, srun). Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ OF_SRUN = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of its job; alone if nothing is given."""
+    """This process among those of its job. The default is a single process."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
-    address: str = ""  # of process 0, where all meet
+    address: str = ""  # host of process 0, for the rendezvous
     port: int = 0
-    by_srun: bool = False  # without torchrun: then Slurm may show each process its own GPU only
+    by_srun: bool = False  # without torchrun: Slurm may then show each process its own GPU only
 
 
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """What torchrun, srun or a user has set; an empty variable is as good as none.
+    """Read the variables that torchrun, srun or a user has set. Empty ones count as not set.
 
     Args:
         environment: the variables; those of this process if left out.
 
     Raises:
-        RequestError: they are half set, contradict each other, or are no numbers.
+        RequestError: they are incomplete, contradict each other, or are not numbers.
     """
     variables = os.environ if environment is None else environment
     env = {name: value.strip() for name, value in variables.items() if value.strip()}
@@ -45,7 +45,7 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
         launch = Launch()
         if env.get("SLURM_PROCID", "0") != "0":
             _require(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
-    # A job script may have set some of torchrun's variables, too. They must not say anything else.
+    # A job script may have set some of torchrun's variables too. They must agree.
     for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         if name in env and _number(env, name) != getattr(launch, name.lower()):
             _require(env, name, "RANK")
@@ -93,16 +93,16 @@ def first_host(node_list: str) -> str:
     """The first host of a Slurm node list: `vn[3-5,8],other` → `vn3`, `rack[1-2]n[01-04]-ib` → `rack1n01-ib`.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is not a node list.
     """
     first = re.match(r"(?:[^,\[\]\s]|\[[\w,-]+\])+", node_list)
     if not first or node_list[first.end() : first.end() + 1] not in ("", ","):
-        raise RequestError(f"SLURM_STEP_NODELIST={node_list} is no list of hosts: set MASTER_ADDR to the first one")
+        raise RequestError(f"SLURM_STEP_NODELIST={node_list} is not a list of hosts: set MASTER_ADDR to the first one")
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
 
 
 def _tasks_of_nodes(text: str) -> list[int]:
-    """How many tasks each node has: `2(x3),1` → [2, 2, 2, 1]."""
+    """Tasks of each node: `2(x3),1` → [2, 2, 2, 1]."""
     parts = [re.fullmatch(r"([1-9]\d{0,5})(?:\(x([1-9]\d{0,5})\))?", part) for part in text.split(",")]
     if not all(parts):
         raise RequestError(f"SLURM_STEP_TASKS_PER_NODE={text}: give numbers such as 4(x2),1")

@@ -1,9 +1,9 @@
-"""One job at a time writes a run: a claim file, which its owner keeps touching for as long as it lives.
+"""A lock on a run, so that one job at a time writes it: a claim file that its owner touches every few seconds.
 
-It works across the nodes of a shared file system, where locks of the kernel often do not, and asks no clock: what is
-watched is that the file's time changes, not which time it is. An owner that dies stops touching it, and the next one
-takes over. Of the starts of one Slurm job the newest has the run: Slurm may have given up a node that lives on. An
-owner that was only suspended or cut off finds that the claim is another's, and ends at once.
+It works across the nodes of a shared file system, where kernel locks often do not. Successive times of the file are
+compared, so the clocks of different hosts need not agree. When an owner dies, it stops touching the file, and the next
+process takes over. Of several starts of one Slurm job the newest gets the run: Slurm may have given up a node that is
+still alive. An owner that was only suspended or cut off finds that the claim belongs to another, and ends at once.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json
 
 BEAT = 3.0  # seconds between touches
-SILENCE = 15.0  # an owner on another machine that has not touched its claim for so long is dead
+SILENCE = 15.0  # seconds without a touch after which an owner on another machine counts as dead
 
 
 class Overtaken(OSError):
-    """The run is another process's by now."""
+    """Another process has taken the run over."""
 
 
 class RunLock:
-    """This process's claim on a run. As a context, it is given back at the end; `take` takes it.
+    """This process's claim on a run. `take` acquires it; as a context manager it is released at the end.
 
     Args:
         path: the claim file.
@@ -46,7 +46,7 @@ class RunLock:
         self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
 
     def take(self) -> str:
-        """Claim the run. Returns the claim's name, as `holder` tells it.
+        """Claim the run. Returns the id of the claim, as `holder` does.
 
         Raises:
             RequestError: another process holds the claim and is alive, or the file cannot be written.
@@ -72,13 +72,13 @@ class RunLock:
         return self._mine["id"]
 
     def check(self) -> None:
-        """Raises Overtaken if the run is another process's by now."""
+        """Raises Overtaken if another process has taken the run over."""
         owner = _read(self.path)
         if owner and owner.get("id") != self._mine["id"]:
             raise Overtaken(f"{whose(owner)} has taken {self.run} over")
 
     def release(self) -> None:
-        """Give the claim back, unless it is another's by now."""
+        """Remove the claim file, unless another process owns it by now."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -93,7 +93,7 @@ class RunLock:
             self.release()
 
     def _create(self) -> bool:
-        """Make the file if there is none; whether it was made."""
+        """Create the file if there is none. Returns whether it was created."""
         try:
             file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:
@@ -116,15 +116,15 @@ class RunLock:
             except Overtaken as error:
                 _end(str(error))
             except FileNotFoundError:
-                if silent > SILENCE:  # taken for dead, perhaps, by one that has trained and ended since
+                if silent > SILENCE:  # another process may have taken this one for dead, trained and ended since
                     _end(f"the claim on {self.run} is gone, and was not touched from here for {silent:.0f} s")
-                with suppress(OSError):  # somebody cleaned up
+                with suppress(OSError):  # somebody deleted it
                     self._create()
-            except OSError:  # not this time, then
+            except OSError:  # try again at the next beat
                 pass
 
     def _alive(self, owner: dict[str, Any]) -> bool:
-        """Is the owner of the claim alive? If nothing here can prove it, watch whether it still touches the file."""
+        """Is the owner of the claim alive? On another machine: does it still touch the file?"""
         if owner.get("machine") == self._mine["machine"]:
             return owner.get("began") == _began(owner.get("pid"))
         seen, patience = _touched(self.path), time.monotonic() + SILENCE
@@ -135,12 +135,12 @@ class RunLock:
         return False
 
     def _newer(self, owner: dict[str, Any]) -> bool | None:
-        """Of two starts of one Slurm job: is the owner's the newer one? None if they are no two such starts."""
+        """Is the owner a newer start of this process's Slurm job? None if it is not another start of it."""
         mine, its = slurm_start(self._mine), slurm_start(owner)
         return its[1] > mine[1] if mine and its and mine[0] == its[0] and mine[1] != its[1] else None
 
     def _clear_away(self, owner: dict[str, Any]) -> None:
-        """Remove a dead owner's claim; if it is a living one's by now, as two take over at once, put it back."""
+        """Remove a dead owner's claim. Put it back if it is a living one's by now, as two may take over at once."""
         aside = self.path.with_name(f"{self.path.name}.{self._mine['id']}")
         with suppress(FileNotFoundError):
             os.rename(self.path, aside)
@@ -150,23 +150,23 @@ class RunLock:
 
 
 def _end(why: str) -> None:
-    """End the process: not a file more from here, as they are another's."""
+    """End the process without writing any file, as they belong to another process."""
     print(f"error: {why}; this process ends at once", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def owner_of(path: Path) -> dict[str, Any]:
-    """What the claim on a run says of its owner; nothing if nobody has claimed it, or it cannot be read."""
+    """The content of the claim on a run; empty if there is none, or it cannot be read."""
     return _read(path)
 
 
 def holder(path: Path) -> str | None:
-    """The name of the claim on a run, None if nobody has claimed it."""
+    """The id of the claim on a run, None if there is none."""
     return _read(path).get("id")
 
 
 def slurm_start(record: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The Slurm job, and the restart of it, that has written a claim or a status; None if it was none."""
+    """Slurm job and restart that wrote a claim or a status; None outside Slurm."""
     job, restart = record.get("slurm_job_id"), record.get("slurm_restart")
     with suppress(TypeError, ValueError, OverflowError):
         return (str(job), int(restart or 0)) if job else None
@@ -174,7 +174,7 @@ def slurm_start(record: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def whose(record: Mapping[str, Any]) -> str:
-    """Who has written a claim or a status, such as `process 4321 on node7, restart 2 of Slurm job 55`."""
+    """Description of the process that wrote a claim or a status: `process 4321 on node7, restart 2 of Slurm job 55`."""
     job, restart = slurm_start(record) or (None, 0)
     words = f", restart {restart} of Slurm job {job}" if restart else f", Slurm job {job}" if job else ""
     return f"process {record.get('pid')} on {record.get('host')}{words}"
@@ -194,15 +194,15 @@ def _whereabouts() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What is the same for two processes only if each can see in /proc whether the other lives."""
+    """Boot and PID namespace: equal only for processes that can see each other in /proc."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return uuid.uuid4().hex  # no two are the same
+    return uuid.uuid4().hex  # unique
 
 
 def _began(pid: int | None) -> str | None:
-    """When the process began, in ticks since boot, so that a reused number is not taken for it; None if it is gone."""
+    """Start of the process in ticks since boot, which a reused PID does not share; None if the process is gone."""
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -210,7 +210,7 @@ def _began(pid: int | None) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The claim's content; nothing if there is none, or if it is not whole (yet)."""
+    """The claim's content; empty if there is none, or it is not complete (yet)."""
     with suppress(OSError, ValueError):
         owner = read_json(path)
         return owner if isinstance(owner, dict) else {}
@@ -218,7 +218,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _touched(path: Path) -> tuple[int, int] | None:
-    """The file's time and number. It is opened, as a network file system asks its server only then."""
+    """The file's mtime and inode. It is opened, as a network file system asks its server only then."""
     with suppress(OSError), open(path, encoding="utf-8") as file:
         stat = os.fstat(file.fileno())
         return stat.st_mtime_ns, stat.st_ino

@@ -1,4 +1,4 @@
-"""`meta.json` of a checkpoint or an export: what it has to say before anything is made of it."""
+"""`meta.json` of a checkpoint or an export, validated before it is used."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PROGRESS = kinds.record(
 
 
 def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
-    """What meta.json in `folder` holds: run, data, identity, settings, progress, metrics, history and files, of which
-    the `needed` are there and all are of their kind.
+    """The content of meta.json in `folder`: run, data, identity, settings, progress, metrics, history and files. Those
+    `needed` are there, and all are of their kind.
 
     Raises:
         OSError: it is missing or cannot be read.
@@ -24,14 +24,14 @@ def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
     """
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     for name in needed:
         part, _, field = name.partition(".")
         if (meta[part].get(field) if field and isinstance(meta.get(part), dict) else meta.get(part)) is None:
             raise ValueError(f"{name} is missing")
     for name, kind in KINDS.items():
         if name in meta and kind(meta[name]) != meta[name]:
-            raise ValueError(f"{name} is not what it should be")
+            raise ValueError(f"{name} is of the wrong kind")
     return meta
 
 
@@ -45,7 +45,7 @@ def _rows(value: Any) -> Any:
 
 
 def _row(value: Any) -> Any:
-    """An epoch's figures, or none."""
+    """The figures of an epoch, or an empty object."""
     return value if value == {} or _rows([value]) == [value] else None
 
 

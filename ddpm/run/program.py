@@ -1,6 +1,6 @@
-"""How every program starts and ends: what it prints survives any encoding, and drawing any setting of matplotlib.
+"""How every program starts and ends: its output survives any encoding, and its plots any setting of matplotlib.
 
-Programs import this, and with it settle the variables that matplotlib reads when it is loaded.
+Importing this module sets the variables that matplotlib reads when it is loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MATPLOTLIB = {
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Call the `main` of a program, and return its exit code: 2 for a wrong request, 141 if its reader has left."""
+    """Call the `main` of a program and return its exit code: 2 for a wrong request, 141 if its reader has left."""
     try:
         prepare()
         return main() or 0
@@ -44,10 +44,10 @@ def run_program(main: Callable[[], int | None]) -> int:
 
 
 def prepare() -> None:
-    """Make printing independent of the environment, before anything is printed.
+    """Make printing independent of the environment. To be called before anything is printed.
 
     Raises:
-        RequestError: a name on the command line, or of the folder, is not text.
+        RequestError: an argument, or the name of the folder, cannot be decoded.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
@@ -63,11 +63,11 @@ def prepare() -> None:
 
 
 def flush() -> None:
-    """Hand on what was printed; if nobody can take it, that and what is printed from here on is dropped."""
+    """Flush stdout and stderr. Where that fails, this and all later output is dropped."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # `| head` has seen enough, the disk is full, or it was closed
+        except (OSError, ValueError):  # the reader left, the disk is full, or the stream is closed
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -85,7 +85,7 @@ def _folder() -> str:
 
 
 def _legible(error: UnicodeError) -> tuple[str, int]:
-    """The characters that an encoding lacks as ASCII that looks like them, one for one, so that tables stay aligned."""
+    """Error handler: a similar ASCII character for each one that the encoding lacks, so that tables stay aligned."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end].translate(ASCII)

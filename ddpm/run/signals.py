@@ -9,16 +9,16 @@ import threading
 import time
 from types import FrameType
 
-APART = 1.0  # seconds between two SIGINTs that are two, see StopRequest
-TWICE = "interrupted twice: stopped at once; the last checkpoint stands"
-AT_ONCE = 5.0  # seconds in which the second ends the process, wherever it is
+APART = 1.0  # seconds: SIGINTs that are closer count as one, see StopRequest
+TWICE = "interrupted twice: stopped at once; the last checkpoint is kept"
+AT_ONCE = 5.0  # seconds after the second SIGINT at which the process is ended, wherever it is
 
 
 class StopRequest:
-    """Remembers the first stop signal; the loop asks at each step boundary.
+    """Remembers the first stop signal; the training loop asks for it after each step.
 
-    A second SIGINT raises KeyboardInterrupt. It has to come a second after the first, because torchrun passes on to its
-    workers a Ctrl-C that the terminal has already given to all of them.
+    A second SIGINT raises KeyboardInterrupt. It must come more than a second after the first: torchrun forwards to its
+    workers a Ctrl-C that the terminal has already sent to all of them.
     """
 
     def __init__(self) -> None:
@@ -47,8 +47,8 @@ class StopRequest:
 
 
 def _end_on_second(reader: int) -> None:
-    """End the process after a second SIGINT, for which no handler runs while the main thread is in C++ (waiting for
-    another process, say)."""
+    """End the process after a second SIGINT, also where no Python handler runs because the main thread is in C++
+    (waiting for another process, say)."""
     first = None
     while True:
         for number in os.read(reader, 64):

@@ -1,4 +1,4 @@
-"""The device that a process computes on. A GPU that is granted but cannot be used is refused."""
+"""The device that a process computes on. A GPU that is granted but cannot be used is an error."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ OTHER_TORCH = "install a torch for it (docs/install.md, 'Which torch for which d
 def pick_device(
     name: str, local_rank: int = 0, local_world_size: int = 1, own_gpu: bool = False
 ) -> tuple[torch.device, str]:
-    """The device that a `--device` means for a process, and why.
+    """The device that `--device` selects for a process, and the reason in words.
 
     Args:
-        name: auto (a GPU if one is granted or there, else the CPU), cpu, cuda, or cuda:N for GPU number N.
-        local_rank: the process's number among the `local_world_size` of its host; each takes a GPU of its own.
-        own_gpu: the only GPU that a process sees is its own, as with `srun --gpus-per-task=1`.
+        name: auto (a GPU if one is granted or present, else the CPU), cpu, cuda, or cuda:N for GPU number N.
+        local_rank: number of the process among the `local_world_size` of its host; each takes its own GPU.
+        own_gpu: each process sees its own GPU only, as with `srun --gpus-per-task=1`.
 
     Raises:
-        RequestError: a GPU was asked for, granted or is there, and torch cannot use it; or there are too few.
+        RequestError: a GPU was asked for, granted or is present, and torch cannot use it; or there are too few.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
         raise RequestError(f"--device {name}: take auto, cpu or cuda, or cuda:1 for the second GPU")
@@ -41,7 +41,7 @@ def pick_device(
         return torch.device("cpu"), "--device cpu"
     grant = granted()
     asked = f"--device {name}" if name != "auto" else f"GPUs are granted ({grant})" if grant else None
-    with warnings.catch_warnings():  # torch's own words about what is refused below
+    with warnings.catch_warnings():  # torch's warnings about the errors raised below
         warnings.simplefilter("ignore")
         if torch.cuda.is_available():
             index = int(name.partition(":")[2] or local_rank)
@@ -53,7 +53,7 @@ def pick_device(
 
 
 def granted() -> str | None:
-    """The variable, with its value, that says that Slurm or a user has given this process GPUs; None if none does."""
+    """The variable, with its value, by which Slurm or a user grants this process GPUs; None if there is none."""
     for name in GRANTS:
         value = os.environ.get(name, "").strip()
         if value.lower() not in ("", "none", "(null)") and (name, value) != ("SLURM_GPUS_ON_NODE", "0"):
@@ -67,14 +67,14 @@ def hidden() -> bool:
 
 
 def _named() -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names; CUDA reads up to the first that is none."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names; CUDA stops at the first name that is invalid."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     end = (i for i, name in enumerate(names) if not name or name.startswith("-") or name == "NoDevFiles")
     return names[: next(end, len(names))]
 
 
 def plainly_there() -> str | None:
-    """What shows that this process may use a GPU, whatever torch says; None if nothing does, or the user hides them."""
+    """Evidence that this process may use a GPU, whatever torch says; None without any, or if the user hides them."""
     if hidden():
         return None
     if gpus := Driver.found().gpus:
@@ -83,24 +83,24 @@ def plainly_there() -> str | None:
 
 
 def _opens(path: str) -> bool:
-    """May this process use the device file? In a Slurm job without GPUs it is there, but opens for others only."""
+    """May this process use the device file? In a Slurm job without GPUs it exists, but only other jobs can open it."""
     try:
         os.close(os.open(path, os.O_RDWR))
     except (PermissionError, FileNotFoundError):
         return False
     except OSError:
-        return True  # it may be used, but does not work
+        return True  # permitted, but broken
     return True
 
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver, as NVML or the kernel shows it."""
+    """NVIDIA's driver, as NVML or the kernel reports it."""
 
-    version: str = ""  # empty: there is none
-    cuda: tuple[int, int] | None = None  # the newest CUDA that it supports, where it says so
-    gpus: int = 0  # that this process may use
-    complaint: str = ""  # of NVML, if it does not work
+    version: str = ""  # empty: no driver
+    cuda: tuple[int, int] | None = None  # the newest CUDA version that it supports, if known
+    gpus: int = 0  # number that this process may use
+    complaint: str = ""  # error of NVML
 
     @classmethod
     def found(cls) -> Driver:
@@ -142,10 +142,10 @@ def _version_of_the_kernel() -> str:
 
 
 def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
-    """GPU number `index`, after it has shown that it works, or the only one that this process sees.
+    """GPU number `index`, or the only one that this process sees, after a test that it works.
 
     Raises:
-        RequestError: there are too few, or it does not work.
+        RequestError: there are too few GPUs, or it does not work.
     """
     try:
         torch.cuda.init()
@@ -175,17 +175,18 @@ def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
 
 
 def try_out(device: torch.device) -> None:
-    """Make the GPU this process's own and let it add one to zero.
+    """Make the GPU this process's current device and compute 0 + 1 on it.
 
     Raises:
-        RuntimeError: it cannot: this torch has no code for it, it is full, has failed, or is another process's alone.
+        RuntimeError: this torch has no code for the GPU, its memory is full, it has failed, or it is another process's
+            exclusively.
     """
     torch.cuda.set_device(device)
     torch.zeros(1, device=device).add_(1).item()
 
 
 def _refusal(asked: str, error: Exception | None = None, device: torch.device | None = None) -> RequestError:
-    """That the GPU which was `asked` for cannot be used: versions, why, and how to fix it, in one line."""
+    """The error that the GPU which was `asked` for cannot be used: versions, reason and fix in one line."""
     driver = Driver.found()
     hip, cuda = getattr(torch.version, "hip", None), torch.version.cuda
     built = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "without CUDA"
@@ -205,7 +206,7 @@ def _refusal(asked: str, error: Exception | None = None, device: torch.device | 
 
 
 def _why_not(error: Exception | None, device: torch.device | None) -> str:
-    """torch's own words, in one line, and for which GPUs it is built if it has no code for this one."""
+    """torch's error in one line, with the GPUs it is built for if it has no code for this one."""
     if error is None:
         try:
             torch.cuda.init()

@@ -1,4 +1,4 @@
-"""The processes of a run: who am I, which device is mine, and how all agree on something."""
+"""The processes of a run: rank and device of this one, collectives, and the vote to stop."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from ddpm.training.threads import most_threads
 
 T = TypeVar("T")
 
-STARTING = datetime.timedelta(minutes=30)  # to compile, to download data; also to write a report at the end
-ROLL_CALL = 15.0  # seconds in which a process that is left answers
-NCCL_LATER = datetime.timedelta(minutes=2)  # by then Gloo has found a process that hangs, and named it
+STARTING = datetime.timedelta(minutes=30)  # timeout while compiling, downloading data, or writing the final report
+ROLL_CALL = 15.0  # seconds in which every surviving process answers
+NCCL_LATER = datetime.timedelta(minutes=2)  # more for NCCL, so that Gloo finds and names a hung process first
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process among the others. With one process there is no process group and every method is the identity."""
+    """This process among the others. A single process has no process group; its collectives are the identity."""
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
     device: torch.device
-    store: dist.Store | None = None  # where processes leave each other word, also when collectives fail
-    restarted: bool = False  # did torchrun start the processes anew?
-    nodes: int = 1  # hosts that they run on
-    why_device: str = ""  # in words
+    store: dist.Store | None = None  # shared keys, usable also when collectives fail
+    restarted: bool = False  # has torchrun restarted the processes?
+    nodes: int = 1  # number of hosts
+    why_device: str = ""  # reason for the device, in words
 
     @property
     def is_main(self) -> bool:
@@ -51,7 +51,7 @@ class DistContext:
         return socket.gethostname()
 
     def gather(self, value: object) -> list:
-        """Every process's `value`, in rank order, on every process (small picklable things; not for tensors)."""
+        """All-gather: the `value` of every process in rank order (small picklable objects, no tensors)."""
         if self.world_size == 1:
             return [value]
         values: list = [None] * self.world_size
@@ -59,23 +59,23 @@ class DistContext:
         return values
 
     def mean_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replace `tensor` by its mean over the processes, on the device."""
+        """All-reduce `tensor` in place to its mean over the processes."""
         tensor = self.sum_(tensor)
         tensor /= self.world_size
         return tensor
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replace `tensor` by its sum over the processes, on the device."""
+        """All-reduce `tensor` in place to its sum over the processes."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast_result(self, task: Callable[[], T], here: bool) -> T:
-        """Run `task` where `here` is true while the other processes wait; all return its result on the first of those.
+        """Run `task` on the processes where `here` is true, while the others wait. All return the result of the first.
 
         Raises:
-            RequestError: the task raised one, on this or another process.
-            RuntimeError: the task raised something else on another process (there, the error itself).
+            RequestError: the task raised one on any process.
+            RuntimeError: the task raised another error on another process (on that process, the error itself).
         """
         result, error = None, None
         if here:
@@ -93,10 +93,10 @@ class DistContext:
         return next(result for ran, result, _ in outcomes if ran)
 
     def expect_answers_within(self, limit: datetime.timedelta) -> None:
-        """From now on a process that lets the others wait for longer is given up: their collective fails.
+        """Set the timeout of collective operations: a process that keeps the others waiting for longer is given up.
 
-        Gloo's failure is an error that can be explained. NCCL's ends the process on the spot, so it is given longer;
-        it is the way out only for hosts that wait for their GPU.
+        A timeout of Gloo is an error that `explain` can handle. NCCL's ends the process at once, so NCCL gets more
+        time; its timeout only serves hosts that wait for their GPU.
         """
         if self.world_size > 1:
             for kind in dist.group.WORLD._device_types:
@@ -104,10 +104,10 @@ class DistContext:
                 dist.group.WORLD._get_backend(kind)._set_default_timeout(limit + later)
 
     def explain(self, error: Exception) -> Exception:
-        """What to raise for an `error` in training: itself, or, if a collective failed, which processes are lost."""
+        """The error to raise for an `error` in training: itself, or ProcessesLost if a collective failed."""
         if self.world_size == 1 or not _of_a_collective(error):
             return error
-        lost = [0]  # if the store does not answer, neither does the process that keeps it
+        lost = [0]  # process 0 keeps the store: if that does not answer, it is lost
         found: list[list[int]] = []
         caller = threading.Thread(target=lambda: found.append(self._roll_call()), daemon=True)  # the store may hang
         caller.start()
@@ -124,7 +124,7 @@ class DistContext:
         )
 
     def _roll_call(self) -> list[int]:
-        """Ranks that do not answer. All that are left come here at about the same time, and leave word in the store."""
+        """Ranks that do not answer. Every surviving rank sets a key in the store; those without one are lost."""
         try:
             self.store.set(f"here/{self.rank}", "")
             patience = time.monotonic() + ROLL_CALL
@@ -138,7 +138,7 @@ class DistContext:
 
 
 def _of_a_collective(error: Exception) -> bool:
-    """Did the error come from Gloo or NCCL, as when a peer is gone? They have no type of their own in common."""
+    """Did the error come from Gloo or NCCL, as when a peer is gone? They share no type of error."""
     words = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
@@ -146,10 +146,10 @@ def _of_a_collective(error: Exception) -> bool:
 
 
 class StopVote:
-    """Lets all processes stop at the same step when any one of them was asked to.
+    """Lets all processes stop at the same step when any of them was asked to stop.
 
-    Each step starts a one-byte all-reduce between the hosts (Gloo, no device involved) and reads the one that the step
-    before it started, so nobody waits and everybody reads the same answer at the same step.
+    Each step starts a one-byte all-reduce between the hosts (Gloo, no device involved) and reads the result of the one
+    before, so no process waits, and all read the same result at the same step.
     """
 
     def __init__(self, stop: StopRequest, world: DistContext) -> None:
@@ -157,7 +157,7 @@ class StopVote:
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def passed(self) -> bool:
-        """Has any process been asked to stop? Every process calls it once per step (and learns of it a step later)."""
+        """Has any process been asked to stop? Every process calls it once per step; the answer is a step late."""
         if self._world.world_size == 1:
             return self._stop.requested
         agreed = self.close()
@@ -175,7 +175,7 @@ class StopVote:
         return f"stopped by {self._stop.signal.name}" if self._stop.signal else "another process was asked to stop"
 
     def close(self) -> bool:
-        """Finish the vote under way, if any, and return its result."""
+        """Finish the pending vote, if any, and return its result."""
         if self._pending is None:
             return False
         work, vote = self._pending
@@ -186,14 +186,14 @@ class StopVote:
 
 @contextmanager
 def connect(device: str = "auto") -> Iterator[DistContext]:
-    """Join the other processes, as torchrun, srun or nobody started them, and take a device.
+    """Join the other processes that torchrun or srun started, if any, and take a device.
 
     Args:
-        device: what `--device` says.
+        device: value of `--device`.
 
     Raises:
-        RequestError: what started the processes has not said how many there are, or where they meet; they do not all
-            come; one of them, here or elsewhere, cannot use the GPU that it was given (all raise the same then).
+        RequestError: the launcher's variables are incomplete; not all processes arrive; or one of them, on any host,
+            cannot use its GPU (all raise the same error then).
         ProcessesLost: process 0 was lost meanwhile.
     """
     launch = read_launch()
@@ -207,7 +207,7 @@ def connect(device: str = "auto") -> Iterator[DistContext]:
             taken, why = agreed_device(device, launch, store)
         except dist.DistError as error:
             raise ProcessesLost(
-                "process 0 was lost while the processes met; see what it said", launch.rank == 1
+                "process 0 was lost while the processes met; see its output", launch.rank == 1
             ) from error
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if taken.type == "cuda" else "gloo",
@@ -219,10 +219,10 @@ def connect(device: str = "auto") -> Iterator[DistContext]:
         )
     numbers = launch.rank, launch.local_rank, launch.world_size, launch.local_world_size
     world = DistContext(*numbers, taken, store, restarted, why_device=why)
-    world = replace(world, nodes=len(set(world.gather(world.node))))  # a launcher may run twice on one
+    world = replace(world, nodes=len(set(world.gather(world.node))))  # a launcher may run twice on a host
     yield world
     if launch.world_size > 1:  # not after an error: the others may be waiting inside a collective
-        world.expect_answers_within(STARTING)  # one of them may still be saving
-        with suppress(RuntimeError):  # who was killed at the very end is missed by nobody here
-            world.gather("leaving")  # together: a process that is still connecting must find its peers
+        world.expect_answers_within(STARTING)  # a process may still be saving
+        with suppress(RuntimeError):  # a process killed this late is not needed any more
+            world.gather("leaving")  # leave together: a process that is still connecting must find its peers
         dist.destroy_process_group()

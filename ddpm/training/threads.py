@@ -1,9 +1,10 @@
-"""How many threads torch computes with on a CPU: one for each core that other processes leave to it.
+"""The number of threads that torch computes with on a CPU: one for each core that other processes leave free.
 
-In every operation OpenMP's threads wait for each other. Where another process holds one of their cores, all wait until
-its turn is over, and a step takes up to a hundred times as long. One thread alone gets what any process gets.
+OpenMP's threads wait for each other in every operation. If another process runs on one of their cores, all of them
+wait for that core, and a step takes up to a hundred times as long. A single thread gets its share of a core, like any
+process.
 
-This module loads before torch does, for libgomp reads its variables when it is loaded.
+This module is imported before torch, because libgomp reads its variables when it is loaded.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ if TYPE_CHECKING:
     import torch
 
 SPINS = "20000"  # about 1 ms; libgomp's 300,000 can let a thread that waits for a busy core burn its whole time slice
-INTERVAL = 5.0  # seconds between two looks at what other processes take
-TOGETHER = 20  # steps between two looks of several processes, which have to look at the same step
-TAKE = 0.5  # cores that others may take of a thread's before it is taken away; a busy process takes a whole one
-GIVE = 0.3  # cores that others may take of a thread's for it to be given back
-PATIENCE = 30.0  # seconds for which that has to be so; twice as many after each time that it did not last
+INTERVAL = 5.0  # seconds between two measurements of the load of other processes
+TOGETHER = 20  # steps between two measurements of several processes, which must measure at the same step
+TAKE = 0.5  # a thread is dropped if others use more of its core than this; a busy process uses all of it
+GIVE = 0.3  # a thread is added if others use at most this much of its core
+PATIENCE = 30.0  # seconds that the core must stay free before; doubled each time that it did not last
 
 
 def limit_spinning() -> None:
-    """Let OpenMP's threads wait less busily for each other, unless the user has decided. Before torch is loaded."""
+    """Shorten the busy waiting of OpenMP's threads, unless the user has set it. To be called before torch is loaded."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _read(path: Path) -> str:
-    """The file's content; nothing if there is no such file or it may not be read."""
+    """The content of a file; empty if it is missing or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -43,13 +44,13 @@ def _read(path: Path) -> str:
 
 
 def usable_cores() -> set[int]:
-    """The cores that the system lets this process run on."""
+    """The cores that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
 class Quota:
-    """Processor time that a container or job may take, in cores, and the folder of the control group that says so."""
+    """CPU quota of a container or job, in cores, and the folder of the control group that sets it."""
 
     cores: float
     folder: Path
@@ -59,8 +60,8 @@ def cpu_quota(proc: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/
     """The tightest quota of this process's control group and those above it (cgroup v2 or v1); None if there is none.
 
     Args:
-        proc: lists the groups that the process is in.
-        groups: where they are mounted. A container sees its own group at the top.
+        proc: lists the control groups of the process.
+        groups: mount point of the control groups. A container sees its own group at the top.
     """
     found = []
     for line in _read(proc).splitlines():
@@ -88,7 +89,7 @@ def _quota_of(folder: Path) -> float | None:
 
 
 def _used_in(folder: Path) -> float | None:
-    """Seconds of processor time that all processes of a control group have used."""
+    """CPU seconds used by all processes of a control group; None if unknown."""
     for line in _read(folder / "cpu.stat").splitlines():
         if line.startswith("usage_usec "):
             return int(line.split()[1]) / 1e6
@@ -97,9 +98,9 @@ def _used_in(folder: Path) -> float | None:
 
 
 def busy_seconds(stat: str, cores: Iterable[int]) -> float | None:
-    """Seconds for which `cores` have been busy since the machine began, by the text of /proc/stat. None if it is empty.
+    """Seconds that `cores` have been busy since boot, from the text of /proc/stat. None if it has no such cores.
 
-    Time that the host of a virtual machine took away ("steal") counts; waiting for a disk does not.
+    Time that the host of a virtual machine took ("steal") counts; waiting for a disk does not.
     """
     wanted, ticks = {f"cpu{number}" for number in cores}, 0
     for line in stat.splitlines():
@@ -112,12 +113,12 @@ def busy_seconds(stat: str, cores: Iterable[int]) -> float | None:
 
 @dataclass(frozen=True)
 class Reading:
-    """Seconds of processor time used up to a moment."""
+    """CPU seconds used up to the time `at`."""
 
     at: float
     own: float  # by this process
-    machine: float | None  # by all, on this process's cores
-    group: float | None = None  # by all in the control group that has a quota
+    machine: float | None  # by all processes, on this process's cores
+    group: float | None = None  # by all processes of the control group that has a quota
 
     @staticmethod
     def take(cores: Iterable[int], quota: Quota | None) -> Reading:
@@ -126,15 +127,15 @@ class Reading:
         return Reading(time.monotonic(), time.process_time(), machine, group)
 
 
-BEGAN = Reading.take(usable_cores(), cpu_quota())  # so that the imports are an interval to judge by
+BEGAN = Reading.take(usable_cores(), cpu_quota())  # the time that imports take is the first interval
 
 
 def free_cores(cores: int, quota: float | None, before: Sequence[Reading], now: Sequence[Reading]) -> float:
-    """Cores that processes other than ours have left free in the time from `before` to `now`.
+    """Cores that were not used by other processes in the time from `before` to `now`.
 
     Args:
-        cores: that our processes may run on.
-        quota: processor time that the control group may take, in cores.
+        cores: number of cores that our processes may run on.
+        quota: CPU quota of the control group, in cores.
         before, now: readings of each of our processes on this machine, in the same order.
     """
     seconds = max(now[0].at - before[0].at, 1e-9)
@@ -150,14 +151,14 @@ def free_cores(cores: int, quota: float | None, before: Sequence[Reading], now: 
 
 
 def fitting(most: int, free: float, spare: float = TAKE) -> int:
-    """Threads of a process, at most `most`, for `free` cores: one fewer where more than `spare` of a core is taken."""
+    """Threads for `free` cores, 1 to `most`: a core counts as free while others use at most `spare` of it."""
     return max(1, min(most, math.ceil(free - 1 + spare)))
 
 
 def most_threads(default: int, local_world_size: int, quota: Quota | None = None) -> int:
-    """Threads of each of `local_world_size` processes when nobody else wants the cores, at most torch's `default`.
+    """Threads of each of `local_world_size` processes on an otherwise idle machine, at most torch's `default`.
 
-    More threads than cores slow each other down tenfold, whatever OMP_NUM_THREADS has been set to.
+    More threads than cores slow each other down tenfold, whatever OMP_NUM_THREADS says.
     """
     cores, quota = len(usable_cores()), quota or cpu_quota()
     allowed = min(cores, math.floor(quota.cores + 0.01)) if quota else cores
@@ -165,20 +166,20 @@ def most_threads(default: int, local_world_size: int, quota: Quota | None = None
 
 
 class Adjustment:
-    """The number of threads as the free cores change: fewer at once, more again only after a while of peace."""
+    """Adapts the number of threads to the free cores: reduces it at once, raises it again only after a quiet period."""
 
     def __init__(self, most: int) -> None:
         self.most = self.number = most
         self._patience = PATIENCE
-        self._peace: tuple[float, int] | None = None  # since when more threads would have fitted, and how many at least
-        self._gave = False  # have threads been given back since the last time that they were taken?
+        self._peace: tuple[float, int] | None = None  # since when more would fit, and how many at least
+        self._gave = False  # have threads been added since some were last dropped?
 
     def __call__(self, free: float, at: float) -> int:
         """The number of threads from now on.
 
         Args:
-            free: cores that others have left to this process since the last call.
-            at: the time, in seconds.
+            free: cores that others have left free for this process since the last call.
+            at: time in seconds.
         """
         fits, could = fitting(self.most, free, TAKE), fitting(self.most, free, GIVE)
         if fits < self.number:
@@ -195,9 +196,9 @@ class Adjustment:
 
 
 class Threads:
-    """Decides how many threads torch uses in this process, at the start and again as it trains. Every process has one.
+    """Sets the number of torch's threads in this process, at the start and during training. Every process has one.
 
-    OMP_NUM_THREADS is honoured, and where a GPU trains nothing is changed. The processes of a run agree on one number.
+    OMP_NUM_THREADS is respected, and nothing changes where a GPU trains. The processes of a run agree on one number.
     """
 
     def __init__(self, device: torch.device, gather: Callable[[object], list] = lambda value: [value]) -> None:
@@ -228,11 +229,11 @@ class Threads:
 
     @property
     def reduced(self) -> bool:
-        """Are there fewer threads than cores for them, because others take those?"""
+        """Are there fewer threads than cores, because other processes use those?"""
         return self._adapts and self.number < self._adjust.most
 
     def step(self) -> str | None:
-        """To be called after each step, by all processes. What was changed, in words; None if nothing was."""
+        """To be called by all processes after each step. Returns a description of a change, None if there was none."""
         if not self._adapts:
             return None
         self._steps += 1
@@ -244,8 +245,8 @@ class Threads:
         return self._apply(*looked) if looked else None
 
     def _look(self, at_least: float = 0.0) -> tuple[float, float, float] | None:
-        """(cores, how many of them others have left free, the same for each of our processes there), since the last
-        look, on the node that has the fewest free. None if it is less than `at_least` seconds ago."""
+        """(free cores for each of our processes, free cores, usable cores) since the last measurement, of the node with
+        the fewest free cores. None if that was less than `at_least` seconds ago."""
         now = self._gather(Reading.take(self._cores, self._quota))
         if now[0].at - self._before[0].at < at_least:
             return None
@@ -268,7 +269,7 @@ class Threads:
 
 
 def settle(device: torch.device) -> str | None:
-    """Choose the threads of a program of one process, once. Says so if they are fewer than there are cores for."""
+    """Choose the threads of a single-process program, once. Returns a description if they are fewer than the cores."""
     threads = Threads(device)
     return f"{in_words(threads.number)}: {threads.reason}" if threads.reduced else None
 
@@ -284,7 +285,7 @@ def torch_threads() -> int:
 
 
 def set_torch_threads(number: int) -> None:
-    """For this thread, which also runs the backward pass of what it computes on a CPU, and for oneDNN and MKL."""
+    """Set the threads of this thread's operations, also of its backward pass on a CPU, and of oneDNN and MKL."""
     import torch
 
     torch.set_num_threads(number)
