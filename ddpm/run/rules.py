@@ -25,6 +25,7 @@ EXAMPLES = {  # what must be above 0 and finite → a value that is
 EVALUATED = names(group="quality")  # measured by --eval-every
 SELECTABLE = names(selectable=True)
 USUAL_EVAL_EVERY = 10  # epochs, where --eval-every is left out and an evaluation is wanted
+USUAL_VAL_IMAGES = 2000  # where --val-images is left out; fewer where a CPU would take long
 BETAS = 1e-4, 0.02  # the first and last of linear and scaled_linear at 1000 steps (Ho et al. 2020)
 
 
