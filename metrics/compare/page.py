@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from ddpm.run.config import data_words
+from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.format import NONE, duration
 from ddpm.run.metrics import METRICS, names
 from metrics.compare.cautions import cautions
@@ -33,7 +34,6 @@ from metrics.compare.figures import (
     trained_with,
 )
 from metrics.compare.ranking import ranking_section, seeds_section, told_apart
-from metrics.evaluation_document import load_evaluation
 from metrics.markdown import table
 from metrics.style import DASH, human_number
 
