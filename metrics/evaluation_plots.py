@@ -96,9 +96,9 @@ def per_class(evaluation: dict) -> Figure:
     axes = figure.add_subplot()
     weak = np.isin(range(len(classes)), [classes.index(entry) for entry in weak_classes(evaluation)])
     shown_weak = f"generated, shown to be below {WEAK} of test images"
-    for which, colour, label in ((~weak, BLUE, "generated"), (weak, PINK, shown_weak)):
+    for which, colour, hatch, label in ((~weak, BLUE, "", "generated"), (weak, PINK, "//", shown_weak)):
         if which.any():
-            axes.bar(np.flatnonzero(which), generated[which], color=colour, width=0.68, label=label)
+            axes.bar(np.flatnonzero(which), generated[which], color=colour, hatch=hatch, width=0.68, label=label)
     reach = np.maximum([generated - low, high - generated], 0)
     bars = {"fmt": "none", "ecolor": TEXT, "elinewidth": 1, "capsize": 2, "label": "95% interval"}
     axes.errorbar(range(len(classes)), generated, reach, **bars)
@@ -151,14 +151,15 @@ def memorisation(evaluation: dict) -> Figure:
     histogram = part["histogram"]
     figure = headed_figure(11, 5, evaluation, drawn_with(evaluation))
     axes = figure.add_subplot()
-    for key, colour, label in (("heldout", GREEN, "test images (never trained on)"), ("generated", BLUE, "generated")):
+    sets = (("heldout", GREEN, "--", "test images (never trained on)"), ("generated", BLUE, "-", "generated"))
+    for key, colour, line, label in sets:
         counts = numbers(histogram[key])
         shares = counts / (counts.sum() or 1)
         axes.stairs(shares, histogram["edges"], color=colour, fill=True, alpha=0.25)
-        axes.stairs(shares, histogram["edges"], color=colour, linewidth=1.6, label=label)
+        axes.stairs(shares, histogram["edges"], color=colour, linestyle=line, linewidth=1.6, label=label)
     closer, figures = part["closer_than_heldout_p01"], FIGURES["closer_than_heldout_p01"]
     label = f"1% of the test images are closer than this, {figures.words(closer)} of the generated"
-    axes.axvline(part["heldout"]["p01"], color=GOLD, linestyle="--", linewidth=1.3, label=label)
+    axes.axvline(part["heldout"]["p01"], color=GOLD, linestyle=":", linewidth=1.3, label=label)
     axes.set(xlabel="distance to the closest training image (L2, pixels from 0 to 1)", ylabel="share of the images")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -143,7 +143,7 @@ def test_images_sentence(evaluation: dict[str, Any]) -> str:
     images = evaluation["test_images"]
     if images is None:
         return "Images that validation uses may be among them: this evaluation was made before they were kept apart."
-    return f"Real images are {real_images_words(images)}."
+    return f"Test images, here and below, are {real_images_words(images)}."
 
 
 def readability_words(evaluation: dict[str, Any]) -> list[str]:
@@ -236,7 +236,7 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
         scales = ", ".join(f"{row['guidance_scale']:g}" for row in others)
         apart = f"{scales} cannot be told from it" if others else "it can be told from all others"
         sentences.append(f"Guidance {best['guidance_scale']:g} has the {what}, {figure.words(best[key])}; {apart}.")
-    count = f"With {rows[0]['rca']['count']:,} characters each:"
+    count = f"Each was measured on {rows[0]['rca']['count']:,} characters."
     return " ".join([count, *sentences, "Stronger guidance makes characters plainer and more alike."])
 
 
@@ -288,7 +288,7 @@ def how(evaluation: dict[str, Any]) -> Facts:
         "Model": f"{evaluation['checkpoint']}, {sampler_words(evaluation)}; "
         f"{milliseconds(evaluation['sampler']['seconds_per_image'])} per image",
         "Data": data_words(evaluation["data"]),
-        "Real images": images and real_images_words(images),
+        "Test images": images and real_images_words(images),
         "Intervals": "95%; proportions: Wilson's (exact where none or all are hits), RCA: MOVER-R, others: bootstrap",
         "Seed": str(evaluation["seed"]),
         "Characters": f"{evaluation['samples_per_class']:,} of each class",

@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_to_is_only_a_warning(few, tmp_path: Pat
     (tmp_path / "file").write_text("in the way")
     said: list[str] = []
     assert load_or_train(*few, tmp_path / "file" / "folder", said.append, QUICK)
-    assert "not kept" in said[-1]
+    assert "not saved" in said[-1]
 
 
 def test_interrupted_training_leaves_nothing(few, tmp_path: Path):

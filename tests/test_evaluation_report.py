@@ -166,7 +166,7 @@ def test_what_was_done_stands_there_to_be_done_again(tmp_path: Path) -> None:
 
 def test_of_how_many_test_images_it_is_and_that_validation_uses_others(tmp_path: Path) -> None:
     evaluation = make_evaluation()
-    said = "16,800 of 18,800 test images, none of them used by validation"
+    said = "the 16,800 test images (of 18,800) that validation does not use"
     assert said in section(tmp_path / "new", evaluation)
     evaluation["test_images"] = {"total": 141, "validation": 120, "evaluation": 141}
     assert "all 141 test images; validation uses 120 of them too" in section(tmp_path / "shared", evaluation)

@@ -117,7 +117,7 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     metric = FrechetInceptionDistance(feature=_Features(a.shape[1]), **ALONE).to(a.device)
     metric.update(a, real=True)
     metric.update(b, real=False)
-    return metric.compute().item()
+    return max(metric.compute().item(), 0.0)  # rounding may take it below
 
 
 def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:

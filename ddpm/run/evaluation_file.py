@@ -73,11 +73,11 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def real_images_words(images: dict[str, int]) -> str:
-    """How many test images evaluation uses, and whether validation uses them too."""
+    """`the 16,800 test images (of 18,800) that validation does not use`, from the file's `test_images`."""
     total, shared = images["total"], images["validation"] + images["evaluation"] - images["total"]
     if shared > 0:
         return f"all {total:,} test images; validation uses {shared:,} of them too, as it leaves too few"
-    return f"{images['evaluation']:,} of {total:,} test images, none of them used by validation"
+    return f"the {images['evaluation']:,} test images (of {total:,}) that validation does not use"
 
 
 def _check_lengths(evaluation: dict[str, Any]) -> None:
