@@ -23,7 +23,7 @@ from ddpm.run.files import atomic_write
 from ddpm.run.program import run_program
 from ddpm.training.hardware import PEAK_TFLOPS
 from ddpm.training.model import build_unet, flops_per_image
-from metrics.markdown import table
+from metrics.page import Table, markdown_table
 
 
 def assumed(value: float, meaning: str) -> float:
@@ -149,7 +149,7 @@ def steps_of(works: Sequence[Work], cluster: Cluster, sizes: Sequence[int], assu
              f"{1e3 * plain.exposed:.2f}", f"{plain.efficiency:.1%}", f"{1e3 * half.exposed:.2f}",
              f"{half.efficiency:.1%}"]
         )  # fmt: skip
-    return table(heads, rows, numbers=True)
+    return markdown_table(Table("", heads, rows, numbers=True))
 
 
 def doubts(doing: Work, assume: Assumptions) -> Iterator[list[str]]:
@@ -173,13 +173,15 @@ def page(assume: Assumptions) -> str:
              for each in fields(Assumptions)]  # fmt: skip
     heads = ("preset", "parameters", "gradients per step, MB", "buckets", "the last, MB", "batch", "GFLOP per image")
     return PAGE.format(
-        assumptions=table(("assumption", "value", "meaning"), given),
+        assumptions=markdown_table(Table("", ("assumption", "value", "meaning"), given)),
         peaks=" and ".join(f"{PEAK_TFLOPS[gpu]:g} ({gpu})" for gpu in ("L40S", "H100")),
-        models=table(heads, [model_row(each, assume) for each in works.values()], numbers=True),
+        models=markdown_table(Table("", heads, [model_row(each, assume) for each in works.values()], numbers=True)),
         box=steps_of(list(works.values()), l40s(assume), (2, 4), assume),
         h100=steps_of(list(works.values()), h100(assume), (8, 16, 32, 64), assume),
         l40s=steps_of(list(works.values()), l40s(assume), (8, 16, 32, 64), assume),
-        doubts=table(("`large`", "4 L40S", "64 L40S", "64 H100"), doubts(works["large"], assume), numbers=True),
+        doubts=markdown_table(
+            Table("", ("`large`", "4 L40S", "64 L40S", "64 H100"), doubts(works["large"], assume), numbers=True)
+        ),
         only=" ".join(TRAIN_ONLY),
     )
 

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import style
 
+from ddpm.evaluation.findings import NEAR_CHANCE, WEAK, best_row, class_interval, copying, weak_classes
+from ddpm.run.config import data_words
+from ddpm.run.evaluation_figures import EVALUATION_FIGURES, FIGURES, at, measured
+from ddpm.run.evaluation_file import load_evaluation, real_images_words
 from ddpm.run.files import atomic_write
+from ddpm.run.metrics import DASH
 from ddpm.run.paths import RunPaths
-from metrics.evaluation_document import Estimate, load_evaluation
-from metrics.evaluation_plots import FIGURES, drawn_with, figures_of, strongest_confusions
-from metrics.markdown import picture, table
-from metrics.style import DASH, STYLE, data_words, human_number, png
+from metrics.evaluation_plots import EVALUATION_PLOTS, plots_of_evaluation, sampler_words, strongest_confusions
+from metrics.page import Block, Facts, Note, Picture, Section, Table, code
+from metrics.style import STYLE, png
 
-FIGURES_TABLE = {  # (part, figure): (what it is, form, what it says)
-    ("classifier", "top1"): ("classifier on test images, Top-1", "%", "the check: are the data read rightly?"),
-    ("classifier", "top5"): ("classifier on test images, Top-5", "%", "the class is among its first five"),
-    ("conditional", "top1"): ("generated, Top-1", "%", "read as what was asked for"),
-    ("conditional", "top5"): ("generated, Top-5", "%", "the same, among the first five"),
-    ("conditional", "rca"): ("RCA", "", "Top-1 of generated / of test images: 1 is as readable as they are"),
-    ("class_balance", "total_variation"): ("class balance, generated", "", "total variation from uniform, unasked"),
-    ("class_balance", "real_total_variation"): ("class balance, test images", "", "of as many: what chance gives"),
-    ("distances", "frechet"): ("Fréchet distance, generated", "", "to test images, in the classifier's features"),
-    ("distances", "frechet_real"): ("Fréchet distance, test images", "", "of other test images: as near as it gets"),
-    ("distances", "kernel"): ("kernel distance × 1000, generated", "k", "the same question; needs fewer images"),
-    ("distances", "kernel_real"): ("kernel distance × 1000, test images", "k", "of other test images"),
-    ("distances", "precision"): ("precision", "%", "generated images that lie among the test images"),
-    ("distances", "recall"): ("recall", "%", "test images that lie among the generated ones"),
-    ("memorisation", "closer_than_heldout_p01"): (
-        "nearer than 99% of test images", "%", "generated, to their nearest training image; chance: 1%"
-    ),
-}  # fmt: skip
-DAMAGED = "**`evaluation.json` cannot be read as an evaluation** ({}); run evaluate.py again to replace it."
+RCA, DISTANCE, TOP1 = (FIGURES[name] for name in ("rca", "frechet_distance", "top1"))
+SHOWN_CLASSES = 3  # of the weak ones
+CAPTIONS = {
+    "worst": "The classifier's most confident misreadings: the class asked for, and the class read.",
+    "per_class": "Top-1 of each class, with 95% intervals.",
+    "confusion": "The class asked for against the class read.",
+    "class_balance": "Classes of the characters drawn when no class was asked for.",
+    "closest_pairs": "The characters closest to training images, each beside that image.",
+    "memorisation": "Distance of generated characters and of test images to the closest training image.",
+    "samplers": "RCA and Fréchet distance of each sampler against its time, with 95% intervals.",
+    "guidance": "RCA and Fréchet distance by guidance scale, with 95% intervals.",
+}
 
 
 def write_evaluation_plots(paths: RunPaths) -> list[Path]:
@@ -55,10 +53,10 @@ def write_evaluation_plots(paths: RunPaths) -> list[Path]:
     paths.evaluation_files.mkdir(parents=True, exist_ok=True)
     drawn = []
     with style.context(STYLE):
-        for name in FIGURES:
+        for name, draw in EVALUATION_PLOTS.items():
             file = paths.evaluation_files / f"{name}.png"
-            if name in figures_of(evaluation):
-                atomic_write(file, png(FIGURES[name](evaluation), evaluation, f"evaluation, {name}"))
+            if name in plots_of_evaluation(evaluation):
+                atomic_write(file, png(draw(evaluation), evaluation, f"evaluation, {name}"))
                 drawn.append(file)
             else:
                 file.unlink(missing_ok=True)
@@ -73,197 +71,221 @@ def model_index(paths: RunPaths) -> list[str]:
         return []
     if evaluation is None:
         return []
-    figures = {
-        "rca": ("RCA", evaluation["conditional"]["rca"]),
-        "accuracy": ("Top-1 of generated characters", evaluation["conditional"]["top1"]),
-        "frechet_distance": ("Frechet distance in the classifier's features", evaluation["distances"]["frechet"]),
-    }
-    data = "emnist" if evaluation["data"] == "emnist" else "glyphs"
-    metrics = [
-        {"type": kind, "name": name, "value": estimate["value"]}
-        for kind, (name, estimate) in figures.items()
-        if _known(estimate["value"])
-    ]
     result = {
         "task": {"type": "unconditional-image-generation"},
-        "dataset": {"type": data, "name": data_words(evaluation)},
-        "metrics": metrics,
+        "dataset": {"type": evaluation["data"], "name": data_words(evaluation["data"])},
+        "metrics": [
+            {"type": figure.name, "name": figure.label, "value": value} for figure, value in measured(evaluation)
+        ],
     }
     return ["model-index:", f"- name: {json.dumps(paths.run)}", f"  results: {json.dumps([result])}"]  # JSON is YAML
 
 
-def evaluation_section(paths: RunPaths) -> list[str]:
-    """The report's section "Evaluation" as lines of Markdown; none if the run has not been evaluated.
+def evaluation_section(paths: RunPaths) -> Section | None:
+    """The report's section "Evaluation"; None if the run has not been evaluated.
 
     Pictures are shown if they are there: `write_evaluation_plots` first.
     """
     try:
         evaluation = load_evaluation(paths)
     except ValueError as error:
-        return ["## Evaluation", "", DAMAGED.format(error)]
+        words = f"**`evaluation.json` cannot be read as an evaluation** ({error}): run evaluate.py again to replace it."
+        return Section("Evaluation", [Note(words)])
     if evaluation is None:
-        return []
-    compared, guided = ([name] if evaluation[name] else [] for name in ("samplers", "guidance"))
-    shown = {  # heading: words, pictures, a table
-        "Readability": (_weakest(evaluation), ["worst", "per_class", "confusion"], ""),
-        "Variety": (_variety(evaluation), ["class_balance"], ""),
-        "Learned by heart?": (_by_heart(evaluation), ["closest_pairs", "memorisation"], ""),
-        "Which sampler to take": (_which_sampler(evaluation), compared, _samplers(evaluation) if compared else ""),
-        "How strongly to guide": (_guidance(evaluation), guided, ""),
-    }
-    parts = ["## Evaluation", *_lead(evaluation)]
-    for heading, (words, pictures, figures) in shown.items():
-        files = (paths.evaluation_files / f"{name}.png" for name in pictures)
-        parts += [f"### {heading}", words, *(picture(paths, file) for file in files if os.path.isfile(file))]
-        parts += [figures] if figures else []
-    parts += ["### Figures", _figures(evaluation), "### How it was measured", _how(evaluation)]
-    return "\n\n".join(parts).splitlines()
+        return None
+
+    def pictures(*names: str) -> list[Picture]:
+        files = [(name, paths.evaluation_files / f"{name}.png") for name in names]
+        return [Picture(file, name.replace("_", " "), CAPTIONS[name]) for name, file in files if os.path.isfile(file)]
+
+    def compared(name: str) -> list[Block]:
+        return [*pictures(name), sweep_table(evaluation, name)] if evaluation[name] else []
+
+    glyphs = "**Measured on the embedded glyphs, not EMNIST**: nothing here is about handwriting."
+    return Section("Evaluation", [
+        *([] if evaluation["data"] == "emnist" else [Note(glyphs)]),
+        *lead(evaluation),
+        Section("Readability", [*readability_words(evaluation), *pictures("worst", "per_class", "confusion")]),
+        Section("Variety", [variety_words(evaluation), *pictures("class_balance")]),
+        Section("Memorised?", [copying_words(evaluation), *pictures("closest_pairs", "memorisation")]),
+        Section("Which sampler to take", [recommended_words(evaluation), *compared("samplers")]),
+        Section("Which guidance scale to take", [guidance_words(evaluation), *compared("guidance")]),
+        Section("Figures", [figures_table(evaluation, meanings=True)]),
+        Section("How it was measured", [how(evaluation)]),
+    ])  # fmt: skip
 
 
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+# ---- what it means ---------------------------------------------------------------------------------------------------
 
 
-def _shown(value: float | None, form: str) -> str:
-    """A figure: `%` as a percentage, `k` times a thousand, else three digits."""
-    if not _known(value):
-        return DASH
-    if form == "%":
-        return f"{value:.1%}"
-    return human_number(1000 * value if form == "k" else value, 3)
+def lead(evaluation: dict[str, Any]) -> list[str]:
+    """The check of the classifier first, then what it makes of the model."""
+    classifier, generated, distances = (evaluation[part] for part in ("classifier", "conditional", "distances"))
+    usual = " (with all 112,800 training images of EMNIST Balanced, 88 to 91% is usual; with fewer it is less)"
+    return [
+        f"The check first: a classifier, trained on the {classifier['train_images']:,} training images, reads "
+        f"{TOP1.words(classifier['top1'])} of the {classifier['test_images']:,} test images correctly"
+        f"{usual if evaluation['data'] == 'emnist' else ''}. {test_images_sentence(evaluation)}",
+        f"It reads {TOP1.words(generated['top1'])} of the {generated['top1']['count']:,} generated characters as the "
+        f"class that was asked for: **RCA {RCA.words(generated['rca'])}**, where 1 is as readable as test images. "
+        f"Their Fréchet distance to test images is {DISTANCE.words(distances['frechet'])}, that of other test images "
+        f"{DISTANCE.words(distances['frechet_real'])}.",
+    ]
 
 
-def _interval(estimate: Estimate, form: str) -> str:
-    return f"[{_shown(estimate['low'], form)}, {_shown(estimate['high'], form)}]"
+def test_images_sentence(evaluation: dict[str, Any]) -> str:
+    images = evaluation["test_images"]
+    if images is None:
+        return "Images that validation uses may be among them: this evaluation was made before they were kept apart."
+    return f"Test images, here and below, are {real_images_words(images)}."
 
 
-def _with_interval(estimate: Estimate, form: str = "") -> str:
-    return f"{_shown(estimate['value'], form)} {_interval(estimate, form)}"
-
-
-def _lead(evaluation: dict) -> list[str]:
-    """What it means, in a paragraph; above it, if need be, what must not be overlooked."""
-    judge, drawn, distances = (evaluation[part] for part in ("classifier", "conditional", "distances"))
-    emnist = evaluation["data"] == "emnist"
-    check = (
-        f"The check first: a classifier, trained on the {judge['train_images']:,} training images, reads "
-        f"{_with_interval(judge['top1'], '%')} of the {judge['test_images']:,} test images rightly"
+def readability_words(evaluation: dict[str, Any]) -> list[str]:
+    """The classes that are shown to be weak, and the strongest confusions."""
+    weak = weak_classes(evaluation)
+    named = ", ".join(
+        f"{code(entry['name'])} ({TOP1.text(entry['top1'])} {_interval(class_interval(entry))}; test images "
+        f"{TOP1.text(entry['real_top1'])})"
+        for entry in weak[:SHOWN_CLASSES]
     )
-    known = " (with all 112,800 training images of EMNIST Balanced, 88 to 91% is usual; with fewer it is less)"
-    apart = (
-        f"Their Fréchet distance to test images is {_shown(distances['frechet']['value'], '')}, where that of other "
-        f"test images is {_shown(distances['frechet_real']['value'], '')}."
-    )
-    words = (
-        f"{check}{known if emnist else ''}. Of the characters that the model has drawn it reads "
-        f"{_with_interval(drawn['top1'], '%')} as what they were asked to be: **they are "
-        f"{_shown(drawn['rca']['value'], '')} times as readable as test images (RCA).** {apart}"
-    )
-    glyphs = "> **Measured on the embedded glyphs, not EMNIST**: nothing here is about handwriting."
-    return [words] if emnist else [glyphs, words]
-
-
-def _weakest(evaluation: dict) -> str:
-    classes = [entry for entry in evaluation["conditional"]["per_class"] if _known(entry["rca"])]
-    weakest = sorted(classes, key=lambda entry: entry["rca"])[:3]
-    weak = ", ".join(
-        f"`{entry['name']}` ({_shown(entry['top1'], '%')}; test images {_shown(entry['real_top1'], '%')})"
-        for entry in weakest
-    )
+    each = _each([entry["count"] for entry in evaluation["conditional"]["per_class"]])
+    if weak:
+        words = f"{len(weak)} class(es) are below {WEAK} of the test images' Top-1, the weakest: {named}, of {each}."
+    else:
+        words = f"No class is shown to be below {WEAK} of the test images' Top-1, with {each}."
     pairs = strongest_confusions(evaluation, 4)
-    mistaken = ", ".join(f"`{asked}` as `{read}` ({share:.0%})" for asked, read, _, share in pairs)
-    words = f"Weakest, compared with test images: {weak}, of {classes[0]['count']:,} each." if weak else ""
-    return f"{words} Mistaken most often: {mistaken or 'none'}."
+    mistaken = ", ".join(
+        f"{code(asked)} as {code(read)} ({count} times, {share:.0%})" for asked, read, count, share in pairs
+    )
+    return [words, f"Misread most often: {mistaken or 'none'}."]
 
 
-def _variety(evaluation: dict) -> str:
+def _interval(ends: tuple[float, float]) -> str:
+    return TOP1.interval_text(dict(zip(("low", "high"), ends, strict=True)))
+
+
+def _each(counts: Sequence[int]) -> str:
+    few, many = min(counts), max(counts)
+    return f"{few:,} characters of each class" if few == many else f"{few:,} to {many:,} characters of each class"
+
+
+def variety_words(evaluation: dict[str, Any]) -> str:
     distances, balance = evaluation["distances"], evaluation["class_balance"]
     names = [entry["name"] for entry in evaluation["conditional"]["per_class"]]
     order = sorted(zip(balance["shares"], names, strict=True), key=lambda pair: pair[0] or 0)
-    least, most = (f"`{name}` ({_shown(share, '%')})" for share, name in (order[0], order[-1]))
+    least, most = (f"{code(name)} ({TOP1.text(share)})" for share, name in (order[0], order[-1]))
+    imbalance = FIGURES["total_variation"]
     return (
-        f"{_shown(distances['precision']['value'], '%')} of the generated characters lie among the test images "
-        f"(precision), {_shown(distances['recall']['value'], '%')} of the test images lie among the generated ones "
-        f"(recall: how much of their variety is there). Asked for no class, the model draws {most} most often and "
-        f"{least} least; {_shown(1 / len(names), '%')} each would be even."
+        f"{FIGURES['precision'].words(distances['precision'])} of the generated characters lie among the test images "
+        f"(precision); {FIGURES['recall'].words(distances['recall'])} of the test images lie among the generated "
+        f"characters (recall). Of {balance['count']:,} characters drawn when no class was asked for, {most} was most "
+        f"frequent and {least} least, where an even share is {TOP1.text(1 / len(names))}. Their imbalance (total "
+        f"variation) is {imbalance.words(balance['total_variation'])}, that of as many test images "
+        f"{imbalance.words(balance['real_total_variation'])}."
     )
 
 
-def _by_heart(evaluation: dict) -> str:
-    closer = evaluation["memorisation"]["closer_than_heldout_p01"]
+def copying_words(evaluation: dict[str, Any]) -> str:
+    """Whether characters were memorised, as far as the counts can show it."""
+    figure = FIGURES["closer_than_heldout_p01"]
+    estimate = at(evaluation, figure.place)
     words = (
-        f"{_with_interval(closer, '%')} of the generated characters are nearer to a training image than 99% of the "
-        "test images are; 1% would be chance."
+        f"{figure.words(estimate)} of the {estimate['count']:,} generated characters are closer to a training image "
+        "than 99% of the test images are; 1% would be chance."
     )
-    if _known(closer["low"]) and closer["low"] > 0.01:
-        return (
-            f"{words} That is more: look at the closest pairs. Copies are one cause, characters plainer than real "
-            "ones, which are near to many, another; strong guidance makes them so."
-        )
-    return f"{words} There is no sign of copying."
+    heldout = round(sum(evaluation["memorisation"]["histogram"]["heldout"]))
+    return {
+        "more than chance": f"{words} That is more: look at the closest pairs. Copies are one cause. Another are "
+        "characters plainer than real ones, as strong guidance makes them: these are close to many.",
+        "near chance": f"{words} There is no sign of copying.",
+        "too few to tell": f"{words} {estimate['count']:,} characters and {heldout:,} test images are too few to tell "
+        f"whether it is less than {NEAR_CHANCE:.0%}.",
+    }[copying(evaluation)]
 
 
-def _which_sampler(evaluation: dict) -> str:
-    if not evaluation["samplers"]:
+def recommended_words(evaluation: dict[str, Any]) -> str:
+    rows, take = evaluation["samplers"], evaluation["recommended"]
+    if not rows:
         return "Samplers were not compared (evaluate.py --sweeps does)."
-    if take := evaluation["recommended"]:
+    if take:
         return f"**`--sampler {take['sampler']} --steps {take['steps']}`**: {take['why']}."
-    return "None is recommended: too few were compared."
+    if len(rows) == 1:
+        return "None is recommended: only one was measured."
+    return (
+        f"None is recommended: {rows[0]['rca']['count']:,} characters each are too few to tell them apart "
+        "(--sweep-samples-per-class)."
+    )
 
 
-def _samplers(evaluation: dict) -> str:
-    """The samplers, the fastest first."""
-    take = evaluation["recommended"] or {}
-    rows = []
-    for row in sorted(evaluation["samplers"], key=lambda row: row["seconds_per_image"]):
-        name = f"{row['sampler']} {row['steps']}"
-        if name == f"{take.get('sampler')} {take.get('steps')}":
-            name = f"**{name}**"
-        figures = _milliseconds(row["seconds_per_image"]), _with_interval(row["rca"]), _with_interval(row["frechet"])
-        rows.append((name, *figures, f"{row['rca']['count']:,}"))
-    return table(["Sampler, steps", "Time per image", "RCA", "Fréchet distance", "Images"], rows)
-
-
-def _guidance(evaluation: dict) -> str:
+def guidance_words(evaluation: dict[str, Any]) -> str:
+    """The best guidance scale by RCA and by Fréchet distance, and the scales that cannot be told from it."""
     rows = evaluation["guidance"]
     if not rows:
         return "Guidance scales were not compared (evaluate.py --sweeps does)."
-    best = max(rows, key=lambda row: row["rca"]["value"] or 0)
-    near = min(rows, key=lambda row: math.inf if row["frechet"]["value"] is None else row["frechet"]["value"])
-    nearest = f"nearest to test images (Fréchet distance {_with_interval(near['frechet'])})"
-    other = "" if near is best else f"{human_number(near['guidance_scale'])} is "
-    return (
-        f"Guidance {human_number(best['guidance_scale'])} is read best (RCA {_with_interval(best['rca'])}) and "
-        f"{other}{nearest}, of {rows[0]['rca']['count']:,} images each. More makes characters plainer and more alike."
-    )
+    sentences = []
+    for key, figure, what in (("rca", RCA, "highest RCA"), ("frechet", DISTANCE, "lowest Fréchet distance")):
+        best, others = best_row(rows, key, figure)
+        if best is None:
+            continue
+        scales = ", ".join(f"{row['guidance_scale']:g}" for row in others)
+        apart = f"{scales} cannot be told from it" if others else "it can be told from all others"
+        sentences.append(f"Guidance {best['guidance_scale']:g} has the {what}, {figure.words(best[key])}; {apart}.")
+    count = f"Each was measured on {rows[0]['rca']['count']:,} characters."
+    return " ".join([count, *sentences, "Stronger guidance makes characters plainer and more alike."])
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return f"{human_number(float(f'{1000 * seconds:.3g}'))} ms" if _known(seconds) else DASH
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _figures(evaluation: dict) -> str:
+def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
+    """All figures with their intervals and counts, those of test images below those of generated characters."""
     rows = []
-    for (part, name), (what, form, meaning) in FIGURES_TABLE.items():
-        estimate = evaluation[part][name]
-        cells = _shown(estimate["value"], form), _interval(estimate, form), f"{estimate['count']:,}"
-        rows.append((what, *cells, meaning))
-    return table(["Figure", "Value", "95% interval", "Images", "What it says"], rows)
+    for figure in EVALUATION_FIGURES:
+        for place, label in ((figure.place, figure.heading), (figure.real, "– of test images")):
+            if place:
+                estimate = at(evaluation, place)
+                cells = (
+                    label,
+                    figure.text(estimate["value"]),
+                    figure.interval_text(estimate),
+                    f"{estimate['count']:,}",
+                )
+                rows.append((*cells, figure.meaning if place == figure.place else "") if meanings else cells)
+    heads = ["Figure", "Value", "95% interval", "Images", *(["What it says"] if meanings else [])]
+    title = "" if meanings else f"{evaluation['run']}, {evaluation['checkpoint']}: {sampler_words(evaluation)}"
+    return Table(title, heads, rows)
 
 
-def _how(evaluation: dict) -> str:
-    closing = drawn_with(evaluation).replace("  ·  ", ", ")
-    rows = [
-        ("Command", f"`{evaluation['command']}`"),
-        ("Model", f"{closing}; {_milliseconds(evaluation['sampler']['seconds_per_image'])} per image"),
-        ("Data", f"{data_words(evaluation)}"),
-        ("Seed", evaluation["seed"]),
-        ("Characters", f"{evaluation['samples_per_class']:,} of each class"),
-        ("Device", evaluation["device"]),
-        ("Time", evaluation["generated"]),
-    ]
-    return "\n".join(f"- **{name}:** {value}" for name, value in rows)
+def sweep_table(evaluation: dict[str, Any], name: str) -> Table:
+    """The rows of a sweep: guidance scales in order, or samplers, the fastest first and the recommended one bold."""
+    take, guidance = evaluation["recommended"] or {}, name == "guidance"
+    cells = []
+    for row in sorted(evaluation[name], key=lambda row: row["guidance_scale" if guidance else "seconds_per_image"]):
+        label = f"{row['guidance_scale']:g}" if guidance else f"{row['sampler']} {row['steps']}"
+        if not guidance and (row["sampler"], row["steps"]) == (take.get("sampler"), take.get("steps")):
+            label = f"**{label}**"
+        figures = RCA.words(row["rca"]), DISTANCE.words(row["frechet"]), f"{row['rca']['count']:,}"
+        cells.append((label, *figures, milliseconds(row.get("seconds_per_image"))))
+    first = "Guidance scale" if guidance else "Sampler, steps"
+    return Table("", [first, RCA.label, DISTANCE.label, "Images", "Time per image"], cells)
 
 
-def evaluation_blocks(paths: RunPaths) -> None:
-    return None
+def milliseconds(seconds: float | None) -> str:
+    """`12.3 ms`, `1,230 ms`"""
+    return DASH if seconds is None else f"{1000 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms"
+
+
+def how(evaluation: dict[str, Any]) -> Facts:
+    images = evaluation["test_images"]
+    return Facts({
+        "Command": code(evaluation["command"]),
+        "Model": f"{evaluation['checkpoint']}, {sampler_words(evaluation)}; "
+        f"{milliseconds(evaluation['sampler']['seconds_per_image'])} per image",
+        "Data": data_words(evaluation["data"]),
+        "Test images": images and real_images_words(images),
+        "Intervals": "95%; proportions: Wilson's (exact where none or all are hits), RCA: MOVER-R, others: bootstrap",
+        "Seed": str(evaluation["seed"]),
+        "Characters": f"{evaluation['samples_per_class']:,} of each class",
+        "Device": evaluation["device"],
+        "Time": evaluation["generated"],
+    })  # fmt: skip

@@ -39,7 +39,7 @@ def front_matter(document: dict, results: Sequence[str] = ()) -> str:
 def report_page(run: RunData) -> Page:
     """The report. Pictures are shown if they are there: draw them first."""
     from metrics import samples as grids  # here and below, as what draws takes a while to load
-    from metrics.evaluation_section import evaluation_blocks, model_index
+    from metrics.evaluation_section import evaluation_section, model_index
     from metrics.plots import TITLES, plots_of
 
     paths, pictures = run.paths, sorted(run.paths.samples.glob("*.png"), reverse=True)
@@ -53,7 +53,7 @@ def report_page(run: RunData) -> Page:
     drawn = [name for name in plots_of(run) if os.path.isfile(paths.plots / f"{name}.png")]
     if "dashboard" in drawn:
         blocks.append(_plot(run, "dashboard"))
-    blocks += [evaluation_blocks(paths), sections.hyperparameters(run), sections.starts(run), sections.epochs(run)]
+    blocks += [evaluation_section(paths), sections.hyperparameters(run), sections.starts(run), sections.epochs(run)]
     plots = [Section(TITLES[name], [_plot(run, name)]) for name in drawn if name != "dashboard"]
     blocks.append(Section("Plots", plots or ["There is nothing to draw before an epoch has finished."]))
     if large:

@@ -175,15 +175,3 @@ def _inches(axes: Axes) -> float:
     """The width that the axes will have, less their ticks; columns of the figure are taken to be equal."""
     place = axes.get_subplotspec()
     return axes.figure.get_figwidth() * len(place.colspan) / place.get_gridspec().ncols - 1.1
-
-
-human_number = significant
-from ddpm.run.metrics import DASH as DASH  # noqa: E402
-
-
-def shown(value, form):
-    return DASH if value is None else format(value, form)
-
-
-def device_words(document):
-    return ""

@@ -20,12 +20,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import evaluate
 import pretty_logger
 import sample
 import train
 from ddpm.evaluation.classifier import load_or_train
+from ddpm.evaluation.config import EvaluateConfig
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.run import cli
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig, preset
@@ -143,8 +146,8 @@ def configured(arguments: Sequence[str] | None = None) -> int:
 @cli.in_one_line
 def judged(arguments: Sequence[str] | None = None) -> int:
     """An evaluation, as far as it reads."""
-    config = cli.parse(evaluate.EvaluateConfig, arguments, "evaluate.py")
-    evaluate.Evaluator(config, "", evaluate.Console()).check_classifier()
+    config = cli.parse(EvaluateConfig, arguments, "evaluate.py")
+    Evaluator(config, "", Console()).check_classifier()
     return 0
 
 

@@ -1,8 +1,12 @@
 """evaluate.py as a user types it, on a checkpoint of a small model."""
 
+import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +16,13 @@ from PIL import Image
 
 import evaluate
 from benchmarks.faults import some_of
+from ddpm.evaluation import evaluator, measures
 from ddpm.run.config import TrainConfig
-from ddpm.run.paths import RunPaths
-from tests.conftest import SMALL, preset
+from ddpm.run.evaluation_figures import EVALUATION_FIGURES, at
+from ddpm.run.evaluation_file import load_evaluation
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.training import data
+from tests.conftest import ONE, SMALL, preset
 from tests.savers import Saver
 
 E = {"value", "low", "high", "count"}
@@ -34,8 +42,11 @@ def saved(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainCo
 def evaluated(saved: TrainConfig, quick: None) -> RunPaths:
     """The run after `evaluate.py small`, sweeps and all."""
     arguments = ["small", *FEW, "--sweep-samples-per-class", "1", "--output-root", str(saved.output_root)]
-    assert evaluate.main(arguments) == 0
-    return RunPaths(saved.output_root, "small")
+    paths = RunPaths(saved.output_root, "small")
+    with redirect_stdout(io.StringIO()) as said:
+        assert evaluate.main(arguments) == 0
+    (paths.metrics / "evaluate.txt").write_text(said.getvalue())
+    return paths
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +55,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ddpm.evaluation.measures.FRECHET_ROUNDS", 4)
         patch.setattr("ddpm.evaluation.measures.KERNEL_ROUNDS", 4)
-        patch.setattr("evaluate.write_evaluation_plots", lambda paths: [])
+        patch.setattr("metrics.evaluation_section.write_evaluation_plots", lambda paths: [])
         patch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (12, 600)})
         yield
 
@@ -53,17 +64,14 @@ def document(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_every_figure_has_an_interval_and_a_count(evaluated: RunPaths):
+def test_every_figure_has_an_interval_in_its_range_and_a_count(evaluated: RunPaths):
     found = document(evaluated.evaluation)
-    for part, names in {
-        "classifier": ("top1", "top5"),
-        "conditional": ("top1", "top5", "rca"),
-        "class_balance": ("total_variation", "real_total_variation"),
-        "distances": ("frechet", "frechet_real", "kernel", "kernel_real", "precision", "recall"),
-        "memorisation": ("closer_than_heldout_p01",),
-    }.items():
-        for name in names:
-            assert set(found[part][name]) == E, (part, name)
+    for figure in EVALUATION_FIGURES:
+        for place in filter(None, (figure.place, figure.real)):
+            estimate = at(found, place)
+            assert set(estimate) == E, place
+            least, most = figure.range
+            assert least <= estimate["low"] < estimate["high"] <= most, (place, estimate)
     assert found["conditional"]["top1"]["count"] == 47 and found["classifier"]["top1"]["count"] == 141
     assert found["class_balance"]["count"] == 47 and sum(found["class_balance"]["shares"]) == pytest.approx(1)
     assert sum(map(sum, found["conditional"]["confusion"])) == 47
@@ -73,12 +81,14 @@ def test_every_figure_has_an_interval_and_a_count(evaluated: RunPaths):
 
 
 def test_the_sweeps_cover_what_the_model_can_do(evaluated: RunPaths):
-    found = document(evaluated.evaluation)
+    found = load_evaluation(evaluated)
     assert [row["guidance_scale"] for row in found["guidance"]] == [0, 1, 1.5, 2, 3, 5]
     samplers = {(row["sampler"], row["steps"]) for row in found["samplers"]}
     assert samplers == {("dpm++", 3), ("dpm++", 5), ("ddim", 4), ("ddpm", 12)}  # 600 are more than its 100 levels
     assert all(row["seconds_per_image"] > 0 and set(row["rca"]) == E for row in found["samplers"])
-    assert (found["recommended"]["sampler"], found["recommended"]["steps"]) in samplers
+    assert found["recommended"] is None  # of 47 characters each
+    said = (evaluated.metrics / "evaluate.txt").read_text()
+    assert "47 characters each are too few to tell them apart" in said
 
 
 def test_an_evaluation_does_not_cost_the_one_before(evaluated: RunPaths, saved: TrainConfig, tmp_path: Path):
@@ -106,11 +116,12 @@ def test_the_same_seed_gives_the_same_figures_whatever_the_batch(saved: TrainCon
     assert np.abs(found[0] - found[1]).max() <= 1 < np.abs(found[0] - found[2]).max()
     said = capsys.readouterr().out
     assert "real test images" in said and "RCA" in said and "\x1b" not in said
+    assert "too few to tell" in said and "no sign of copying" not in said  # of 47
     assert document(tmp_path / "a" / "evaluation.json")["recommended"] is None
 
 
 def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
-    sweep, asked = evaluate.sweep, []
+    sweep, asked = evaluator.sweep, []
 
     def interrupted(*arguments):
         for row in sweep(*arguments):
@@ -119,7 +130,7 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: 
             asked.append(row)
             yield row
 
-    monkeypatch.setattr(evaluate, "sweep", interrupted)
+    monkeypatch.setattr(evaluator, "sweep", interrupted)
     arguments = ["small", *FEW, "--output-root", str(saved.output_root), "--out", str(tmp_path)]
     assert evaluate.main([*arguments, "--sweep-samples-per-class", "1"]) == 130
     found = document(tmp_path / "evaluation.json")
@@ -163,6 +174,37 @@ def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monk
     said = capsys.readouterr().out
     assert "embedded glyphs, not EMNIST" in said and "EMNIST Balanced" not in said
     assert document(RunPaths(tmp_path, "small").evaluation)["data"] == "glyphs"
+
+
+def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(saved: TrainConfig, tmp_path: Path):
+    """Of 141 test images validation has 3; the others are the real images of every figure."""
+    config = replace(saved, output_root=tmp_path, val_images=3)
+    shutil.copytree(RunPaths(saved.output_root, "small").classifiers, RunPaths(tmp_path, "small").classifiers)
+    Saver(config, RunPaths(tmp_path, "small").checkpoints).save(4)
+    used = []
+    with pytest.MonkeyPatch.context() as patch:
+        of = measures.Reference.of
+        patch.setattr(measures.Reference, "of", lambda *given: used.append(given[1]) or of(*given))
+        assert evaluate.main(["small", *FEW, "--no-sweeps", "--output-root", str(tmp_path)]) == 0
+    found = document(RunPaths(tmp_path, "small").evaluation)
+    assert found["test_images"] == {"total": 141, "validation": 3, "evaluation": 138}
+    assert found["classifier"]["top1"]["count"] == found["memorisation"]["heldout_images"] == len(used[0]) == 138
+    (real,), (_, test) = used, data.load(config, ONE)
+    validation, _ = data.split_test(test, 3)
+    assert (validation.pixels[:, None] == real.pixels).flatten(2).all(2).sum() == 0
+
+
+def test_where_validation_leaves_too_few_images_they_are_shared_and_that_is_said(evaluated: RunPaths):
+    assert document(evaluated.evaluation)["test_images"] == {"total": 141, "validation": 120, "evaluation": 141}
+    assert "validation uses 120 of them too" in (evaluated.metrics / "evaluate.txt").read_text()
+
+
+def test_help_and_a_typing_error_do_not_wait_for_torch():
+    for arguments, code in (["--help"], 0), (["run", "--sampler", "x"], 2):
+        program = f"import sys, evaluate\ntry: code = evaluate.main({arguments})\nexcept SystemExit as end: code = 0\n"
+        program += "print(code, *{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+        done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == str(code), done.stderr
 
 
 @pytest.mark.slow

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib import style
+from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Annotation
 from PIL import Image
 
+from ddpm.run.evaluation_figures import EVALUATION_FIGURES
+from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
-from metrics.evaluation_plots import FIGURES, strongest_confusions
-from metrics.evaluation_section import evaluation_section, write_evaluation_plots
+from metrics.evaluation_plots import EVALUATION_PLOTS, strongest_confusions
+from metrics.evaluation_section import evaluation_blocks, evaluation_section, write_evaluation_plots
+from metrics.page import Section, plain
 from metrics.plots import draw_plot, plots_of
 from metrics.report import render, write_report
 from metrics.run_data import epochs_frame, load_document
@@ -31,12 +35,17 @@ SAMPLERS = (("ddpm", 600), ("ddpm", 250), ("ddim", 100), ("ddim", 50), ("ddim", 
             ("dpm++", 15), ("dpm++", 10))  # fmt: skip
 
 
+def read(root: Path, evaluation: dict) -> dict:
+    """The evaluation as pages get it."""
+    return load_evaluation(publish(root, evaluation))
+
+
 def estimate(value: float, half: float, count: int) -> dict:
     return {"value": value, "low": value - half, "high": value + half, "count": count}
 
 
 def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
-    """A plausible evaluation: `I`, `O` and `F` are mistaken as people mistake them, the rest is mostly right."""
+    """A plausible evaluation: `I`, `O` and `F` are misread as people misread them, the rest is mostly right."""
     confusion = np.full((47, 47), 0)
     for asked, read, times in (("I", "1", 38), ("O", "0", 33), ("F", "f", 24), ("L", "1", 20), ("q", "9", 11)):
         confusion[CLASSES.index(asked), CLASSES.index(read)] = times
@@ -63,9 +72,10 @@ def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
         "generated": "2026-05-04T03:02:01+0000", "run": "a_run", "checkpoint": "step_00028200", "step": 28200,
         "data": data, "device": "NVIDIA L40S", "torch": "2.14.1", "command": "python evaluate.py a_run --seed 3",
         "seed": 3, "samples_per_class": PER_CLASS,
+        "test_images": {"total": 18800, "validation": 2000, "evaluation": 16800},
         "classifier": {
-            "top1": estimate(0.8893, 0.004, 18800), "top5": estimate(0.991, 0.001, 18800), "train_images": 112800,
-            "test_images": 18800, "epochs": 12, "seconds": 210.0, "data_sha256": "0" * 64,
+            "top1": estimate(0.8893, 0.004, 16800), "top5": estimate(0.991, 0.001, 16800), "train_images": 112800,
+            "test_images": 16800, "epochs": 12, "seconds": 210.0, "data_sha256": "0" * 64,
             "per_class_top1": tests.tolist(),
         },
         "sampler": {"name": "ddim", "steps": 50, "guidance_scale": 2.0, "seconds_per_image": 0.0123},
@@ -73,7 +83,8 @@ def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
             "top1": estimate(right.mean(), 0.01, count), "top5": estimate(0.98, 0.004, count),
             "rca": estimate(right.mean() / 0.8893, 0.012, count),
             "per_class": [
-                {"name": name, "top1": ours, "real_top1": real, "rca": ours / real, "count": PER_CLASS}
+                {"name": name, "top1": ours, "real_top1": real, "rca": ours / real, "count": PER_CLASS,
+                 "real_count": 357}
                 for name, ours, real in zip(CLASSES, right, tests, strict=True)
             ],
             "confusion": confusion.tolist(),
@@ -87,7 +98,7 @@ def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
             "frechet": estimate(3.24, 0.21, count), "frechet_real": estimate(0.81, 0.05, count),
             "kernel": estimate(0.0123, 0.001, 1000), "kernel_real": estimate(0.0001, 0.0002, 1000),
             "precision": estimate(0.873, 0.01, count), "recall": estimate(0.702, 0.012, count),
-            "feature_size": 128, "reference_images": 9400,
+            "feature_size": 128, "reference_images": 8400,
         },
         "memorisation": {
             "generated": {"p01": 2.5, "p05": 3.1, "p50": 5.2, "p95": 7.9},
@@ -117,24 +128,50 @@ def section(root: Path, evaluation: dict | str | None) -> str:
 
 def cells(text: str, figure: str) -> list[str]:
     """The row of the table of figures that begins with `figure`."""
-    (row,) = [line for line in text.splitlines() if line.startswith(f"| {figure} |")]
-    return [cell.strip() for cell in row.strip("|").split("|")]
+    (row, *_) = [line for line in text.splitlines() if line.startswith(f"| {figure} |")]
+    return [plain(cell.strip()).replace("\\", "") for cell in row.strip("|").split("|")]
+
+
+def below(text: str, figure: str) -> list[str]:
+    """The row below that one, of test images."""
+    lines = text.splitlines()
+    place = next(index for index, line in enumerate(lines) if line.startswith(f"| {figure} |"))
+    return cells("\n".join(lines[place + 1 :]), "– of test images")
 
 
 def test_every_figure_with_its_interval_and_count(tmp_path: Path) -> None:
     text = section(tmp_path, make_evaluation())
-    assert cells(text, "classifier on test images, Top-1")[1:4] == ["88.9%", "[88.5%, 89.3%]", "18,800"]
-    assert cells(text, "Fréchet distance, generated")[1:4] == ["3.24", "[3.03, 3.45]", "4,700"]
-    assert cells(text, "Fréchet distance, test images")[1:4] == ["0.81", "[0.76, 0.86]", "4,700"]
-    assert cells(text, "kernel distance × 1000, generated")[1:4] == ["12.3", "[11.3, 13.3]", "1,000"]
-    assert cells(text, "recall")[1:4] == ["70.2%", "[69.0%, 71.4%]", "4,700"]
-    assert text.index("88.9%") < text.index("(RCA)") < text.index("### Figures")  # the check first, words before tables
+    assert below(text, "Top-1")[1:4] == ["88.9%", "[88.5%, 89.3%]", "16,800"]
+    assert cells(text, "Fréchet distance")[1:4] == ["3.240", "[3.030, 3.450]", "4,700"]
+    assert below(text, "Fréchet distance")[1:4] == ["0.810", "[0.760, 0.860]", "4,700"]
+    assert cells(text, "Kernel distance × 1000")[1:4] == ["12.30", "[11.30, 13.30]", "1,000"]
+    assert cells(text, "Recall")[1:4] == ["70.2%", "[69.0%, 71.4%]", "4,700"]
+    for figure in EVALUATION_FIGURES:
+        assert cells(text, figure.heading)[4] == figure.meaning.strip()
+    assert text.index("88.9%") < text.index("RCA") < text.index("### Figures")  # the check first, words before tables
+
+
+def test_it_is_a_section_of_blocks(tmp_path: Path) -> None:
+    found = evaluation_blocks(publish(tmp_path, make_evaluation()))
+    assert found.title == "Evaluation"
+    titles = [block.title for block in found.blocks if isinstance(block, Section)]
+    assert titles[:3] == ["Readability", "Variety", "Memorised?"] and titles[-2:] == ["Figures", "How it was measured"]
 
 
 def test_what_was_done_stands_there_to_be_done_again(tmp_path: Path) -> None:
     text = section(tmp_path, make_evaluation())
     for fact in ("`python evaluate.py a_run --seed 3`", "step_00028200", "ddim, 50 steps, guidance 2", "**Seed:** 3"):
-        assert fact in text
+        assert fact in text.replace("\\", "")
+
+
+def test_of_how_many_test_images_it_is_and_that_validation_uses_others(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    said = "the 16,800 test images (of 18,800) that validation does not use"
+    assert said in section(tmp_path / "new", evaluation)
+    evaluation["test_images"] = {"total": 141, "validation": 120, "evaluation": 141}
+    assert "all 141 test images; validation uses 120 of them too" in section(tmp_path / "shared", evaluation)
+    del evaluation["test_images"]  # of an earlier version
+    assert "Images that validation uses may be among them" in section(tmp_path / "old", evaluation)
 
 
 def test_the_strongest_confusions_are_named_in_order() -> None:
@@ -148,19 +185,75 @@ def test_the_strongest_confusions_are_named_in_order() -> None:
     assert strongest_confusions(evaluation, 3) == []
 
 
-@pytest.mark.parametrize(("low", "said"), [(0.0074, "no sign of copying"), (0.012, "look at the closest pairs")])
-def test_memorisation_is_judged_by_its_interval(tmp_path: Path, low: float, said: str) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "heldout", "said"),
+    [
+        (0.0074, 0.0130, 16_800, "no sign of copying"),
+        (0.0, 0.01943, 16_800, "no sign of copying"),  # none of 188
+        (0.0, 0.0755, 16_800, "too few to tell"),  # none of 47
+        (0.013, 0.019, 16_800, "look at the closest pairs"),
+        (0.0074, 0.0130, 141, "too few to tell"),  # the limit is that of one or two test images
+        (0.013, 0.019, 141, "too few to tell"),
+        (None, None, 16_800, "too few to tell"),
+    ],
+)
+def test_memorisation_is_concluded_only_as_far_as_the_counts_allow(
+    tmp_path: Path, low: float | None, high: float | None, heldout: int, said: str
+) -> None:
     evaluation = make_evaluation()
-    evaluation["memorisation"]["closer_than_heldout_p01"] |= {"value": low + 0.001, "low": low}
-    assert said in section(tmp_path, evaluation)
+    part = evaluation["memorisation"]
+    part["closer_than_heldout_p01"] |= {"low": low, "high": high}
+    part["histogram"]["heldout"] = [heldout, *[0] * 59]
+    text = section(tmp_path, evaluation)
+    answers = ("no sign of copying", "too few to tell", "look at the closest pairs")
+    assert [answer for answer in answers if answer in text] == [said]
+
+
+def test_classes_are_called_weak_only_where_their_images_show_it(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    evaluation["conditional"]["per_class"][CLASSES.index("I")]["real_top1"] = 0.95
+    text = section(tmp_path / "many", evaluation)
+    assert "1 class(es) are below 0.8 of the test images' Top-1, the weakest: `I` (60.0%" in text
+    for entry in evaluation["conditional"]["per_class"]:
+        entry["count"] = 5  # 3 of 5 may be 80%
+    few = section(tmp_path / "few", evaluation)
+    assert "No class is shown to be below 0.8" in few and "`I` (60.0%" not in few
+
+
+def test_a_guidance_scale_is_best_only_where_it_can_be_told_from_the_others(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    text = section(tmp_path / "narrow", evaluation).replace("\\", "")
+    assert "Guidance 5 has the highest RCA, 0.900 [0.870, 0.930]; 1.5, 2, 3 cannot be told from it." in text
+    for row in evaluation["guidance"]:
+        row["frechet"] = estimate(row["guidance_scale"] + 1, 0.01, 470)
+    text = section(tmp_path / "apart", evaluation)
+    assert "Guidance 0 has the lowest Fréchet distance" in text and "it can be told from all others" in text
+
+
+def test_the_bars_of_classes_have_intervals(tmp_path: Path) -> None:
+    with style.context(STYLE):
+        figure = EVALUATION_PLOTS["per_class"](read(tmp_path, make_evaluation()))
+    (bars,) = [each for each in figure.axes[0].containers if isinstance(each, ErrorbarContainer)]
+    (lines,) = bars[2]
+    ends = np.array([segment[:, 1] for segment in lines.get_segments()])
+    asked = CLASSES.index("I")  # 60 of 100
+    assert len(ends) == 47 and ends[asked] == pytest.approx((0.502, 0.691), abs=1e-3)
+    assert (ends >= 0).all() and (ends <= 1).all() and (ends[:, 0] < ends[:, 1]).all()
 
 
 def test_the_recommended_sampler_is_given_as_flags_and_stands_out(tmp_path: Path) -> None:
     evaluation = make_evaluation()
     text = section(tmp_path, evaluation)
     assert f"`--sampler dpm++ --steps 15`**: {evaluation['recommended']['why']}." in text
-    assert cells(text, "**dpm++ 15**")[1] == "31.5 ms"
+    assert "None is recommended" not in text
+    assert cells(text, "**dpm++ 15**")[-1] == "31.5 ms"
+    assert cells(text, "ddpm 600")[-1] == "1,260 ms"
     assert text.count("**dpm++ ") == 1
+
+
+def test_where_images_were_too_few_to_recommend_a_sampler_that_is_said(tmp_path: Path) -> None:
+    text = section(tmp_path, {**make_evaluation(), "recommended": None})
+    assert "470 characters each are too few to tell them apart" in text and "Samplers were not compared" not in text
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +297,9 @@ def test_the_report_shows_it_after_the_summary_and_in_its_head(reported: tuple[R
     (index,) = yaml.safe_load(report.split("---\n")[1])["model-index"]
     (result,) = index["results"]
     assert result["dataset"]["name"] == "EMNIST Balanced"
-    assert result["metrics"][0]["value"] == make_evaluation()["conditional"]["rca"]["value"]
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert values["rca"] == make_evaluation()["conditional"]["rca"]["value"] and values["frechet_distance"] == 3.24
+    assert list(values) == [figure.name for figure in EVALUATION_FIGURES]
 
 
 def test_the_report_shows_the_strip_above_the_grids(reported: tuple[RunPaths, str]) -> None:
@@ -236,7 +331,8 @@ def uneven() -> str:
     ("content", "what"),
     [
         ("", "Expecting value"), ("{", "Expecting property"), ("[]", "the file is not an object"),
-        (without("distances", "frechet"), "distances.frechet"), (uneven(), "differ in length"),
+        (without("distances", "frechet"), "distances.frechet is missing"), (uneven(), "differ in length"),
+        (without("conditional", "per_class"), "conditional.per_class is missing"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_costs_one_line(tmp_path: Path, content: str, what: str) -> None:
@@ -257,9 +353,8 @@ def test_figures_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     paths = publish(tmp_path, evaluation)
     assert cells("\n".join(evaluation_section(paths)), "RCA")[1:3] == ["–", "[–, –]"]
     with style.context(STYLE):
-        for name in ("memorisation", "guidance"):
-            read = json.loads(paths.evaluation.read_text(), parse_constant=lambda _: None)
-            FIGURES[name](read).draw_without_rendering()
+        for name in ("memorisation", "guidance", "per_class"):
+            EVALUATION_PLOTS[name](load_evaluation(paths)).draw_without_rendering()
 
 
 def test_glyphs_are_not_taken_for_emnist(tmp_path: Path) -> None:
@@ -270,7 +365,7 @@ def test_glyphs_are_not_taken_for_emnist(tmp_path: Path) -> None:
 
 def test_each_sampler_is_named_at_its_point_and_no_name_hides_another() -> None:
     with style.context(STYLE):
-        figure = FIGURES["samplers"](make_evaluation())
+        figure = EVALUATION_PLOTS["samplers"](make_evaluation())
         figure.draw_without_rendering()
     labels = figure.findobj(Annotation)
     for axes in figure.axes:
@@ -284,7 +379,7 @@ def test_times_that_are_close_together_are_plain_numbers_too() -> None:
     evaluation = make_evaluation()
     evaluation["samplers"] = evaluation["samplers"][3:]  # less than a decade
     with style.context(STYLE):
-        figure = FIGURES["samplers"](evaluation)
+        figure = EVALUATION_PLOTS["samplers"](evaluation)
         figure.draw_without_rendering()
     said = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels(which="both")]
     assert {"0.02", "0.05", "0.1"} <= set(said) and all(re.fullmatch(r"[\d.]*", text) for text in said)

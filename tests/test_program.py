@@ -59,8 +59,8 @@ def run_all(commands: list[list[str]], **variables: str) -> tuple[dict[str, list
 
 
 def test_every_program_prints_its_help_in_ascii():
-    """evaluate.py first, as it loads matplotlib at once: what comes before may have settled its variables."""
-    programs = sorted(PROGRAMS, key=lambda program: program != "evaluate.py")
+    """One that loads matplotlib at once first: what comes before may have settled its variables."""
+    programs = sorted(PROGRAMS, key=lambda program: program != "metrics/report.py")
     told, _ = run_all([[program, "--help"] for program in programs], MPLBACKEND="nonsense")
     assert len(told) > 20
     assert {program: each for program, each in told.items() if each != [0, "legible"]} == {}

@@ -14,6 +14,8 @@ from ddpm.evaluation.scores import (
     hits,
     kernel_distance,
     precision_recall,
+    proportion,
+    rca,
     relative_accuracy,
     share,
     total_variation,
@@ -111,9 +113,28 @@ def test_an_interval_depends_on_the_seed_alone_and_counts_the_first_sample():
     def gap(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a.mean() - b.mean()
 
-    first = bootstrap(gap, *samples, seed=3, least=-9)
-    assert first == bootstrap(gap, *samples, seed=3, least=-9) != bootstrap(gap, *samples, seed=4, least=-9)
+    first, again, other = (bootstrap(gap, *samples, seed=seed, within=(-9, 9)) for seed in (3, 3, 4))
+    assert first == again != other
     assert first.count == 40
+
+
+def test_an_interval_of_the_bootstrap_is_cut_to_the_range_of_its_figure():
+    def square(values: torch.Tensor) -> torch.Tensor:
+        return values.mean().square()
+
+    wide = bootstrap(square, normal(40, 1), within=(-9, 9))
+    assert wide.low < 0 < 0.01 < wide.high  # resamples have larger squares, and the interval is shifted by that
+    cut = bootstrap(square, normal(40, 1), within=(0, 0.01))
+    assert (cut.value, cut.low, cut.high) == (wide.value, 0, pytest.approx(0.01))
+
+
+def test_proportions_and_their_ratio_have_an_interval_also_where_none_or_all_are_hits():
+    none, all_of_them, some = torch.zeros(188) > 0, torch.ones(188) > 0, torch.arange(188) % 10 > 0
+    assert proportion(none) == Estimate(0, 0, pytest.approx(1 - 0.025 ** (1 / 188)), 188)
+    assert proportion(all_of_them).high == 1 > proportion(all_of_them).low > 0.98
+    assert 0 < rca(none, some).high < 0.03 and rca(none, some).low == 0
+    assert rca(all_of_them, all_of_them).low < 1 < rca(all_of_them, all_of_them).high
+    assert math.isnan(rca(some, none).low) and math.isnan(rca(some, none).value)
 
 
 def test_json_has_no_word_for_what_is_not_a_number():

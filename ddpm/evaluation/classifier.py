@@ -1,4 +1,4 @@
-"""The reference classifier: a small CNN, trained once on the real training images and kept by the hash of its data."""
+"""The reference classifier: a small CNN, trained once on the real training images and kept under their hash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ddpm.run.files import atomic_write, read_file, read_json, sha256_file
 from ddpm.training.data import Images
 
 FEATURES = 128
-BATCH = 1024  # images that are judged at once
+BATCH = 1024  # images in one forward pass
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Recipe:
     seed: int = 0
 
     def epochs(self, images: int) -> int:
-        """Passes over a training split of so many images."""
+        """Passes over a training split of `images` images."""
         return min(16, max(4, round(self.images / images)))
 
 
@@ -69,11 +69,11 @@ class CharacterCNN(nn.Module):
         self.head = nn.Linear(FEATURES, NUM_CLASSES)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the last layer sees, float32 [N, 128], of images float32 [N, 1, 28, 28] in [-1, 1]."""
+        """Input of the last layer, float32 [N, 128], for images float32 [N, 1, 28, 28] in [-1, 1]."""
         return self.body(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 [N, 47], of images float32 [N, 1, 28, 28] in [-1, 1]."""
+        """Logits, float32 [N, 47], for images float32 [N, 1, 28, 28] in [-1, 1]."""
         return self.head(self.dropout(self.features(images)))
 
 
@@ -87,7 +87,7 @@ def _block(channels: int, width: int, size: int = 3, stride: int = 1) -> nn.Sequ
 
 @dataclass(frozen=True)
 class Predictions:
-    """What it makes of N images: `probabilities` float32 [N, 47] and `features` float32 [N, 128], on the CPU."""
+    """Of N images: `probabilities` float32 [N, 47] and `features` float32 [N, 128], on the CPU."""
 
     probabilities: torch.Tensor
     features: torch.Tensor
@@ -102,7 +102,7 @@ class Predictions:
 
 
 class ReferenceClassifier:
-    """A trained classifier on its device, and how it came about."""
+    """A trained classifier on its device, and how it was trained."""
 
     def __init__(self, network: CharacterCNN, meta: dict[str, Any]) -> None:
         """
@@ -113,7 +113,7 @@ class ReferenceClassifier:
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor | np.ndarray) -> Predictions:
-        """Judge images of any size, uint8 [N, H, W], resized to 28 × 28 (bilinear, antialiased); fp32."""
+        """Classify images of any size, uint8 [N, H, W], resized to 28 × 28 (bilinear, antialiased), in fp32."""
         device = next(self.network.parameters()).device
         probabilities, features = [torch.empty(0, NUM_CLASSES)], [torch.empty(0, FEATURES)]
         with torch.autocast(device.type, enabled=False):
@@ -140,16 +140,16 @@ def load_or_train(
     recipe: Recipe | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> ReferenceClassifier | None:
-    """The classifier of this data, on the device of `train`: from its place under `folder`, or trained and put there.
+    """The classifier for these data, on the device of `train`: loaded from under `folder`, or trained and saved there.
 
     Two calls on the same data give the same classifier (on a GPU, up to the order of sums). Global random state is left
-    as it was. A kept one that is damaged, or of another recipe, is trained anew; a folder that cannot be written to is
-    only a warning.
+    as it was. A saved one that is damaged, or of another recipe, is trained anew; a folder that cannot be written to is
+    only a warning. `test` takes no part in training: it is classified once, at the end.
 
     Args:
-        folder: where classifiers are kept, each in a folder named by the SHA-256 of its data.
-        log: told what is done, a line at a time.
-        interrupted: asked before every step of training; if it says so, there is no classifier (None).
+        folder: of all classifiers, each in a folder named by the SHA-256 of its data.
+        log: called with each line of progress.
+        interrupted: called before every step of training; where it returns true, there is no classifier (None).
     """
     recipe, digest = recipe or Recipe(), _sha256(train, test)
     place = folder / digest[:16]
@@ -159,15 +159,15 @@ def load_or_train(
         except FileNotFoundError:  # it was not written to its end
             pass
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            log(f"classifier: the one in {place} cannot be used ({error}); a new one is trained")
+            log(f"classifier: the one in {place} cannot be used ({error}); training a new one")
     classifier = _train(train, test, recipe, digest, log, interrupted)
     if classifier is None:
         return None
     try:
         _save(classifier, place)
-        log(f"classifier: kept in {place}")
+        log(f"classifier: saved in {place}")
     except OSError as error:
-        log(f"classifier: not kept, {error.filename}: {error.strerror}; the next evaluation has to train it again")
+        log(f"classifier: not saved, {error.filename}: {error.strerror}; the next evaluation has to train it again")
     return classifier
 
 
@@ -196,7 +196,7 @@ def _load(
 
 
 def _save(classifier: ReferenceClassifier, place: Path) -> None:
-    """Weights first: `meta.json` with their hash says that they are whole."""
+    """Write the weights first: `meta.json` with their hash says that they are complete."""
     place.mkdir(parents=True, exist_ok=True)
     content = dump_weights({name: value.cpu().contiguous() for name, value in classifier.network.state_dict().items()})
     classifier.meta["weights_sha256"] = hashlib.sha256(content).hexdigest()
@@ -213,7 +213,7 @@ def _train(
     interrupted: Callable[[], bool],
 ) -> ReferenceClassifier | None:
     device, start, epochs = train.pixels.device, time.perf_counter(), recipe.epochs(len(train))
-    log(f"classifier: training on {len(train):,} images, {epochs} epochs; this is done once for these data")
+    log(f"classifier: training on {len(train):,} images, {epochs} epochs; once for these data")
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         torch.manual_seed(recipe.seed)  # of weights and dropout
@@ -257,7 +257,7 @@ def _epochs(
 
 
 def _moved(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> torch.Tensor:
-    """The images [N, 1, 28, 28] a little turned, sheared, scaled and shifted, each in its own way."""
+    """The images [N, 1, 28, 28], each slightly rotated, sheared, scaled and shifted at random."""
     turn, shear, wide, high, right, down = (torch.rand(6, len(images), generator=source) * 2 - 1).unbind()
     angle, shear = turn * math.radians(recipe.rotation), shear * recipe.shear
     wide, high = 1 + wide * recipe.scale, 1 + high * recipe.scale

@@ -1,4 +1,4 @@
-"""Draws the images that are judged, and measures how long one takes."""
+"""Draws the images that are evaluated, and measures how long one takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
-from ddpm.run.format import rough_duration
+from ddpm.run.format import duration
 from ddpm.sampling.pipeline import CharacterPipeline
 from ddpm.sampling.sheets import images_at_once
 from ddpm.training.hardware import DTYPES, synchronize
@@ -19,7 +19,7 @@ from ddpm.training.hardware import DTYPES, synchronize
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How images are drawn."""
+    """Sampler, number of steps and guidance scale."""
 
     sampler: str
     steps: int
@@ -30,20 +30,20 @@ class SamplerSettings:
 
     @property
     def evaluations(self) -> int:
-        """Of the network, for one image."""
+        """Evaluations of the network for one image."""
         return self.steps * (1 if self.guidance_scale in (0, 1) else 2)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Generated images, uint8 [N, R, R], and what one took."""
+    """Generated images, uint8 [N, R, R], and the time for one."""
 
     pixels: np.ndarray
     seconds_per_image: float
 
 
 class ImageGenerator:
-    """A model that draws on its device. What it draws is a function of labels, manner and seed."""
+    """A model that draws on its device. The images are a function of labels, settings and seed."""
 
     def __init__(
         self,
@@ -63,30 +63,28 @@ class ImageGenerator:
         self.batch_size = batch_size or images_at_once(self.resolution, self.device)
         self._console, self._log = console, log
 
-    def draw(self, labels: torch.Tensor, sampler_settings: SamplerSettings, seed: int, what: str) -> Drawn:
-        """An image for each label, int64 [N]; 47 means any. `what` is said before, with how long it will take.
+    def draw(self, labels: torch.Tensor, settings: SamplerSettings, seed: int, what: str) -> Drawn:
+        """An image for each label, int64 [N]; 47 means any. Logs `what` before, with the expected time.
 
-        The time is that of all steps, after a warm-up and until the device is done.
+        The time measured is that of all steps, after a warm-up and until the device has finished.
         """
         batch, rest = labels[: self.batch_size], labels[: len(labels) % self.batch_size]
         for part in (batch, rest) if len(rest) else (batch,):  # compiles, if anything does
-            self._timed(part, SamplerSettings("ddim", 1, sampler_settings.guidance_scale), seed)
-        _, step = self._timed(batch, SamplerSettings("ddim", 1, sampler_settings.guidance_scale), seed)
-        expected = step / len(batch) * len(labels) * sampler_settings.steps
-        self._log(f"{what}: {len(labels):,} images, {sampler_settings}; about {rough_duration(expected)}")
+            self._timed(part, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
+        _, step = self._timed(batch, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
+        expected = step / len(batch) * len(labels) * settings.steps
+        self._log(f"{what}: {len(labels):,} images, {settings}; about {duration(expected)}")
         off = not self._console.is_terminal
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
         with Progress(*columns, console=self._console, transient=True, disable=off) as progress:
-            task = progress.add_task(what, total=sampler_settings.steps)
-            pixels, seconds = self._timed(
-                labels, sampler_settings, seed, lambda step, _: progress.update(task, completed=step)
-            )
+            task = progress.add_task(what, total=settings.steps)
+            pixels, seconds = self._timed(labels, settings, seed, lambda step, _: progress.update(task, completed=step))
         return Drawn(pixels, seconds / len(labels))
 
     def _timed(
         self,
         labels: torch.Tensor,
-        sampler_settings: SamplerSettings,
+        settings: SamplerSettings,
         seed: int,
         on_step: Callable[[int, torch.Tensor], None] | None = None,
     ) -> tuple[np.ndarray, float]:
@@ -95,9 +93,9 @@ class ImageGenerator:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             pixels = self.pipeline(
                 labels,
-                sampler=sampler_settings.sampler,
-                num_inference_steps=sampler_settings.steps,
-                guidance_scale=sampler_settings.guidance_scale,
+                sampler=settings.sampler,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
                 generator=torch.Generator().manual_seed(seed),  # on the CPU: the same on every device
                 batch_size=self.batch_size,
                 output_type="np",

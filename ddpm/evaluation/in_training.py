@@ -1,4 +1,4 @@
-"""How good are the characters so far? A small evaluation every few epochs, always from the same noise."""
+"""Evaluation during training: a small one every few epochs, always from the same noise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
-from ddpm.evaluation.measures import Reference
+from ddpm.evaluation.measures import Reference, real_images
 from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
 from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.run.evaluation_file import real_images_words
 from ddpm.sampling.sheets import draw_samples
 from ddpm.training.data import Images
 from ddpm.training.distributed import STARTING, DistContext
@@ -23,7 +24,7 @@ NOISE_SERIES = 1  # not the noise of the sample grids
 
 
 class InTrainingEvaluation:
-    """Draws ten characters of each class and has them judged. The processes share the drawing; the first one judges."""
+    """Draws ten characters of each class, shared by the processes, and classifies them on the main process."""
 
     def __init__(self, config: TrainConfig, train: Images, test: Images, world: DistContext) -> None:
         self._config, self._train, self._test, self._world = config, train, test, world
@@ -31,21 +32,23 @@ class InTrainingEvaluation:
         self._ready = False
 
     def prepare(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
-        """Let the main process find its judge, while the others wait (every process calls it; the second time it is
-        done already). False if it was interrupted."""
+        """Give the main process its classifier, while the others wait. Every process calls it; only the first call has
+        anything to do. False if it was interrupted."""
         if not self._ready:
-            find = partial(self._find_judge, folder, log, interrupted)
+            load = partial(self._load_classifier, folder, log, interrupted)
             self._world.expect_answers_within(STARTING)
-            self._ready = self._world.broadcast_result(find, here=self._world.is_main)
+            self._ready = self._world.broadcast_result(load, here=self._world.is_main)
             self._world.expect_answers_within(timedelta(minutes=self._config.hang_minutes))
         return self._ready
 
-    def _find_judge(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
-        """Train the reference classifier on the real images, or take it from `folder` if it was before, and see what it
-        makes of real ones."""
+    def _load_classifier(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
+        """Load the reference classifier from `folder`, or train it, and apply it to the real images that generated
+        ones are compared with: test images that validation does not use, as it chooses the best checkpoint."""
         self._classifier = load_or_train(self._train, self._test, folder, log, interrupted=interrupted)
         if self._classifier:
-            self._reference = Reference.of(self._classifier, self._test, self._config.resolution)
+            real, counts = real_images(self._test, self._config.val_images)
+            log(f"evaluation: generated characters are compared with {real_images_words(counts)}")
+            self._reference = Reference.of(self._classifier, real, self._config.resolution)
         return self._classifier is not None
 
     def __call__(
@@ -53,7 +56,7 @@ class InTrainingEvaluation:
     ) -> dict[str, float] | None:
         """The columns `rca`, `top1`, `top5`, `fid_features` (none of them on other processes than the main one).
 
-        Every process calls it. None if asked to stop meanwhile.
+        Every process calls it. None if it was interrupted.
         """
         drawn = draw_samples(self._config, model, scheduler, PER_CLASS, self._world, interrupted, NOISE_SERIES)
         if drawn is None:

@@ -1,9 +1,8 @@
-"""The parts of `evaluation.json` (metrics/README.md): from what was drawn, and how the classifier judges it."""
+"""The parts of `evaluation.json` (metrics/README.md), from generated images and what the classifier reads in them."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,20 +19,31 @@ from ddpm.evaluation.scores import (
     hits,
     kernel_distance,
     precision_recall,
-    relative_accuracy,
-    share,
+    proportion,
+    rca,
     total_variation,
 )
 from ddpm.run.config import NUM_CLASSES
+from ddpm.run.evaluation_figures import FIGURES
 from ddpm.run.histogram import span
 from ddpm.sampling.pipeline import to_bytes
-from ddpm.training.data import CLASS_NAMES, Images, to_model_input
+from ddpm.training.data import CLASS_NAMES, Images, split_test, to_model_input
 
 KERNEL_IMAGES = 2000  # the kernel distance does not depend on the count, and its time is the square of it
 FRECHET_ROUNDS, KERNEL_ROUNDS = 100, 50  # of the bootstrap: some 20 and 100 ms each on a CPU
 BINS = 60
 
 CHUNK = 512  # queries at once: at 112,800 references a product of 230 MB
+
+
+def real_images(test: Images, val_images: int | None) -> tuple[Images, dict[str, int]]:
+    """The test images that generated ones are compared with, and how many the parts of the split hold.
+
+    Args:
+        val_images: the run's setting; None where it was left out.
+    """
+    validation, evaluation = split_test(test, val_images)
+    return evaluation, {"total": len(test), "validation": len(validation), "evaluation": len(evaluation)}
 
 
 def as_drawn(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
@@ -48,10 +58,10 @@ def as_stored(pixels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)  # compared, and hashed for the cache, by identity
 class Reference:
-    """The real test images as the classifier sees them, which generated ones are measured by.
+    """Real images and the classifier's predictions of them: what generated images are compared with.
 
     For the distances they are cut in two halves, class by class: one that everything is compared with, and one that
-    shows what distance real images have from it.
+    gives the distance of real images from it.
     """
 
     labels: torch.Tensor
@@ -61,11 +71,10 @@ class Reference:
 
     @classmethod
     def of(cls, classifier: ReferenceClassifier, test: Images, resolution: int) -> Reference:
-        """Judge the test split, resized to the model's resolution and back as generated images are."""
+        """Classify `test`, resized to the model's resolution and back as generated images are."""
         predictions, labels = classifier(as_drawn(test.pixels, resolution)), test.labels.cpu()
-        order = round_robin(labels, torch.Generator().manual_seed(0))
-        turn = torch.arange(len(order)) // NUM_CLASSES % 2  # a round of all classes for each half in turn
-        return cls(labels, predictions, *(predictions.features[order[turn == number]] for number in (0, 1)))
+        order, turns = round_robin(labels, torch.Generator().manual_seed(0))
+        return cls(labels, predictions, *(predictions.features[order[turns % 2 == half]] for half in (0, 1)))
 
     @property
     def hits(self) -> torch.Tensor:
@@ -78,87 +87,109 @@ class Reference:
         As the distance depends on the count, the first of `features` are taken if there are fewer real ones.
         """
         count = min(len(features), len(self.other_half))
-        return {
-            "frechet": bootstrap(frechet_distance, features[:count], self.half, rounds=FRECHET_ROUNDS),
-            "frechet_real": self.frechet_real(count),
-        }
+        return {"frechet": self._frechet(features[:count]), "frechet_real": self.frechet_real(count)}
 
     @cache  # noqa: B019 - there is one reference
     def frechet_real(self, count: int) -> Estimate:
         """Fréchet distance of the first `count` of the other half."""
-        return bootstrap(frechet_distance, self.other_half[:count], self.half, rounds=FRECHET_ROUNDS)
+        return self._frechet(self.other_half[:count])
+
+    def _frechet(self, features: torch.Tensor) -> Estimate:
+        within = FIGURES["frechet_distance"].range
+        return bootstrap(frechet_distance, features, self.half, rounds=FRECHET_ROUNDS, within=within)
 
 
-def round_robin(labels: torch.Tensor, source: torch.Generator) -> torch.Tensor:
-    """A random order of images in which every class comes once a round: int64 [N]."""
+def round_robin(labels: torch.Tensor, source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random order of images in which every class that has any left comes once a round.
+
+    Returns:
+        The order, int64 [N], and the number of each one's round, int64 [N].
+    """
     order = torch.randperm(len(labels), generator=source)
     rank = torch.empty(len(labels), dtype=torch.long)
     for label in labels.unique():
         places = order[labels[order] == label]
         rank[places] = torch.arange(len(places))
-    return order[torch.argsort(rank[order], stable=True)]
+    order = order[torch.argsort(rank[order], stable=True)]
+    return order, rank[order]
 
 
 def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, Any]:
-    """The classifier on the real test images as they are stored: the check that the data are read rightly."""
+    """The classifier on real images as they are stored: the check that the data are read correctly."""
     predictions, labels = classifier(test.pixels), test.labels.cpu()
     first = hits(predictions.probabilities, labels, 1)
-    known = ("train_images", "test_images", "epochs", "seconds", "data_sha256")
     return {
-        "top1": bootstrap(share, first),
-        "top5": bootstrap(share, hits(predictions.probabilities, labels, 5)),
-        **{name: classifier.meta[name] for name in known},
+        "top1": proportion(first),
+        "top5": proportion(hits(predictions.probabilities, labels, 5)),
+        **{name: classifier.meta[name] for name in ("train_images", "epochs", "seconds", "data_sha256")},
+        "test_images": len(test),
         "per_class_top1": _per_class(first, labels),
     }
 
 
 def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: Reference) -> dict[str, Any]:
-    """Are the characters what they were asked to be? `labels` int64 [N]."""
+    """Is each character read as the class that was asked for? `labels` int64 [N]."""
     first = hits(predictions.probabilities, labels, 1)
     generated, real = _per_class(first, labels), _per_class(reference.hits, reference.labels)
-    counts = torch.bincount(labels, minlength=NUM_CLASSES).tolist()
+    counts, real_counts = (torch.bincount(each, minlength=NUM_CLASSES).tolist() for each in (labels, reference.labels))
     return {
-        "top1": bootstrap(share, first),
-        "top5": bootstrap(share, hits(predictions.probabilities, labels, 5)),
-        "rca": bootstrap(relative_accuracy, first, reference.hits),
-        "real_top1": bootstrap(share, reference.hits),
+        "top1": proportion(first),
+        "top5": proportion(hits(predictions.probabilities, labels, 5)),
+        "rca": rca(first, reference.hits),
+        "real_top1": proportion(reference.hits),
         "per_class": [
-            {"name": name, "top1": ours, "real_top1": theirs, "rca": ours / theirs if theirs else None, "count": count}
-            for name, ours, theirs, count in zip(CLASS_NAMES, generated, real, counts, strict=True)
+            {
+                "name": name,
+                "top1": ours,
+                "real_top1": theirs,
+                "rca": ours / theirs if theirs else None,
+                "count": count,
+                "real_count": real_count,
+            }
+            for name, ours, theirs, count, real_count in zip(
+                CLASS_NAMES, generated, real, counts, real_counts, strict=True
+            )
         ],
         "confusion": confusion(predictions.predicted, labels).tolist(),
     }
 
 
 def balance_part(predictions: Predictions, reference: Reference) -> dict[str, Any]:
-    """Which classes does the model draw when it is asked for none? Beside it as many real test images."""
+    """Which classes does the model draw when it is asked for none? Compared with as many real test images."""
     ours, real = predictions.predicted, reference.predictions.predicted
     real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: len(ours)]]
-
-    def unevenness(predicted: torch.Tensor) -> float:
-        return total_variation(class_shares(predicted))
-
     return {
         "shares": class_shares(ours).tolist(),
         "real_shares": class_shares(real).tolist(),
-        "total_variation": bootstrap(unevenness, ours),
-        "real_total_variation": bootstrap(unevenness, real),
+        "total_variation": class_imbalance(ours),
+        "real_total_variation": class_imbalance(real),
         "count": len(ours),
     }
 
 
+def class_imbalance(predicted: torch.Tensor) -> Estimate:
+    """Total variation distance from uniform of the classes of int64 [N]."""
+    within = FIGURES["total_variation"].range
+    estimate = bootstrap(lambda classes: total_variation(class_shares(classes)), predicted, within=within)
+    # The distance is the share of the classes that are too frequent, less their even share. Where few classes are all
+    # there is, resamples know no others; the interval of that proportion does.
+    frequent = class_shares(predicted) > 1 / NUM_CLASSES
+    low = proportion(frequent[predicted]).low - int(frequent.sum()) / NUM_CLASSES
+    return replace(estimate, low=max(0.0, min(estimate.low, low)))
+
+
 def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, Any]:
-    """How far is the whole of the generated images from that of the real ones? `features` [N, 128], mixed in class."""
+    """How far is the set of generated images from that of real ones? `features` [N, 128], mixed in class."""
     half, other = reference.half, reference.other_half
     count = min(len(features), len(other), KERNEL_IMAGES)
-    measure = partial(bootstrap, kernel_distance, rounds=KERNEL_ROUNDS, least=-math.inf)
+    measure = partial(bootstrap, kernel_distance, rounds=KERNEL_ROUNDS, within=FIGURES["kernel_distance"].range)
     precise, recalled = precision_recall(half, features[: len(half)])
     return {
         **reference.distances(features),
         "kernel": measure(features[:count], half[:count]),
         "kernel_real": measure(other[:count], half[:count]),
-        "precision": bootstrap(share, precise),
-        "recall": bootstrap(share, recalled),
+        "precision": proportion(precise),
+        "recall": proportion(recalled),
         "feature_size": features.shape[1],
         "reference_images": len(half),
     }
@@ -166,30 +197,26 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest training images, at 28 × 28: `distances` float32 [N], `indices` int64 [N]."""
+    """The closest training image of each of N images, at 28 × 28: `distances` float32 [N], `indices` int64 [N]."""
 
     distances: torch.Tensor
     indices: torch.Tensor
 
 
 def neighbours(pixels: torch.Tensor, train: Images, resolution: int) -> Neighbours:
-    """Of images as drawn, uint8 [N, R, R]; the training images are resized as they are."""
+    """Of images as drawn, uint8 [N, R, R]; the training images are resized to R × R and back in the same way."""
     known = train.pixels if resolution == train.pixels.shape[-1] else as_stored(as_drawn(train.pixels, resolution))
     return Neighbours(*nearest(as_stored(pixels), known, train.pixels.device))
 
 
 def memorisation_part(generated: Neighbours, heldout: Neighbours, train_images: int) -> dict[str, Any]:
-    """Are generated images nearer to training images than other real ones (the test split) are?"""
-
-    def closer(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-        return (ours < theirs.quantile(0.01)).float().mean()
-
+    """Are generated images closer to training images than other real ones (`heldout`, test images) are?"""
     sets = {"generated": generated.distances, "heldout": heldout.distances}
     together = torch.cat(list(sets.values())).double().numpy()
     edges = np.linspace(*span(together, BINS), BINS + 1)
     return {
         **{name: _quantiles(distances) for name, distances in sets.items()},
-        "closer_than_heldout_p01": bootstrap(closer, generated.distances, heldout.distances),
+        "closer_than_heldout_p01": proportion(generated.distances < heldout.distances.quantile(0.01)),
         "histogram": {
             "edges": edges.tolist(),
             **{name: np.histogram(distances.numpy(), edges)[0].tolist() for name, distances in sets.items()},
@@ -211,10 +238,10 @@ def _quantiles(distances: torch.Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def nearest(queries: torch.Tensor, references: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The nearest of `references`, uint8 [M, 28, 28], to each of `queries`, uint8 [N, 28, 28].
+    """The closest of `references`, uint8 [M, 28, 28], to each of `queries`, uint8 [N, 28, 28].
 
-    Found by one matrix product per chunk on `device`; the distance of the one found is then computed directly, so that
-    that of a copy is exactly zero.
+    Found by one matrix product per chunk on `device`; its distance is then computed directly, so that the distance of a
+    copy is exactly zero.
 
     Returns:
         Distances, float32 [N]: the L2 norm of the difference of the images with pixels from 0 to 1, so between 0 and

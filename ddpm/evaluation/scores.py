@@ -1,4 +1,4 @@
-"""Scores of generated images from the classifier's verdicts, each with a bootstrap interval."""
+"""Scores of generated images from the classifier's predictions, each with a 95% interval."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from ddpm.evaluation.intervals import TAIL, proportion_interval, ratio_interval
 from ddpm.run.config import NUM_CLASSES
 
-INTERVAL = 0.95
-ROUNDS = 200
+ROUNDS = 200  # of the bootstrap
 ALONE = {"sync_on_compute": False}  # torchmetrics would wait for other processes of a training to join in
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its 95% bootstrap interval, and of how many images it is."""
+    """A figure, its 95% interval, and the number of images that it is of."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ def bootstrap(
     *samples: torch.Tensor,
     seed: int = 0,
     rounds: int = ROUNDS,
-    least: float = 0.0,
+    within: tuple[float, float] = (0.0, math.inf),
 ) -> Estimate:
     """`statistic(*samples)` with the interval that resampling gives it (Efron & Tibshirani 1993).
 
@@ -52,7 +52,7 @@ def bootstrap(
     between the estimate and the mean of the bootstrap. The count is that of the first sample.
 
     Args:
-        least: the statistic is never below it, so neither is the interval.
+        within: the range of the statistic; the interval is cut to it.
     """
     source = torch.Generator().manual_seed(seed)
 
@@ -61,9 +61,14 @@ def bootstrap(
 
     value = float(statistic(*samples))
     drawn = torch.tensor([float(statistic(*map(again, samples))) for _ in range(rounds)], dtype=torch.float64)
-    tail = (1 - INTERVAL) / 2
-    low, high = (drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)) + value - drawn.mean()).tolist()
-    return Estimate(value, max(low, least), max(high, least), len(samples[0]))
+    ends = drawn.quantile(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)) + value - drawn.mean()
+    low, high = ends.clamp(*within).tolist()
+    return Estimate(value, low, high, len(samples[0]))
+
+
+def proportion(hits: torch.Tensor) -> Estimate:
+    """The share of true values in a bool [N], with an interval for proportions."""
+    return Estimate(share(hits), *proportion_interval(int(hits.sum()), len(hits)), len(hits))
 
 
 def share(hits: torch.Tensor) -> float:
@@ -74,6 +79,12 @@ def share(hits: torch.Tensor) -> float:
 def relative_accuracy(generated: torch.Tensor, real: torch.Tensor) -> float:
     """RCA: Top-1 on generated images relative to Top-1 on real ones, from bool [N] and bool [M]."""
     return share(generated) / share(real) if real.any() else math.nan
+
+
+def rca(generated: torch.Tensor, real: torch.Tensor) -> Estimate:
+    """`relative_accuracy` with the interval of a ratio of two proportions; of as many images as were generated."""
+    ends = ratio_interval(int(generated.sum()), len(generated), int(real.sum()), len(real))
+    return Estimate(relative_accuracy(generated, real), *ends, len(generated))
 
 
 def hits(probabilities: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
@@ -106,7 +117,7 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     metric = FrechetInceptionDistance(feature=_Features(a.shape[1]), **ALONE).to(a.device)
     metric.update(a, real=True)
     metric.update(b, real=False)
-    return metric.compute().item()
+    return max(metric.compute().item(), 0.0)  # rounding may take it below
 
 
 def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What guidance and sampler do to the characters, and which sampler to take."""
+"""The same characters drawn with different guidance scales and samplers, and which sampler to take."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 from ddpm.evaluation.classifier import ReferenceClassifier
 from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
 from ddpm.evaluation.measures import Reference
-from ddpm.evaluation.scores import Estimate, bootstrap, hits, relative_accuracy, share
+from ddpm.evaluation.scores import hits, proportion, rca
+from ddpm.run.evaluation_figures import FIGURES
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SAMPLERS = {"dpm++": (10, 15, 20, 30), "ddim": (25, 50, 100), "ddpm": (250, 600)}  # the cheapest first
+RCA_TOLERANCE = 0.1  # a recommended sampler is shown to be below the best RCA by no more than this
 
 
-def guidance_settings(sampler_settings: SamplerSettings) -> list[SamplerSettings]:
-    """The guidance scales to try, with the sampler of `sampler_settings`."""
-    return [SamplerSettings(sampler_settings.sampler, sampler_settings.steps, scale) for scale in GUIDANCE]
+def guidance_settings(current: SamplerSettings) -> list[SamplerSettings]:
+    """The guidance scales to compare, with the sampler of `current`."""
+    return [SamplerSettings(current.sampler, current.steps, scale) for scale in GUIDANCE]
 
 
-def sampler_settings(sampler_settings: SamplerSettings, most_steps: int) -> list[SamplerSettings]:
-    """The samplers to try, with the guidance of `sampler_settings`; none of more than `most_steps` steps."""
+def sampler_settings(current: SamplerSettings, most_steps: int) -> list[SamplerSettings]:
+    """The samplers to compare, with the guidance of `current`; none of more than `most_steps` steps."""
     pairs = [(name, steps) for name, counts in SAMPLERS.items() for steps in counts if steps <= most_steps]
     return [
-        SamplerSettings(name, steps, sampler_settings.guidance_scale)
-        for name, steps in sorted(pairs, key=lambda pair: pair[1])
+        SamplerSettings(name, steps, current.guidance_scale) for name, steps in sorted(pairs, key=lambda pair: pair[1])
     ]
 
 
@@ -34,50 +35,55 @@ def sweep(
     candidates: list[SamplerSettings],
     labels: torch.Tensor,
     seed: int,
-    generator: ImageGenerator,
+    image_generator: ImageGenerator,
     classifier: ReferenceClassifier,
     reference: Reference,
 ) -> Iterator[dict[str, Any]]:
-    """Draw `labels`, int64 [N], in each manner from the same noise; yields the scores of each as it is done."""
-    for number, sampler_settings in enumerate(candidates, 1):
-        drawn = generator.draw(labels, sampler_settings, seed, f"{number} of {len(candidates)}")
+    """Draw `labels`, int64 [N], with each of the settings from the same noise; yields the scores of each in turn."""
+    for number, settings in enumerate(candidates, 1):
+        drawn = image_generator.draw(labels, settings, seed, f"{number} of {len(candidates)}")
         predictions = classifier(drawn.pixels)
         first = hits(predictions.probabilities, labels, 1)
         yield {
-            "sampler": sampler_settings.sampler,
-            "steps": sampler_settings.steps,
-            "guidance_scale": sampler_settings.guidance_scale,
-            "rca": bootstrap(relative_accuracy, first, reference.hits),
-            "top1": bootstrap(share, first),
+            "sampler": settings.sampler,
+            "steps": settings.steps,
+            "guidance_scale": settings.guidance_scale,
+            "rca": rca(first, reference.hits),
+            "top1": proportion(first),
             **reference.distances(predictions.features),
             "seconds_per_image": drawn.seconds_per_image,
         }
 
 
 def recommend(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The fastest sampler of `rows` that cannot be told from the best: its intervals of RCA and of Fréchet distance
-    overlap those of the best RCA and the best distance. If there is none, the least distance of those whose RCA does.
+    """The fastest sampler of `rows` whose intervals of RCA and of Fréchet distance overlap those of the best RCA and of
+    the least distance; if there is none, the least distance of those whose RCA's does.
+
+    Intervals of few images overlap whatever they are of. So only samplers count whose whole interval of RCA lies at
+    most `RCA_TOLERANCE` below the best RCA. None if there is none, or nothing to compare.
     """
     if len(rows) < 2:
         return None
     most, least = max(rows, key=lambda row: row["rca"].value), min(rows, key=lambda row: row["frechet"].value)
-    accurate = [row for row in rows if row["rca"].overlaps(most["rca"])]
+    floor = most["rca"].value - RCA_TOLERANCE
+    accurate = [row for row in rows if row["rca"].overlaps(most["rca"]) and row["rca"].low >= floor]
+    if not accurate:
+        return None
     as_good = [row for row in accurate if row["frechet"].overlaps(least["frechet"])]
     if as_good:
         row = min(as_good, key=lambda row: row["seconds_per_image"])
         reason = "the fastest whose RCA and Fréchet distance cannot be told from the best"
     else:
         row = min(accurate, key=lambda row: row["frechet"].value)
-        reason = "the one nearest to real images among those whose RCA cannot be told from the best"
+        reason = "the one with the least Fréchet distance among those whose RCA cannot be told from the best"
+    readable, distance = FIGURES["rca"], FIGURES["frechet_distance"]
     why = (
-        f"{reason} of {len(rows)} measured: RCA {_words(row['rca'])}, best {_words(most['rca'])} by {_name(most)}; "
-        f"distance {_words(row['frechet'])}, best {_words(least['frechet'])} by {_name(least)}"
+        f"{reason} of {len(rows)} measured: RCA {readable.words(row['rca'].to_dict())}, "
+        f"best {readable.words(most['rca'].to_dict())} with {_name(most)}; "
+        f"Fréchet distance {distance.words(row['frechet'].to_dict())}, "
+        f"least {distance.words(least['frechet'].to_dict())} with {_name(least)}"
     )
     return {"sampler": row["sampler"], "steps": row["steps"], "why": why}
-
-
-def _words(estimate: Estimate) -> str:
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
 
 
 def _name(row: dict[str, Any]) -> str:

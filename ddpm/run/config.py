@@ -253,6 +253,7 @@ BOUNDS = {  # smallest value → settings
 EXAMPLES = {  # settings that must be above 0 and finite → an example
     "lr": "1e-4", "timestep_power": "0.6 (1 for uniform timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
 }  # fmt: skip
+USUAL_VAL_IMAGES = 2000  # where --val-images is left out; fewer where a CPU would take long
 USUAL_EVAL_EVERY = 10  # epochs, where --eval-every is left out and an evaluation is wanted
 BETAS = 1e-4, 0.02  # the first and last of linear and scaled_linear at 1000 steps (Ho et al. 2020)
 

@@ -92,6 +92,3 @@ def clean(message: Any) -> list[str]:
     """The lines of a message without escape codes and control characters; lone surrogates are backslash-escaped."""
     text = ESCAPES.sub("", str(message)).encode(errors="backslashreplace").decode().expandtabs(4)
     return ["".join(c for c in line if c.isprintable()).rstrip() for line in text.splitlines()] or [""]
-
-
-rough_duration = duration  # to be removed

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.datasets import EMNIST
 
-from ddpm.run.config import TrainConfig
+from ddpm.run.config import USUAL_VAL_IMAGES, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import why_and_cure
 from ddpm.training import emnist, glyphs
@@ -32,9 +32,29 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, chosen: torch.Tensor) -> Images:
+        """Those at the indices `chosen`, int64 [M]."""
+        return Images(self.pixels[chosen], self.labels[chosen])
+
     def counts(self) -> list[int]:
         """Images of each of the 47 classes."""
         return torch.bincount(self.labels, minlength=len(CLASS_NAMES)).tolist()
+
+
+def split_test(test: Images, val_images: int | None) -> tuple[Images, Images]:
+    """The test split in two: images for validation, which choose the best checkpoint, and others for evaluation.
+
+    Validation has the first `val_images` of a fixed random order, evaluation the rest. Where that would leave fewer
+    than two images of a class (evaluation compares two halves of real images), evaluation has the whole split, and the
+    two share images: `len(validation) + len(evaluation) - len(test)`.
+
+    Args:
+        val_images: images that validation uses at most; None: as many as it ever uses where `--val-images` is left out.
+    """
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).to(test.labels.device)
+    first = USUAL_VAL_IMAGES if val_images is None else val_images
+    rest = test[order[first:].sort().values]
+    return test[order[:first]], rest if min(rest.counts()) >= 2 else test
 
 
 def data_root(config: TrainConfig) -> Path:

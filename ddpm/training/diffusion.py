@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from ddpm.run.config import NULL_CLASS, TrainConfig, beta_range
-from ddpm.training.data import Images, to_model_input
+from ddpm.training.data import Images, split_test, to_model_input
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import synchronize
 from ddpm.training.seeding import Stream, derive, generator
@@ -142,9 +142,8 @@ class Validation:
     ) -> None:
         """`val_images`: how many images of `test` to use at most."""
         self._config, self._scheduler, self._world = config, scheduler, world
-        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:val_images]
-        self._images = Images(test.pixels[chosen.to(world.device)], test.labels[chosen.to(world.device)])
-        spread = (torch.arange(len(chosen), device=world.device) + 0.5) / len(chosen)
+        self._images, _ = split_test(test, val_images)
+        spread = (torch.arange(len(self._images), device=world.device) + 0.5) / len(self._images)
         self._timesteps = (spread * config.diffusion_steps).long()
         self._seconds_per_chunk: float | None = None  # of this process, in the latest call; None if it had no chunk
         self._in_band = F.one_hot(self._timesteps * BANDS // config.diffusion_steps, BANDS).double()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ddpm.run.config import EVALUATED, NUM_CLASSES, USUAL_EVAL_EVERY, TrainConfig, parse_target
+from ddpm.run.config import EVALUATED, NUM_CLASSES, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, parse_target
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
 # GPU's name counts. A GPU that is not here gets no MFU rather than a guess.
@@ -73,7 +73,7 @@ def choose(config: TrainConfig, device: torch.device, flops_per_image: float) ->
         "precision": precision,
         "compile": _compile_pays(device),
         "channels_last": _channels_last_pays(device, precision[0]),
-        "val_images": _affordable(2000, 2 * flops_per_image / 3, device),  # two models, forward only
+        "val_images": _affordable(USUAL_VAL_IMAGES, 2 * flops_per_image / 3, device),  # two models, forward only
         "samples_per_class": _affordable(
             8, NUM_CLASSES * config.sample_steps * 2 * flops_per_image / 3, device, at_least=0
         ),

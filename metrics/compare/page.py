@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.format import count, duration, significant
 from ddpm.run.metrics import (
     DASH,
@@ -44,7 +45,6 @@ from metrics.compare.figures import (
 )
 from metrics.compare.plots import caption
 from metrics.compare.ranking import ranking_section, seeds_section, told_apart
-from metrics.evaluation_document import load_evaluation
 from metrics.page import Block, Note, Page, Picture, Section, Table, link
 from metrics.starts import computed
 from metrics.trends import over_epochs

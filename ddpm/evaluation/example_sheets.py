@@ -1,4 +1,4 @@
-"""Sheets for the eye: what the classifier took for something else, and what is nearest to training images."""
+"""Sheets of examples: misread characters, and those closest to training images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ WORST, PAIRS, PAIRS_OF_A_CLASS = 60, 30, 2
 def worst_sheet(
     pixels: np.ndarray, labels: torch.Tensor, predictions: Predictions, title: str, caption: str
 ) -> Image.Image:
-    """Those of the images uint8 [N, H, W] that the classifier is most sure are something else than `labels` [N]."""
-    sure, seen = predictions.probabilities.max(1)
-    wrong = torch.nonzero(seen != labels).flatten()
-    chosen = wrong[sure[wrong].argsort(descending=True)][:WORST].tolist()
+    """Those of the images, uint8 [N, H, W], that the classifier most confidently reads as other classes than `labels`,
+    int64 [N]."""
+    confidence, read = predictions.probabilities.max(1)
+    wrong = torch.nonzero(read != labels).flatten()
+    chosen = wrong[confidence[wrong].argsort(descending=True)][:WORST].tolist()
     tiles = [
-        ([pixels[index]], f"{CLASS_NAMES[labels[index]]} → {CLASS_NAMES[seen[index]]}", f"{sure[index]:.0%}")
+        ([pixels[index]], f"{CLASS_NAMES[labels[index]]} → {CLASS_NAMES[read[index]]}", f"{confidence[index]:.0%}")
         for index in chosen
     ]
     return _sheet(tiles, title, caption, columns=10)
@@ -35,17 +36,18 @@ def closest_sheet(
     pixels: np.ndarray,
     labels: torch.Tensor,
     originals: torch.Tensor,
-    seen: torch.Tensor,
+    original_labels: torch.Tensor,
     distances: torch.Tensor,
     title: str,
     caption: str,
 ) -> Image.Image:
-    """The generated images nearest to a training image, each beside it; at most two of a class, or all were strokes.
+    """The generated images closest to a training image, each beside it. At most two of a class: else all would be
+    simple strokes.
 
     Args:
-        pixels, labels: generated, uint8 [N, H, W], and what was wanted, int64 [N].
-        originals, seen: the nearest training image of each, uint8 [N, 28, 28], and its class, int64 [N].
-        distances: of the two, float32 [N].
+        pixels, labels: generated, uint8 [N, H, W], and the classes asked for, int64 [N].
+        originals, original_labels: the closest training image of each, uint8 [N, 28, 28], and its class, int64 [N].
+        distances: between the two, float32 [N].
     """
     drawn, chosen = Counter(), []
     for index in distances.argsort().tolist():
@@ -55,7 +57,7 @@ def closest_sheet(
     tiles = [
         (
             [pixels[index], originals[index].numpy()],
-            f"{CLASS_NAMES[labels[index]]} · {CLASS_NAMES[seen[index]]}",
+            f"{CLASS_NAMES[labels[index]]} · {CLASS_NAMES[original_labels[index]]}",
             f"{distances[index]:.2f}",
         )
         for index in chosen[:PAIRS]

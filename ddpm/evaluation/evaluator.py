@@ -1,0 +1,215 @@
+"""One evaluation of a trained model: draws characters, measures them, and writes `evaluation.json` and its pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ddpm.evaluation import measures as parts
+from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
+from ddpm.evaluation.config import EvaluateConfig
+from ddpm.evaluation.example_sheets import closest_sheet, worst_sheet
+from ddpm.evaluation.generate import Drawn, ImageGenerator, SamplerSettings
+from ddpm.evaluation.scores import Estimate
+from ddpm.evaluation.sweeps import guidance_settings, recommend, sampler_settings, sweep
+from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
+from ddpm.run.errors import RequestError
+from ddpm.run.evaluation_figures import FIGURES
+from ddpm.run.evaluation_file import real_images_words
+from ddpm.run.files import atomic_write, parse_json, read_file, real
+from ddpm.run.format import duration
+from ddpm.sampling.load import load as load_model
+from ddpm.sampling.sheets import npz, png
+from ddpm.training import data, hardware
+from ddpm.training.device import pick_device
+from ddpm.training.distributed import DistContext
+from ddpm.training.threads import settle
+
+
+class Evaluator:
+    """Loads model and data, measures, and keeps the files up to date after every part."""
+
+    def __init__(self, config: EvaluateConfig, command: str, console: Console) -> None:
+        """Load model and data.
+
+        Raises:
+            RequestError: one of them is not there, or the settings do not suit the model.
+        """
+        self.config, self.console, self.started = config, console, time.monotonic()
+        self.saved = False  # has this evaluation written its evaluation.json?
+        device, _ = pick_device(config.device)
+        hardware.set_up(device, deterministic=False)
+        if fewer := settle(device):
+            self.say(fewer)
+        self.model = load_model(config.model, device, config.output_root, config.weights)
+        trained = self.model.meta["settings"]
+        self.most_steps = self.model.pipeline.scheduler.config.num_train_timesteps
+        self.settings = self._sampler_settings(trained)
+        paths, out = self.model.paths, config.out and real(config.out)
+        self.folder, self.json = (out, out / "evaluation.json") if out else (paths.evaluation_files, paths.evaluation)
+        source = TrainConfig(
+            data=config.data or self.model.data,
+            data_root=Path(config.data_root or trained["data_root"]),
+            download=config.download,
+        )
+        self.data = source.data
+        self.train, self.test = data.load(source, DistContext(0, 0, 1, 1, device))
+        self.real, test_images = parts.real_images(self.test, trained.get("val_images"))
+        self._check_writable()
+        if config.compile:
+            self.model.pipeline.unet.compile()
+        precision, _ = hardware.pick_precision(config.precision, device)
+        self.image_generator = ImageGenerator(self.model.pipeline, precision, config.batch_size, console, self.log)
+        self.document: dict[str, Any] = {
+            "generated": "", "run": self.model.run, "checkpoint": self.model.folder.name,
+            "weights": config.weights,
+            "step": self.model.meta["progress"]["step"], "data": self.data, "trained_on": self.model.data,
+            "device": hardware.device_name(device), "precision": precision, "torch": torch.__version__,
+            "command": command, "seed": config.seed, "samples_per_class": config.samples_per_class,
+            "test_images": test_images,
+        }  # fmt: skip
+
+    @cached_property
+    def classifier(self) -> ReferenceClassifier:
+        return load_or_train(self.train, self.test, self.model.paths.classifiers, self.log)
+
+    @cached_property
+    def reference(self) -> parts.Reference:
+        return parts.Reference.of(self.classifier, self.real, self.image_generator.resolution)
+
+    # ---- what is measured --------------------------------------------------------------------------------------------
+
+    def check_classifier(self) -> None:
+        """First of all: is the classifier as good on real images as it should be? If not, no figure can be trusted."""
+        self.log(f"model: {self.model.folder}, {self.model.progress}, trained on {self.model.source}")
+        self.log(f"device: {self.document['device']}, precision {self.document['precision']}")
+        self.log(f"real images ({data_words(self.data)}): {real_images_words(self.document['test_images'])}")
+        part = self.document["classifier"] = parts.classifier_part(self.classifier, self.real)
+        top1, top5 = (FIGURES[name].words(part[name].to_dict()) for name in ("top1", "top5"))
+        self.log(f"classifier on these {part['test_images']:,} real test images: Top-1 {top1}, Top-5 {top5}")
+        if self.data == "emnist":
+            self.log("  EMNIST Balanced is near 88-91% Top-1 with all 112,800 training images, less with fewer; "
+                     "far less means that the data are not read correctly")  # fmt: skip
+
+    def measure(self) -> None:
+        """Measure everything but the sweeps, and write the files. An earlier evaluation is kept beside it."""
+        self.check_classifier()
+        labels = _labels(self.config.samples_per_class)
+        drawn = self.image_generator.draw(labels, self.settings, self.config.seed, "characters of each class")
+        any_class = torch.full((min(len(labels), len(self.real)),), NULL_CLASS)
+        unguided = SamplerSettings(self.settings.sampler, self.settings.steps, 1.0)
+        unasked = self.image_generator.draw(any_class, unguided, self.config.seed, "characters of no given class")
+        self.log("measuring")
+        predictions = self.classifier(drawn.pixels)
+        resolution = self.image_generator.resolution
+        closest = parts.neighbours(torch.from_numpy(drawn.pixels), self.train, resolution)
+        heldout = parts.neighbours(parts.as_drawn(self.real.pixels, resolution), self.train, resolution)
+        self.document |= {
+            "sampler": {
+                "name": self.settings.sampler, "steps": self.settings.steps,
+                "guidance_scale": self.settings.guidance_scale, "seconds_per_image": drawn.seconds_per_image,
+            },
+            "conditional": parts.conditional_part(predictions, labels, self.reference),
+            "class_balance": parts.balance_part(self.classifier(unasked.pixels), self.reference),
+            "distances": parts.distances_part(predictions.features, self.reference),
+            "memorisation": parts.memorisation_part(closest, heldout, len(self.train)),
+            "guidance": [], "samplers": [], "recommended": None,
+        }  # fmt: skip
+        atomic_write(self.folder / "generated.npz", npz(x=drawn.pixels, y=labels.numpy()))
+        self._write_sheets(drawn, labels, predictions, closest)
+        with suppress(FileNotFoundError):  # its sweeps may have taken an hour
+            atomic_write(self.json.with_suffix(".previous.json"), read_file(self.json))
+        self.save()
+
+    def sweep(self, name: str) -> None:
+        """Compare guidance scales (`guidance`) or samplers (`samplers`); each row is added to the files at once."""
+        gpu = self.image_generator.device.type == "cuda"
+        labels = _labels(self.config.sweep_samples_per_class or (50 if gpu else 10))
+        guidance = name == "guidance"
+        candidates = guidance_settings(self.settings) if guidance else sampler_settings(self.settings, self.most_steps)
+        per_evaluation = self.document["sampler"]["seconds_per_image"] / self.settings.evaluations
+        expected = per_evaluation * len(labels) * sum(settings.evaluations for settings in candidates)
+        self.log(f"{name}: {len(candidates)} × {len(labels):,} images, about {duration(expected)} in all; Ctrl-C "
+                 "ends it and keeps what has been measured")  # fmt: skip
+        rows = self.document[name]
+        made_by = (self.image_generator, self.classifier, self.reference)
+        for row in sweep(candidates, labels, self.config.seed, *made_by):
+            rows.append(row)
+            if not guidance:
+                self.document["recommended"] = recommend(rows)
+            self.save()
+
+    # ---- what is written ---------------------------------------------------------------------------------------------
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What has been measured, as evaluation.json has it: estimates are objects, what is not finite is None."""
+        return parse_json(json.dumps(self.document, default=Estimate.to_dict))
+
+    def save(self) -> None:
+        self.document["generated"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        atomic_write(self.json, json.dumps(self.evaluation, ensure_ascii=False, indent=1, allow_nan=False))
+        self.saved = True
+
+    def _write_sheets(
+        self, drawn: Drawn, labels: torch.Tensor, predictions: parts.Predictions, closest: parts.Neighbours
+    ) -> None:
+        caption = f"{self.model.run}, {self.model.folder.name} · {self.settings} · trained on {self.model.source}"
+        title = "Asked for → read as: the classifier's most confident misreadings"
+        worst = worst_sheet(drawn.pixels, labels, predictions, title, caption)
+        originals = self.train[closest.indices.to(self.train.labels.device)]
+        limit = self.document["memorisation"]["heldout"]["p01"]
+        pairs = closest_sheet(
+            drawn.pixels, labels, originals.pixels.cpu(), originals.labels.cpu(), closest.distances,
+            "Closest to the training images: generated | training image, their classes and distance",
+            f"{caption} · closest of {len(labels):,}, at most two of a class · 1% of the test images are closer than "
+            f"{limit:.2f}",
+        )  # fmt: skip
+        for name, sheet in {"worst.png": worst, "closest_pairs.png": pairs}.items():
+            atomic_write(self.folder / name, png(sheet))
+
+    def log(self, line: str) -> None:
+        passed = time.monotonic() - self.started
+        self.say(f"{passed // 60:3.0f}:{passed % 60:02.0f}  {line}")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    # ---- what is asked for -------------------------------------------------------------------------------------------
+
+    def _sampler_settings(self, trained: dict[str, Any]) -> SamplerSettings:
+        """As asked for; the rest as in the run's sample grids.
+
+        Raises:
+            RequestError: more steps than the model has noise levels.
+        """
+        steps, scale = self.config.steps or trained["sample_steps"], self.config.guidance_scale
+        settings = SamplerSettings(self.config.sampler, steps, trained["guidance_scale"] if scale is None else scale)
+        if settings.steps > self.most_steps:
+            raise RequestError(f"--steps {settings.steps}: this model takes at most {self.most_steps}")
+        return settings
+
+    def _check_writable(self) -> None:
+        """Make the folder for the files; better now than after minutes of drawing.
+
+        Raises:
+            RequestError: it cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".writable").touch()
+            (self.folder / ".writable").unlink()
+        except OSError as error:
+            raise RequestError(f"cannot write to {error.filename} ({error.strerror}): choose another --out") from error
+
+
+def _labels(per_class: int) -> torch.Tensor:
+    """All classes in turn, so that any first part holds them evenly: int64 [47 * per_class]."""
+    return torch.arange(NUM_CLASSES).repeat(per_class)

@@ -1,0 +1,160 @@
+"""The plots of an evaluation's sweeps (guidance scales, samplers): functions of what `load_evaluation` gives."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from ddpm.run.evaluation_figures import FIGURES
+from ddpm.run.format import significant
+from metrics.style import (
+    BLUE,
+    GOLD,
+    GREEN,
+    NOTE,
+    ORANGE,
+    PAGE,
+    PANEL,
+    PURPLE,
+    TEXT,
+    headed_figure,
+    legend_above,
+)
+
+FAMILIES = {"ddpm": PURPLE, "ddim": BLUE, "dpm++": ORANGE}
+SCORES = {"rca": FIGURES["rca"], "frechet": FIGURES["frechet_distance"]}  # keys of a sweep's rows
+
+
+def guidance(evaluation: dict) -> Figure:
+    """RCA and Fréchet distance by guidance scale."""
+    rows = sorted(evaluation["guidance"], key=lambda row: row["guidance_scale"])
+    scales = [row["guidance_scale"] for row in rows]
+    sampler = evaluation["sampler"]
+    line = f"{evaluation['checkpoint']}  ·  {sampler['name']}, {sampler['steps']} steps  ·  0 ignores the class"
+    figure = headed_figure(13, 5, evaluation, line)
+    for place, (key, colour) in enumerate({"rca": BLUE, "frechet": ORANGE}.items(), 1):
+        axes = figure.add_subplot(1, 2, place)
+        values, errors = _with_errors([row[key] for row in rows])
+        axes.errorbar(scales, values, errors, color=colour, marker="o", capsize=3, label="generated, 95% interval")
+        best = int(np.argmax(np.nan_to_num(values if key == "rca" else -values, nan=-np.inf)))
+        words = f"{'highest' if key == 'rca' else 'lowest'}: {SCORES[key].text(values[best])} at {scales[best]:g}"
+        star = {"markersize": 13, "markeredgecolor": PAGE, "linestyle": "none", "zorder": 5}
+        axes.plot(scales[best], values[best], "*", color=GOLD, label=words, **star)
+        if key == "frechet":
+            real = numbers([row["frechet_real"]["value"] for row in rows])
+            axes.plot(scales, real, color=GREEN, linestyle="--", linewidth=1.3, label="test images among themselves")
+        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axes.set_xlabel("guidance scale")
+        _finish_score(axes, key, rows)
+    return figure
+
+
+def samplers(evaluation: dict) -> Figure:
+    """RCA and Fréchet distance of each sampler against its time; the recommended one has a ring."""
+    rows, take = evaluation["samplers"], evaluation["recommended"] or {}
+    scale = significant(evaluation["sampler"]["guidance_scale"])
+    line = f"{evaluation['checkpoint']}  ·  guidance {scale}  ·  on {evaluation['device']}"
+    figure = headed_figure(14, 6, evaluation, line)
+    labels = []
+    for place, key in enumerate(("rca", "frechet"), 1):
+        axes = figure.add_subplot(1, 2, place)
+        for family in dict.fromkeys(row["sampler"] for row in rows):
+            ours = sorted((row for row in rows if row["sampler"] == family), key=lambda row: row["seconds_per_image"])
+            values, errors = _with_errors([row[key] for row in ours])
+            style = {"color": FAMILIES.get(family, TEXT), "marker": "o", "capsize": 2, "elinewidth": 1}
+            axes.errorbar([row["seconds_per_image"] for row in ours], values, errors, linewidth=0.8, **style)
+        for row in rows:
+            where = row["seconds_per_image"], row[key]["value"]
+            taken = (row["sampler"], row["steps"]) == (take.get("sampler"), take.get("steps"))
+            if taken:
+                ring = {"markerfacecolor": "none", "markeredgewidth": 2, "linestyle": "none", "color": GOLD}
+                axes.plot(*where, "o", markersize=15, **ring)
+                axes.plot([], [], "o", markersize=7, label=f"recommended: {row['sampler']} {row['steps']}", **ring)
+            labels.append(_name_point(axes, f"{row['sampler']} {row['steps']}", where, taken))
+        bound = [1.0]
+        if key == "frechet":
+            bound = [row["frechet_real"]["value"] for row in rows if "frechet_real" in row][:1]  # the same for all
+            for real in bound:
+                axes.axhline(real, color=GREEN, linestyle="--", linewidth=1.3, label="test images among themselves")
+        axes.set_xscale("log")
+        axes.margins(x=0.14)
+        seconds = [row["seconds_per_image"] for row in rows]
+        wide = max(seconds) > 4 * min(seconds)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if wide else MaxNLocator(5))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 3)))
+        axes.set_xlabel("seconds per image")
+        _finish_score(axes, key, rows)
+        axes.set_ylim(*_reach([row[key] for row in rows], bound))
+    _place(figure, labels)
+    return figure
+
+
+def _name_point(axes: Axes, name: str, where: tuple[float, float], taken: bool) -> Annotation:
+    outline = [withStroke(linewidth=3, foreground=PANEL)]  # readable also across a line
+    style = {"color": GOLD if taken else TEXT, "fontweight": "bold" if taken else "normal", "fontsize": 9}
+    offset = {"xytext": (7, 6), "textcoords": "offset points"}
+    label = axes.annotate(name, where, **offset, path_effects=outline, zorder=6, **style)
+    label.set_in_layout(False)
+    return label
+
+
+def _reach(estimates: list[dict], bound: list[float | None]) -> tuple[float, float]:
+    """From below the lowest interval to above the highest, `bound` included, with room for names."""
+    ends = numbers([*bound, *(estimate[key] for estimate in estimates for key in ("value", "low", "high"))])
+    known = ends[~np.isnan(ends)]
+    if not len(known):
+        return 0, 1
+    room = 0.1 * np.ptp(known) or 0.5
+    return known.min() - room, known.max() + room
+
+
+def _finish_score(axes: Axes, key: str, rows: list[dict]) -> None:
+    """Titles and axis of a panel of RCA or of the Fréchet distance."""
+    axes.set_title("RCA: readability relative to test images" if key == "rca" else "Fréchet distance to test images")
+    counts = {row[key]["count"] for row in rows}
+    axes.set_title(
+        f"{SCORES[key].better} is better, {' or '.join(f'{count:,}' for count in sorted(counts))} characters", **NOTE
+    )
+    axes.set_ylabel(SCORES[key].label)
+    if key == "rca":
+        axes.axhline(1, color=GREEN, linestyle="--", linewidth=1.3, label="1: as readable as test images")
+    axes.margins(y=0.08)
+    axes.set_ylim(bottom=0)
+    legend_above(axes)
+
+
+def _place(figure: Figure, labels: list[Annotation]) -> None:
+    """Move labels around their points until they hide neither each other nor, if possible, a point."""
+    figure.draw_without_rendering()
+    taken = [Bbox.from_bounds(*(label.axes.transData.transform(label.xy) - 5), 10, 10) for label in labels]
+    for label in labels:
+        best = None
+        for offset in ((7, 6), (7, -14), (-7, 6), (-7, -14), (0, 13), (0, -22), (9, 20), (-9, 20), (9, -28), (-9, -28)):
+            label.set_position(offset)
+            label.set_horizontalalignment("left" if offset[0] > 0 else "right" if offset[0] < 0 else "center")
+            box, inside = label.get_window_extent(), label.axes.get_window_extent()
+            clashes = sum(box.overlaps(other) for other in taken) + 3 * (
+                box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
+            )
+            if best is None or clashes < best[0]:
+                best = clashes, offset, label.get_horizontalalignment(), box
+        label.set_position(best[1])
+        label.set_horizontalalignment(best[2])
+        taken.append(best[3])
+
+
+def numbers(values: list) -> np.ndarray:
+    """As floats; null is NaN."""
+    return np.array(values, dtype=float)
+
+
+def _with_errors(estimates: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Values [N] and how far their intervals reach below and above [2, N], as matplotlib takes them."""
+    values, low, high = (numbers([estimate[key] for estimate in estimates]) for key in ("value", "low", "high"))
+    return values, np.maximum(np.stack([values - low, high - values]), 0)
