@@ -1,0 +1,123 @@
+"""The registry of an evaluation's figures: everything that `evaluate.py` measures, declared once.
+
+Reader of `evaluation.json`, terminal, report, model card and metrics/README.md are made from it.
+
+    python -m ddpm.run.evaluation_figures      the table of metrics/README.md
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ddpm.run.metrics import DASH, Better
+from ddpm.run.program import run_program
+
+Interval = Literal["proportion", "ratio", "bootstrap"]
+Estimate = dict[str, Any]  # of evaluation.json: "value", "low", "high" (the 95% interval), "count" (of images)
+
+
+@dataclass(frozen=True)
+class EvaluationFigure:
+    """One figure of generated characters, and the same of real images."""
+
+    place: str
+    """`part.key` of evaluation.json."""
+    name: str
+    """What programs and the Hugging Face Hub call it."""
+    label: str
+    """What it is called in tables, legends and sentences."""
+    meaning: str
+    """One sentence, as metrics/README.md has it."""
+    better: Better
+    interval: Interval
+    """How its 95% interval is made: see ddpm/evaluation/intervals.py and scores.py."""
+    range: tuple[float, float] = (0.0, math.inf)
+    """The least and the largest value that it can have."""
+    real: str | None = None
+    """The place of the same figure of real test images, if there is one."""
+    format: str = ".3f"
+    """Format of a value, as `format()` takes it."""
+    scale: float = 1
+    """It is shown times this."""
+
+    @property
+    def heading(self) -> str:
+        """Label of what `text` shows."""
+        return self.label if self.scale == 1 else f"{self.label} × {self.scale:g}"
+
+    def text(self, value: float | None) -> str:
+        """A value as people read it; a dash where there is none."""
+        return DASH if value is None or not math.isfinite(value) else format(value * self.scale, self.format)
+
+    def interval_text(self, estimate: Estimate) -> str:
+        """`[85.3%, 87.5%]`"""
+        return f"[{self.text(estimate['low'])}, {self.text(estimate['high'])}]"
+
+    def words(self, estimate: Estimate) -> str:
+        """`86.4% [85.3%, 87.5%]`"""
+        return f"{self.text(estimate['value'])} {self.interval_text(estimate)}"
+
+
+PROPORTION = dict(interval="proportion", range=(0.0, 1.0), format=".1%")
+
+EVALUATION_FIGURES = (
+    EvaluationFigure("conditional.top1", "top1", "Top-1", "characters that the reference classifier reads as the class "
+                     "that was asked for; of test images: whether the data are read correctly", "higher",
+                     real="classifier.top1", **PROPORTION),
+    EvaluationFigure("conditional.top5", "top5", "Top-5", "the class is among the classifier's first five", "higher",
+                     real="classifier.top5", **PROPORTION),
+    EvaluationFigure("conditional.rca", "rca", "RCA", "relative classification accuracy: Top-1 of generated characters "
+                     "over Top-1 of test images; 1 is as readable as they are", "higher", "ratio"),
+    EvaluationFigure("distances.frechet", "frechet_distance", "Fréchet distance", "of generated characters to test "
+                     "images, in the classifier's features; grows as the number of images shrinks", "lower",
+                     "bootstrap", real="distances.frechet_real"),
+    EvaluationFigure("distances.kernel", "kernel_distance", "Kernel distance", "the same question (squared MMD); does "
+                     "not depend on the number of images, and may be below 0", "lower", "bootstrap",
+                     (-math.inf, math.inf), "distances.kernel_real", ".2f", 1000),
+    EvaluationFigure("distances.precision", "precision", "Precision", "generated characters that lie among the test "
+                     "images, in the classifier's features", "higher", **PROPORTION),
+    EvaluationFigure("distances.recall", "recall", "Recall", "test images that lie among the generated characters: how "
+                     "much of their variety is there", "higher", **PROPORTION),
+    EvaluationFigure("class_balance.total_variation", "total_variation", "Class imbalance", "total variation distance "
+                     "from uniform of the classes that are generated when no class is asked for", "lower", "bootstrap",
+                     (0.0, 1.0), "class_balance.real_total_variation"),
+    EvaluationFigure("memorisation.closer_than_heldout_p01", "closer_than_heldout_p01", "Very close to training images",
+                     "characters that are closer to a training image than 99% of the test images are; 1% is chance",
+                     "lower", **PROPORTION),
+)  # fmt: skip
+FIGURES = {figure.name: figure for figure in EVALUATION_FIGURES}
+
+
+def at(evaluation: dict[str, Any], place: str) -> Estimate:
+    """The estimate at `part.key` of an evaluation."""
+    part, _, key = place.partition(".")
+    return evaluation[part][key]
+
+
+def places() -> list[str]:
+    """Where evaluation.json has estimates."""
+    return [place for figure in EVALUATION_FIGURES for place in (figure.place, figure.real) if place]
+
+
+def measured(evaluation: dict[str, Any]) -> list[tuple[EvaluationFigure, float]]:
+    """The figures of generated characters that have a value."""
+    values = [(figure, at(evaluation, figure.place)["value"]) for figure in EVALUATION_FIGURES]
+    return [(figure, value) for figure, value in values if value is not None]
+
+
+def markdown_table() -> str:
+    """All figures, as the Markdown table of metrics/README.md."""
+    heads = ["figure", "key", "of test images", "better", "95% interval", "meaning"]
+    rows = [
+        (figure.label, f"`{figure.place}`", f"`{figure.real}`" if figure.real else "", figure.better, figure.interval,
+         figure.meaning)
+        for figure in EVALUATION_FIGURES
+    ]  # fmt: skip
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(lambda: print(markdown_table())))

@@ -1,0 +1,112 @@
+"""`evaluation.json`, as evaluate.py writes it: what has to be in it, and how it is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddpm.run import kinds
+from ddpm.run.config import NUM_CLASSES
+from ddpm.run.evaluation_figures import places
+from ddpm.run.files import read_json, why
+from ddpm.run.paths import RunPaths
+
+
+def _or_null(kind: kinds.Kind) -> kinds.Kind:
+    """Null stands for a number that is not finite, or is not known."""
+    return lambda value: 0 if value is None else kind(value)
+
+
+NUMBER = _or_null(kinds.figure)
+ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER, "count": kinds.count}
+QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
+RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
+TEST_IMAGES = dict.fromkeys(("total", "validation", "evaluation"), kinds.count)
+SHAPE = {  # of what is read from evaluation.json besides the figures; a list stands for one of any length
+    "generated": kinds.text, "run": kinds.text, "checkpoint": kinds.text, "step": _or_null(kinds.count),
+    "data": kinds.one_of(*kinds.DATA), "device": kinds.text, "command": kinds.text, "seed": kinds.count,
+    "samples_per_class": kinds.count,
+    "classifier": {"train_images": kinds.count, "test_images": kinds.count},
+    "sampler": {"name": kinds.text, "steps": kinds.count, "guidance_scale": NUMBER, "seconds_per_image": NUMBER},
+    "conditional": {
+        "confusion": [[kinds.count]],
+        "per_class": [{"name": kinds.text, "top1": NUMBER, "real_top1": NUMBER, "rca": NUMBER, "count": kinds.count}],
+    },
+    "class_balance": {"shares": [NUMBER], "real_shares": [NUMBER], "count": kinds.count},
+    "distances": {"reference_images": kinds.count},
+    "memorisation": {
+        "generated": QUANTILES, "heldout": QUANTILES, "train_images": kinds.count,
+        "histogram": {"edges": [kinds.figure], "generated": [kinds.amount], "heldout": [kinds.amount]},
+    },
+    "guidance": [{"guidance_scale": kinds.amount, "rca": ESTIMATE, "frechet": ESTIMATE, "frechet_real": ESTIMATE}],
+    "samplers": [{"sampler": kinds.text, "steps": kinds.count, "rca": ESTIMATE, "frechet": ESTIMATE,
+                  "seconds_per_image": kinds.amount}],
+}  # fmt: skip
+
+
+def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
+    """What a run's `evaluation.json` holds; all that SHAPE and the registry of figures name is there, and of its kind.
+
+    None if there is no such file. What older versions did not write is None (`test_images`, `recommended`), or what
+    was true of them.
+
+    Raises:
+        ValueError: it is damaged or cannot be read; says in a few words how.
+    """
+    try:
+        evaluation = read_json(paths.evaluation)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(why(error)) from error
+    _check(evaluation, SHAPE, "")
+    for place in places():
+        part, _, key = place.partition(".")
+        _check(evaluation[part].get(key, ...), ESTIMATE, place)
+    for name, shape in {"test_images": TEST_IMAGES, "recommended": RECOMMENDED}.items():
+        if evaluation.setdefault(name, None) is not None:
+            _check(evaluation[name], shape, name)
+    for entry in evaluation["conditional"]["per_class"]:
+        entry.setdefault("real_count", evaluation["classifier"]["test_images"] // NUM_CLASSES)  # all classes were equal
+        _check(entry["real_count"], kinds.count, "conditional.per_class.real_count")
+    _check_lengths(evaluation)
+    return evaluation
+
+
+def real_images_words(images: dict[str, int]) -> str:
+    """How many test images evaluation uses, and whether validation uses them too."""
+    total, shared = images["total"], images["validation"] + images["evaluation"] - images["total"]
+    if shared > 0:
+        return f"all {total:,} test images; validation uses {shared:,} of them too, as it leaves too few"
+    return f"{images['evaluation']:,} of {total:,} test images, none of them used by validation"
+
+
+def _check_lengths(evaluation: dict[str, Any]) -> None:
+    classes = len(evaluation["conditional"]["per_class"])
+    balance, histogram = evaluation["class_balance"], evaluation["memorisation"]["histogram"]
+    confused = evaluation["conditional"]["confusion"]
+    sizes = {len(confused), *map(len, confused), len(balance["shares"]), len(balance["real_shares"])}
+    bins = {len(histogram["edges"]) - 1, len(histogram["generated"]), len(histogram["heldout"])}
+    if not classes or sizes != {classes} or len(bins) != 1 or bins == {0}:
+        raise ValueError("lists that belong together differ in length")
+
+
+def _check(value: Any, shape: Any, where: str) -> None:
+    """See that `value` has the shape: an object of shapes, a list of one, or a kind.
+
+    Raises:
+        ValueError: it has not; names the place.
+    """
+    if value is ...:
+        raise ValueError(f"{where} is missing")
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where or 'the file'} is not an object")
+        for name, inner in shape.items():
+            _check(value.get(name, ...), inner, f"{where}.{name}".lstrip("."))
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is not a list")
+        for item in value:
+            _check(item, shape[0], where)
+    elif shape(value) is None:
+        raise ValueError(f"{where} is {value!r:.30}")
