@@ -38,7 +38,7 @@ from ddpm.run.files import atomic_write, read_file, real
 from ddpm.run.format import rough_duration
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.program import run_program
-from ddpm.sampling.load import load as load_model
+from ddpm.sampling.load import load_model
 from ddpm.sampling.sheets import npz, png
 from ddpm.training import data, hardware
 from ddpm.training.device import pick_device
