@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 
+from huggingface_hub import EvalResult
 from matplotlib import style
 
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import RunPaths
+from ddpm.sampling.model_card import evaluation_results
 from metrics.evaluation_document import Estimate, load_evaluation
 from metrics.evaluation_plots import FIGURES, drawn_with, figures_of, strongest_confusions
 from metrics.markdown import picture, table
@@ -65,31 +66,13 @@ def write_evaluation_plots(paths: RunPaths) -> list[Path]:
     return drawn
 
 
-def model_index(paths: RunPaths) -> list[str]:
-    """The figures of the evaluation as a model card's YAML, in lines; none if there is no evaluation to be read."""
+def model_index(paths: RunPaths) -> list[EvalResult]:
+    """The figures of the evaluation, for a model card's front matter; none if there is no evaluation to be read."""
     try:
         evaluation = load_evaluation(paths)
     except ValueError:
         return []
-    if evaluation is None:
-        return []
-    figures = {
-        "rca": ("RCA", evaluation["conditional"]["rca"]),
-        "accuracy": ("Top-1 of generated characters", evaluation["conditional"]["top1"]),
-        "frechet_distance": ("Frechet distance in the classifier's features", evaluation["distances"]["frechet"]),
-    }
-    data = "emnist" if evaluation["data"] == "emnist" else "glyphs"
-    metrics = [
-        {"type": kind, "name": name, "value": estimate["value"]}
-        for kind, (name, estimate) in figures.items()
-        if _known(estimate["value"])
-    ]
-    result = {
-        "task": {"type": "unconditional-image-generation"},
-        "dataset": {"type": data, "name": data_words(evaluation)},
-        "metrics": metrics,
-    }
-    return ["model-index:", f"- name: {json.dumps(paths.run)}", f"  results: {json.dumps([result])}"]  # JSON is YAML
+    return evaluation_results(evaluation) if evaluation else []
 
 
 def evaluation_section(paths: RunPaths) -> list[str]:

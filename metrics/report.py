@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from huggingface_hub import EvalResult
+
 from ddpm.run import cli
 from ddpm.run.files import atomic_write, real
 from ddpm.run.metrics import EPOCH_TABLE, METRICS
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import run_program
+from ddpm.sampling.model_card import card_data
 from metrics import strip as strips
 from metrics.evaluation_section import evaluation_section, model_index, write_evaluation_plots
 from metrics.html import write_html
@@ -57,14 +60,9 @@ SUMMARY = {  # row: (format, what it is)
 IF_MEASURED = ("best_swa_epoch", "best_val_loss_swa")  # of these, no row without a value
 
 
-def front_matter(document: dict, results: Sequence[str] = ()) -> str:
-    """A model card's YAML head, `results` of an evaluation included. Strings are quoted as JSON, which is YAML too;
-    glyphs name no data set."""
-    emnist = document["data"] == "emnist"
-    tags = ["diffusers", "ddpm", "class-conditional-image-generation", "handwriting", "emnist" if emnist else "glyphs"]
-    lines = ["---", "license: mit", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
-    lines += [f"- {tag}" for tag in tags] + (["datasets:", "- emnist"] if emnist else [])
-    return "\n".join([*lines, f"model_name: {json.dumps(document['run'])}", *results, "---"])
+def front_matter(document: dict, results: Sequence[EvalResult] = ()) -> str:
+    """A model card's front matter, with the `results` of an evaluation."""
+    return f"---\n{card_data(document['run'], document['data'], results).to_yaml()}\n---"
 
 
 def head(document: dict, paths: RunPaths) -> str:

@@ -25,12 +25,12 @@ import evaluate
 import pretty_logger
 import sample
 import train
+from ddpm import export
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.run import cli
 from ddpm.run.config import TrainConfig, parse_args, preset
 from ddpm.run.paths import RunPaths
 from ddpm.run.signals import StopRequest
-from ddpm.sampling import export
 from ddpm.training import data, hardware
 from metrics import curves, html, report, strip, training_log
 from metrics.compare import comparison
