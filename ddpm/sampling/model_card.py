@@ -128,7 +128,7 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
     validation = f" on {used['val_images']:,} test images" if used.get("val_images") else " on test images"
     return {
         "data": data_words(meta["data"]),
-        "epochs": f"{METRICS['epoch'].text(done['epoch'])} of {settings['epochs']}",
+        "epochs completed": f"{METRICS['epoch'].text(done['epoch'])} of {settings['epochs']}",
         "optimizer steps": f"{METRICS['step'].text(done['step'])}, {done['global_batch']:,} images each",
         "images seen": METRICS["images_seen"].text(done["images_seen"]),
         "noise schedule": f"{settings['diffusion_steps']} levels, `{settings['beta_schedule']}`",
