@@ -1,13 +1,15 @@
-"""Draw characters, or a text in handwriting, with a trained model, and show how they come out of noise.
+"""Draw characters, or a text in handwriting, with a trained model, and show the denoising steps.
 
     python sample.py RUN                                   a sheet of all 47 classes
-    python sample.py RUN --chars 0-9A-F --per-class 12     a sheet of some
+    python sample.py RUN --chars 0-9A-F --per-class 12     a sheet of some classes
     python sample.py RUN --text "Hello World"              handwriting on paper
-    python sample.py RUN --text "Hello World" --animate    the same out of noise, a GIF; a video with --out hello.mp4
-    python sample.py RUN --chars 0-9 --strip               the way from noise to the finished picture, step by step
+    python sample.py RUN --text "Hello World" --animate    its denoising as a GIF; as a video with --out hello.mp4
+    python sample.py RUN --chars 0-9 --strip               denoising steps side by side
 
-Under ddpm/sampling/: the flags in config.py, how noise becomes characters in pipeline.py, how they become pictures in
-render.py, handwriting.py and animation.py. This file says what is loaded, and where the picture goes.
+Pictures go to samples/ under --output-root, or to --out.
+
+In ddpm/sampling/: the flags in config.py, loading in load.py, sampling in pipeline.py, pictures in render.py,
+sheets.py, handwriting.py and animation.py.
 """
 
 from __future__ import annotations
@@ -40,34 +42,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make(config: SampleConfig) -> Path:
-    """Draw and write the picture; says what it is, what drew it and how long that took. Returns the picture's path.
+    """Draw and write the picture; prints the model, the sampler settings, the time and the files.
+
+    Returns:
+        The picture's path.
 
     Raises:
         RequestError: there is no such model, character or device, or the picture cannot be written.
     """
     limit_spinning()
-    from ddpm.sampling import load  # here, as they take seconds: a typing error is answered at once
+    from ddpm.sampling.load import load_model  # imports torch, which takes seconds: a wrong flag is reported before
     from ddpm.sampling.render import Renderer
     from ddpm.sampling.sheets import npz
-    from ddpm.training import hardware  # here, as they take seconds: a typing error is answered at once
+    from ddpm.training import hardware
     from ddpm.training.device import pick_device
 
     device, _ = pick_device(config.device)
     hardware.set_up(device, deterministic=False)
-    fewer = settle(device)
+    fewer_threads = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)
-    model = load.load(config.model or only_run(config.output_root), device, config.output_root, config.weights)
-    renderer = Renderer(config, model)
-    path = config.out or free_name(model.run, config)
+    trained = load_model(config.model or only_run(config.output_root), device, config.output_root, config.weights)
+    renderer = Renderer(config, trained)
+    path = config.out or free_name(trained.run, config)
     check_writable(path)
     if config.compile:
-        model.pipeline.unet.compile()
-    print(f"{model.folder}\n  run {model.run}, trained on {model.source}: {model.progress}")
+        trained.pipeline.unet.compile()
+    print(f"{trained.folder}\n  run {trained.run}, {config.weights.upper()} weights, trained on {trained.source}: "
+          f"{trained.progress}")  # fmt: skip
 
     start = time.perf_counter()
     drawn = renderer.draw(device, hardware.DTYPES[precision])
     seconds, count = time.perf_counter() - start, len(renderer.labels)
-    files = {path: renderer.picture(drawn)}
+    files = {path: renderer.compose(drawn)}
     if config.npz:
         import numpy as np
 
@@ -77,15 +83,16 @@ def make(config: SampleConfig) -> Path:
             atomic_write(file, content)
     except OSError as error:
         raise RequestError(f"{error.filename or path}: {error.strerror}; give another file with --out") from error
-    print(f"  {count} characters: {renderer.manner} · {precision} on {hardware.device_name(device)}")
-    print(f"  {seconds:.1f} s, {1000 * seconds / count:.3g} ms per image" + (f" · {fewer}" if fewer else ""))
+    print(f"  {count} characters: {renderer.settings} · {precision} on {hardware.device_name(device)}")
+    timing = f"  {seconds:.1f} s, {1000 * seconds / count:,.1f} ms per image"
+    print(f"{timing} · {fewer_threads}" if fewer_threads else timing)
     for file, content in files.items():
         print(f"{file} ({len(content) / 1000:,.0f} kB)")
     return path
 
 
 def only_run(root: Path) -> str:
-    """The run that is meant if none is named: the only one with checkpoints.
+    """The only run with checkpoints, for a command line that names none.
 
     Raises:
         RequestError: there is none, or more than one.
@@ -95,26 +102,23 @@ def only_run(root: Path) -> str:
     known = runs_with_checkpoints(root)
     if len(known) == 1:
         return known[0]
-    there = (
-        f"say which run is meant: {', '.join(known)}" if known else "there is no run with a checkpoint yet: train one"
-    )
+    there = f"name one of the runs: {', '.join(known)}" if known else "no run has a checkpoint yet: train one"
     raise RequestError(f"{there} (python sample.py RUN; see also --output-root)")
 
 
 def free_name(run: str, config: SampleConfig) -> Path:
-    """A name in the current folder that says what the picture shows, and that no file has: numbered from the second."""
+    """A file in samples/ that does not exist yet, named after run and content; numbered from the second on."""
     kind = "-strip" if config.strip is not None else ""
-    what = re.sub(r"[^A-Za-z0-9]+", "-", config.text or config.chars or "characters").strip("-")[:40].rstrip("-")
-    names = (f"{run}-{what}{kind}{number}" for number in itertools.chain([""], map("-{}".format, itertools.count(2))))
-    return next(
-        Path(name + config.suffix)
-        for name in names
-        if not any(Path(name + suffix).exists() for suffix in {config.suffix, ".npz"})
-    )
+    content = re.sub(r"[^A-Za-z0-9]+", "-", config.text or config.chars or "characters").strip("-")[:40].rstrip("-")
+    folder, suffixes = config.output_root / "samples", (config.suffix, ".npz")
+    numbers = itertools.chain([""], map("-{}".format, itertools.count(2)))
+    stems = (f"{run}-{content}{kind}{number}" for number in numbers)
+    free = next(stem for stem in stems if not any((folder / f"{stem}{suffix}").exists() for suffix in suffixes))
+    return folder / f"{free}{config.suffix}"
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path`; better now than after minutes of drawing.
+    """Make the folder of `path` before minutes of drawing.
 
     Raises:
         RequestError: the picture cannot be written there.
@@ -122,9 +126,10 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"--out {path}: {error.filename}: {error.strerror}; give another file") from error
+        raise RequestError(f"{path}: {error.filename}: {error.strerror}; give another file with --out") from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RequestError(f"--out {path}: {'is a folder' if path.is_dir() else 'the folder is not writable'}")
+        wrong = "is a folder" if path.is_dir() else "the folder is not writable"
+        raise RequestError(f"{path}: {wrong}; give another file with --out")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from ddpm.run.config import NUM_CLASSES, preset
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
-from ddpm.sampling.load import load
+from ddpm.sampling.load import load_model
 from ddpm.training import data, hardware
 from ddpm.training.distributed import connect
 
@@ -114,7 +114,7 @@ class Jury:
         """RCA and Fréchet distance at each guidance scale."""
         console, precision = Console(quiet=True), hardware.pick_precision("auto", self.device)[0]
         generator = ImageGenerator(
-            load(str(checkpoint), self.device).pipeline, precision, None, console, lambda said: None
+            load_model(str(checkpoint), self.device).pipeline, precision, None, console, lambda said: None
         )
         figures = []
         for guidance_scale in guidance:

@@ -1,9 +1,88 @@
-"""`python -m ddpm.export RUN`: see `sampling/export.py`."""
+"""Export a trained model: a folder that diffusers loads, with sample pictures and a model card.
 
+python -m ddpm.export RUN                              checkpoints/RUN/export/, from the best checkpoint
+python -m ddpm.export RUN --push-to-hub USER/NAME      and to the Hugging Face Hub
+"""
+
+from __future__ import annotations
+
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from tyro.conf import Positional
+
+from ddpm.run import cli
+from ddpm.run.errors import RequestError
+from ddpm.run.evaluation_file import load_evaluation
+from ddpm.run.files import why
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
-from ddpm.sampling.export import main
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Export a trained model: a folder that diffusers loads, with sample pictures and a model card."""
+
+    model: Positional[str]
+    """A run (its best checkpoint is taken) or the folder of a checkpoint."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
+    output_root: Path = PROJECT_ROOT
+    """Folder with checkpoints/ and metrics/output/."""
+    out: Path | None = None
+    """The folder to write; an earlier export in it is replaced. Left out: checkpoints/<run>/export."""
+    license: str | None = None
+    """Licence of the weights for the model card, as the Hub calls it: mit, cc-by-4.0. Left out: the card names none."""
+    push_to_hub: str | None = None
+    """Also upload it to the Hugging Face Hub, as USER/NAME. Log in first: hf auth login."""
+    private: bool = False
+    """Make the repository on the Hub private, if it does not exist yet."""
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
+            raise RequestError(f"--push-to-hub {self.push_to_hub!r}: give USER/NAME, such as me/characters")
+        if self.private and not self.push_to_hub:
+            raise RequestError("--private: only with --push-to-hub USER/NAME")
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise RequestError(f"--license {self.license!r}: give the Hub's name of it, such as mit or cc-by-4.0")
+
+
+@cli.in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export what the command line asks for. Returns the exit code: 0, or 2 if the request is wrong."""
+    config = cli.parse(ExportConfig, arguments, "-m ddpm.export")
+    from ddpm.sampling.export import export, push  # imports torch, which takes seconds: a wrong flag is reported before
+    from ddpm.sampling.load import load_model
+    from ddpm.training.device import pick_device
+
+    trained = load_model(config.model, pick_device(config.device)[0], config.output_root)
+    evaluation, damage = evaluation_or_damage(trained.paths)
+    if damage:
+        print(f"the card has no evaluation: {trained.paths.evaluation} is damaged ({damage}); run evaluate.py again")
+    print(f"exporting {trained.run}, {trained.progress} ({trained.folder}); drawing samples …", flush=True)
+    try:
+        folder = export(trained, config.out, evaluation, damage, config.license)
+    except OSError as error:
+        raise RequestError(
+            f"the export could not be written ({why(error)}): make room, or give another --out"
+        ) from error
+    print(f"export: {folder}\nmodel card: {folder / 'README.md'}\nsamples: {folder / 'samples.png'}")
+    if config.push_to_hub:
+        print(f"on the Hub: {push(folder, config.push_to_hub, config.private)}")
+    return 0
+
+
+def evaluation_or_damage(paths: RunPaths) -> tuple[dict[str, Any] | None, str | None]:
+    """A run's evaluation, and why it cannot be read; both None if there is none."""
+    try:
+        return load_evaluation(paths), None
+    except ValueError as error:
+        return None, str(error)
+
 
 if __name__ == "__main__":
     sys.exit(run_program(main))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult
 from matplotlib import style
 
 from ddpm.evaluation.findings import NEAR_CHANCE, WEAK, best_row, class_interval, copying, weak_classes
 from ddpm.run.config import data_words
-from ddpm.run.evaluation_figures import EVALUATION_FIGURES, FIGURES, at, measured
+from ddpm.run.evaluation_figures import EVALUATION_FIGURES, FIGURES, at
 from ddpm.run.evaluation_file import load_evaluation, real_images_words
 from ddpm.run.files import atomic_write
 from ddpm.run.metrics import DASH
 from ddpm.run.paths import RunPaths
+from ddpm.sampling.model_card import evaluation_results
 from metrics.evaluation_plots import EVALUATION_PLOTS, plots_of_evaluation, sampler_words, strongest_confusions
 from metrics.page import Block, Facts, Note, Picture, Section, Table, code
 from metrics.style import STYLE, png
@@ -63,22 +64,13 @@ def write_evaluation_plots(paths: RunPaths) -> list[Path]:
     return drawn
 
 
-def model_index(paths: RunPaths) -> list[str]:
-    """The figures of the evaluation as a model card's YAML, in lines; none if there is no evaluation to be read."""
+def model_index(paths: RunPaths) -> list[EvalResult]:
+    """The figures of the evaluation, for a model card's front matter; none if there is no evaluation to be read."""
     try:
         evaluation = load_evaluation(paths)
     except ValueError:
         return []
-    if evaluation is None:
-        return []
-    result = {
-        "task": {"type": "unconditional-image-generation"},
-        "dataset": {"type": evaluation["data"], "name": data_words(evaluation["data"])},
-        "metrics": [
-            {"type": figure.name, "name": figure.label, "value": value} for figure, value in measured(evaluation)
-        ],
-    }
-    return ["model-index:", f"- name: {json.dumps(paths.run)}", f"  results: {json.dumps([result])}"]  # JSON is YAML
+    return evaluation_results(evaluation) if evaluation else []
 
 
 def evaluation_section(paths: RunPaths) -> Section | None:

@@ -6,7 +6,6 @@ python -m metrics.report RUN [--output-root DIR]        rebuild them, at any tim
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -26,18 +25,9 @@ from metrics.run_data import RunData, load_run
 LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
 
 
-def front_matter(document: dict, results: Sequence[str] = ()) -> str:
-    """A model card's YAML head, `results` of an evaluation included. Strings are quoted as JSON, which is YAML too;
-    glyphs name no data set."""
-    emnist = document["data"] == "emnist"
-    tags = ["diffusers", "ddpm", "class-conditional-image-generation", "handwriting", "emnist" if emnist else "glyphs"]
-    lines = ["---", "license: mit", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
-    lines += [f"- {tag}" for tag in tags] + (["datasets:", "- emnist"] if emnist else [])
-    return "\n".join([*lines, f"model_name: {json.dumps(document['run'])}", *results, "---"])
-
-
 def report_page(run: RunData) -> Page:
     """The report. Pictures are shown if they are there: draw them first."""
+    from ddpm.sampling.model_card import card_data
     from metrics import samples as grids  # here and below, as what draws takes a while to load
     from metrics.evaluation_section import evaluation_section, model_index
     from metrics.plots import TITLES, plots_of
@@ -62,7 +52,8 @@ def report_page(run: RunData) -> Page:
         blocks.append(Section("Samples", [*earlier, f"Earlier: {links}" if linked else None]))
     written = {"report": paths.report, "report (HTML)": paths.report_html}  # in a moment
     blocks += [sections.data(run), sections.artifacts(run, written)]
-    return Page(f"Training Report: {run.run}", blocks, front_matter(run.document, model_index(paths)))
+    front_matter = card_data(run.run, run.document["data"], model_index(paths)).to_yaml()
+    return Page(f"Training Report: {run.run}", blocks, f"---\n{front_matter}\n---")
 
 
 def head(run: RunData) -> list[Block]:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ddpm.export import evaluation_or_damage
 from ddpm.run.config import NUM_CLASSES
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import REPORTED, RunPaths
 from ddpm.sampling.export import export
-from ddpm.sampling.load import load
+from ddpm.sampling.load import load_model
 from ddpm.sampling.sheets import npz, png
 from ddpm.training.describe import in_words
 from ddpm.training.distributed import DistContext
@@ -126,7 +127,11 @@ class RunLogger:
         """Export the best checkpoint as a folder that diffusers loads; its pictures are sampled on `device`."""
         self._logger.set_progress(phase="exporting")
         with self._logger.going_on(f"the export (later: {self.paths.command('python -m ddpm.export')})"):
-            export(load(self.paths.run, device, self.paths.root))
+            evaluation, damage = evaluation_or_damage(self.paths)
+            if damage:
+                self.log(f"the model card has no evaluation: {self.paths.evaluation} is damaged ({damage})", "warning")
+            trained = load_model(self.paths.run, device, self.paths.root)
+            export(trained, evaluation=evaluation, damage=damage)
 
     def end(self, state: str, code: int, message: str | None = None, retry: bool = False, report: bool = True) -> int:
         """Publish how the run ended and where its files are, and write the report. Returns the exit code.

@@ -26,6 +26,7 @@ import evaluate
 import pretty_logger
 import sample
 import train
+from ddpm import export
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.evaluation.evaluator import Evaluator
@@ -34,7 +35,6 @@ from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import RunPaths
 from ddpm.run.signals import StopRequest
-from ddpm.sampling import export
 from ddpm.training import data, hardware
 from metrics import curves, evaluation_section, html, plots, report, samples
 from metrics.compare import __main__ as compare

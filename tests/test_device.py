@@ -14,12 +14,12 @@ import torch
 import evaluate
 import sample
 import train
+from ddpm import export
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest
-from ddpm.sampling import export
 from ddpm.training import device as devices
 from ddpm.training.describe import hyperparameters
 from ddpm.training.device import Driver, granted, hidden, pick_device, plainly_there
@@ -265,7 +265,6 @@ def test_the_cpu_that_is_meant_is_no_setting_of_the_run(machine, tmp_path: Path)
     (tmp_path / "mine.yaml").write_text("device: cpu")
     assert parse_args(["--config", str(tmp_path / "run.json")]).device == "auto"
     assert parse_args(["--config", str(tmp_path / "mine.yaml")]).device == "cpu"
-    assert export.OF_THE_MACHINE["device"] == "auto"
 
 
 def test_a_run_on_the_cpu_of_a_machine_with_gpus_counts_none(machine, small):

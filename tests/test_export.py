@@ -9,22 +9,30 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import jinja2.meta
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from ddpm.export import evaluation_or_damage, main
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import sha256_file
-from ddpm.sampling import export
-from ddpm.sampling.load import TrainedModel, load
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.sampling import export as export_module
+from ddpm.sampling.export import export
+from ddpm.sampling.load import TrainedModel, load_model
+from ddpm.sampling.model_card import CardFacts, evaluation_results, template_variables
 from ddpm.training import checkpoint, hardware
 from ddpm.training.checkpoint import WEIGHTS, Contents
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.model import build_unet
+from metrics.report import front_matter
 from tests.conftest import SMALL
+from tests.savers import Saver
+from tests.test_evaluation_report import make_evaluation
 
 CPU = torch.device("cpu")
 
@@ -35,32 +43,37 @@ def small_run(tmp_path: Path) -> TrainConfig:
     return leave_checkpoint(preset("tiny", **SMALL | {"sample_steps": 1}, output_root=tmp_path, run_name="small"))
 
 
-def leave_checkpoint(config: TrainConfig) -> TrainConfig:
-    unet, row = build_unet(config), {"epoch": 1, "step": 8, "loss_mean": 0.5, "val_loss_ema": 0.25, "lr": 1e-3}
+def leave_checkpoint(config: TrainConfig, **parts: dict) -> TrainConfig:
+    """Leave a checkpoint; `parts` are further ones of its meta.json."""
+    unet = build_unet(config)
+    row = {"epoch": 1, "step": 8, "loss_mean": 0.5, "val_loss_ema": 0.25, "lr": 1e-3, "total_time_sec": 3723.4}
     place = {"step": 8, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
     meta = {"run": config.run, "data": config.data, "identity": {}, "settings": config.to_dict(), "progress": place,
-            "metrics": row, "history": [row]}  # fmt: skip
+            "metrics": row, "history": [row], **parts}  # fmt: skip
     contents = Contents({"progress": {}}, {"unet": unet.state_dict()}, unet, make_scheduler(config), meta)
     checkpoint.write(config.output_root / "checkpoints" / config.run, contents)
     return config
 
 
 def trained(config: TrainConfig) -> TrainedModel:
-    return load(config.run, CPU, config.output_root)
+    return load_model(config.run, CPU, config.output_root)
 
 
-def evaluated(config: TrainConfig, step: int) -> None:
-    """Leave an evaluation.json of the checkpoint of `step`, as evaluate.py writes it."""
-    figure = {"value": 0.875, "low": 0.85, "high": 0.9, "count": 470}
-    document = {
-        "run": config.run, "checkpoint": f"step_{step:08d}", "step": step, "data": config.data, "samples_per_class": 10,
-        "classifier": {"top1": figure | {"value": 0.9}}, "conditional": {"top1": figure, "rca": figure},
-        "sampler": {"name": "ddim", "steps": 20, "guidance_scale": 1.5, "seconds_per_image": 0.1},
-        "recommended": {"sampler": "dpm++", "steps": 10, "why": "as good as any, and faster"},
-    }  # fmt: skip
-    folder = config.output_root / "metrics" / "output" / config.run
-    folder.mkdir(parents=True)
-    (folder / "evaluation.json").write_text(json.dumps(document))
+def evaluated(config: TrainConfig, step: int, **parts: dict | str | None) -> dict:
+    """Leave an evaluation.json of the checkpoint of `step`, as evaluate.py writes it; returns what it holds."""
+    document = json.dumps(
+        {**make_evaluation(data=config.data), "checkpoint": f"step_{step:08d}", "step": step, **parts}
+    )
+    paths = RunPaths(config.output_root, config.run)
+    paths.metrics.mkdir(parents=True)
+    paths.evaluation.write_text(document)
+    return json.loads(document)
+
+
+def exported(config: TrainConfig) -> Path:
+    """Export as the command does, with the evaluation that the run has."""
+    ours = trained(config)
+    return export(ours, None, *evaluation_or_damage(ours.paths))
 
 
 def card_of(folder: Path) -> tuple[dict, str]:
@@ -70,7 +83,7 @@ def card_of(folder: Path) -> tuple[dict, str]:
 
 
 def command(config: TrainConfig, *arguments: str) -> int:
-    return export.main([config.run, "--output-root", str(config.output_root), *arguments])
+    return main([config.run, "--output-root", str(config.output_root), *arguments])
 
 
 def contents_of(folder: Path) -> dict[str, str]:
@@ -83,7 +96,7 @@ def contents_of(folder: Path) -> dict[str, str]:
 def test_the_code_on_the_card_runs_as_written_offline_and_draws_what_this_project_draws(small_run, tmp_path):
     """In a fresh process that cannot see this project, with the very folder elsewhere."""
     ours = trained(small_run)
-    shutil.move(export.export(ours), tmp_path / "elsewhere" / "export")
+    shutil.move(export(ours), tmp_path / "elsewhere" / "export")
     code = re.search(r"```python\n(.*?)```", card_of(tmp_path / "elsewhere" / "export")[1], re.DOTALL)[1]
     code += 'np.savez("drawn.npz", text=np.stack(images), labels=pixels)\n'
     code += "assert all(a.equal(b) for a, b in zip(unet.parameters(), pipeline.unet.parameters(), strict=True))\n"
@@ -97,17 +110,17 @@ def test_the_code_on_the_card_runs_as_written_offline_and_draws_what_this_projec
 
 
 def test_an_export_can_be_used_like_a_checkpoint_and_exported_again(small_run, tmp_path):
-    first = export.export(trained(small_run))
+    first = export(trained(small_run))
     assert first == small_run.output_root / "checkpoints" / "small" / "export"
-    again = load(str(first), CPU)
+    again = load_model(str(first), CPU)
     assert sha256_file(first / WEIGHTS) == sha256_file(trained(small_run).folder / WEIGHTS)
     assert (again.run, again.source, again.progress) == ("small", "EMNIST Balanced", "epoch 1, step 8")
-    second = export.export(again, tmp_path / "export")
+    second = export(again, tmp_path / "export")
     assert contents_of(first) == contents_of(second)
 
 
 def test_meta_json_knows_every_file_and_no_path_of_this_machine(small_run):
-    folder = export.export(trained(small_run))
+    folder = export(trained(small_run))
     files = contents_of(folder)
     del files["meta.json"]
     assert json.loads((folder / "meta.json").read_text())["files"] == files
@@ -117,10 +130,10 @@ def test_meta_json_knows_every_file_and_no_path_of_this_machine(small_run):
 
 def test_where_a_cpu_would_take_long_few_characters_are_drawn_in_few_steps(small_run, monkeypatch):
     ours = trained(small_run)
-    usual = Image.open(export.export(ours) / "samples.png").size
+    usual = Image.open(export(ours) / "samples.png").size
     monkeypatch.setattr(hardware, "CPU_BUDGET", 0.0)
     ours.pipeline.register_to_config(num_inference_steps=60)
-    folder = export.export(ours)
+    folder = export(ours)
     assert Image.open(folder / "samples.png").size[1] < usual[1] / 4
     assert "DPM++, 10 steps" in card_of(folder)[1]
 
@@ -128,48 +141,142 @@ def test_where_a_cpu_would_take_long_few_characters_are_drawn_in_few_steps(small
 # ---- what the card says ----------------------------------------------------------------------------------------------
 
 
-def test_the_card_of_a_model_that_was_not_evaluated_claims_only_its_training(small_run):
-    head, page = card_of(export.export(trained(small_run)))
-    assert (head["license"], head["library_name"], head["datasets"]) == ("mit", "diffusers", ["emnist"])
+def measured(head: dict) -> dict[str, float]:
+    """The `model-index`: metric → value."""
     [result] = head["model-index"][0]["results"]
-    assert [metric["value"] for metric in result["metrics"]] == [0.25]
-    assert "Not measured yet" in page
+    return {metric["type"]: metric["value"] for metric in result["metrics"]}
+
+
+def fact(page: str, name: str) -> str | None:
+    """The value of a row of the card's tables."""
+    found = re.search(rf"^\| {re.escape(name)} \| (.*?) \|", page, re.MULTILINE)
+    return found and found[1]
+
+
+def settings_on(page: str) -> dict:
+    return json.loads(page.split("```json\n")[1].split("```")[0])
+
+
+def test_the_card_of_a_model_that_was_not_evaluated_claims_only_its_training(small_run):
+    head, page = card_of(export(trained(small_run)))
+    assert (head["library_name"], head["datasets"]) == ("diffusers", ["emnist"])
+    assert head["model-index"][0]["name"] == "small"
+    assert measured(head) == {"loss": 0.25}
+    assert "RCA" not in page
+    assert fact(page, "validation loss") == "0.25000 on test images"
+    assert fact(page, "time") == "1:02:03"
+    assert fact(page, "1") == "0.50000"  # the epoch's row
+
+
+def test_the_template_uses_no_variable_that_is_not_filled_in(small_run):
+    """Jinja2 renders an unknown name as nothing."""
+    template = (PROJECT_ROOT / "ddpm" / "sampling" / "model_card_template.md").read_text()
+    used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(template))
+    facts = CardFacts("export", "", {"sample_size": 28}, 1)
+    assert used == {"card_data", *template_variables(trained(small_run).meta, facts)}
+
+
+def test_the_card_has_a_licence_only_if_one_is_given(small_run, capsys):
+    assert "license" not in card_of(export(trained(small_run)))[0]
+    assert command(small_run, "--license", "cc-by-4.0") == 0
+    assert card_of(small_run.output_root / "checkpoints" / "small" / "export")[0]["license"] == "cc-by-4.0"
+
+
+def test_the_card_tells_precision_and_compilation_as_they_were_used(tmp_path):
+    """`--precision auto` became bf16, and no `--compile` became a compiled model, on the machine of the training."""
+    changes = SMALL | {"precision": "auto", "device": "cpu", "config": tmp_path / "mine.yaml"}
+    config = preset("tiny", **changes, output_root=tmp_path, run_name="small")
+    used = {"precision": "bf16", "compile": True, "channels_last": True, "val_images": 1234}
+    leave_checkpoint(config, used=used)
+    folder = export(trained(config))
+    _, page = card_of(folder)
+    assert (fact(page, "precision"), fact(page, "compiled")) == ("bf16", "yes")
+    assert fact(page, "validation loss") == "0.25000 on 1,234 test images"
+    shown = settings_on(page)
+    assert shown.items() >= used.items() and shown["lr"] == config.lr
+    assert not shown.keys() & {"data_root", "output_root", "resume", "device", "config"}  # not made-up values of them
+    kept = json.loads((folder / "meta.json").read_text())["settings"]
+    assert (kept["device"], kept["config"]) == ("auto", None)
+
+
+def test_what_a_checkpoint_does_not_record_is_not_told(small_run):
+    """Those of earlier versions say what was asked for, and no more."""
+    _, page = card_of(export(trained(small_run)))
+    assert (fact(page, "precision"), fact(page, "compiled")) == (None, None)
+
+
+def test_a_checkpoint_records_the_settings_as_used(small_data, tmp_path):
+    saver = Saver(preset("tiny", **SMALL, data_root=small_data), tmp_path)
+    meta = json.loads((saver.save(4, 0.5) / "meta.json").read_text())
+    assert meta["settings"]["compile"] is None
+    assert (meta["used"]["precision"], meta["used"]["compile"], meta["used"]["val_images"]) == ("fp32", False, 120)
 
 
 def test_the_card_holds_the_evaluation_of_its_checkpoint(small_run):
-    evaluated(small_run, step=8)
-    head, page = card_of(export.export(trained(small_run)))
-    [result] = head["model-index"][0]["results"]
-    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
-        "loss": 0.25, "top1": 0.875, "rca": 0.875,
-    }  # fmt: skip
-    assert "| Top-1 of a classifier | 0.875 (0.85 to 0.9) | 0.9 (0.85 to 0.9) | 470 |" in page
-    assert 'sampler="dpm++"' in page and "another checkpoint" not in page
+    document = evaluated(small_run, step=8)
+    head, page = card_of(exported(small_run))
+    top1 = document["conditional"]["top1"]
+    assert measured(head)["top1"] == pytest.approx(top1["value"])
+    assert {"loss", "top1", "rca", "frechet_distance"} <= measured(head).keys()
+    assert f"{top1['value']:.1%} [" in fact(page, "Top-1")
+    assert 'sampler="dpm++"' in page and "other weights" not in page
+
+
+def test_the_card_and_the_report_call_the_figures_alike(small_run):
+    """Top-1 was `accuracy` in one and `top1` in the other."""
+    document = evaluated(small_run, step=8)
+    results = evaluation_results(document)
+    by_report = yaml.safe_load(front_matter({"run": "small", "data": "emnist"}, results).strip("-"))
+    by_card = measured(card_of(exported(small_run))[0])
+    assert measured(by_report) == {name: value for name, value in by_card.items() if name != "loss"}
+    assert "accuracy" not in by_card and "license" not in by_report
 
 
 def test_an_evaluation_without_a_comparison_of_samplers_recommends_none(small_run):
     """As `evaluate.py --no-sweeps` leaves it."""
+    evaluated(small_run, step=8, recommended=None)
+    _, page = card_of(exported(small_run))
+    assert fact(page, "Top-1") and "Recommended" not in page
+
+
+def test_a_figure_that_is_not_finite_is_a_dash_and_no_result(small_run):
+    unknown = {"value": None, "low": None, "high": None, "count": 0}
+    drawn = {"name": "ddim", "steps": 20, "guidance_scale": None, "seconds_per_image": None}
+    evaluated(small_run, step=8, conditional={**make_evaluation()["conditional"], "rca": unknown}, sampler=drawn)
+    head, page = card_of(exported(small_run))
+    assert "rca" not in measured(head) and fact(page, "RCA") == "– [–, –]"
+
+
+@pytest.mark.parametrize("other", [{"step": 16}, {"step": 8, "weights": "swa"}], ids=["checkpoint", "weights"])
+def test_the_evaluation_of_other_weights_is_called_that_and_is_no_result_of_these(small_run, other):
+    evaluated(small_run, **other)
+    head, page = card_of(exported(small_run))
+    assert "Measured on other weights of this run" in page
+    assert f"`step_{other['step']:08d}`, {other.get('weights', 'ema').upper()} weights" in page
+    assert measured(head) == {"loss": 0.25}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"run": "small"}'])
+def test_a_damaged_evaluation_costs_the_card_its_section_and_no_more(small_run, capsys, content):
     evaluated(small_run, step=8)
-    path = small_run.output_root / "metrics" / "output" / small_run.run / "evaluation.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "recommended": None}))
-    _, page = card_of(export.export(trained(small_run)))
-    assert "Top-1 of a classifier" in page and "Recommended" not in page
-
-
-def test_the_evaluation_of_another_checkpoint_is_called_that_and_is_no_result_of_this_one(small_run):
-    evaluated(small_run, step=16)
-    head, page = card_of(export.export(trained(small_run)))
-    assert "Measured on another checkpoint of this run" in page and "`step_00000016`" in page
-    assert [metric["type"] for metric in head["model-index"][0]["results"][0]["metrics"]] == ["loss"]
+    path = RunPaths(small_run.output_root, "small").evaluation
+    path.write_text(content)
+    assert command(small_run) == 0
+    assert str(path) in capsys.readouterr().out
+    head, page = card_of(small_run.output_root / "checkpoints" / "small" / "export")
+    assert "`evaluation.json` is damaged" in page
+    assert fact(page, "Top-1") is None and measured(head) == {"loss": 0.25}
 
 
 def test_a_model_of_glyphs_is_never_taken_for_one_of_emnist(tmp_path):
     config = leave_checkpoint(preset("tiny", **SMALL, data="glyphs", output_root=tmp_path, cfg_dropout_prob=0.0))
-    head, page = card_of(export.export(trained(config)))
-    assert "datasets" not in head and "emnist" not in head["tags"]
+    folder = export(trained(config))
+    head, page = card_of(folder)
+    assert "datasets" not in head and not {"emnist", "handwriting"} & set(head["tags"])
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == "embedded glyphs, not EMNIST"
     assert "Trained on embedded glyphs, not EMNIST" in page
     assert page.count("EMNIST") == page.count("glyphs, not EMNIST")
+    assert "handwritten" not in page and "handwritten" not in (folder / "pipeline.py").read_text()
     assert "`guidance_scale` has to be 1" in page  # it was never shown a picture without its label
 
 
@@ -177,15 +284,15 @@ def test_a_model_of_glyphs_is_never_taken_for_one_of_emnist(tmp_path):
 
 
 def test_an_export_that_fails_half_way_leaves_the_one_that_is_there(small_run, monkeypatch, capsys):
-    folder = export.export(trained(small_run))
-    before, write = contents_of(folder), export.atomic_write
+    folder = export(trained(small_run))
+    before, write = contents_of(folder), export_module.atomic_write
 
     def full_disk(path: Path, content: bytes) -> None:
         if path.name == "meta.json":
             raise OSError(28, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(export, "atomic_write", full_disk)
+    monkeypatch.setattr(export_module, "atomic_write", full_disk)
     assert command(small_run) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert contents_of(folder) == before
@@ -197,7 +304,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(small_run):
     (root / ".export.host.1.tmp" / "unet").mkdir(parents=True)
     os.utime(root / ".export.host.1.tmp", (0, 0))
     (root / ".export.host.2.tmp").mkdir()  # this one may still be at work
-    export.export(trained(small_run))
+    export(trained(small_run))
     assert {path.name for path in root.glob(".*")} == {".export.host.2.tmp"}
 
 
@@ -209,7 +316,7 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(small_run, tmp_path, 
     elif what == "checkpoint":
         shutil.copytree(trained(small_run).folder, out)
     else:
-        export.export(trained(small_run), out)
+        export(trained(small_run), out)
         name = "notes.txt" if what == "own file" else "README.md"
         (out / name).write_text("mine")
     before = contents_of(out)
@@ -223,27 +330,28 @@ def test_a_checkpoint_that_changed_is_not_exported(small_run):
     ours = trained(small_run)
     (ours.folder / "scheduler" / "scheduler_config.json").write_text("{}")
     with pytest.raises(RequestError, match=r"scheduler_config\.json is damaged"):
-        export.export(ours)
-
-
-def test_an_evaluation_that_cannot_be_read_is_named(small_run):
-    evaluated(small_run, step=8)
-    path = small_run.output_root / "metrics" / "output" / "small" / "evaluation.json"
-    path.write_text("[]")
-    with pytest.raises(RequestError, match=r"evaluation\.json is not an evaluation"):
-        export.export(trained(small_run))
+        export(ours)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["none"], "no checkpoint of 'none'"), (["small", "--private"], "--push-to-hub"),
-     (["small", "--push-to-hub", "characters"], "USER/NAME"), ([], "Missing from")],
+     (["small", "--push-to-hub", "characters"], "USER/NAME"), (["small", "--license", "GPL v3"], "--license 'GPL v3'"),
+     ([], "Missing from")],
 )  # fmt: skip
 def test_a_wrong_command_is_answered_in_one_line(small_run, capfd, arguments, said):
-    assert export.main([*arguments, "--output-root", str(small_run.output_root)]) == 2
+    assert main([*arguments, "--output-root", str(small_run.output_root)]) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert said in line
     assert not (small_run.output_root / "checkpoints" / "small" / "export").exists()
+
+
+def test_a_command_line_is_read_before_torch_is_loaded():
+    """A typing error and `--help` are answered at once."""
+    code = "import sys; from ddpm.export import main; print(main(['small', '--licens', 'mit']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "--licens" in done.stderr
 
 
 # ---- the Hub, of which there is only a stand-in here -----------------------------------------------------------------
@@ -281,4 +389,4 @@ def test_without_a_token_or_a_network_the_local_export_stays(small_run, monkeypa
     assert command(small_run, "--push-to-hub", "me/characters") == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "no route to host" in line and "hf auth login" in line
-    assert load("small/export", CPU, small_run.output_root).run == "small"
+    assert load_model("small/export", CPU, small_run.output_root).run == "small"

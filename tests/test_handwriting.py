@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from ddpm.sampling.animation import COLOURS, even_steps, gif, mp4, strip
+from ddpm.sampling.animation import COLOURS, denoising_strip, even_steps, gif, mp4
 from ddpm.sampling.handwriting import CAPITAL, Page, Place, lay_out, repeated, wrap, write
 
 SIDE = 28
@@ -117,7 +117,7 @@ def test_steps_are_even_and_have_both_ends(steps: int, most: int):
 def test_a_strip_has_a_row_for_each_character_and_a_column_for_each_step():
     pictures = {step: np.stack([np.full((SIDE, SIDE), 90 + 10 * row + step, np.uint8) for row in range(3)])
                 for step in (0, 5, 9)}  # fmt: skip
-    sheet = np.asarray(strip(pictures, "ABC", "title", "caption").convert("L"))
+    sheet = np.asarray(denoising_strip(pictures, "ABC", "title", "caption").convert("L"))
     for row in range(3):
         found = [np.argwhere(sheet == 90 + 10 * row + step) for step in (0, 5, 9)]
         assert [len(each) >= SIDE * SIDE for each in found] == [True] * 3

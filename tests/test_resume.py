@@ -14,7 +14,7 @@ import train
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.signals import StopRequest
-from ddpm.sampling import load
+from ddpm.sampling.load import load_model
 from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
 from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import replace
@@ -229,11 +229,11 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_epochs_ends_and_survives
     again = load_file(checkpoints_of(parts)[-1] / "unet_swa" / WEIGHTS_NAME)
     assert all(again[name].equal(swa[name]) for name in swa)
 
-    ema, averaged = (load.load(whole.run, torch.device("cpu"), whole.output_root, of) for of in ("ema", "swa"))
+    ema, averaged = (load_model(whole.run, torch.device("cpu"), whole.output_root, of) for of in ("ema", "swa"))
     assert averaged.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
     assert not ema.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
     with pytest.raises(RequestError, match="--swa-start-epoch makes them"):
-        load.load(str(checkpoints_of(whole)[0]), torch.device("cpu"), weights="swa")
+        load_model(str(checkpoints_of(whole)[0]), torch.device("cpu"), weights="swa")
 
 
 def test_an_average_that_a_start_does_not_ask_for_is_kept_up(small: TrainConfig):

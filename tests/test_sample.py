@@ -1,6 +1,8 @@
 """sample.py: what it draws is what the model draws, and what it is not given it asks for in one line."""
 
+import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from PIL import Image
 import sample
 from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT
 from ddpm.sampling.config import expand
-from ddpm.sampling.load import load
+from ddpm.sampling.load import load_model
 from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Contents
 from ddpm.training.diffusion import make_scheduler
@@ -51,7 +54,7 @@ def draw(root: Path, *arguments: str) -> int:
     return sample.main([*arguments, "--output-root", str(root), "--device", "cpu", "--precision", "fp32"])
 
 
-def raw(path: str) -> np.ndarray:
+def raw(path: str | Path) -> np.ndarray:
     return np.load(path)["x"].astype(int)
 
 
@@ -60,7 +63,7 @@ def raw(path: str) -> np.ndarray:
 
 def test_the_raw_images_are_the_pipelines(root: Path):
     assert draw(root, "small", "--text", "Hi yo", "--seed", "7", "--npz", "--out", "hi.png") == 0
-    pipeline = load("small", torch.device("cpu"), root).pipeline
+    pipeline = load_model("small", torch.device("cpu"), root).pipeline
     expected = pipeline("Hi yo", generator=torch.Generator().manual_seed(7), output_type="np").images
     written = np.load("hi.npz")
     assert written["x"].dtype == np.uint8
@@ -105,6 +108,26 @@ def test_an_animation_begins_with_noise_and_has_every_step(root: Path):
     assert Image.open("film.gif").n_frames == 5
 
 
+@pytest.mark.parametrize("kind", [("--chars", "ab"), ("--chars", "ab", "--strip"), ("--chars", "ab", "--animate")])
+def test_a_picture_names_the_weights_that_drew_it(tmp_path: Path, capsys: pytest.CaptureFixture, kind: tuple[str, ...]):
+    """The captions of equal EMA and SWA weights are all that differs; a sheet of SWA weights said "EMA weights"."""
+    folder = leave_run(tmp_path, "averaged")
+    shutil.copytree(folder / "unet", folder / "unet_swa")
+    meta = json.loads((folder / "meta.json").read_text())
+    of_swa = {name.replace("unet/", "unet_swa/"): digest for name, digest in meta["files"].items()}
+    (folder / "meta.json").write_text(json.dumps({**meta, "files": of_swa | meta["files"]}))
+    pictures = {}
+    for weights in ("ema", "swa"):
+        out = tmp_path / f"{weights}{'.gif' if '--animate' in kind else '.png'}"
+        assert draw(tmp_path, "averaged", *kind, "--weights", weights, "--npz", "--out", str(out)) == 0
+        assert f"{weights.upper()} weights" in capsys.readouterr().out
+        pictures[weights] = np.asarray(Image.open(out).convert("L")).astype(int)
+    assert np.array_equal(raw(tmp_path / "ema.npz"), raw(tmp_path / "swa.npz"))
+    width = min(picture.shape[1] for picture in pictures.values())  # the captions may differ in length
+    rows = np.flatnonzero((pictures["ema"][:, :width] != pictures["swa"][:, :width]).any(1))
+    assert len(rows) and rows.min() >= 36 and rows.max() <= 60  # the caption stands there
+
+
 # ---- from what, and to where -----------------------------------------------------------------------------------------
 
 
@@ -116,10 +139,18 @@ def test_a_run_its_checkpoint_and_a_folder_elsewhere_are_the_same_model(root: Pa
     assert len({Path(f"{number}.npz").read_bytes() for number in range(4)}) == 1
 
 
-def test_without_a_name_nothing_is_overwritten(root: Path, here: Path):
+def test_without_a_name_nothing_is_overwritten_and_pictures_have_a_folder_of_their_own(root: Path, here: Path):
     for _ in range(2):
         assert draw(root, "small", "--text", "Hi you") == 0
-    assert sorted(path.name for path in here.iterdir()) == ["small-Hi-you-2.png", "small-Hi-you.png"]
+    assert sorted(path.name for path in (root / "samples").iterdir()) == ["small-Hi-you-2.png", "small-Hi-you.png"]
+    assert list(here.iterdir()) == []
+
+
+def test_git_does_not_see_the_folder_of_the_pictures():
+    ignored = subprocess.run(["git", "check-ignore", "samples/small-Hi-you.png"], cwd=PROJECT_ROOT)
+    if ignored.returncode == 128:
+        pytest.skip("not a git repository")
+    assert ignored.returncode == 0
 
 
 def test_it_says_what_it_made_and_from_what(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -141,7 +172,7 @@ def test_it_says_what_it_made_and_from_what(root: Path, tmp_path: Path, capsys: 
         (["small", "--chars", ""], "--chars is empty"),
         (["small", "--chars", "a", "--text", "b"], "--chars and --text"),
         (["small", "--out", "a.jpg"], "a.jpg: the name must end in .png"),
-        (["small", "--animate", "--out", "a.png"], "a .png holds no animation"),
+        (["small", "--animate", "--out", "a.png"], "a .png cannot hold an animation"),
         (["small", "--strip", "--out", "a.gif"], "a strip is one picture"),
         (["small", "--strip", "--animate"], "give one of them"),
         (["small", "--strip", "3"], "steps are 0 (noise) to 2 (finished)"),

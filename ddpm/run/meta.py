@@ -15,8 +15,8 @@ PROGRESS = kinds.record(
 
 
 def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
-    """The content of meta.json in `folder`: run, data, identity, settings, progress, metrics, history and files. Those
-    `needed` are there, and all are of their kind.
+    """What meta.json in `folder` holds: run, data, identity, settings, used, progress, metrics, history and files; the
+    `needed` ones are there and all are of their kind.
 
     Raises:
         OSError: it is missing or cannot be read.
@@ -54,6 +54,7 @@ KINDS: dict[str, kinds.Kind] = {
     "data": kinds.one_of(*kinds.DATA),
     "identity": kinds.anything(dict),
     "settings": _settings,
+    "used": _settings,
     "progress": lambda value: {**value, **PROGRESS(value)} if isinstance(value, dict) else None,
     "metrics": _row,
     "history": _rows,

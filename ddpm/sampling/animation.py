@@ -1,4 +1,4 @@
-"""How characters come out of noise: strips that show the way, and animations."""
+"""Denoising in pictures: strips of denoising steps side by side, and animations."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from PIL import Image
 
 from ddpm.sampling.sheets import FAINT, LABEL_WIDTH, MARGIN, font, headed_sheet
 
-HEAD, GAP = 88, 2  # height of a strip's title, and between its pictures, in pixels
-COLOURS = 24  # of a GIF: noise does not compress, so each bit of depth counts
-FRAME, HOLD = 0.08, 2.4  # seconds that a frame stands, and the last one
+HEAD, GAP = 88, 2  # pixels: height of a strip's head, and distance between its pictures
+COLOURS = 24  # of a GIF: noise does not compress, so a small palette keeps the file small
+FRAME, HOLD = 0.08, 2.4  # seconds: each frame, and the last one
 MOST_FRAMES = 40
 
 
 def even_steps(steps: int, most: int) -> list[int]:
-    """About `most` of the steps 0 (noise) to `steps` (finished) and no more, with both ends; evenly, if it can be."""
+    """At most `most` of the steps 0 (noise) to `steps` (finished), both ends included.
+
+    Evenly spaced where a divisor of `steps` allows at least half of `most`; otherwise rounded.
+    """
     exact = [parts for parts in range(most // 2, most) if steps % parts == 0]
     parts = max(exact, default=min(most - 1, steps))
     return np.unique(np.linspace(0, steps, parts + 1).round().astype(int)).tolist()
 
 
 def columns_for(rows: int, row_width: int, row_height: int) -> int:
-    """In how many columns to set so many rows, so that the sheet is about as wide as a photograph: 4 to 3."""
+    """The number of columns for `rows` rows that brings a sheet closest to the format 4:3."""
 
     def shape(columns: int) -> float:
         return columns * row_width / (-(-rows // columns) * row_height)
@@ -38,11 +41,12 @@ def step_name(step: int) -> str:
     return str(step) if step else "noise"
 
 
-def strip(pictures: Mapping[int, np.ndarray], names: Sequence[str], title: str, caption: str) -> Image.Image:
-    """A row for each character, from noise at the left to the finished picture at the right.
+def denoising_strip(pictures: Mapping[int, np.ndarray], names: Sequence[str], title: str, caption: str) -> Image.Image:
+    """A row for each character, from noise on the left to the finished picture on the right.
 
     Args:
-        pictures: by the number of the step, rising, uint8 [len(names), R, R].
+        pictures: step → uint8 [len(names), R, R], steps ascending.
+        names: the label of each row.
     """
     shown = np.stack(list(pictures.values()), axis=1)
     count, steps, side, _ = shown.shape
@@ -67,7 +71,7 @@ def strip(pictures: Mapping[int, np.ndarray], names: Sequence[str], title: str, 
 
 
 def gif(frames: Sequence[Image.Image]) -> bytes:
-    """An animation that holds its last frame and begins again, as the content of a GIF file."""
+    """The content of a GIF file that holds its last frame and repeats."""
     both_ends = Image.fromarray(np.concatenate([np.asarray(frames[0]), np.asarray(frames[-1])]))
     palette = both_ends.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -78,14 +82,14 @@ def gif(frames: Sequence[Image.Image]) -> bytes:
 
 
 def mp4(frames: Sequence[Image.Image]) -> bytes:
-    """The same as the content of an MP4 file (H.264), by ffmpeg."""
-    import imageio_ffmpeg  # here, as nothing else needs it
+    """The content of an MP4 file (H.264, by ffmpeg) that holds its last frame."""
+    import imageio_ffmpeg  # only this function needs it
 
     rate = round(1 / FRAME)
     held = [*frames, *[frames[-1]] * round(HOLD * rate)]
-    width, height = (side // 2 * 2 for side in frames[0].size)  # H.264 halves the resolution of colours
+    width, height = (side // 2 * 2 for side in frames[0].size)  # even: H.264 halves colours
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "film.mp4"
+        file = Path(folder) / "animation.mp4"
         writer = imageio_ffmpeg.write_frames(
             file, (width, height), fps=rate, quality=7, macro_block_size=2, ffmpeg_log_level="error",
             output_params=["-movflags", "+faststart"],

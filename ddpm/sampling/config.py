@@ -1,4 +1,4 @@
-"""What sample.py can be asked for: one frozen dataclass, of which the command line and `--help` are made."""
+"""The flags of sample.py: a frozen dataclass, from which the command line and `--help` are made."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ class SampleConfig:
     """Draw characters, or a text in handwriting, with a trained model."""
 
     model: Positional[str | None] = None
-    """A run (its best checkpoint), or the folder of a checkpoint or an export. Left out: the run, if there is one."""
+    """A run (its best checkpoint), or the folder of a checkpoint or an export. Left out: the only run there is."""
     weights: Literal["ema", "swa"] = "ema"
-    """The moving average of the weights, or the average over epochs, if --swa-start-epoch made one."""
+    """ema: the moving average of the weights. swa: the average over epochs, from runs with --swa-start-epoch."""
     chars: str | None = None
-    """Characters for a sheet, with ranges, such as 0-9A-F. Left out: all 47 classes."""
+    """Characters of a sheet, ranges allowed, such as 0-9A-F. Left out: all 47 classes."""
     text: str | None = None
-    """A text to write by hand, each letter a fresh draw; a space is a gap, \\n begins a line."""
+    """A text to write by hand, every letter drawn anew; \\n starts a new line."""
     width: int = 24
-    """Characters in a line of --text, before it is wrapped."""
+    """Longest line of --text in characters; longer ones are wrapped."""
     style: Literal["paper", "night"] = "paper"
-    """What --text is written on."""
+    """Colours of --text: dark ink on paper, or light ink on a dark page."""
     per_class: int | None = None
-    """Pictures of each character on a sheet. Left out: 8, in an animation 3, in a strip 1."""
+    """Pictures of each character on a sheet. Left out: 8; in an animation 3, in a strip 1."""
     grid: bool = False
-    """A labelled sheet, as --chars makes, of the characters of --text."""
+    """Draw the characters of --text as a labelled sheet, as with --chars."""
     strip: tuple[int, ...] | None = None
-    """The way out of noise, side by side: at these steps (0 is noise), or evenly if none are given."""
+    """Show denoising steps side by side: these (0 is noise), or evenly spaced ones if none are given."""
     animate: bool = False
-    """The way out of noise as a GIF, or as an MP4 if --out ends so."""
+    """Show the denoising steps as a GIF, or as an MP4 if --out ends in .mp4."""
     npz: bool = False
-    """Also write the raw images beside the picture: x uint8 [N, H, W], upright, and y, their class indices [N]."""
+    """Also write the raw images beside the picture: x, uint8 [N, H, W], and y, their class indices [N]."""
     out: Path | None = None
-    """File for the picture (.png, .gif, .mp4), replaced if it is there. Left out: a new name in this folder."""
+    """File of the picture (.png, .gif, .mp4); an existing one is replaced. Left out: a new file in samples/."""
 
     sampler: Literal["ddpm", "ddim", "dpm++"] | None = None
-    """How noise is removed. Left out: as in the run's sample grids."""
+    """Left out: the sampler of the run's sample grids, ddim."""
     steps: int | None = None
-    """In how many steps. Left out: as in the run's sample grids."""
+    """Denoising steps. Left out: as in the run's sample grids."""
     guidance_scale: float | None = None
-    """Classifier-free guidance: 1 is none, larger is more typical and less varied. Left out: as in those grids."""
+    """Classifier-free guidance: 1 is none; larger is more typical and less varied. Left out: as in those grids."""
     seed: int = 0
-    """The same seed draws the same pictures, whatever the batch size; on another device they differ by rounding."""
+    """The same seed draws the same pictures at any batch size; on another device they differ by rounding."""
     batch_size: int | None = None
-    """Images in one forward pass. Left out: as many as suit the model's resolution."""
+    """Images in one forward pass. Left out: chosen for the resolution and the device."""
     device: str = "auto"
-    """auto takes a GPU if one is granted or there; else cpu, cuda, cuda:1. A GPU that cannot be used is refused."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast type of the model; auto takes bf16 where the device has it."""
+    """Autocast type of the model; auto: bf16 where the device supports it."""
     compile: bool = False
-    """torch.compile the model: costs a minute first, so it pays on a GPU, for many images of a big preset."""
+    """torch.compile the model: takes about a minute, worth it for many images of a big preset on a GPU."""
     output_root: Path = PROJECT_ROOT
-    """Folder with the checkpoints/ of the runs."""
+    """Folder with checkpoints/ and samples/."""
 
     def __post_init__(self) -> None:
         for wrong, message in self._mistakes():
@@ -68,7 +68,7 @@ class SampleConfig:
                 raise RequestError(message)
 
     def _mistakes(self) -> list[tuple[bool, str]]:
-        """Every rule on the request as (is it broken, what to say then)."""
+        """The rules as pairs (is it broken, message)."""
         counts = ("width", "per_class", "steps", "batch_size")
         guidance, suffix = self.guidance_scale, self.suffix
         return [
@@ -95,7 +95,7 @@ class SampleConfig:
             ),
             (
                 self.animate and suffix == ".png",
-                f"--out {self.out}: a .png holds no animation; take .gif or .mp4, or leave out --animate",
+                f"--out {self.out}: a .png cannot hold an animation; take .gif or .mp4, or leave out --animate",
             ),
             (
                 self.strip is not None and suffix != ".png",
@@ -109,7 +109,7 @@ class SampleConfig:
 
     @property
     def moving(self) -> bool:
-        """Is an animation asked for, by flag or by the name of the file?"""
+        """Is an animation asked for, by --animate or by the suffix of --out?"""
         return self.suffix != ".png"
 
     @property
@@ -118,17 +118,17 @@ class SampleConfig:
 
 
 def expand(chars: str) -> str:
-    """The characters that `--chars` names, ranges written out, without blanks: `0-3xY` → `0123xY`.
+    """The characters of `--chars` with ranges written out, without blanks: `0-3xY` → `0123xY`.
 
     Raises:
-        RequestError: a range has no direction or mixes digits, capitals and small letters, or nothing is named.
+        RequestError: a range is descending or mixes digits, capitals and small letters, or there is no character.
     """
 
     def written_out(match: re.Match) -> str:
         first, last = match.group(1), match.group(2)
         kinds = [(end.isdigit(), end.isupper(), end.islower()) for end in (first, last)]
         if kinds[0] != kinds[1] or first > last:
-            raise RequestError(f"--chars: {match.group()} is not a range; write such as 0-9, A-Z or a-f")
+            raise RequestError(f"--chars: {match.group()} is not a range; write it like 0-9, A-Z or a-f")
         return "".join(map(chr, range(ord(first), ord(last) + 1)))
 
     found = re.sub(r"([0-9A-Za-z])-([0-9A-Za-z])", written_out, "".join(chars.split()))

@@ -1,8 +1,8 @@
-"""Handwriting from single characters: where each stands on the line, how large it is, and paper under it.
+"""Handwriting from single characters: position and size of each on its line, and the paper.
 
-EMNIST has every character scaled to the same box, so a text of them must be given back what that took: capitals and
-digits stand on the baseline, small letters reach as high as they should and hang below it where they do, and letters
-stand as close as their outlines allow.
+EMNIST scales every character to the same box, which loses size and position. Here capitals and digits are set on the
+baseline, small letters get their x-height, ascenders and descenders back, and letters stand as close together as their
+outlines allow.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ COLOURS = {  # paper, ink, rules, margin line, caption
 }
 
 NARROWEST = 520  # width of a page in pixels, so that a caption has room
-CAPITAL = 72  # height of a capital on the page, in pixels; the lengths below are shares of it
-LINE, GAP, SPACE = 1.85, 0.15, 0.55  # from baseline to baseline; between outlines; between words
+CAPITAL = 72  # height of a capital on the page in pixels, the unit of the lengths below
+LINE, GAP, SPACE = 1.85, 0.15, 0.55  # baseline to baseline; between outlines; between words
 X_HEIGHT, DESCENT = 0.64, 0.36
-HEIGHTS = {**dict.fromkeys("bdfhkl", 1.05), "i": 0.9, "j": 0.9, "t": 0.88}  # over the baseline; others: X_HEIGHT
-HANGING = "gjpqy"  # letters that reach DESCENT below it
-WIDEST = {"m": 1.05, "w": 1.05}  # other letters are at most as wide as a capital is high
-REACH = 0.1  # strokes keep their distance over so much height above and below
-TUCK = 0.25  # and a letter goes no further than this into the box of the one before it
-EDGE = 0.07  # of a picture's side that fades out
-INK_LEVEL = 0.4  # from which on a pixel counts as ink, where 1 is the darkest
-SPECK = 0.02  # share of a picture's ink that may lie off the character on each side
+HEIGHTS = {**dict.fromkeys("bdfhkl", 1.05), "i": 0.9, "j": 0.9, "t": 0.88}  # above the baseline; others: X_HEIGHT
+HANGING = "gjpqy"  # letters with a descender (DESCENT)
+WIDEST = {"m": 1.05, "w": 1.05}  # widest letters; for the others see `_measures`
+REACH = 0.1  # letters keep their distance over this height above and below a stroke as well
+TUCK = 0.25  # how far a letter may move under or over the one before it
+EDGE = 0.07  # share of a picture's side that fades out
+INK_LEVEL = 0.4  # a pixel counts as ink from this level on, where 1 is the darkest
+SPECK = 0.02  # share of a picture's ink that is ignored as specks on each side
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the picture of a character stands on the page: its left upper corner and its side, in pixels."""
+    """Position of a character's picture on the page: top left corner and side, in pixels."""
 
     left: int
     top: int
@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Page:
-    """A text laid out: `places` are those of its characters other than blanks, in reading order."""
+    """The layout of a text: page size and baselines in pixels, a place for each character but blanks, in order."""
 
     width: int
     height: int
@@ -57,16 +57,16 @@ class Page:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """The lines of a text, of at most `width` characters; a line break in it stays, words longer than that are cut."""
+    """The lines of a text, at most `width` characters each: line breaks are kept, longer words are cut."""
     return [line for part in text.splitlines() for line in textwrap.wrap(part, width) or [""]]
 
 
 def lay_out(lines: Sequence[str], pixels: np.ndarray) -> Page:
-    """Give each character its place.
+    """The layout of a text.
 
     Args:
-        lines: the text, as `wrap` gives it.
-        pixels: uint8 [N, R, R], a picture of each of its characters but blanks, as they will be when finished.
+        lines: the text, as `wrap` returns it.
+        pixels: uint8 [N, R, R], the finished picture of each non-blank character.
     """
     drawn, places, baselines, right = iter(pixels), [], [], 0.0
     margin = round(0.75 * CAPITAL)
@@ -84,7 +84,7 @@ def lay_out(lines: Sequence[str], pixels: np.ndarray) -> Page:
 
 
 def repeated(page: Page, times: int) -> Page:
-    """The page written so many times, one below the other; `places` are those of the first, then of the second, …"""
+    """The page `times` times, one below the other; `places` are those of the first copy, then of the second, …"""
     shifts = [round(LINE * CAPITAL * len(page.baselines) * number) for number in range(times)]
     return Page(
         page.width,
@@ -97,12 +97,12 @@ def repeated(page: Page, times: int) -> Page:
 def write(
     page: Page, pixels: np.ndarray, style: Style = "paper", caption: str = "", notes: Sequence[str] = ()
 ) -> Image.Image:
-    """The page with these pictures of its characters on it: the finished ones, or what they were on the way there.
+    """The page with pictures of its characters, finished or after any denoising step.
 
     Args:
         pixels: uint8 [N, R, R], in the order of `page.places`; 0 is background.
-        caption: small, in the lower margin.
-        notes: short words for the left margin, which share the lines evenly.
+        caption: small text in the lower margin.
+        notes: short texts in the left margin, spread evenly over the lines.
     """
     sheet = np.asarray(_paper(page, style, caption, notes), np.float32)
     ink = np.array(COLOURS[style][1], np.float32)
@@ -117,18 +117,18 @@ def write(
 
 
 class _Pen:
-    """Goes along a line and puts each character as close to the one before it as their outlines allow."""
+    """Sets a line, each character as close to the one before it as their outlines allow."""
 
     def __init__(self, left: float, baseline: int) -> None:
         self.right, self.baseline = left, baseline
-        self.outline: np.ndarray | None = None  # right end of the last character's ink in each row, x on the page
+        self.outline: np.ndarray | None = None  # right edge of the last character's ink, x on the page, by row
 
     def space(self) -> None:
         self.right += SPACE * CAPITAL
         self.outline = None
 
     def put(self, character: str, picture: np.ndarray) -> Place:
-        """Put down a character, uint8 [R, R]; `right` is then the right end of its ink."""
+        """Place a character, uint8 [R, R]; moves `right` to the right edge of its ink."""
         above, below, widest = _measures(character)
         box = _ink_box(picture)
         scale = min((above + below) * CAPITAL / (box[3] - box[1]), widest * CAPITAL / (box[2] - box[0]))
@@ -139,7 +139,7 @@ class _Pen:
         if self.outline is None:
             left = self.right - starts.min()
         else:
-            distance = (starts - self.outline).min()  # of the outlines, were the picture to stand at 0
+            distance = (starts - self.outline).min()  # between the outlines with the picture at x = 0
             left = max(GAP * CAPITAL - distance, self.right - starts.min() - TUCK * CAPITAL)
         self.outline = _widened(left + ends)
         self.right = float(left + ends.max())
@@ -147,27 +147,27 @@ class _Pen:
 
 
 def _measures(character: str) -> tuple[float, float, float]:
-    """How far a character reaches above and below the baseline, and its greatest width, in capitals' heights."""
+    """Height above the baseline, depth below it and greatest width of a character, in heights of a capital."""
     above = HEIGHTS.get(character, X_HEIGHT) if character.islower() else 1.0
     return above, DESCENT if character in HANGING else 0.0, WIDEST.get(character, 1.0 if above == 1 else 0.8)
 
 
 def _ink_box(picture: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the ink but for specks; the whole picture if there is none."""
+    """Left, top, right and bottom of the ink without specks; the whole picture if there is no ink."""
     ink = picture > INK_LEVEL * 255
     if not ink.any():
         return 0, 0, len(picture), len(picture)
     ends = []
     for axis in (0, 1):
-        share = ink.sum(axis).cumsum() / ink.sum()  # left of, or above, the end of each column or row
+        share = ink.sum(axis).cumsum() / ink.sum()  # up to and including each column or row
         ends.append((int((share <= SPECK).sum()), int((share < 1 - SPECK).sum()) + 1))
     (left, right), (top, bottom) = ends
     return left, top, right, bottom
 
 
 def _outlines(large: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the ink of a picture begins and ends in each row of the line: x, infinite in rows without ink."""
-    rows = 4 * CAPITAL  # of which the baseline is in the middle
+    """Left and right edge of a picture's ink in each row of the line: x in pixels, infinite in rows without ink."""
+    rows = 4 * CAPITAL  # the baseline is the middle one
     starts, ends = np.full(rows, np.inf), np.full(rows, -np.inf)
     ink = large > INK_LEVEL
     for row in np.flatnonzero(ink.any(1)):
@@ -179,25 +179,25 @@ def _outlines(large: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _widened(outline: np.ndarray) -> np.ndarray:
-    """The outline, reaching a little up and down, so that strokes one above the other keep their distance too."""
+    """The outline widened by REACH up and down, so that strokes one above the other keep their distance too."""
     reach = round(REACH * CAPITAL)
     return np.lib.stride_tricks.sliding_window_view(np.pad(outline, reach, mode="edge"), 2 * reach + 1).max(1)
 
 
 def _enlarged(picture: np.ndarray, side: int) -> np.ndarray:
-    """The picture as float32 [side, side] in [0, 1], smooth."""
+    """The picture resampled smoothly, float32 [side, side] in [0, 1]."""
     large = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(large, np.float32) / 255
 
 
 def _fade(side: int) -> np.ndarray:
-    """1, and less towards the edges, float32 [side, side], so that noise does not end in sharp corners."""
+    """Weights that fall from 1 to 0 at the edges, float32 [side, side], so that noise has no sharp border."""
     edge = np.minimum(np.arange(side), np.arange(side)[::-1]) / (EDGE * side)
     return np.minimum.outer(edge, edge).clip(0, 1).astype(np.float32)
 
 
 def _contrast(amount: np.ndarray) -> np.ndarray:
-    """Crisp edges for enlarged strokes: a smooth step."""
+    """Sharpens the edges of enlarged strokes with a smooth step."""
     step = ((amount - 0.15) / 0.6).clip(0, 1)
     return step * step * (3 - 2 * step)
 

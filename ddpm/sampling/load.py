@@ -1,4 +1,4 @@
-"""A trained model, taken from a run, a checkpoint or an export, ready to draw."""
+"""A trained model, loaded from a run, a checkpoint or an export and ready to sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddpm.training.data import CLASS_NAMES
 from ddpm.training.model import set_layout
 
 Weights = Literal["ema", "swa"]
-NEEDED = (  # what is read of meta.json, and shown of it
+NEEDED = (  # parts of meta.json that loading, sampling and the model card read
     *("run", "data", "files", "metrics"),
     *(f"progress.{name}" for name in ("epoch", "step", "global_batch", "images_seen")),
     *(f"settings.{name}" for name in ("sample_steps", "guidance_scale", "data_root", "output_root", "diffusion_steps",
@@ -30,11 +30,12 @@ NEEDED = (  # what is read of meta.json, and shown of it
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its averaged weights, and what is known of its training."""
+    """A model with averaged weights, and the meta.json of its checkpoint."""
 
     folder: Path
     meta: dict[str, Any]  # run, data, settings, progress, metrics: see checkpoints/README.md
     pipeline: CharacterPipeline
+    weights: Weights = "ema"
 
     @property
     def run(self) -> str:
@@ -47,12 +48,12 @@ class TrainedModel:
 
     @property
     def source(self) -> str:
-        """What it was trained on, in words that can stand under a picture."""
+        """The training data in words, short enough for captions."""
         return data_words(self.data)
 
     @property
     def progress(self) -> str:
-        """How long it was trained, in words."""
+        """How long the model was trained: `epoch 6, step 3528`."""
         done = self.meta["progress"]
         if done.get("batch"):
             return f"in epoch {done['epoch'] + 1}, step {done['step']}"
@@ -60,28 +61,30 @@ class TrainedModel:
 
     @property
     def paths(self) -> RunPaths:
-        """The files of its run: where the folder lies, if it is one of the run's, else where it was trained."""
+        """The files of its run: under the root that `folder` lies in, otherwise under the root of the training."""
         roots = [parent.parent for parent in real(self.folder).parents if parent.name == "checkpoints"]
         return RunPaths(roots[0] if roots else Path(self.meta["settings"]["output_root"]), self.run)
 
 
-def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT, weights: Weights = "ema") -> TrainedModel:
-    """The model that `what` names, on `device`: a run (its best checkpoint), a checkpoint's or an export's folder.
+def load_model(
+    name: str, device: torch.device, output_root: Path = PROJECT_ROOT, weights: Weights = "ema"
+) -> TrainedModel:
+    """The model of `name`, on `device`.
 
     Args:
-        weights: the moving average (ema), or the average over epochs that `--swa-start-epoch` makes (swa).
+        name: a run (its best checkpoint is taken), or the folder of a checkpoint or an export.
+        weights: the moving average (ema), or the average over epochs of `--swa-start-epoch` (swa).
 
     Raises:
-        RequestError: there is no such model, or it is damaged, or lacks these weights.
+        RequestError: there is no such model, it is damaged, or it does not have these weights.
     """
-    folder = find(what, output_root)
-    unet = "unet" if weights == "ema" else "unet_swa"
-    if weights != "ema" and not (folder / unet).is_dir():
+    folder = find_checkpoint(name, output_root)
+    part = "unet" if weights == "ema" else "unet_swa"
+    if weights != "ema" and not (folder / part).is_dir():
         raise RequestError(f"--weights {weights}: {folder} has none; --swa-start-epoch makes them in training")
     try:
         meta = checked_meta(folder, NEEDED)
-        needed = (f"{unet}/{WEIGHTS_NAME}", f"{unet}/config.json", "scheduler/scheduler_config.json")
-        for file in needed:
+        for file in (f"{part}/{WEIGHTS_NAME}", f"{part}/config.json", "scheduler/scheduler_config.json"):
             if digest_of(folder / file) != meta["files"].get(file, "not listed"):
                 raise RequestError(f"{folder / file} is missing or damaged: give another checkpoint")
     except OSError as error:
@@ -92,11 +95,11 @@ def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT, weig
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error}): give another one") from error
     settings = meta["settings"]
     try:
-        unet = UNet2DModel.from_pretrained(folder / unet, use_safetensors=True, low_cpu_mem_usage=False)
+        unet = UNet2DModel.from_pretrained(folder / part, use_safetensors=True, low_cpu_mem_usage=False)
         set_layout(unet.to(device), channels_last=device.type == "cuda")
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         make_sampler("ddpm", scheduler, settings["sample_steps"])
-    except Exception as error:  # diffusers and torch each have their own for settings that make no network
+    except Exception as error:  # diffusers and torch raise errors of their own for configs that make no network
         words = (str(error).strip() or repr(error)).splitlines()[0]
         raise RequestError(f"{folder} cannot be loaded ({words}): give another checkpoint") from error
     pipeline = CharacterPipeline(
@@ -104,33 +107,33 @@ def load(what: str, device: torch.device, output_root: Path = PROJECT_ROOT, weig
         guidance_scale=settings["guidance_scale"],
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    return TrainedModel(folder, meta, pipeline)
+    return TrainedModel(folder, meta, pipeline, weights)
 
 
 def runs_with_checkpoints(output_root: Path) -> list[str]:
     """The names of the runs that have a checkpoint.
 
     Raises:
-        OSError: the folder cannot be looked into.
+        OSError: the folder cannot be read.
     """
     root = real(output_root) / "checkpoints"
     return sorted({link.parent.name for link in root.glob("*/latest")}) if readable_folder(root) else []
 
 
-def find(what: str, output_root: Path = PROJECT_ROOT) -> Path:
-    """The folder of weights that `what` names: a folder that has some, or the best checkpoint of a run.
+def find_checkpoint(name: str, output_root: Path = PROJECT_ROOT) -> Path:
+    """The folder of the model `name`: a folder with weights, or the best checkpoint of a run.
 
     Raises:
         RequestError: there is none; the message lists the runs that have checkpoints.
     """
     root = real(output_root) / "checkpoints"
     try:
-        for place in (Path(what), root / what):
+        for place in (Path(name), root / name):
             for folder in (place, place / "best", place / "latest"):
                 if readable_folder(folder / "unet"):
                     return real(folder)
         known = runs_with_checkpoints(output_root)
     except OSError as error:
-        raise RequestError(f"the model {what:.60} cannot be read: {why_and_cure(error)}") from error
+        raise RequestError(f"the model {name:.60} cannot be read: {why_and_cure(error)}") from error
     there = f"the runs there are: {', '.join(known)}" if known else "no run has one yet"
-    raise RequestError(f"no checkpoint of {what!r} under {root}; {there} (see also --output-root)")
+    raise RequestError(f"no checkpoint of {name!r} under {root}; {there} (see also --output-root)")

@@ -1,287 +1,176 @@
-"""The model card of an exported model: what it is, how to use it, how good it was measured to be, where it ends."""
+"""The model card of an export: Hub front matter and the facts that model_card_template.md shows.
+
+`card_data` and `evaluation_results` also make the front matter of a run's training report.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ddpm.run import kinds
 from ddpm.run.config import data_words
-from ddpm.run.metrics import METRICS
-from ddpm.training.emnist import CLASS_NAMES, MERGED
+from ddpm.run.evaluation_figures import EVALUATION_FIGURES, at, measured
+from ddpm.run.evaluation_file import real_images_words
+from ddpm.run.format import duration
+from ddpm.run.metrics import DASH, METRICS
+from ddpm.training.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 
-TASK = "unconditional-image-generation"  # the Hub's nearest: it has no task for classes
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TASK = "unconditional-image-generation"  # the closest task of the Hub: it has none for drawing by class
+# machine-specific settings: the card leaves them out, and an export's meta.json has these values
+MACHINE_SPECIFIC = {"data_root": "data", "output_root": ".", "resume": "auto", "device": "auto", "config": None}
 SHOWN_EPOCHS = 10
-USAGE = """\
-```python
-import numpy as np
-import torch
-from diffusers import DiffusionPipeline, UNet2DModel
-from PIL import Image
-
-folder = {name}  # where this folder lies, or the model's name on the Hugging Face Hub
-pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-
-# Text: a picture for each character, blanks left out. The same seed draws the same characters again.
-images = pipeline("Hello World", generator=torch.Generator().manual_seed(0)).images
-Image.fromarray(np.concatenate(images, axis=1)).save("hello.png")
-
-# Labels, in the order of pipeline.config.class_names; {null} means "any". Here as an array, uint8 [3, {size}, {size}].
-pixels = pipeline([10, 36, {null}], num_inference_steps={steps}, guidance_scale=1.0, output_type="np").images
-
-# The network alone: noisy images in [-1, 1], timesteps, labels. What it predicts is {predicts}.
-unet = UNet2DModel.from_pretrained(folder, subfolder="unet")
-prediction = unet(torch.randn(1, 1, {size}, {size}), timestep={last}, class_labels=torch.tensor([10])).sample
-```"""
-EVALUATION = {  # row: (figure, the same of as many real images), as places in evaluation.json; name on the Hub
-    "Top-1 of a classifier": ("conditional.top1", "classifier.top1", "top1"),
-    "Top-5 of a classifier": ("conditional.top5", "classifier.top5", "top5"),
-    "Top-1 relative to real images (RCA)": ("conditional.rca", None, "rca"),
-    "Fréchet distance": ("distances.frechet", "distances.frechet_real", "frechet_distance"),
-    "Kernel distance": ("distances.kernel", "distances.kernel_real", "kernel_distance"),
-    "Precision": ("distances.precision", None, "precision"),
-    "Recall": ("distances.recall", None, "recall"),
-    "Classes drawn without a label: distance from uniform": (
-        "class_balance.total_variation", "class_balance.real_total_variation", "total_variation",
-    ),
-    "Share that is very close to a training image": (
-        "memorisation.closer_than_heldout_p01", None, "closer_than_heldout_p01",
-    ),
-}  # fmt: skip
-EVALUATION_NOTES = """\
-In brackets: the 95% bootstrap interval. The classifier is a small one, trained on the real training images; distances,
-precision and recall are taken in its features (they are not comparable with distances in Inception features). Distance
-from uniform: total variation. Very close: closer than 99% of held-out real images are to their nearest training image,
-so that 0.01 is what a model that copies nothing comes to."""
+EPOCH_COLUMNS = [METRICS[name] for name in ("epoch", "loss_mean", "val_loss_ema", "lr")]
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card is made from, beside the checkpoint's meta.json."""
+    """What the card says besides meta.json."""
 
-    folder: str  # the name of the exported folder
-    source: str  # what the model was trained on, in words
-    sheet: str  # what the sample sheet shows, in words
+    folder: str  # name of the exported folder
+    samples: str  # caption of samples.png
     unet: dict[str, Any]  # the network's config.json
     parameters: int
-    evaluation: dict[str, Any] | None  # evaluation.json, if the run has one
+    evaluation: dict[str, Any] | None = None  # evaluation.json, as `load_evaluation` returns it
+    damage: str | None = None  # why evaluation.json cannot be read
+    license: str | None = None  # of the weights, as the Hub calls it
 
 
 def model_card(meta: dict[str, Any], facts: CardFacts) -> str:
-    """README.md of the exported folder: front matter for the Hugging Face Hub, and the page.
+    """README.md of an export.
 
     Args:
-        meta: run, data, settings, progress, metrics and history, as in a checkpoint's meta.json.
+        meta: run, data, settings, used, progress, metrics and history, as in a checkpoint's meta.json.
     """
-    settings, size = meta["settings"], facts.unet["sample_size"]
-    parts = [
-        f"---\n{_front_matter(meta, facts).to_yaml()}\n---",
-        f"# {meta['run']}",
-        f"Draws handwritten characters: give it text or classes, get a picture of {size} × {size} pixels for each. "
-        f"A class-conditional diffusion model (DDPM) of {facts.parameters / 1e6:.1f} M parameters, trained on "
-        f"{facts.source}.",
-        _warning(meta),
-        f"![Characters drawn by this model](samples.png)\n\n*{facts.sheet}*",
-        "## Use it",
-        USAGE.format(
-            name=json.dumps(facts.folder), size=size, null=len(CLASS_NAMES), last=settings["diffusion_steps"] - 1,
-            steps=min(100, settings["diffusion_steps"]),
-            predicts="the noise" if settings["prediction_type"] == "epsilon" else "the velocity (Salimans & Ho 2022)",
-        ),
-        "It needs torch and diffusers (0.35 or newer) and no network. `trust_remote_code` lets diffusers run "
-        "`pipeline.py` of this folder: read it, it is short. `pipeline.to(\"cuda\")` puts it on a GPU; "
-        "`sampler=\"ddpm\"`, `\"ddim\"` or `\"dpm++\"` chooses how to denoise.",
-        "## Training", _training(meta, facts),
-        "## Evaluation", _evaluation(meta, facts.evaluation),
-        "## Settings", "```json\n" + json.dumps(settings, indent=2) + "\n```",
-        "## Limits", _limits(meta, size),
-        "## References", _references(meta),
-    ]  # fmt: skip
-    return "\n\n".join(filter(None, parts)) + "\n"
+    loss, results = meta["metrics"].get("val_loss_ema"), []
+    if loss is not None:
+        results.append(_result(meta["data"], "loss", METRICS["val_loss_ema"].label, loss))
+    if facts.evaluation and _of_this_model(facts.evaluation, meta):
+        results += evaluation_results(facts.evaluation)
+    front_matter = card_data(meta["run"], meta["data"], results, facts.license)
+    return str(ModelCard.from_template(front_matter, str(TEMPLATE), **template_variables(meta, facts))).rstrip() + "\n"
 
 
-def _front_matter(meta: dict[str, Any], facts: CardFacts) -> ModelCardData:
-    emnist = meta["data"] == "emnist"
-    tags = ["diffusers", "ddpm", "class-conditional-image-generation", "handwriting", "emnist" if emnist else "glyphs"]
-    measured = _measured(meta, facts.evaluation)
+def card_data(run: str, data: str, results: Sequence[EvalResult] = (), license: str | None = None) -> ModelCardData:
+    """The Hub's front matter for a model of `run`.
+
+    Args:
+        data: `emnist` or `glyphs`. Glyphs are no data set of the Hub, and no handwriting.
+        results: what was measured of it, for the `model-index`.
+        license: of the weights; without one the front matter names none.
+    """
+    emnist = data == "emnist"
+    tags = ["diffusers", "ddpm", "class-conditional-image-generation", *(["handwriting"] if emnist else []), data]
     return ModelCardData(
-        license="mit",
-        library_name="diffusers",
-        pipeline_tag=TASK,
-        tags=tags,
-        datasets=["emnist"] if emnist else None,
-        model_name=meta["run"],
-        eval_results=[
-            EvalResult(
-                task_type=TASK, dataset_type=data, dataset_name=data_words(data), dataset_split="test",
-                metric_type=kind, metric_name=name, metric_value=value,
-            )
-            for data, kind, name, value in measured
-        ] or None,
+        license=license, library_name="diffusers", pipeline_tag=TASK, tags=tags,
+        datasets=["emnist"] if emnist else None, model_name=run, eval_results=list(results) or None,
     )  # fmt: skip
 
 
-def _measured(meta: dict[str, Any], evaluation: dict[str, Any] | None) -> list[tuple[str, str, str, float]]:
-    """The figures that were measured of this very checkpoint, as (data, kind, name, value)."""
-    figures = []
-    if (loss := meta["metrics"].get("val_loss_ema")) is not None:
-        figures.append((meta["data"], "loss", "validation loss", loss))
-    if evaluation and _same_checkpoint(meta, evaluation):
-        data = evaluation.get("data", meta["data"])
-        for name, (place, _, kind) in EVALUATION.items():
-            estimate = _at(evaluation, place)
-            if estimate and estimate["value"] is not None:
-                figures.append((data, kind, name, estimate["value"]))
-    return figures
+def evaluation_results(evaluation: dict[str, Any]) -> list[EvalResult]:
+    """The figures of an evaluation that have a value, for a `model-index`.
 
-
-def _warning(meta: dict[str, Any]) -> str:
-    if meta["data"] == "emnist":
-        return ""
-    return ("> **Trained on embedded glyphs, not EMNIST.** They are drawn from fonts; nothing here says how well the "
-            "model would draw handwriting.")  # fmt: skip
-
-
-def _training(meta: dict[str, Any], facts: CardFacts) -> str:
-    settings, done, last = meta["settings"], meta["progress"], meta["metrics"]
-    rows = [
-        ("data", facts.source),
-        ("epochs", f"{done['epoch']} of {settings['epochs']}"),
-        ("steps", f"{done['step']:,}, of {done['global_batch']:,} images each"),
-        ("images seen", f"{done['images_seen']:,}"),
-        ("noise", f"{settings['diffusion_steps']} levels, `{settings['beta_schedule']}`"),
-        ("the network predicts", "noise" if settings["prediction_type"] == "epsilon" else "velocity"),
-        ("weights", f"moving average (EMA), decay {settings['ema_decay']:g}"),
-        ("labels left out", f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance"),
-        ("validation loss, on test images", METRICS["val_loss_ema"].text(last.get("val_loss_ema"))),
-        ("time", f"{last['total_time_sec'] / 60:,.1f} minutes" if last.get("total_time_sec") else _number(None)),
-    ]
-    history = meta.get("history", [])
-    every = math.ceil(len(history) / SHOWN_EPOCHS) or 1
-    shown = history[::-every][::-1]  # the last one is among them
-    columns = [METRICS[name] for name in ("epoch", "loss_mean", "val_loss_ema", "lr")]
-    epochs = [[metric.text(row.get(metric.name)) for metric in columns] for row in shown]
-    tables = [_table(("", ""), rows)] + ([_table([metric.label for metric in columns], epochs)] if epochs else [])
-    return "\n\n".join(tables)
-
-
-def _evaluation(meta: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
-    if not evaluation:
-        return "Not measured yet, so nobody knows how readable, varied and original its characters are."
-    drawn = evaluation["sampler"]
-    how = (
-        f"{evaluation['samples_per_class']} characters of each class, drawn with {drawn['name']}, {drawn['steps']} "
-        f"steps, guidance {drawn['guidance_scale']:g}, compared with "
-        + data_words(evaluation.get("data", meta["data"]))
-    )
-    other = ""
-    if not _same_checkpoint(meta, evaluation):
-        other = (f"> **Measured on another checkpoint of this run**, `{evaluation['checkpoint']}`; this export is of "
-                 f"step {meta['progress']['step']:,}.")  # fmt: skip
-    rows = []
-    for name, (place, real, _) in EVALUATION.items():
-        if estimate := _at(evaluation, place):
-            rows.append((name, _interval(estimate), _interval(_at(evaluation, real)), f"{estimate['count']:,}"))
-    table = _table(("", "generated", "real images", "images"), rows)
-    best = evaluation.get("recommended")
-    advice = f'Recommended: `sampler="{best["sampler"]}"`, {best["steps"]} steps: {best["why"]}.' if best else ""
-    return "\n\n".join(filter(None, [other, f"{how}.", table, EVALUATION_NOTES, advice]))
-
-
-def _limits(meta: dict[str, Any], size: int) -> str:
-    alone = [name for name in CLASS_NAMES if name.islower()]
-    points = [
-        "It knows 47 classes: the ten digits, the capitals, and the small letters "
-        f"{' '.join(alone)}. In {' '.join(MERGED)} both cases are one class: ask for `s` or `S`, and either may come. "
-        "There are no accents, no punctuation, no other scripts.",
-        "Some classes look alike even when people write them: 0 and O; 1, I and L; 2 and Z; 5 and S; 9, g and q.",
-        "Characters are drawn one by one: a word is not in one hand, and letters do not join.",
-    ]
-    if meta["data"] == "emnist":
-        points.append(
-            "EMNIST was written by some 3,600 people in the United States, census staff and high-school students, "
-            "before 1995. Other people's handwriting looks different."
-        )
-    else:
-        points.append("The training images were drawn from fonts, with small distortions: it has seen no handwriting.")
-    if size > 28:
-        points.append(f"The data are 28 × 28 pixels, enlarged to {size}: pictures are smoother, not richer in detail.")
-    if not meta["settings"]["cfg_dropout_prob"]:
-        points.append('It was trained with every label in place: `guidance_scale` has to be 1; it cannot draw "any".')
-    else:
-        points.append("Guidance above 1 makes characters more typical and less varied; far above, strokes multiply.")
-    return "\n".join(f"- {point}" for point in points)
-
-
-def _references(meta: dict[str, Any]) -> str:
-    papers = [
-        "Ho, Jain, Abbeel: Denoising Diffusion Probabilistic Models, 2020.",
-        "Nichol, Dhariwal: Improved Denoising Diffusion Probabilistic Models, 2021 (the cosine schedule).",
-        "Ho, Salimans: Classifier-Free Diffusion Guidance, 2022.",
-    ]
-    if meta["data"] == "emnist":
-        papers.append("Cohen, Afshar, Tapson, van Schaik: EMNIST: an extension of MNIST to handwritten letters, 2017.")
-    return "\n".join(f"- {paper}" for paper in papers)
-
-
-def check_evaluation(evaluation: Any) -> None:
-    """See that all is there, and of its kind, that a card shows of evaluation.json.
-
-    Raises:
-        ValueError: it is not; says in a few words why.
+    Args:
+        evaluation: as `load_evaluation` returns it.
     """
-    known = kinds.record(
-        sampler=kinds.record(name=kinds.text, steps=kinds.count, guidance_scale=kinds.amount),
-        samples_per_class=kinds.count, checkpoint=kinds.text, step=kinds.count, data=kinds.one_of(*kinds.DATA),
-    )(evaluation)  # fmt: skip
-    best = (evaluation or {}).get("recommended") if known else None
-    whole = kinds.record(sampler=kinds.text, steps=kinds.count, why=kinds.text)
-    parts = [("the file", known, 5), ("sampler", (known or {}).get("sampler"), 3)]
-    if best is not None:  # there is none without a comparison of samplers
-        parts.append(("recommended", whole(best), 3))
-    for name, found, size in parts:
-        if not found or len(found) < size or None in found.values():
-            raise ValueError(f"{name} is not what it should be")
-    for places in EVALUATION.values():
-        for place in filter(None, places[:2]):
-            estimate = _at(evaluation, place)
-            if estimate is not None and not _is_estimate(estimate):
-                raise ValueError(f"{place} is not what it should be")
+    return [_result(evaluation["data"], figure.name, figure.label, value) for figure, value in measured(evaluation)]
 
 
-def _is_estimate(estimate: Any) -> bool:
-    if not isinstance(estimate, dict) or kinds.count(estimate.get("count")) is None:
-        return False
-    figures = [estimate.get(name, ...) for name in ("value", "low", "high")]
-    return all(value is None or kinds.figure(value) is not None for value in figures)
+def _result(data: str, kind: str, name: str, value: float) -> EvalResult:
+    """A figure measured on test images, called `kind` by programs and `name` by people."""
+    return EvalResult(
+        task_type=TASK, dataset_type=data, dataset_name=data_words(data), dataset_split="test", metric_type=kind,
+        metric_name=name, metric_value=value,
+    )  # fmt: skip
 
 
-def _same_checkpoint(meta: dict[str, Any], evaluation: dict[str, Any]) -> bool:
-    return evaluation.get("step") == meta["progress"]["step"]
+def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]:
+    """The variables of model_card_template.md, except `card_data`."""
+    settings, evaluation = meta["settings"] | meta.get("used", {}), facts.evaluation
+    shown = {name: value for name, value in settings.items() if name not in MACHINE_SPECIFIC}
+    return {
+        "run": meta["run"],
+        "emnist": meta["data"] == "emnist",
+        "source": data_words(meta["data"]),
+        "samples": facts.samples,
+        "folder": json.dumps(facts.folder),
+        "size": facts.unet["sample_size"],
+        "original_size": IMAGE_SIZE,
+        "parameters": f"{facts.parameters / 1e6:.1f}",
+        "classes": len(CLASS_NAMES),
+        "small_letters": " ".join(name for name in CLASS_NAMES if name.islower()),
+        "merged": " ".join(MERGED),
+        "steps": min(100, settings["diffusion_steps"]),
+        "last_timestep": settings["diffusion_steps"] - 1,
+        "predicts_noise": settings["prediction_type"] == "epsilon",
+        "cosine_schedule": settings["beta_schedule"] == "squaredcos_cap_v2",
+        "label_dropout": settings["cfg_dropout_prob"],
+        "training": _training(meta),
+        "epoch_columns": [metric.label for metric in EPOCH_COLUMNS],
+        "epochs": _epochs(meta.get("history", [])),
+        "damage": facts.damage,
+        "evaluation": evaluation and _evaluation(evaluation),
+        "other_model": evaluation and not _of_this_model(evaluation, meta) and _model_words(evaluation),
+        "settings": json.dumps(shown, indent=2),
+        "settings_as_used": "used" in meta,
+    }
 
 
-def _at(document: dict[str, Any], place: str | None) -> dict[str, Any] | None:
-    """The estimate at `part.figure` of evaluation.json, if it was made."""
-    part, _, figure = (place or "").partition(".")
-    found = document.get(part)
-    return found.get(figure) if isinstance(found, dict) else None
+def _training(meta: dict[str, Any]) -> dict[str, str]:
+    """The facts of the training, by name."""
+    settings, done, last, used = meta["settings"], meta["progress"], meta["metrics"], meta.get("used", {})
+    validation = f" on {used['val_images']:,} test images" if used.get("val_images") else " on test images"
+    return {
+        "data": data_words(meta["data"]),
+        "epochs completed": f"{METRICS['epoch'].text(done['epoch'])} of {settings['epochs']}",
+        "optimizer steps": f"{METRICS['step'].text(done['step'])}, {done['global_batch']:,} images each",
+        "images seen": METRICS["images_seen"].text(done["images_seen"]),
+        "noise schedule": f"{settings['diffusion_steps']} levels, `{settings['beta_schedule']}`",
+        "the network predicts": "noise" if settings["prediction_type"] == "epsilon" else "velocity",
+        "weights": f"moving average (EMA), decay {settings['ema_decay']:g}",
+        "label dropout": f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance",
+        "validation loss": METRICS["val_loss_ema"].text(last.get("val_loss_ema")) + validation,
+        "time": duration(last.get("total_time_sec")),
+        **({"precision": used["precision"]} if used.get("precision") else {}),
+        **({"compiled": "yes" if used["compile"] else "no"} if used.get("compile") is not None else {}),
+    }  # fmt: skip
 
 
-def _interval(estimate: dict[str, Any] | None) -> str:
-    if not estimate:
-        return ""
-    return f"{_number(estimate['value'])} ({_number(estimate['low'])} to {_number(estimate['high'])})"
+def _epochs(history: list[dict[str, Any]]) -> list[list[str]]:
+    """At most SHOWN_EPOCHS rows of the epochs' figures, evenly spaced, the last one included."""
+    every = math.ceil(len(history) / SHOWN_EPOCHS) or 1
+    return [[metric.text(row.get(metric.name)) for metric in EPOCH_COLUMNS] for row in history[::-every][::-1]]
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation in words: how it was made, a row for each figure, and the recommended sampler."""
+    images, drawn, rows = evaluation["test_images"], evaluation["sampler"], []
+    guidance = DASH if drawn["guidance_scale"] is None else f"{drawn['guidance_scale']:g}"
+    for figure in EVALUATION_FIGURES:
+        estimate = at(evaluation, figure.place)
+        real = figure.words(at(evaluation, figure.real)) if figure.real else ""
+        rows.append((figure.heading, figure.words(estimate), real, f"{estimate['count']:,}", figure.meaning))
+    return {
+        "sampler": f"{drawn['name']}, {drawn['steps']} steps, guidance {guidance}",
+        "samples_per_class": f"{evaluation['samples_per_class']:,}",
+        "data": data_words(evaluation["data"]),
+        "test_images": images and real_images_words(images),
+        "rows": rows,
+        "recommended": evaluation["recommended"],
+    }
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any]) -> bool:
+    """Was the evaluation made of this checkpoint's EMA weights, which are the ones exported?"""
+    return (evaluation["step"], evaluation.get("weights", "ema")) == (meta["progress"]["step"], "ema")
+
+
+def _model_words(evaluation: dict[str, Any]) -> str:
+    """The model that an evaluation was made of."""
+    return f"`{evaluation['checkpoint']}`, {evaluation.get('weights', 'ema').upper()} weights"

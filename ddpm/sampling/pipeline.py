@@ -1,10 +1,10 @@
-"""Draws characters from noise: samplers, classifier-free guidance, and the pipeline that exported models bring along.
+"""Sampling: samplers, classifier-free guidance, and the diffusers pipeline of exported models.
 
-A copy of this file lies in every exported model, so it needs diffusers and nothing else of this project. Annotations
-are not postponed here: diffusers 0.35 reads the types of `__init__`, and cannot read strings.
+Every exported model contains a copy of this file, so it imports nothing else of this project. Annotations are not
+postponed: diffusers 0.35 reads the types of `__init__` and does not understand them as strings.
 
 DDPM: Ho et al. 2020; DDIM: Song et al. 2021; DPM-Solver++: Lu et al. 2022; classifier-free guidance: Ho & Salimans
-2022. The samplers are diffusers'.
+2022. The samplers are those of diffusers.
 """
 
 from collections import deque
@@ -22,31 +22,31 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMult
 
 
 def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMScheduler, torch.Tensor]:
-    """A sampler of `steps` steps, which takes clean images for the model's output, and the timesteps that the model is
-    asked at, int64 [steps], falling.
+    """A sampler with `steps` steps that takes clean images as the model's output, and its timesteps: int64 [steps],
+    descending.
 
-    The schedule is respaced as by Nichol & Dhariwal 2021: the sampler gets the noise levels of `steps` even timesteps
-    and no others. diffusers' own spacing is inexact where `steps` does not divide the number of training timesteps.
+    The schedule is respaced as in Nichol & Dhariwal 2021: the sampler knows only the noise levels of `steps` evenly
+    spaced timesteps. The spacing of diffusers is inexact where `steps` does not divide the training timesteps.
 
     Args:
-        scheduler: the noise schedule that the model was trained with.
+        scheduler: the noise schedule of the training.
 
     Raises:
-        ValueError: there is no such sampler, or it cannot take so many steps.
+        ValueError: unknown sampler, or a number of steps outside 1 to the number of training timesteps.
     """
     trained = scheduler.config.num_train_timesteps
     if name not in SAMPLERS:
-        raise ValueError(f"no sampler is called {name!r}: there are {', '.join(SAMPLERS)}")
+        raise ValueError(f"unknown sampler {name!r}; there are {', '.join(SAMPLERS)}")
     if not 1 <= steps <= trained:
-        raise ValueError(f"{steps} steps: a sampler of this model takes 1 to {trained}")
-    timesteps = (torch.arange(1, steps + 1) * trained + steps // 2) // steps - 1  # evenly, up to the noisiest
-    kept = scheduler.alphas_cumprod.cpu()[timesteps]  # where the samplers keep their tables
+        raise ValueError(f"{steps} steps: this model takes 1 to {trained}")
+    timesteps = (torch.arange(1, steps + 1) * trained + steps // 2) // steps - 1  # evenly spaced, the noisiest included
+    kept = scheduler.alphas_cumprod.cpu()[timesteps]  # the samplers keep their tables on the CPU
     betas = 1 - kept.double() / torch.cat([kept.new_ones(1), kept[:-1]])
     sampler = SAMPLERS[name].from_config(
         scheduler.config, num_train_timesteps=steps, trained_betas=betas.tolist(), timestep_spacing="trailing",
         prediction_type="sample", clip_sample=False,
     )  # fmt: skip
-    sampler.alphas_cumprod = kept  # exactly: the last beta rounds to 1, which would leave no signal to divide by
+    sampler.alphas_cumprod = kept  # exact: the last beta rounds to 1, which would make the last of these 0, a divisor
     sampler.set_timesteps(steps)
     return sampler, timesteps.flip(0)
 
@@ -64,18 +64,21 @@ def denoise(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yield the images after each step, from noise to characters: float32 [N, 1, R, R], the last ones in [-1, 1].
+    """Yield the images after each denoising step: float32 [N, 1, R, R], the last ones in [-1, 1].
 
     The prediction is uncond + guidance_scale * (cond - uncond), both in one batch: 0 ignores the labels, 1 is plain
-    conditional sampling. The clean image that it means is clipped to [-1, 1], and the sampler goes on from that one
-    (static thresholding, Saharia et al. 2022): a noise that belongs to an image that was not clipped would add up from
-    step to step. All images take a step before any takes the next, so what is drawn does not depend on `batch_size`.
+    conditional sampling. The predicted clean image is clipped to [-1, 1] and the sampler continues from the clipped one
+    (static thresholding, Saharia et al. 2022); with the noise of the unclipped image the error would add up over the
+    steps. All images take a step before any takes the next, so the result does not depend on `batch_size`.
 
     Args:
-        labels: int64 [N]; the null class stands for none.
+        labels: int64 [N]; the null class means "any class".
         noise: float32 [N, 1, R, R], standard normal.
-        generator: of the fresh noise that `ddpm` adds in every step.
-        batch_size: images in one forward pass; all if left out.
+        generator: of the noise that `ddpm` adds in every step.
+        batch_size: images in one forward pass; all if None.
+
+    Raises:
+        ValueError: as `make_sampler`.
     """
     stepper, timesteps = make_sampler(sampler, scheduler, steps)
     images, batch_size = noise, batch_size or len(noise)
@@ -107,25 +110,28 @@ def _guided(
 
 
 def _clean(noisy: torch.Tensor, predictions: torch.Tensor, signal: float, prediction_type: str) -> torch.Tensor:
-    """The clean images that predictions of noise, or of velocity (Salimans & Ho 2022), mean; `signal` is the share of
-    variance that is left of them (alphas_cumprod)."""
+    """The clean images that follow from predicted noise or velocity (Salimans & Ho 2022).
+
+    Args:
+        signal: the clean image's share of the variance (alphas_cumprod).
+    """
     if prediction_type == "epsilon":
         return (noisy - (1 - signal) ** 0.5 * predictions) / signal**0.5
     return signal**0.5 * noisy - (1 - signal) ** 0.5 * predictions
 
 
 def sample(*arguments, **options) -> torch.Tensor:
-    """The images that `denoise`, called with the same arguments, ends with."""
+    """The images after the last step of `denoise`, which takes the same arguments."""
     return deque(denoise(*arguments, **options), maxlen=1).pop()
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
-    """Images [N, 1, H, W] in [-1, 1] as pixels, uint8 [N, H, W]: 0 is background."""
+    """Images [N, 1, R, R] in [-1, 1] as pixels, uint8 [N, R, R]: 0 is background."""
     return ((images[:, 0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 class CharacterPipeline(DiffusionPipeline):
-    """Draws handwritten characters of given classes.
+    """Draws characters of given classes.
 
     pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
     pipeline("Hello").images[0].show()
@@ -135,7 +141,7 @@ class CharacterPipeline(DiffusionPipeline):
         self,
         unet: UNet2DModel,
         scheduler: DDPMScheduler,
-        class_names: str = EMNIST_BALANCED,  # diffusers takes what has no default for a part of the model
+        class_names: str = EMNIST_BALANCED,  # diffusers takes an argument without a default for a part of the model
         sampler: str = "ddim",
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
@@ -143,7 +149,7 @@ class CharacterPipeline(DiffusionPipeline):
         """
         Args:
             class_names: the character of each class, in the order of the labels.
-            sampler, num_inference_steps, guidance_scale: what is used when a call does not say.
+            sampler, num_inference_steps, guidance_scale: the defaults of a call.
         """
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -155,10 +161,10 @@ class CharacterPipeline(DiffusionPipeline):
         )
 
     def label_of(self, character: str) -> int:
-        """The label of a character. Where both cases of a letter share a class, either means it.
+        """The label of a character. Where both cases of a letter share a class, either gives its label.
 
         Raises:
-            ValueError: the model has no such character.
+            ValueError: the model does not have this character.
         """
         names = self.config.class_names
         for name in (character, character.upper()):
@@ -181,15 +187,15 @@ class CharacterPipeline(DiffusionPipeline):
         """Draw one image for each of `characters`.
 
         Args:
-            characters: text, whose blanks are passed over, or labels; the label after the last class means "any".
+            characters: a text, blanks ignored, or labels; the label after the last class means "any".
             sampler: ddpm, ddim or dpm++.
-            generator: of all that is random; one on the CPU draws the same on every device.
-            batch_size: images in one forward pass. What is drawn does not depend on it.
-            output_type: "pil", or "np" for uint8 [N, H, W], or "pt" for float32 [N, 1, H, W] in [-1, 1].
-            on_step: called with 0 and the noise, then after each step with its number and the images, as for "pt".
+            generator: source of all randomness; one on the CPU gives the same images on every device.
+            batch_size: images in one forward pass; the result does not depend on it.
+            output_type: "pil", "np" for uint8 [N, R, R], or "pt" for float32 [N, 1, R, R] in [-1, 1].
+            on_step: called with 0 and the noise, then after each step with its number and the images as for "pt".
 
         Raises:
-            ValueError: a character or label that the model does not have, or a sampler or step count that is not one.
+            ValueError: unknown character, label or sampler, or a number of steps that the model does not have.
         """
         chosen = {
             "sampler": self.config.sampler if sampler is None else sampler,
@@ -205,20 +211,20 @@ class CharacterPipeline(DiffusionPipeline):
             for number, images in enumerate(steps, 1):
                 bar.update()
                 on_step(number, images)
-        return ImagePipelineOutput(images=_as_asked(images, output_type))
+        return ImagePipelineOutput(images=_converted(images, output_type))
 
     def _labels(self, characters: str | Sequence[int]) -> torch.Tensor:
         if isinstance(characters, str):
             characters = [self.label_of(character) for character in characters if not character.isspace()]
         labels, none = torch.as_tensor(characters, dtype=torch.long), len(self.config.class_names)
         if not len(labels):
-            raise ValueError("there is nothing to draw: give text or labels")
+            raise ValueError("nothing to draw: give a text or labels")
         if labels.min() < 0 or labels.max() > none:
             raise ValueError(f"labels are 0 to {none}, where {none} means any character")
         return labels.to(self._execution_device)
 
 
-def _as_asked(images: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+def _converted(images: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
     if output_type == "pt":
         return images
     pixels = to_bytes(images).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Pictures of generated characters that say what they show."""
+"""Sheets of generated characters, with a title and a caption, and how pictures are encoded."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from ddpm.training.distributed import DistContext
 from ddpm.training.seeding import Stream, generator
 
 BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (139, 148, 158)
-MARGIN, LABEL_WIDTH = 16, 30
+MARGIN, LABEL_WIDTH = 16, 30  # pixels
 
-
-PIXELS_AT_ONCE = {"cpu": 50_000, "cuda": 400_000}  # in one forward pass: some 64 or 500 images at 28 px
+PIXELS_AT_ONCE = {"cpu": 50_000, "cuda": 400_000}  # in one forward pass: about 64 or 500 images at 28 px
 
 
 def draw_samples(
@@ -33,13 +32,13 @@ def draw_samples(
     interrupted: Callable[[], bool] = lambda: False,
     series: int = 0,
 ) -> np.ndarray | None:
-    """Generated characters, class by class, from the same noise in every run: uint8 [47 * per_class, H, W].
+    """Generated characters, class by class, from the same noise in every run: uint8 [47 * per_class, R, R].
 
-    Every process calls it; they share the work, and each gets the whole.
+    Every process calls it; they share the work, and each gets all images.
 
     Args:
-        series: which noise; each number has its own.
-        interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
+        interrupted: called by all processes before every chunk; once it returns true, the result is None.
+        series: number of the noise; each number has its own.
     """
     labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
     shape = (len(labels), 1, config.resolution, config.resolution)
@@ -62,25 +61,40 @@ def draw_samples(
 
 
 def images_at_once(resolution: int, device: torch.device) -> int:
-    """How many images to draw in one forward pass."""
+    """Batch size of sampling: images in one forward pass."""
     return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // resolution**2)
 
 
 def labelled_grid(config: TrainConfig, pixels: np.ndarray, epoch: int) -> Image.Image:
-    """A sheet of what `draw_samples` has drawn after `epoch`, with what it is written on it."""
-    caption = (
-        f"trained on {data_words(config.data)} · epoch {epoch} · EMA weights · DDIM, {config.sample_steps} steps · "
-        f"guidance {config.guidance_scale:g}"
-    )
-    return sample_grid(pixels, CLASS_NAMES, config.run, caption)
+    """A run's sample grid after `epoch`: the images of `draw_samples` with the run's name and a caption."""
+    settings = settings_words("ddim", config.sample_steps, config.guidance_scale)
+    return sample_grid(pixels, CLASS_NAMES, config.run, sample_caption(config.data, f"epoch {epoch}", "ema", settings))
+
+
+def settings_words(sampler: str, steps: int, guidance_scale: float) -> str:
+    """Sampler settings as captions show them: `DDIM, 20 steps · guidance 2`."""
+    return f"{sampler.upper()}, {steps} step{'s' * (steps != 1)} · guidance {guidance_scale:g}"
+
+
+def sample_caption(data: str, progress: str, weights: str, settings: str) -> str:
+    """What every sheet of generated characters says below its title.
+
+    Args:
+        data: `emnist` or `glyphs`.
+        progress: how long the model was trained, such as `epoch 6`.
+        weights: `ema` or `swa`, whichever drew the characters.
+        settings: as `settings_words` gives them.
+    """
+    return f"trained on {data_words(data)} · {progress} · {weights.upper()} weights · {settings}"
 
 
 def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: str, columns: int = 3) -> Image.Image:
-    """A sheet with one row of pictures per class, labelled; the classes stand in `columns`.
+    """A sheet with a labelled row of pictures for each class.
 
     Args:
-        pixels: uint8 [len(names) * per_class, H, W], class by class. Small ones are shown twice as large.
-        names: what each class is called.
+        pixels: uint8 [len(names) * per_class, H, W], class by class. Up to 32 pixels they are enlarged to double size.
+        names: the label of each class.
+        columns: rows of classes are set in this many columns.
     """
     per_class = len(pixels) // len(names)
     scale = 2 if pixels.shape[-1] <= 32 else 1
@@ -98,11 +112,11 @@ def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: s
 
 
 def headed_sheet(width: int, height: int, title: str, caption: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty sheet below a title and a caption, and what draws on it.
+    """A sheet with a title and a caption, empty below them, and its drawing context.
 
     Args:
-        width: of what stands below, without the left margin; the head may need more.
-        height: of the whole.
+        width: pixels of the content, without the left margin; a long title or caption widens the sheet.
+        height: pixels of the whole sheet.
     """
     large, small = font(20, bold=True), font(13)
     text = int(max(large.getlength(title), small.getlength(caption))) + MARGIN
@@ -114,19 +128,19 @@ def headed_sheet(width: int, height: int, title: str, caption: str) -> tuple[Ima
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as the content of a PNG file."""
+    """A picture as the content of a PNG file."""
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
     return content.getvalue()
 
 
 def npz(**arrays: np.ndarray) -> bytes:
-    """The arrays as the content of a compressed .npz file."""
+    """Arrays as the content of a compressed .npz file."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     return content.getvalue()
 
 
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The typeface of all labels, DejaVu Sans, which comes with matplotlib."""
+    """The typeface of all labels: DejaVu Sans, which matplotlib ships."""
     return ImageFont.truetype(font_file("DejaVuSans-Bold" if bold else "DejaVuSans"), size)

@@ -95,6 +95,7 @@ class Checkpoints:
             "data": config.data,
             "identity": self._identity,
             "settings": config.to_dict(),
+            "used": trainer.choices.values(),
             "progress": place
             | {
                 "global_batch": schedule.global_batch,

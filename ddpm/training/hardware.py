@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -56,6 +57,10 @@ class Choices:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
+
+    def values(self) -> dict[str, Any]:
+        """The settings, without the reasons."""
+        return {name: value for name, value in vars(self).items() if name != "reasons"}
 
     def in_words(self) -> dict[str, str]:
         """What was chosen and why, by setting."""

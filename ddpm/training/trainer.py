@@ -32,7 +32,7 @@ class Trainer:
     """The model with everything that changes as it learns."""
 
     def __init__(self, config: TrainConfig, choices: Choices, world: DistContext) -> None:
-        self.config, self.world = config, world
+        self.config, self.choices, self.world = config, choices, world
         set_up(world.device, config.deterministic)
         self.scheduler = make_scheduler(config)
         self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
