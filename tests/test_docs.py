@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from ddpm.run import cli
-from ddpm.run.config import TrainConfig, parse_args
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.sampling.config import SampleConfig
 from ddpm.sampling.export import ExportConfig

@@ -20,8 +20,8 @@ from ddpm.run.evaluation_figures import EVALUATION_FIGURES
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
 from metrics.evaluation_plots import EVALUATION_PLOTS, strongest_confusions
-from metrics.evaluation_section import evaluation_blocks, evaluation_section, write_evaluation_plots
-from metrics.page import Section, plain
+from metrics.evaluation_section import evaluation_section, write_evaluation_plots
+from metrics.page import Page, Section, plain, to_markdown
 from metrics.plots import draw_plot, plots_of
 from metrics.report import render, write_report
 from metrics.run_data import epochs_frame, load_document
@@ -33,6 +33,11 @@ EVERY_PLOT = ["confusion", "per_class", "class_balance", "memorisation"]
 PER_CLASS = 100
 SAMPLERS = (("ddpm", 600), ("ddpm", 250), ("ddim", 100), ("ddim", 50), ("ddim", 25), ("dpm++", 30), ("dpm++", 20),
             ("dpm++", 15), ("dpm++", 10))  # fmt: skip
+
+
+def text_of(paths: RunPaths) -> str:
+    """The section as it stands in the report."""
+    return to_markdown(Page("", [evaluation_section(paths)]), paths.metrics)
 
 
 def read(root: Path, evaluation: dict) -> dict:
@@ -123,7 +128,7 @@ def publish(root: Path, evaluation: dict | str | None) -> RunPaths:
 
 
 def section(root: Path, evaluation: dict | str | None) -> str:
-    return "\n".join(evaluation_section(publish(root, evaluation)))
+    return text_of(publish(root, evaluation))
 
 
 def cells(text: str, figure: str) -> list[str]:
@@ -152,7 +157,7 @@ def test_every_figure_with_its_interval_and_count(tmp_path: Path) -> None:
 
 
 def test_it_is_a_section_of_blocks(tmp_path: Path) -> None:
-    found = evaluation_blocks(publish(tmp_path, make_evaluation()))
+    found = evaluation_section(publish(tmp_path, make_evaluation()))
     assert found.title == "Evaluation"
     titles = [block.title for block in found.blocks if isinstance(block, Section)]
     assert titles[:3] == ["Readability", "Variety", "Memorised?"] and titles[-2:] == ["Figures", "How it was measured"]
@@ -310,7 +315,7 @@ def test_the_report_shows_the_strip_above_the_grids(reported: tuple[RunPaths, st
 
 def test_a_run_that_was_not_evaluated_has_no_section(tmp_path: Path) -> None:
     paths = publish(tmp_path, None)
-    assert evaluation_section(paths) == [] and write_evaluation_plots(paths) == []
+    assert evaluation_section(paths) is None and write_evaluation_plots(paths) == []
     report = render(load_document(paths), paths)
     assert "Evaluation" not in report and "model-index" not in report
 
@@ -351,7 +356,7 @@ def test_figures_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     evaluation["conditional"]["per_class"][5]["rca"] = None
     evaluation["guidance"][0]["frechet"]["value"] = None
     paths = publish(tmp_path, evaluation)
-    assert cells("\n".join(evaluation_section(paths)), "RCA")[1:3] == ["–", "[–, –]"]
+    assert cells(text_of(paths), "RCA")[1:3] == ["–", "[–, –]"]
     with style.context(STYLE):
         for name in ("memorisation", "guidance", "per_class"):
             EVALUATION_PLOTS[name](load_evaluation(paths)).draw_without_rendering()

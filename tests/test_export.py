@@ -29,7 +29,6 @@ from ddpm.training import checkpoint, hardware
 from ddpm.training.checkpoint import WEIGHTS, Contents
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.model import build_unet
-from metrics.report import front_matter
 from tests.conftest import SMALL
 from tests.savers import Saver
 from tests.test_evaluation_report import make_evaluation
@@ -226,7 +225,7 @@ def test_the_card_and_the_report_call_the_figures_alike(small_run):
     """Top-1 was `accuracy` in one and `top1` in the other."""
     document = evaluated(small_run, step=8)
     results = evaluation_results(document)
-    by_report = yaml.safe_load(front_matter({"run": "small", "data": "emnist"}, results).strip("-"))
+    by_report = yaml.safe_load(card_data("small", "emnist", results).to_yaml())
     by_card = measured(card_of(exported(small_run))[0])
     assert measured(by_report) == {name: value for name, value in by_card.items() if name != "loss"}
     assert "accuracy" not in by_card and "license" not in by_report

@@ -25,7 +25,7 @@ from ddpm.run.evaluation_figures import FIGURES
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.files import atomic_write, parse_json, read_file, real
 from ddpm.run.format import duration
-from ddpm.sampling.load import load as load_model
+from ddpm.sampling.load import load_model
 from ddpm.sampling.sheets import npz, png
 from ddpm.training import data, hardware
 from ddpm.training.device import pick_device
