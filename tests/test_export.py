@@ -24,7 +24,7 @@ from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.sampling import export as export_module
 from ddpm.sampling.export import export
 from ddpm.sampling.load import TrainedModel, load_model
-from ddpm.sampling.model_card import CardFacts, evaluation_results, template_variables
+from ddpm.sampling.model_card import CardFacts, card_data, evaluation_results, template_variables
 from ddpm.training import checkpoint, hardware
 from ddpm.training.checkpoint import WEIGHTS, Contents
 from ddpm.training.diffusion import make_scheduler
