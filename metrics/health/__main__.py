@@ -5,4 +5,5 @@ import sys
 from ddpm.run.program import run_program
 from metrics.health.checker import main
 
-sys.exit(run_program(main))
+if __name__ == "__main__":
+    sys.exit(run_program(main))
