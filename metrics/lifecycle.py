@@ -120,7 +120,7 @@ class RunLifecycle:
     def build(self) -> None:
         """Make the model, and take up the checkpoint that the run continues from."""
         config = self.config
-        self.threads = Threads(self.world)
+        self.threads = Threads(self.world.device, self.world.gather)
         self.trainer = Trainer(config, self.choices, self.world)
         self.validation = Validation(config, self.test_set, self.choices.val_images, self.trainer.scheduler, self.world)
         if self.start:
