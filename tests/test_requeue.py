@@ -180,8 +180,9 @@ def test_the_end_of_a_start_is_told_in_lines_that_can_be_recomputed(paths: RunPa
     trains(paths, 8, 20, seconds=1800).close("stopped", 0, "stopped by SIGUSR1")
     paths.gpus.mkdir()
     for node, (first, second) in {"vn1": (50.0, 90.0), "vn2": (70.0, 80.0)}.items():
-        starts = [{**JOB, "readings": 300, "mean_utilization": first},
-                  {**JOB, "slurm_restart": "1", "readings": 600, "mean_utilization": second}, "damaged"]  # fmt: skip
+        starts = [{**JOB, "readings": 300, "mean_utilization": first, "seconds": 900, "mean_power_w": 1000.0},
+                  {**JOB, "slurm_restart": "1", "readings": 600, "mean_utilization": second, "seconds": 1800,
+                   "mean_power_w": 1200.0}, "damaged"]  # fmt: skip
         (paths.gpus / f"{node}.json").write_text(json.dumps({"node": node, "gpus": [], "starts": starts}))
     save(paths, 20)
     assert ask(paths, "after", "0", "USR1") == AGAIN
@@ -193,6 +194,7 @@ def test_the_end_of_a_start_is_told_in_lines_that_can_be_recomputed(paths: RunPa
     assert told["wall time"] == "30m 00s in this start, 45m 00s in all (2 starts)"
     assert told["GPU-hours"] == "2.00 in this start, 3.00 in all (4 x L40S)"
     assert told["mean GPU use"] == "85% in this start, 77% in all"
+    assert told["GPU energy"] == "1.20 kWh in this start, 1.70 kWh in all"  # the killed one included
     assert utilization(paths) == pytest.approx((50 * 300 + 70 * 300 + 90 * 600 + 80 * 600) / 1800)
 
 
@@ -218,7 +220,7 @@ def test_where_nothing_was_measured_it_says_so(paths: RunPaths, capsys):
     assert told["next"] == "nothing: the run is finished"
     assert told["report"] == str(paths.report_html)
     assert told["GPU-hours"] == "none: on CPU (x86_64)"
-    assert told["mean GPU use"] == "not measured"
+    assert told["mean GPU use"] == "not measured" and "GPU energy" not in told
 
 
 def test_a_short_time_limit_is_said_before_anything_is_launched(paths: RunPaths, monkeypatch, capsys):

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.our_run import our_run
 from ddpm.run.paths import RunPaths
-from metrics import training_log
 from metrics.files import read_status
+from metrics.training_log import log as training_log
 from tests.conftest import ONE, replace
 from tests.runs import run, status
 

@@ -7,11 +7,12 @@ from when it began to publish to its last sign of life, so what a killed one did
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ddpm.run.format import clean, count, duration, plural
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
-from metrics.files import mean_utilization, read_gpus, read_status, starts_of
+from metrics.files import energy_wh, mean_utilization, read_gpus, read_status, starts_of
 from metrics.starts import published_starts
 
 NAME_WIDTH = 16
@@ -19,8 +20,19 @@ NAME_WIDTH = 16
 
 def utilization(paths: RunPaths, slurm: tuple[str, int] | None = None) -> float | None:
     """Mean utilisation of the GPUs in percent, over all nodes, of all starts or of one; None if it was not measured."""
+    return mean_utilization(_sampled(paths, slurm))[0]
+
+
+def energy(paths: RunPaths, slurm: tuple[str, int] | None = None) -> float | None:
+    """Energy of the GPUs in kWh, over all nodes, of all starts or of one; None if no power was measured."""
+    watt_hours = energy_wh(_sampled(paths, slurm))
+    return None if watt_hours is None else watt_hours / 1000
+
+
+def _sampled(paths: RunPaths, slurm: tuple[str, int] | None) -> list[dict[str, Any]]:
+    """What the nodes measured in all starts, or in one."""
     starts = (start for record in read_gpus(paths) for start in starts_of(record))
-    return mean_utilization(start for start in starts if slurm in (None, slurm_start(start)))[0]
+    return [start for start in starts if slurm in (None, slurm_start(start))]
 
 
 def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, following: str) -> Iterator[str]:
@@ -52,6 +64,9 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
         mine, mean = utilization(paths, slurm), utilization(paths)
         both = f"{_percent(mine)} in this start, {_percent(mean)} in all"
         yield _line("mean GPU use", "not measured" if mean is None else both)
+        used, total = energy(paths, slurm), energy(paths)
+        if total is not None:
+            yield _line("GPU energy", f"{_kwh(used)} in this start, {_kwh(total)} in all")
     for name, path in {"report": paths.report_html, "log": paths.log}.items():
         if path.is_file() and (name == "log" or status.get("state") == "finished"):
             yield _line(name, str(path))
@@ -60,6 +75,10 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
 
 def _percent(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.0f}%"
+
+
+def _kwh(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:,.2f} kWh"
 
 
 def _line(name: str, text: str) -> str:
