@@ -1,7 +1,7 @@
-"""How a Slurm job's start has ended, in a few lines for its output: submit.sh prints them by metrics/jobs/requeue.py.
+"""Summary of a start of a Slurm job, a few lines for the job's output, which metrics/jobs/requeue.py prints.
 
-Everything is read from the run's files: status.json, the `start` events of events.jsonl, gpus/*.json. A start counts
-from when it began to publish to its last sign of life, so what a killed one did is counted too.
+Everything is read from the run's files: status.json, the `start` events of events.jsonl, gpus/*.json. A start lasts
+from its first to its last sign of life, so a killed one counts too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ NAME_WIDTH = 16
 
 @dataclass(frozen=True)
 class Start:
-    """What a start of a run has said of itself.
+    """The record that a start of a run left.
 
     Attributes:
-        slurm: Slurm job and restart, None if it was none.
-        seconds: from its first sign of life to its last.
-        gpu_seconds: the same, times the GPUs that it trained on.
-        began_at: the step at which it began to train, None if it did not come so far.
-        images: that it has trained, also those that were lost as it was killed before it saved them.
-        last: what it said last, in the words of `status.json`, those of `START` if another start has begun since.
+        slurm: Slurm job and restart, None outside Slurm.
+        seconds: time from its first to its last sign of life.
+        gpu_seconds: the same, times the number of its GPUs.
+        began_at: step at which it began to train, None if it never did.
+        images: images that it trained on, also those lost because it was killed before the next checkpoint.
+        last: its last record, with the fields of `status.json`; fewer if another start has begun since.
     """
 
     slurm: tuple[str, int] | None
@@ -44,9 +44,9 @@ class Start:
 
 
 def read_starts(paths: RunPaths) -> list[Start]:
-    """All starts of a run that its files tell of, the oldest first."""
+    """All starts recorded in the run's files, the oldest first."""
     grouped: dict[Any, list[Mapping[str, Any]]] = {}
-    for record in _records(paths):  # two of one start, if another process told how it ended
+    for record in _records(paths):  # two records of one start, if another process wrote how it ended
         grouped.setdefault(slurm_start(record) or _finite(record.get("started")), []).append(record)
     return [_start(records) for records in grouped.values()]
 
@@ -58,12 +58,12 @@ def utilization(paths: RunPaths, slurm: tuple[str, int] | None = None) -> float 
 
 
 def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, following: str) -> Iterator[str]:
-    """The lines.
+    """The lines of the summary.
 
     Args:
-        slurm: the job and the restart that has ended.
-        title: what the job is called.
-        state: how it ended.
+        slurm: job and restart of the start that has ended.
+        title: name of the job.
+        state: how the start ended.
         following: what happens next.
     """
     status, starts = read_status(paths) or {}, [start for start in read_starts(paths) if start.began_at is not None]
@@ -95,7 +95,7 @@ def _records(paths: RunPaths) -> Iterator[Mapping[str, Any]]:
             if b'"kind": "start"' in line:
                 try:
                     event = parse_json(line)
-                except ValueError:  # torn
+                except ValueError:  # a torn line
                     continue
                 if isinstance(event, dict) and event.get("kind") == "start":
                     yield event
