@@ -33,7 +33,7 @@ ENDED = Ended(("41", 0), 1, status=STOPPED, said=SAID, saved=12, max_requeues=2)
     ({"slurm": ("41", 2), "status": STOPPED | {"slurm_restart": "2"}}, UNFINISHED, "MAX_REQUEUES is 2"),
     ({"max_requeues": 0}, UNFINISHED, "MAX_REQUEUES is 0"),
     ({"signal": "USR1"}, AGAIN, "go on from step 12"),
-    ({"signal": "TERM"}, UNFINISHED, "it was TERM"),
+    ({"signal": "TERM"}, UNFINISHED, "the signal was TERM"),
     # a checkpoint without a new step is no progress, whatever its name and time
     ({"saved": 8}, UNFINISHED, "no new step"),
     ({"saved": None}, UNFINISHED, "no new step"),

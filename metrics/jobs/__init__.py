@@ -1,1 +1,1 @@
-"""Runs as jobs: sweeps, and what becomes of a Slurm job after each start."""
+"""Runs as jobs: sweeps, and requeueing and summaries of Slurm jobs."""

@@ -1,7 +1,7 @@
-"""How a Slurm job's start has ended, in a few lines for its output: submit.sh prints them by metrics/jobs/requeue.py.
+"""Summary of a start of a Slurm job, a few lines for the job's output, which metrics/jobs/requeue.py prints.
 
-Everything is read from the run's files: status.json, the `start` events of events.jsonl, gpus/*.json. A start counts
-from when it began to publish to its last sign of life, so what a killed one did is counted too.
+Everything is read from the run's files: status.json, the `start` events of events.jsonl, gpus/*.json. A start lasts
+from its first to its last sign of life, so a killed one counts too.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def _sampled(paths: RunPaths, slurm: tuple[str, int] | None) -> list[dict[str, A
 
 
 def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, following: str) -> Iterator[str]:
-    """The lines.
+    """The lines of the summary.
 
     Args:
-        slurm: the job and the restart that has ended.
-        title: what the job is called.
-        state: how it ended.
+        slurm: job and restart of the start that has ended.
+        title: name of the job.
+        state: how the start ended.
         following: what happens next.
     """
     status = read_status(paths) or {}

@@ -1,12 +1,11 @@
-"""Asked by submit.sh: can the job train at all, and what shall become of it once a start of it has ended.
+"""Decisions for submit.sh: can the job train, and is it queued again after a start has ended?
 
-    python -m metrics.jobs.requeue before FLAGS...               refuses flags that are wrong
+    python -m metrics.jobs.requeue before FLAGS...               refuses wrong flags
     python -m metrics.jobs.requeue after CODE SIGNAL FLAGS...    prints how the start ended, and what happens next
 
-FLAGS are those of train.py, CODE is the exit code of torchrun or srun, SIGNAL the last one that the job got from Slurm
-(USR1, TERM, or empty). CODE alone does not tell how a run ended: torchrun's workers exit with 0 when they stopped on
-request. The exit code of `after` is one of the three below. `SCONTROL_SHOW_JOB` holds what `scontrol show job` says of
-the job; it may be empty.
+FLAGS are those of train.py, CODE is the exit code of torchrun or srun, SIGNAL the last signal from Slurm (USR1, TERM,
+or empty). CODE alone is not enough: torchrun's workers exit with 0 when they stopped on request. The exit code of
+`after` is one of the three below. The variable SCONTROL_SHOW_JOB holds the output of `scontrol show job`, or nothing.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from metrics.files import read_json, read_status
 from metrics.jobs.job_summary import summary
 from metrics.starts import Start, published_starts
 
-STANDS = 0  # CODE is the whole truth
-AGAIN = 10  # more can be had from the same command
-UNFINISHED = EXIT_STOPPED  # the run is not finished, whatever CODE says
-SHORT = 240  # seconds: a time limit that is not clearly longer than the notice that submit.sh asks for
+STANDS = 0  # exit with CODE
+AGAIN = 10  # queue the job again: the same command continues the run
+UNFINISHED = EXIT_STOPPED  # do not queue it again, though the run is not finished
+SHORT = 240  # seconds: a time limit hardly longer than the notice that submit.sh asks for
 CONTINUE = "to continue, submit the same command again"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What is known of a start of a Slurm job that has ended.
+    """A start of a Slurm job that has ended.
 
     Attributes:
-        slurm: the job and the restart.
+        slurm: job and restart.
         code: exit code of the launcher.
-        signal: the last one that Slurm sent to the job.
-        status: what `status.json` says, which may be of another start; empty if it cannot be read.
-        owner: who holds the claim on the run, if anybody.
-        said: what this start said of itself, None if nothing.
-        saved: the step of the latest checkpoint, None if there is none.
-        facts: what Slurm says of the job.
-        max_requeues: how often the job may have been started again and still be queued again.
+        signal: the last signal that Slurm sent to the job.
+        status: content of `status.json`, which may be of another start; empty if it cannot be read.
+        owner: holder of the claim on the run; empty if there is none.
+        said: the record that this start left, None if there is none.
+        saved: step of the latest checkpoint, None if there is none.
+        facts: Slurm's fields of the job.
+        max_requeues: number of restarts after which the job is not queued again.
     """
 
     slurm: tuple[str, int]
@@ -66,7 +65,7 @@ class Ended:
 
 
 def decide(ended: Ended) -> tuple[int, str, str]:
-    """The verdict on a start that has ended; how it ended; what happens next."""
+    """Verdict (one of the exit codes above), how the start ended, and what happens next."""
     status, (job, restart) = ended.status, ended.slurm
     message = str(status.get("message") or "").strip()
     state = f"{status.get('state')}" + (f": {message}" if message else "")
@@ -77,7 +76,7 @@ def decide(ended: Ended) -> tuple[int, str, str]:
     others = [start for start in map(slurm_start, (status, ended.owner)) if start and start[0] == job]
     told = [int(count) for count in re.findall(r"^\d+$", ended.facts.get("Restarts", ""))]
     newest = max([restart, *told, *(start[1] for start in others)])
-    if newest > restart:  # to queue it would kill the newer start; a node that Slurm has given up may live on
+    if newest > restart:  # queueing would kill the newer start; a node that Slurm has given up may be alive
         taken = any(start[1] > restart for start in others)
         following = (
             f"not queued again from here: Slurm has done so since (restart {newest}, this was restart {restart})"
@@ -97,33 +96,33 @@ def decide(ended: Ended) -> tuple[int, str, str]:
 
 
 def _of_one_that_can_go_on(ended: Ended, state: str) -> tuple[int, str, str]:
-    """As `decide`, of a run that the same command takes further."""
+    """As `decide`, for a run that the same command can continue."""
     restart, began_at = ended.slurm[1], ended.said.began_at
     if began_at is None or ended.saved is None or ended.saved <= began_at:
         following = "not queued again: this start has saved no new step"
         if ended.signal != "USR1":
             return UNFINISHED, state, f"{following}; {CONTINUE}"
         limit = ended.facts.get("TimeLimit", "now")
-        longer = f"give a longer --time than {limit}, or have the notice later, such as --signal=B:USR1@60"
+        longer = f"give a longer --time than {limit}, or a later notice, such as --signal=B:USR1@60"
         return UNFINISHED, state, f"{following} before Slurm gave notice of the time limit: {longer}"
     restarts = f"restarts: {restart}, MAX_REQUEUES is {ended.max_requeues}"
     if restart >= ended.max_requeues:
         return UNFINISHED, state, f"not queued again ({restarts}); {CONTINUE}"
     if ended.signal == "TERM":
-        after = "after a preemption Slurm itself queues it again, after scancel nobody does"
-        return UNFINISHED, state, f"not queued again from here, as it was TERM: {after}"
+        after = "after a preemption Slurm queues it again, after scancel it stays cancelled"
+        return UNFINISHED, state, f"not queued again from here, as the signal was TERM: {after}"
     return AGAIN, state, f"queued again, to go on from step {ended.saved} ({restarts})"
 
 
 def saved_step(paths: RunPaths) -> int | None:
-    """The step of the latest checkpoint, None if there is none."""
+    """Step of the latest checkpoint, None if there is none."""
     progress = (read_json(paths.checkpoints / "latest" / "meta.json") or {}).get("progress")
     step = number(progress.get("step")) if isinstance(progress, dict) else None
     return None if step is None or not math.isfinite(step) else int(step)
 
 
 def time_limit(facts: Mapping[str, str]) -> int | None:
-    """The job's time limit in seconds, from what Slurm says of it (`1-02:03:04`); None if there is none."""
+    """The job's time limit in seconds, from Slurm's field TimeLimit (`1-02:03:04`); None if there is none."""
     parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", facts.get("TimeLimit", ""))
     if parts is None:
         return None
@@ -132,20 +131,20 @@ def time_limit(facts: Mapping[str, str]) -> int | None:
 
 
 def before(environment: Mapping[str, str]) -> None:
-    """Say so if the time limit leaves hardly any time to train. Slurm does not tell what --signal asked for."""
+    """Warn if the time limit leaves hardly any time to train. Slurm does not tell what --signal asked for."""
     limit = time_limit(facts_of(environment))
     if limit is not None and limit <= SHORT:
-        notice = f"the time limit is {limit // 60} min, and Slurm gives notice of it 3 to 4 min before"
-        print(f"note: {notice}, unless --signal says otherwise; if no step is made until then, the job ends")
+        notice = f"the time limit is {limit // 60} min, and Slurm gives notice 3 to 4 min before it"
+        print(f"note: {notice}, unless --signal says otherwise; without a new step until then the job ends")
 
 
 def facts_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """What `scontrol show job --oneliner` says."""
+    """The fields of `scontrol show job --oneliner`."""
     return dict(re.findall(r"(\w+)=(\S*)", environment.get("SCONTROL_SHOW_JOB", "")))
 
 
 def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str]) -> int:
-    """Print how the start has ended, and what happens next. Returns the verdict."""
+    """Print how the start ended and what happens next. Returns the verdict."""
     job = environment.get("SLURM_JOB_ID")
     slurm = slurm_start({"slurm_job_id": job, "slurm_restart": environment.get("SLURM_RESTART_COUNT")})
     if slurm is None:

@@ -1,10 +1,11 @@
-"""A few runs after a plan, one after the other or as a Slurm array, and then their comparison.
+"""Trains the runs of a plan, one after the other or as a Slurm job array, and compares them.
 
     python -m metrics.sweep plan.yaml [--dry-run] [--nproc-per-node N]
     python -m metrics.sweep plan.yaml --submit [--at-once N] [-- options of sbatch]
 
-Run it again to go on: what is finished is skipped and the rest resumed. How a plan looks: metrics/jobs/sweep_plan.py.
-Exit codes: 0 all runs are finished; 1 some failed; 2 the plan is wrong, nothing has begun; 75 stopped, to be run again.
+The same command again continues: finished runs are skipped, the others resumed. The format of a plan is described in
+metrics/jobs/sweep_plan.py. Exit codes: 0 all runs are finished; 1 some failed; 2 the plan is wrong, and nothing was
+started; 75 stopped, to be run again.
 """
 
 from __future__ import annotations
@@ -25,20 +26,19 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ddpm.run import cli
-from ddpm.run.config import NO_RECIPE
 from ddpm.run.errors import EXIT_STOPPED, RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT
-from metrics.files import last_words, read_json, read_status
-from metrics.jobs.sweep_plan import PlannedRun, RunPlan, read_plan
+from metrics.files import last_words, read_status
+from metrics.jobs.sweep_plan import RunPlan, read_plan
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-OUTPUT = "logs/slurm-%A_%a.out"  # of each run: job array and number
+OUTPUT = "logs/slurm-%A_%a.out"  # output of each run; %A is the array, %a the run
 COMPARING = ("--gres=none", "--nodes=1", "--cpus-per-task=1", "--mem=4G", "--time=00:30:00")  # needs no GPU
 
 
 def launcher(nproc_per_node: int | None) -> list[str]:
-    """How `train.py` is started: by this Python, or by torchrun in several processes."""
+    """The command that starts train.py: this Python, or torchrun with several processes."""
     if nproc_per_node is None:
         return [sys.executable, str(PROJECT_ROOT / "train.py")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc_per_node}"]
@@ -49,24 +49,27 @@ def launcher(nproc_per_node: int | None) -> list[str]:
 
 
 class ProcessRunner:
-    """Starts one training at a time, and sees to it that a request to stop reaches it and ends the sweep."""
+    """Runs one training at a time. A request to stop is passed on to it, and ends the sweep."""
 
     def __init__(self, terminate_only: bool) -> None:
-        """`terminate_only`: the launcher (torchrun) knows no other signal than SIGTERM."""
+        """
+        Args:
+            terminate_only: pass every signal on as SIGTERM, the only one that torchrun handles.
+        """
         self.asked_to_stop = False
         self._terminate_only = terminate_only
         self._training: subprocess.Popen | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._hand_on) for number in SIGNALS}
+        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked_to_stop = True
         if self._training and number != signal.SIGINT:  # Ctrl-C reaches the training by itself
             self._training.send_signal(signal.SIGTERM if self._terminate_only else number)
@@ -84,18 +87,18 @@ class ProcessRunner:
 
 def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
     """Train the runs of the plan, then compare them. Returns the exit code."""
-    crew = ProcessRunner(terminate_only=nproc_per_node is not None)
+    runner = ProcessRunner(terminate_only=nproc_per_node is not None)
     failed = []
-    with crew.listening():
+    with runner.listening():
         for number, run in enumerate(plan.runs, 1):
             command = [*launcher(nproc_per_node), *run.arguments]
             print(f"[{number}/{len(plan.runs)}] {run.name}: {shlex.join(command)}", flush=True)
-            code = crew.train(command)
+            code = runner.train(command)
             state = (read_status(run.paths) or {}).get("state")
-            if crew.asked_to_stop or code in (EXIT_STOPPED, 128 + signal.SIGINT) or (code == 0 and state != "finished"):
-                print(
-                    f"stopped in {run.name}, run {number} of {len(plan.runs)}: run the same command again to continue"
-                )
+            stopped = code in (EXIT_STOPPED, 128 + signal.SIGINT) or (code == 0 and state != "finished")
+            if stopped or runner.asked_to_stop:
+                place = f"run {number} of {len(plan.runs)}"
+                print(f"stopped in {run.name}, {place}: run the same command again to continue")
                 return EXIT_STOPPED
             if code:
                 failed.append(run.name)
@@ -105,7 +108,7 @@ def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
 
 
 def end(plan: RunPlan, failed: Sequence[str]) -> int:
-    """Write the comparison of what there is. Returns the exit code."""
+    """Compare the runs. Returns the exit code of the sweep."""
     compared = compare_all(plan)
     if failed:
         print(f"{len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)}; to try them again, run the same "
@@ -114,7 +117,7 @@ def end(plan: RunPlan, failed: Sequence[str]) -> int:
 
 
 def compare_all(plan: RunPlan) -> int:
-    """Write the comparison page of the plan's runs. Returns the exit code: 1 if there is none."""
+    """Write the comparison page of the plan's runs. Returns the exit code: 1 if it could not be written."""
     from metrics.compare.comparison import compare
 
     places = [run.paths for run in plan.runs]
@@ -124,7 +127,7 @@ def compare_all(plan: RunPlan) -> int:
         except RequestError as error:
             if plan.rank_by is None:
                 raise
-            print(f"{error}; ranked by the loss instead")  # nobody's evening shall end without a page
+            print(f"{error}; ranked by the loss instead")  # a wrong column must not cost the page of a whole sweep
             page = compare(places, plan.folder)
     except (RequestError, OSError) as error:
         print(f"no comparison: {error}", file=sys.stderr)
@@ -137,14 +140,14 @@ def compare_all(plan: RunPlan) -> int:
 
 
 def array_command(plan: RunPlan, elements: Sequence[int], at_once: int | None, options: Sequence[str]) -> list[str]:
-    """Submits the runs `elements` as an array; `%a` becomes the number of the run in submit.sh."""
+    """The command that submits the runs `elements` as a job array; submit.sh replaces `%a` by the number of the run."""
     array = f"--array={as_ranges(elements)}" + (f"%{at_once}" if at_once else "")
     return ["sbatch", "--parsable", f"--job-name={plan.name}", f"--output={OUTPUT}", *options, array,
             "submit.sh", "--config", str(plan.settings_folder / "%a.json")]  # fmt: skip
 
 
 def comparison_command(plan: RunPlan, arrays: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Submits the comparison, which waits for the end of all runs of the jobs `arrays`."""
+    """The command that submits the comparison, which waits until all runs of the jobs `arrays` have ended."""
     then = [f"--dependency=afterany:{':'.join(arrays)}", f"--job-name={plan.name}-comparison"]
     return ["sbatch", "--parsable", *options, *COMPARING, *then, "submit.sh", "run", *compare_command(plan)]
 
@@ -154,7 +157,7 @@ def compare_command(plan: RunPlan) -> list[str]:
 
 
 def as_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as Slurm writes them: `0-2,5`."""
+    """Ascending numbers in Slurm's notation: `0-2,5`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -164,29 +167,19 @@ def as_ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def is_finished(run: PlannedRun) -> bool:
-    """Is there nothing left to train, with the settings of the plan?"""
-    document = read_json(run.paths.json) or {}
-    trained, planned = document.get("settings"), run.config.to_dict()
-    status = read_status(run.paths) or {}
-    if not isinstance(trained, dict) or status.get("state") != "finished":
-        return False
-    return all(trained.get(name) == value for name, value in planned.items() if name not in (*NO_RECIPE, "data_root"))
-
-
 def queued_elements(plan: RunPlan) -> dict[int, str]:
-    """The runs that jobs of an earlier submission of the same plan have still to end: number → job array."""
+    """Runs that are still queued or running from earlier submissions of the same plan: number → job array."""
     found = {}
     for array in read_submissions(plan):
         command = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%K"]
-        # an array that it no longer knows has ended
+        # an unknown array has ended: squeue then prints nothing
         asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
         found |= {int(word): array for word in asked.stdout.split() if word.isdigit()}
     return found
 
 
 def read_submissions(plan: RunPlan) -> list[str]:
-    """The job arrays that were made of the plan, the oldest first."""
+    """The job arrays submitted for the plan, the oldest first."""
     with suppress(OSError, UnicodeDecodeError):
         return re.findall(r"^\d+$", plan.submissions.read_text(encoding="utf-8"), re.MULTILINE)
     return []
@@ -194,7 +187,7 @@ def read_submissions(plan: RunPlan) -> list[str]:
 
 def submit(plan: RunPlan, at_once: int | None, nproc_per_node: int | None, options: Sequence[str]) -> int:
     """Queue the runs that are not finished or queued, and the comparison of all. Returns the exit code."""
-    finished = {number for number, run in enumerate(plan.runs) if is_finished(run)}
+    finished = {number for number, run in enumerate(plan.runs) if run.is_finished}
     if len(finished) == len(plan.runs):
         print(f"all {len(plan.runs)} runs are finished: nothing is queued")
         return compare_all(plan)
@@ -209,7 +202,7 @@ def submit(plan: RunPlan, at_once: int | None, nproc_per_node: int | None, optio
         raise RequestError("--submit: sbatch refused the runs, see above; nothing was queued") from error
     if job:
         atomic_write(plan.submissions, "\n".join([*read_submissions(plan), job]) + "\n")
-    named = any(option.split("=")[0] in ("-o", "--output") for option in options)  # elsewhere than we say
+    named = any(option.split("=")[0] in ("-o", "--output") for option in options)  # then the output is not where we say
     for number, run in enumerate(plan.runs):
         array = queued.get(number, job)
         output = "" if named else f", output in {OUTPUT.replace('%A', array or '').replace('%a', str(number))}"
@@ -243,7 +236,7 @@ def _queue(command: Sequence[str], nproc_per_node: int | None) -> str:
 
 def dry_run(plan: RunPlan, config: SweepConfig, sbatch: Sequence[str]) -> None:
     """Print the commands that would be started."""
-    elements = [number for number, run in enumerate(plan.runs) if not (config.submit and is_finished(run))]
+    elements = [number for number, run in enumerate(plan.runs) if not (config.submit and run.is_finished)]
     if config.submit and elements:
         print(shlex.join(array_command(plan, elements, config.at_once, sbatch)))
         print(shlex.join(comparison_command(plan, ["JOB"], sbatch)))

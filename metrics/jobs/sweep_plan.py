@@ -1,10 +1,10 @@
-"""The plan of a sweep, read from a YAML (or JSON) file: which runs, with which flags of `train.py`.
+"""The plan of a sweep, a YAML (or JSON) file that lists runs and their flags of train.py.
 
     name: rates               # the runs are called rates-<run>
-    base:                     # flags of all runs, with - or _
+    base:                     # settings of all runs, with - or _
       preset: tiny
       epochs: 3
-    runs:                     # what each run changes ...
+    runs:                     # changes of each run ...
       slow: {lr: 0.001}
       fast: {lr: 0.003, warmup-steps: 200}
     grid:                     # ... and/or every combination of these values
@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.run.arguments import parse_args, read_yaml, to_arguments, with_known_names
-from ddpm.run.config import TrainConfig
+from ddpm.run.config import NO_RECIPE, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real
 from ddpm.run.paths import RunPaths
+from metrics.live.status import read_json, read_status
 
 PARTS = {"name": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str}
 NOT_HERE = {  # setting: why a plan cannot hold it
@@ -42,7 +43,7 @@ OF_ALL = ("output_root",)  # may stand in `base` only
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run: the arguments that `train.py` gets, and the settings that they ask for."""
+    """A run: the arguments for train.py, and the settings that they give."""
 
     arguments: tuple[str, ...]
     config: TrainConfig
@@ -54,6 +55,15 @@ class PlannedRun:
     @property
     def paths(self) -> RunPaths:
         return RunPaths(real(self.config.output_root), self.config.run)
+
+    @property
+    def is_finished(self) -> bool:
+        """Has the run finished with the settings of the plan?"""
+        trained, planned = (read_json(self.paths.json) or {}).get("settings"), self.config.to_dict()
+        if not isinstance(trained, dict) or (read_status(self.paths) or {}).get("state") != "finished":
+            return False
+        recipe = planned.keys() - {*NO_RECIPE, "data_root"}
+        return all(trained.get(name) == planned[name] for name in recipe)
 
 
 @dataclass(frozen=True)
@@ -67,18 +77,18 @@ class RunPlan:
 
     @property
     def folder(self) -> Path:
-        """Where the comparison goes."""
+        """Folder of the comparison."""
         return self.runs[0].paths.root / "metrics" / "comparisons" / self.name
 
     @property
     def settings_folder(self) -> Path:
-        """Where a job array finds the settings of its runs; another plan has another one."""
+        """Folder with the settings of each run, for the job array. Every version of a plan has its own."""
         digest = sha256(json.dumps([run.arguments for run in self.runs]).encode()).hexdigest()[:8]
         return self.folder.with_name(f"{self.name}-settings-{digest}")
 
     @property
     def submissions(self) -> Path:
-        """The numbers of the job arrays that were made of the plan, one a line."""
+        """File with the numbers of the job arrays submitted for the plan, one a line."""
         return self.settings_folder / "submitted.txt"
 
     def write_settings(self) -> None:
@@ -100,10 +110,10 @@ class RunPlan:
 
 
 def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
-    """The plan in the file, every setting of every run checked; `output_root` goes before the plan's own.
+    """Read a plan and check every setting of every run. `output_root` takes precedence over the plan's own.
 
     Raises:
-        RequestError: it cannot be read, is no plan, or a run's settings are wrong; says which run and which setting.
+        RequestError: the file cannot be read, is no plan, or a setting is wrong; names the run and the setting.
     """
     content = _content(path)
     base = _settings(path, "base", content.get("base") or {})
@@ -146,7 +156,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
-    """The settings with the names of `TrainConfig`'s fields."""
+    """The settings by the names of `TrainConfig`'s fields, without any that a plan must not set."""
     if not isinstance(settings, dict):
         raise RequestError(f"{path}, {where}: must be a mapping of settings, such as {{lr: 0.001}}, not {settings!r}")
     named = with_known_names(settings, f"{path}, {where}")
@@ -159,7 +169,7 @@ def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
 
 
 def _variants(path: Path, content: dict[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
-    """What each run is called, in parts, and what it changes: every combination of runs, grid values and seeds."""
+    """Parts of the name and changes of each run: every combination of runs, grid values and seeds."""
     runs = content.get("runs") or {}
     axes = [
         [([str(name)], _settings(path, f"run {name!r}", changes or {})) for name, changes in runs.items()] or [([], {})]
