@@ -38,7 +38,7 @@ class EvaluationFigure:
     """The least and the largest value that it can have."""
     real: str | None = None
     """The place of the same figure of real test images, if there is one."""
-    format: str = ".3f"
+    format: str = ",.3f"
     """Format of a value, as `format()` takes it."""
     scale: float = 1
     """It is shown times this."""
@@ -76,7 +76,7 @@ EVALUATION_FIGURES = (
                      "bootstrap", real="distances.frechet_real"),
     EvaluationFigure("distances.kernel", "kernel_distance", "Kernel distance", "the same question (squared MMD); does "
                      "not depend on the number of images, and may be below 0", "lower", "bootstrap",
-                     (-math.inf, math.inf), "distances.kernel_real", ".2f", 1000),
+                     (-math.inf, math.inf), "distances.kernel_real", ",.2f", 1000),
     EvaluationFigure("distances.precision", "precision", "Precision", "generated characters that lie among the test "
                      "images, in the classifier's features", "higher", **PROPORTION),
     EvaluationFigure("distances.recall", "recall", "Recall", "test images that lie among the generated characters: how "
