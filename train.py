@@ -14,6 +14,7 @@ says in which order.
 import os
 import sys
 from datetime import timedelta
+from typing import Any
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
@@ -51,16 +52,38 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
 
 from ddpm.run.files import plain, real
 from ddpm.run.lock import RunLock, holder
+from ddpm.run.metrics import (
+    BANDS,
+    BATCHES_PER_SEC,
+    DATA,
+    EMA_DELTA_NORM,
+    EPOCH,
+    EVAL_TIME_SEC,
+    GPU_MEM_ALLOCATED_MB,
+    GPU_MEM_PEAK_MB,
+    GPU_MEM_RESERVED_MB,
+    IMAGES_SEEN,
+    LR,
+    MFU,
+    SAMPLES_PER_SEC,
+    STEP,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    VAL_LOSS_SWA,
+    VAL_TIME_SEC,
+    Metric,
+)  # fmt: skip
 from ddpm.run.paths import RunPaths
-from ddpm.training import data, hardware, soundness
+from ddpm.training import data, hardware
 from ddpm.training.describe import dry_run
 from ddpm.training.distributed import connect
-from ddpm.training.early_stop import out_of_patience
 from metrics.lifecycle import RunLifecycle
 from metrics.live.status import publish_failure
 from metrics.loggers import wandb
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
+
+MEMORY_COLUMNS = (GPU_MEM_ALLOCATED_MB, GPU_MEM_RESERVED_MB, GPU_MEM_PEAK_MB)
 
 
 class Run(RunLifecycle):
@@ -173,46 +196,29 @@ class Run(RunLifecycle):
             return self.draw_samples(epoch)
         return True
 
-    def publish_row(self, row: dict) -> None:
-        """Publish an epoch's figures, and learn from all of them whether the run has stopped getting better."""
-        if self.world.is_main:
-            losses = {name: row[name] for name in ("loss_mean", "val_loss", "val_loss_ema") if name in row}
-            self.blown_up = soundness.blown_up(losses, self.logger.rows[self.checkpoints.losses_since :])
-        self.logger.epoch(row)
-        if self.world.is_main:
-            if unsound := self.unsound:
-                self.logger.log(f"after epoch {row['epoch']} the state is unsound: {unsound}", "warning")
-            models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
-            self.logger.weights(row["epoch"], row["step"], models)
-        if self.config.early_stop_patience:
-            self.ended_early = self.world.broadcast_result(
-                lambda: out_of_patience(self.logger.rows, self.config), here=self.world.is_main
-            )
-
-    def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict | None:
-        """The row's columns that take forward passes to find out (every process calls it). None if asked to stop."""
-        trainer, columns = self.trainer, {}
+    def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict[Metric, Any] | None:
+        """The row's figures that take forward passes to find out (every process calls it). None if asked to stop."""
+        trainer, figures = self.trainer, {}
         with trainer.autocast():
             if validate:
                 self.publish("validating", epoch)
                 models = [trainer.model, *trainer.averages().values()]
-                with self.progress.spending("val_time_sec"):
+                with self.progress.spending(VAL_TIME_SEC):
                     losses = self.validation(*models, interrupted=self.vote.passed)
                 if losses is None:
                     return None
-                names = ("val_loss", "val_loss_ema", "val_loss_swa")
-                columns = {name: loss.mean for name, loss in zip(names, losses, strict=False)}
-                columns |= {f"val_loss_band{number}": loss for number, loss in enumerate(losses[1].bands, start=1)}
-                columns |= self.validation.slowest_rank()
+                weights = (VAL_LOSS, VAL_LOSS_EMA, VAL_LOSS_SWA)
+                figures = {metric: loss.mean for metric, loss in zip(weights, losses, strict=False)}
+                figures |= dict(zip(BANDS, losses[1].bands, strict=True)) | self.validation.slowest_rank()
             if evaluate:
-                with self.progress.spending("eval_time_sec"):
+                with self.progress.spending(EVAL_TIME_SEC):
                     scores = self.evaluate(epoch)
                 if scores is None:
                     return None
-                columns |= scores
-        return columns
+                figures |= scores
+        return figures
 
-    def evaluate(self, epoch: int) -> dict | None:
+    def evaluate(self, epoch: int) -> dict[Metric, float] | None:
         """How good drawn characters are (every process calls it). The first time a classifier may have to be trained:
         not before training begins, so that the first step need not wait for it. None if asked to stop."""
         self.publish("preparing", epoch)
@@ -222,27 +228,27 @@ class Run(RunLifecycle):
         self.publish("evaluating", epoch)
         return self.evaluation(self.trainer.ema.model, self.trainer.scheduler, interrupted=self.vote.passed)
 
-    def epoch_row(self, epoch: int, measured: dict) -> dict:
+    def epoch_row(self, epoch: int, measured: dict[Metric, Any]) -> dict[str, Any]:
         """The epoch's figures, of all processes (every process calls it)."""
         progress, schedule, trainer, world = self.progress, self.schedule, self.trainer, self.world
         rate = progress.images_per_sec
         memory = [max(of_each) for of_each in zip(*world.gather(hardware.memory_mb(world.device)), strict=True)]
-        row = {
-            "epoch": epoch + 1,
-            "step": progress.step,
-            "images_seen": schedule.images_seen(progress.step),
+        figures = {
+            EPOCH: epoch + 1,
+            STEP: progress.step,
+            IMAGES_SEEN: schedule.images_seen(progress.step),
             **loss_statistics(progress.losses, progress.grad_norms),
             **measured,
-            "lr": schedule.learning_rate(progress.step - 1),
-            "samples_per_sec": rate,
-            "batches_per_sec": rate / schedule.global_batch,
-            "mfu": hardware.flop_utilisation(self.flops_per_image, rate, world.device, world.world_size),
-            **dict(zip(("gpu_mem_allocated_mb", "gpu_mem_reserved_mb", "gpu_mem_peak_mb"), memory, strict=True)),
-            "ema_delta_norm": trainer.ema.delta_norm(),
+            LR: schedule.learning_rate(progress.step - 1),
+            SAMPLES_PER_SEC: rate,
+            BATCHES_PER_SEC: rate / schedule.global_batch,
+            MFU: hardware.flop_utilisation(self.flops_per_image, rate, world.device, world.world_size),
+            **dict(zip(MEMORY_COLUMNS, memory, strict=True)),
+            EMA_DELTA_NORM: trainer.ema.delta_norm(),
             **progress.times(),
-            "data": self.config.data,
+            DATA: self.config.data,
         }
-        return plain(row)
+        return plain({metric.name: value for metric, value in figures.items()})
 
 
 def main(config: TrainConfig, stop: StopRequest) -> int:

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ddpm.run import kinds
-from ddpm.run.files import parse_json, read_file, read_text, why
+from ddpm.run.files import open_regular, parse_json, read_file, read_text, why
 from ddpm.run.files import read_json as read_any_json
-from ddpm.run.format import duration, finite, number
+from ddpm.run.format import duration, finite, number, plural
+from ddpm.run.metrics import GRAD_NORM, LOSS_MEAN, LR, SAMPLES_PER_SEC
 from ddpm.run.paths import RunPaths
 from metrics.tracker import summarise
 
 SEVERITIES = ("debug", "info", "success", "warning", "error")
 ENDED = ("finished", "stopped", "failed")
 TAIL_BYTES = 64 * 1024
+NOW = {"loss": LOSS_MEAN} | {metric.name: metric for metric in (LR, GRAD_NORM, SAMPLES_PER_SEC)}  # of the moment
 STATUS = kinds.record(
     state=kinds.one_of("running", *ENDED),
     **dict.fromkeys(("run", "data", "phase", "message", "host", "slurm_job_id", "slurm_restart", "device"), kinds.text),
@@ -29,7 +32,7 @@ STATUS = kinds.record(
     **dict.fromkeys(("pid", "world_size", "nodes", "epoch", "epochs", "batch", "batches"), kinds.count),
     **dict.fromkeys(("step", "total_steps", "images_seen", "exit_code"), kinds.count),
     **dict.fromkeys(("gpus", "start_step", "start_images"), kinds.count),
-    **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec"), kinds.amount),
+    **dict.fromkeys((*NOW, "eta_sec"), kinds.amount),
     retry=kinds.flag,
 )
 EVENT = kinds.record(
@@ -218,3 +221,37 @@ def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
 
 def missing(paths: RunPaths) -> str:
     return f"{paths.json} is not there: has the run {paths.run!r} begun to train?"
+
+
+def faults(
+    paths: RunPaths, status: dict[str, Any], document: dict[str, Any], unreadable: str | None,
+    rows: list[dict[str, Any]], copied: list[dict[str, Any]], lost: str | None,
+) -> list[str]:  # fmt: skip
+    """What of a run's files is missing, damaged, or contradicts another one.
+
+    Args:
+        document, unreadable: as `read_document` gives them.
+        rows: those that count; `copied` are those of the CSV, of which `lost` cannot be read.
+    """
+    found, ended = [], status.get("state") in ENDED
+    for path in (paths.status, paths.events, paths.csv):
+        try:
+            open_regular(path).close()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found.append(f"{path.name} cannot be read: {error.strerror}")
+    if not found and not status and os.path.lexists(paths.status):
+        found.append(f"{paths.status.name} is damaged: it names no state")
+    if unreadable and (os.path.lexists(paths.json) or ended):
+        found.append(unreadable)
+    elif document.get("damaged"):
+        found.append(document["damaged"])
+    if lost and not found:
+        found.append(lost)
+    if ended and not unreadable and len(copied) < len(rows) and not found:
+        found.append(f"{paths.csv.name} has {len(copied)} of {plural(len(rows), 'row')}; {paths.json.name} has all")
+    done, batch = number(status.get("epoch")) or 0, number(status.get("batch")) or 0
+    if ended and not rows and (done > 1 or (done == 1 and batch and batch == status.get("batches"))):
+        found.append(f"no epoch has figures, though the run {status['state']} in epoch {done:.0f}")
+    return found

@@ -10,6 +10,7 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.errors import ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.lock import RunLock
+from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
 from ddpm.run.paths import REPORTED, RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, labelled_grid
@@ -162,10 +163,27 @@ class RunLifecycle:
     def publish(self, phase: str, epoch: int, **figures: float | None) -> None:
         self.logger.progress(phase, epoch, self.progress.step, **figures)
 
+    def publish_row(self, row: dict) -> None:
+        """Publish an epoch's figures, and learn from all of them whether the run has stopped getting better."""
+        if self.world.is_main:
+            judged = (metric.name for metric in (LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA))
+            losses = {name: row[name] for name in judged if name in row}
+            self.blown_up = soundness.blown_up(losses, self.logger.rows[self.checkpoints.losses_since :])
+        self.logger.epoch(row)
+        if self.world.is_main:
+            if unsound := self.unsound:
+                self.logger.log(f"after epoch {row['epoch']} the state is unsound: {unsound}", "warning")
+            models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
+            self.logger.weights(row["epoch"], row["step"], models)
+        if self.config.early_stop_patience:
+            self.ended_early = self.world.broadcast_result(
+                lambda: out_of_patience(self.logger.rows, self.config), here=self.world.is_main
+            )
+
     def save(self) -> None:
         """Begin to write a checkpoint of the current step (on the main process)."""
         if self.checkpoints:
-            with self.progress.spending("checkpoint_time_sec"):
+            with self.progress.spending(CHECKPOINT_TIME_SEC):
                 self.checkpoints.save(self.trainer, self.progress, self.logger.rows, self.unsound)
 
     @property
@@ -176,7 +194,7 @@ class RunLifecycle:
             return unsound
         so_far = loss_statistics(progress.losses, progress.grad_norms)
         earlier = self.logger.rows[self.checkpoints.losses_since :]
-        return soundness.blown_up({"loss_mean": float(so_far["loss_mean"])}, earlier)
+        return soundness.blown_up({LOSS_MEAN.name: float(so_far[LOSS_MEAN])}, earlier)
 
     def draw_samples(self, epoch: int) -> bool:
         """Draw a grid of generated characters with the averaged weights, unless it is there (every process calls it).
@@ -188,7 +206,7 @@ class RunLifecycle:
             return True
         self.publish("sampling", epoch)
         model, scheduler, per_class = self.trainer.ema.model, self.trainer.scheduler, self.choices.samples_per_class
-        with self.trainer.autocast(), self.progress.spending("sample_time_sec"):
+        with self.trainer.autocast(), self.progress.spending(SAMPLE_TIME_SEC):
             drawn = draw_samples(self.config, model, scheduler, per_class, self.world, interrupted=self.vote.passed)
         if drawn is not None and self.world.is_main:
             self.logger.samples(path, drawn, labelled_grid(self.config, drawn, epoch + 1), self.progress.step)

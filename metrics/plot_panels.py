@@ -65,7 +65,11 @@ Panel = Callable[[Axes, RunData], None]
 NO_LOSS = "no epoch has a finite loss"
 ERROR = "mean squared error"
 # colour and line, as some readers see no colours
-VALIDATION = {VAL_LOSS: (ORANGE, "--"), VAL_LOSS_EMA: (GREEN, "-"), VAL_LOSS_SWA: (PINK, "-.")}
+VALIDATION = {
+    VAL_LOSS: (ORANGE, "--"),
+    VAL_LOSS_EMA: (GREEN, "-"),
+    VAL_LOSS_SWA: (PINK, "-."),
+}
 LINES = ("-", "--", "-.", ":")
 
 
@@ -106,7 +110,11 @@ def draw_losses(axes: Axes, run: RunData) -> None:
     for metric, (colour, line) in VALIDATION.items():
         if run.series(metric).notna().any():
             draw_line(axes, run.series(metric).dropna(), colour, metric.label, linewidth=1.4, linestyle=line)
-    for metric, colour, name in ((LOSS_MEAN, BLUE, "train"), (VAL_LOSS_EMA, GREEN, "EMA"), (VAL_LOSS_SWA, PINK, "SWA")):
+    for metric, colour, name in (
+        (LOSS_MEAN, BLUE, "train"),
+        (VAL_LOSS_EMA, GREEN, "EMA"),
+        (VAL_LOSS_SWA, PINK, "SWA"),
+    ):
         draw_best(axes, run.curve(metric), colour, name)
     draw_nonfinite(axes, run)
 
@@ -228,7 +236,12 @@ def loss_derivative(axes: Axes, run: RunData) -> None:
     return draw_nonfinite(axes, run)
 
 
-@panel("Validation loss by noise level", f"{ERROR} of the EMA weights", BANDS[0], "no loss by noise level was recorded")
+@panel(
+    "Validation loss by noise level",
+    f"{ERROR} of the EMA weights",
+    BANDS[0],
+    "no loss by noise level was recorded",
+)
 def loss_by_noise_level(axes: Axes, run: RunData) -> None:
     steps = run.settings.get("diffusion_steps")
     for number, (metric, colour, line) in enumerate(zip(BANDS, (BLUE, GREEN, GOLD, PINK), LINES, strict=True)):
@@ -245,7 +258,11 @@ def loss_by_noise_level(axes: Axes, run: RunData) -> None:
 
 @panel("Readability of drawn characters", "share, or ratio of shares", RCA, "no readability was measured")
 def readability(axes: Axes, run: RunData) -> None:
-    looks = {RCA: (GREEN, "RCA: Top-1 relative to test images"), TOP1: (BLUE, TOP1.label), TOP5: (MUTED, TOP5.label)}
+    looks = {
+        RCA: (GREEN, "RCA: Top-1 relative to test images"),
+        TOP1: (BLUE, TOP1.label),
+        TOP5: (MUTED, TOP5.label),
+    }
     for (metric, (colour, label)), line in zip(looks.items(), LINES, strict=False):
         if run.series(metric).notna().any():
             draw_line(axes, run.series(metric).dropna(), colour, label, linestyle=line)

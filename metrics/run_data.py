@@ -8,7 +8,6 @@ pandas, as the dashboard reads every second.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ddpm.run import kinds
 from ddpm.run.config import data_words
 from ddpm.run.errors import RequestError
-from ddpm.run.files import open_regular
-from ddpm.run.format import count, duration, number, plural, timestamp
+from ddpm.run.format import count, duration, number, timestamp
 from ddpm.run.metrics import METRICS, Metric
 from ddpm.run.paths import RunPaths
-from metrics.files import ENDED, missing, read_csv, read_document, read_events, read_gpus, read_status
+from metrics.files import ENDED, faults, missing, read_csv, read_document, read_events, read_gpus, read_status
 from metrics.page import Finding
 from metrics.starts import Start, training_starts
 from metrics.trends import Curve
@@ -251,15 +249,15 @@ class RunReader:
         copied, lost = self._fresh(self.paths.csv, read_csv) or ([], None)
         rows = document.get("epochs") or copied
         started = number(status.get("started")) or 0.0
-        run = RunData(
+        wrong = faults(self.paths, status, document, unreadable, rows, copied, lost)
+        return RunData(
             self.paths, now, self.limits, status, document, rows,
             logs=[event for event in events if event["kind"] == "log"],
             # the files of nodes that only an earlier start of the run used stay behind
             nodes=[node for node in read_gpus(self.paths) if (number(node.get("time")) or 0) > started - CLOCK_SKEW],
             heartbeat_age=self._age(status, now), trouble=self._trouble(), unreadable=unreadable,
+            findings=[Finding("warning", note) for note in wrong],
         )  # fmt: skip
-        run.findings.extend(_what_is_wrong(run, copied, lost))
-        return run
 
     def _fresh(self, path: Path, read: Callable[[RunPaths], Any]) -> Any:
         try:
@@ -306,32 +304,3 @@ def epochs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["epoch", *FIGURES], dtype=object).apply(pd.to_numeric, errors="coerce")
     frame = frame.astype(float).replace([math.inf, -math.inf], math.nan).dropna(subset="epoch")
     return frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last").set_index("epoch").sort_index()
-
-
-def _what_is_wrong(run: RunData, copied: list[dict[str, Any]], lost: str | None) -> list[Finding]:
-    """What of the files is missing, damaged, or contradicts another one."""
-    found = []
-    for path in (run.paths.status, run.paths.events, run.paths.csv):
-        try:
-            open_regular(path).close()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            found.append(f"{path.name} cannot be read: {error.strerror}")
-    if not found and not run.status and os.path.lexists(run.paths.status):
-        found.append(f"{run.paths.status.name} is damaged: it names no state")
-    if run.unreadable and (os.path.lexists(run.paths.json) or run.ended):
-        found.append(run.unreadable)
-    elif run.document.get("damaged"):
-        found.append(run.document["damaged"])
-    if lost and not found:
-        found.append(lost)
-    rows = len(run.rows)
-    if not run.unreadable and len(copied) < rows and run.ended and not found:
-        found.append(
-            f"{run.paths.csv.name} has {len(copied)} of {plural(rows, 'row')}; those of {run.paths.json.name} count"
-        )
-    done, batch = number(run.status.get("epoch")) or 0, number(run.status.get("batch")) or 0
-    if run.ended and not rows and (done > 1 or (done == 1 and batch and batch == run.status.get("batches"))):
-        found.append(f"no epoch has figures, though the run {run.status['state']} in epoch {done:.0f}")
-    return [Finding("warning", note) for note in found]

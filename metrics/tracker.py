@@ -19,8 +19,14 @@ from ddpm.run.metrics import (
     EPOCH,
     FID_FEATURES,
     GPU_MEM_PEAK_MB,
+    GRAD_NORM,
+    GRAD_NORM_MAX,
     IMAGES_SEEN,
+    LOSS_MAX,
     LOSS_MEAN,
+    LOSS_MEDIAN,
+    LOSS_MIN,
+    LOSS_STD,
     LR,
     METRICS,
     NONFINITE_STEPS,
@@ -29,13 +35,14 @@ from ddpm.run.metrics import (
     TRAIN_IMAGES,
     TRAIN_TIME_SEC,
     VAL_LOSS_EMA,
+    Metric,
 )
 from ddpm.run.paths import RunPaths
 from metrics.trends import Curve, best
 
 
-def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[str, float | int | None]:
-    """The loss and gradient columns of a row.
+def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[Metric, float | int | None]:
+    """The losses and gradient norms of an epoch's row.
 
     Args:
         losses: the loss of each global batch (its mean over all processes' images).
@@ -45,14 +52,14 @@ def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dic
     finite_losses, finite_norms = losses[np.isfinite(losses)], norms[np.isfinite(norms)]
     with_values = finite_losses if finite_losses.size else np.array([math.nan])
     return {
-        "loss_mean": with_values.mean(),
-        "loss_std": with_values.std(),
-        "loss_min": with_values.min(),
-        "loss_max": with_values.max(),
-        "loss_median": np.median(with_values),
-        "grad_norm": finite_norms.mean() if finite_norms.size else math.nan,
-        "grad_norm_max": finite_norms.max() if finite_norms.size else math.nan,
-        "nonfinite_steps": int(norms.size - finite_norms.size),
+        LOSS_MEAN: with_values.mean(),
+        LOSS_STD: with_values.std(),
+        LOSS_MIN: with_values.min(),
+        LOSS_MAX: with_values.max(),
+        LOSS_MEDIAN: np.median(with_values),
+        GRAD_NORM: finite_norms.mean() if finite_norms.size else math.nan,
+        GRAD_NORM_MAX: finite_norms.max() if finite_norms.size else math.nan,
+        NONFINITE_STEPS: int(norms.size - finite_norms.size),
     }
 
 
@@ -64,7 +71,10 @@ def summarise(rows: list[dict[str, Any]], starts: Sequence[Any]) -> dict[str, An
     last = {**dict.fromkeys(METRICS), **rows[-1]}
     loss, val, rca = (Curve.of(rows, metric) for metric in (LOSS_MEAN, VAL_LOSS_EMA, RCA))
     best_loss, best_val, best_rca = best(loss), best(val), best(rca)
-    seconds, images = Curve.of(rows, TRAIN_TIME_SEC).values.sum(), Curve.of(rows, TRAIN_IMAGES).values.sum()
+    seconds, images = (
+        Curve.of(rows, TRAIN_TIME_SEC).values.sum(),
+        Curve.of(rows, TRAIN_IMAGES).values.sum(),
+    )
     peak = Curve.of(rows, GPU_MEM_PEAK_MB).values
     total = TOTAL_TIME_SEC.of(last)
     summary = {

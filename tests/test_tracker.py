@@ -16,7 +16,8 @@ DESCRIPTION = {"run": "r", "data": "glyphs", "settings": {}, "environment": {}}
 
 def row(epoch: int, **figures) -> dict:
     values = {"epoch": epoch, "step": 10 * epoch, "images_seen": 320 * epoch, "data": "glyphs", "lr": 1e-4}
-    values |= loss_statistics(np.linspace(1, 2, 10) / epoch, np.full(10, 0.5))
+    statistics = loss_statistics(np.linspace(1, 2, 10) / epoch, np.full(10, 0.5))
+    values |= {metric.name: value for metric, value in statistics.items()}
     values |= {"samples_per_sec": 100.0, "train_images": 300, "train_time_sec": 3.0}
     values |= {"epoch_time_sec": 4.0, "total_time_sec": 4.0 * epoch, "val_loss_ema": 1 / epoch}
     return values | figures
@@ -36,7 +37,7 @@ def test_columns_are_those_of_the_design_in_its_order_and_new_ones_at_the_end():
 
 def test_statistics_are_over_every_batch_and_only_finite_norms_are_averaged():
     losses, norms = [0.4, 0.1, 0.3, 0.2], [1.0, math.inf, 3.0, math.nan]
-    figures = loss_statistics(losses, norms)
+    figures = {metric.name: value for metric, value in loss_statistics(losses, norms).items()}
     assert figures["loss_mean"] == pytest.approx(np.mean(losses))
     assert figures["loss_std"] == pytest.approx(np.std(losses))
     assert (figures["loss_min"], figures["loss_max"]) == (0.1, 0.4)

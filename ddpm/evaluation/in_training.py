@@ -15,6 +15,7 @@ from ddpm.evaluation.measures import Reference, real_images
 from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
 from ddpm.run.config import NUM_CLASSES, TrainConfig
 from ddpm.run.evaluation_file import real_images_words
+from ddpm.run.metrics import FID_FEATURES, RCA, TOP1, TOP5, Metric
 from ddpm.sampling.sheets import draw_samples
 from ddpm.training.data import Images
 from ddpm.training.distributed import STARTING, DistContext
@@ -53,7 +54,7 @@ class InTrainingEvaluation:
 
     def __call__(
         self, model: torch.nn.Module, scheduler: DDPMScheduler, interrupted: Callable[[], bool]
-    ) -> dict[str, float] | None:
+    ) -> dict[Metric, float] | None:
         """The columns `rca`, `top1`, `top5`, `fid_features` (none of them on other processes than the main one).
 
         Every process calls it. None if it was interrupted.
@@ -66,8 +67,8 @@ class InTrainingEvaluation:
         predictions, labels = self._classifier(drawn), torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
         first, fifth = (hits(predictions.probabilities, labels, k) for k in (1, 5))
         return {
-            "rca": relative_accuracy(first, self._reference.hits),
-            "top1": share(first),
-            "top5": share(fifth),
-            "fid_features": frechet_distance(predictions.features, self._reference.half),
+            RCA: relative_accuracy(first, self._reference.hits),
+            TOP1: share(first),
+            TOP5: share(fifth),
+            FID_FEATURES: frechet_distance(predictions.features, self._reference.half),
         }

@@ -18,7 +18,7 @@ from ddpm.run.config import data_words
 from ddpm.run.evaluation_figures import EVALUATION_FIGURES, at, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
-from ddpm.run.metrics import DASH, METRICS
+from ddpm.run.metrics import DASH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
 from ddpm.training.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -26,7 +26,7 @@ TASK = "unconditional-image-generation"  # the closest task of the Hub: it has n
 # machine-specific settings: the card leaves them out, and an export's meta.json has these values
 MACHINE_SPECIFIC = {"data_root": "data", "output_root": ".", "resume": "auto", "device": "auto", "config": None}
 SHOWN_EPOCHS = 10
-EPOCH_COLUMNS = [METRICS[name] for name in ("epoch", "loss_mean", "val_loss_ema", "lr")]
+EPOCH_COLUMNS = [EPOCH, LOSS_MEAN, VAL_LOSS_EMA, LR]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def model_card(meta: dict[str, Any], facts: CardFacts) -> str:
     Args:
         meta: run, data, settings, used, progress, metrics and history, as in a checkpoint's meta.json.
     """
-    loss, results = meta["metrics"].get("val_loss_ema"), []
+    loss, results = VAL_LOSS_EMA.of(meta["metrics"]), []
     if loss is not None:
-        results.append(_result(meta["data"], "loss", METRICS["val_loss_ema"].label, loss))
+        results.append(_result(meta["data"], "loss", VAL_LOSS_EMA.label, loss))
     if facts.evaluation and _of_this_model(facts.evaluation, meta):
         results += evaluation_results(facts.evaluation)
     front_matter = card_data(meta["run"], meta["data"], results, facts.license)
@@ -135,8 +135,8 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
         "the network predicts": "noise" if settings["prediction_type"] == "epsilon" else "velocity",
         "weights": f"moving average (EMA), decay {settings['ema_decay']:g}",
         "label dropout": f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance",
-        "validation loss": METRICS["val_loss_ema"].text(last.get("val_loss_ema")) + validation,
-        "time": duration(last.get("total_time_sec")),
+        "validation loss": VAL_LOSS_EMA.text_of(last) + validation,
+        "time": duration(TOTAL_TIME_SEC.of(last)),
         **({"precision": used["precision"]} if used.get("precision") else {}),
         **({"compiled": "yes" if used["compile"] else "no"} if used.get("compile") is not None else {}),
     }  # fmt: skip

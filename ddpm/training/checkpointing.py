@@ -16,7 +16,7 @@ import torch
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import real, replace_link
-from ddpm.run.metrics import METRICS
+from ddpm.run.metrics import LOSS_MEAN, METRICS
 from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
 from ddpm.training.hardware import synchronize
 from ddpm.training.progress import Progress
@@ -244,7 +244,7 @@ def _losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
     if start is None:
         return 0
     before, now = start.meta["settings"], config.to_dict()
-    same = all(before.get(name, now[name]) == now[name] for name in METRICS["loss_mean"].same)
+    same = all(before.get(name, now[name]) == now[name] for name in LOSS_MEAN.same)
     return start.meta["progress"].get("losses_since", 0) if same else len(start.meta["history"])
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from ddpm.run.config import NULL_CLASS, TrainConfig, beta_range
+from ddpm.run.metrics import SLOWEST_RANK, SLOWEST_RANK_RATIO, Metric
 from ddpm.training.data import Images, split_test, to_model_input
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import synchronize
@@ -186,7 +187,7 @@ class Validation:
         bands = (by_band / self._in_band.sum(dim=0)).tolist()
         return [ValidationLoss(mean, tuple(each)) for mean, each in zip(means, bands, strict=True)]
 
-    def slowest_rank(self) -> dict[str, float]:
+    def slowest_rank(self) -> dict[Metric, float]:
         """The process that took longest for an equal share of the latest validation, and how much longer than the
         median one (every process calls it): its GPU may be throttled or shared, and each training step waits for it.
 
@@ -197,6 +198,6 @@ class Validation:
             return {}
         slowest = max(seconds)
         return {
-            "slowest_rank": seconds.index(slowest),
-            "slowest_rank_ratio": slowest / statistics.median(seconds),
+            SLOWEST_RANK: seconds.index(slowest),
+            SLOWEST_RANK_RATIO: slowest / statistics.median(seconds),
         }

@@ -10,9 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm.run.metrics import (
+    CHECKPOINT_TIME_SEC,
+    EPOCH_TIME_SEC,
+    EVAL_TIME_SEC,
+    METRICS,
+    SAMPLE_TIME_SEC,
+    TOTAL_TIME_SEC,
+    TRAIN_IMAGES,
+    TRAIN_TIME_SEC,
+    VAL_TIME_SEC,
+    Metric,
+)
 from ddpm.training.hardware import synchronize
 
-SPENT = ("val_time_sec", "eval_time_sec", "sample_time_sec", "checkpoint_time_sec")  # seconds, columns of a row
+SPENT = (
+    VAL_TIME_SEC,
+    EVAL_TIME_SEC,
+    SAMPLE_TIME_SEC,
+    CHECKPOINT_TIME_SEC,
+)  # what an epoch has besides training
 
 
 class Progress:
@@ -48,8 +65,8 @@ class Progress:
         return self._elapsed_before + time.monotonic() - self._clock
 
     @contextmanager
-    def spending(self, column: str) -> Iterator[None]:
-        """What is done meanwhile counts as `column`, one of `SPENT`."""
+    def spending(self, column: Metric) -> Iterator[None]:
+        """Context manager: adds the elapsed time to `column`, one of `SPENT`."""
         began = time.monotonic()
         try:
             yield
@@ -97,15 +114,15 @@ class Progress:
         """Images per second of the whole job over this epoch's training time; NaN before there is any."""
         return self._train_images / self._train_sec if self._train_sec else float("nan")
 
-    def times(self) -> dict[str, float | int]:
-        """The row's time columns. `epoch_time_sec` runs from row to row, so that they add up to `total_time_sec`."""
+    def times(self) -> dict[Metric, float | int]:
+        """The row's times. `epoch_time_sec` runs from row to row, so that they add up to `total_time_sec`."""
         now = self._row_at = self.elapsed
         self.row_step = self.step
         return {
-            "epoch_time_sec": now - self._epoch_began,
-            "total_time_sec": now,
-            "train_time_sec": self._train_sec,
-            "train_images": self._train_images,
+            EPOCH_TIME_SEC: now - self._epoch_began,
+            TOTAL_TIME_SEC: now,
+            TRAIN_TIME_SEC: self._train_sec,
+            TRAIN_IMAGES: self._train_images,
             **self._spent,
         }
 
@@ -119,7 +136,7 @@ class Progress:
             "train_images": self._train_images,
             "elapsed": self.elapsed,
             "epoch_began": self._epoch_began,
-            "spent": dict(self._spent),
+            "spent": {metric.name: seconds for metric, seconds in self._spent.items()},
             "threads": list(self.threads),
         }
 
@@ -127,6 +144,6 @@ class Progress:
         self.step, self.row_step = state["step"], state["row_step"]
         self.losses, self.grad_norms = state["losses"].tolist(), state["grad_norms"].tolist()
         self._train_sec, self._train_images = state["train_sec"], state["train_images"]
-        self._spent |= state.get("spent", {})
+        self._spent |= {METRICS[name]: seconds for name, seconds in state.get("spent", {}).items()}
         self.threads[:] = state.get("threads", [])
         self._elapsed_before, self._epoch_began = state["elapsed"], state["epoch_began"]

@@ -1,5 +1,6 @@
 """Is a training state worth continuing from? Decided when a checkpoint is written, and kept in its meta.json.
 
+from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA
 A state is unsound if its weights or AdamW's moments are not finite or have blown up, if its validation loss is not
 finite or has blown up, or if steps are being skipped because gradients are not finite. It is written all the same, but
 `latest` and `best` never point at it, and it never displaces a sound checkpoint.
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA
 
 BLOWN_LOSS = 3.0  # a network that always answers zero has a loss of about 1, whatever it predicts
 BLOWN_FACTOR = 3.0  # validation and training loss over the best so far; overfitting raises only the first
@@ -37,11 +40,11 @@ def blown_up(losses: Mapping[str, float | None], earlier: Iterable[Mapping[str, 
         if loss is None or not math.isfinite(loss):
             return f"{name} is not finite"
     for name, loss in losses.items():
-        if loss > BLOWN_LOSS and name != "val_loss_ema":  # the average may still be near its random beginning
+        if loss > BLOWN_LOSS and name != VAL_LOSS_EMA.name:  # the average may still be near its random beginning
             return f"{name} is {loss:.4g}, where always answering zero gives about 1"
     ratios = {}
     earlier = list(earlier)
-    for name in losses.keys() & {"loss_mean", "val_loss"}:
+    for name in losses.keys() & {LOSS_MEAN.name, VAL_LOSS.name}:
         before = [row[name] for row in earlier if row.get(name)]
         ratios[name] = losses[name] / min(before, default=math.inf)
     if ratios and min(ratios.values()) > BLOWN_FACTOR:

@@ -51,7 +51,14 @@ COLOURS = (BLUE, ORANGE, GREEN, PINK, GOLD, PURPLE, RED, "#3fd8e8", TEXT, "#b579
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX"  # curves differ in all three, so that colour is not needed to tell them apart
 MARKED = 12  # about this many values of a curve have its marker
-CURVES = (LOSS_MEAN, VAL_LOSS_EMA, VAL_LOSS, RCA, FID_FEATURES, SAMPLES_PER_SEC)
+CURVES = (
+    LOSS_MEAN,
+    VAL_LOSS_EMA,
+    VAL_LOSS,
+    RCA,
+    FID_FEATURES,
+    SAMPLES_PER_SEC,
+)
 SAMPLES = "samples"  # name of the picture of samples
 TIMES = (("seconds", 1.0, 300), ("minutes", 60, 18_000), ("hours", 3600, np.inf))
 

@@ -39,7 +39,16 @@ from metrics.run_data import RunData
 
 LAST = 10  # epochs in the table
 SERIES = select(group="loss", selectable=True)
-COLUMNS = (EPOCH, LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA, LR, GRAD_NORM, GRAD_NORM_MAX, NONFINITE_STEPS)
+COLUMNS = (
+    EPOCH,
+    LOSS_MEAN,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    LR,
+    GRAD_NORM,
+    GRAD_NORM_MAX,
+    NONFINITE_STEPS,
+)
 JUDGED: dict[str, Status] = {"fast descent": "healthy", "slow descent": "healthy", "rising": "warning"}
 
 
@@ -186,7 +195,10 @@ def _spikes(run: RunData, limits: Thresholds) -> list[Finding]:
 
 
 def _average(run: RunData, limits: Thresholds) -> list[Finding]:
-    last = next((row for row in reversed(run.rows) if VAL_LOSS.of(row) and VAL_LOSS_EMA.of(row) is not None), None)
+    last = next(
+        (row for row in reversed(run.rows) if VAL_LOSS.of(row) and VAL_LOSS_EMA.of(row) is not None),
+        None,
+    )
     if last is None:
         return []
     ratio, decay = VAL_LOSS_EMA.of(last) / VAL_LOSS.of(last), run.settings.get("ema_decay") or 0.0

@@ -12,7 +12,7 @@ from rich.layout import Layout
 from rich.text import Text
 
 from ddpm.run.format import DASH, duration, number
-from ddpm.run.metrics import EPOCH, LOSS_MEAN, VAL_LOSS_EMA
+from ddpm.run.metrics import EPOCH, LOSS_MEAN, LR, SAMPLES_PER_SEC, VAL_LOSS_EMA
 from metrics.live.gpu_panel import gpu_panel, gpu_rows, gpu_summary, gpus_of
 from metrics.live.lines import now, part
 from metrics.live.panels import (
@@ -157,8 +157,8 @@ def _lines(run: RunData, width: int, height: int, verdict: Verdict | None, hint:
         ):
             count = part(status, name, whole)
             head.append(line((f"{name} {count} ", style), bar(share, width // 4, style), f" {more}"))
-        pace = f"{now(status, 'samples_per_sec')} images/s"
-        head.append(line(f"loss {now(status, 'loss')}  lr {now(status, 'lr')}  {pace}"))
+        pace = f"{now(status, SAMPLES_PER_SEC)} images/s"
+        head.append(line(f"loss {now(status, LOSS_MEAN)}  lr {now(status, LR)}  {pace}"))
         gpus = gpus_of(run)
         name = f"{len(gpus)} GPUs" if len(gpus) > 1 else "GPU"
         head.append(gpu_summary(gpus, name, width) if gpus else line(("no GPU", "bright_black")))

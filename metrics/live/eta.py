@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ddpm.run.format import finite
-from ddpm.run.metrics import TRAIN_TIME_SEC, select
+from ddpm.run.metrics import SAMPLES_PER_SEC, TRAIN_TIME_SEC, select
 
 MEMORY = 600.0  # seconds of training that the speed is a mean of
 MOST = 60.0  # seconds that a single interval counts for: it may have had a pause, as by Ctrl-Z
@@ -37,7 +37,7 @@ class RemainingTime:
             return None
         before = finite(status.get("start_images")) or 0.0 if self._seen is None else self._seen
         self._seen = seen
-        speed = finite(status.get("samples_per_sec"))
+        speed = finite(status.get(SAMPLES_PER_SEC.name))
         if speed and speed > 0 and seen > before:
             self._add(seen - before, (seen - before) / speed)
         if not self._images:

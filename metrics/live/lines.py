@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from ddpm.run.format import DASH, clock, duration
-from ddpm.run.metrics import EPOCH, EPOCH_TIME_SEC, GRAD_NORM, LOSS_MEAN, LR, SAMPLES_PER_SEC, VAL_LOSS, VAL_LOSS_EMA
+from ddpm.run.metrics import (
+    EPOCH,
+    EPOCH_TIME_SEC,
+    GRAD_NORM,
+    LOSS_MEAN,
+    LR,
+    SAMPLES_PER_SEC,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    Metric,
+)
+from metrics.files import NOW
 
-NOW = {"loss": LOSS_MEAN, "lr": LR, "grad_norm": GRAD_NORM, "samples_per_sec": SAMPLES_PER_SEC}  # of status.json
+FIELDS = {metric: field for field, metric in NOW.items()}
 SHORT = {
     LOSS_MEAN: "loss", VAL_LOSS: "val", VAL_LOSS_EMA: "val EMA", LR: "lr", GRAD_NORM: "grad",
     SAMPLES_PER_SEC: "images/s",
@@ -19,9 +30,9 @@ def plain_line(stamp: float, severity: str, message: str) -> str:
     return f"{clock(stamp, '%Y-%m-%d %H:%M:%S')}  {severity:<7}  {message}"
 
 
-def now(status: dict[str, Any], field: str) -> str:
-    """A field of `status.json` that is a figure of the moment, in the format of its column."""
-    return NOW[field].text(status.get(field))
+def now(status: dict[str, Any], metric: Metric) -> str:
+    """A figure of the moment, from the fields of `status.json`."""
+    return metric.text(status.get(FIELDS[metric]))
 
 
 def part(status: dict[str, Any], name: str, whole: str) -> str:
@@ -34,7 +45,7 @@ def progress_line(status: dict[str, Any]) -> str:
     """Where the run stands, from the fields of `status.json`."""
     wholes = {"epoch": "epochs", "batch": "batches", "step": "total_steps"}
     places = [f"{name} {part(status, name, whole)}" for name, whole in wholes.items()]
-    figures = [_fact(SHORT[metric], now(status, field)) for field, metric in NOW.items()]
+    figures = [_fact(SHORT[metric], now(status, metric)) for metric in NOW.values()]
     return _line(*places, *figures, _fact("ETA", duration(status.get("eta_sec"))))
 
 
@@ -42,7 +53,11 @@ def epoch_line(row: dict[str, Any], epochs: Any = None) -> str:
     """An epoch's row, keyed by the columns of the CSV, in a line."""
     figures = [_fact(words, metric.text_of(row)) for metric, words in SHORT.items()]
     of = f"/{epochs}" if epochs else ""
-    return _line(f"epoch {EPOCH.text_of(row)}{of} done", *figures, _fact("time", duration(EPOCH_TIME_SEC.of(row))))
+    return _line(
+        f"epoch {EPOCH.text_of(row)}{of} done",
+        *figures,
+        _fact("time", duration(EPOCH_TIME_SEC.of(row))),
+    )
 
 
 def ending_line(status: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from ddpm.run.metrics import (
     VAL_LOSS_SWA,
     Metric,
 )
-from metrics.live.lines import NOW, SHORT, now, part
+from metrics.live.lines import SHORT, now, part
 from metrics.run_data import RunData
 from metrics.starts import computed
 from metrics.trends import Point, best
@@ -165,7 +165,7 @@ def _figures(run: RunData, width: int) -> Text:
 
     Of a run that ended the speed is that of all its epochs: images over seconds.
     """
-    figures = {SHORT[NOW[name]]: now(run.status, name) for name in ("loss", "samples_per_sec", "lr", "grad_norm")}
+    figures = {SHORT[metric]: now(run.status, metric) for metric in (LOSS_MEAN, SAMPLES_PER_SEC, LR, GRAD_NORM)}
     if run.ended and (speed := run.summary.get("avg_throughput_sps")) is not None:
         figures[SHORT[SAMPLES_PER_SEC]] = SAMPLES_PER_SEC.text(speed)
     figures["seen"] = count(run.status.get("images_seen"))
@@ -220,7 +220,10 @@ def epoch_columns(run: RunData, width: int) -> list[Metric]:
 
 def _legend(run: RunData, lowest: Point | None) -> list[str]:
     """What the star means, and the latest RCA: `lowest Val EMA 0.03500, epoch 30`, `RCA 0.931, epoch 30`."""
-    words = {f"lowest {VAL_LOSS_EMA.heading}": (VAL_LOSS_EMA, lowest), RCA.heading: (RCA, run.curve(RCA).last)}
+    words = {
+        f"lowest {VAL_LOSS_EMA.heading}": (VAL_LOSS_EMA, lowest),
+        RCA.heading: (RCA, run.curve(RCA).last),
+    }
     return [f"{name} {metric.text(at.value)}, epoch {at.epoch}" for name, (metric, at) in words.items() if at]
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from ddpm.run.files import atomic_write, open_regular, strict_json, without_waiting
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
-from metrics.files import ENDED, read_status
+from metrics.files import ENDED, NOW, read_status
 
 PROGRESS = (  # fields of status.json that tell how far a start came, and on what
     "world_size", "nodes", "device", "gpus", "epoch", "epochs", "batch", "batches",
@@ -94,7 +94,7 @@ class StatusPublisher:
             **{"started": now, "heartbeat": now, "progress_time": now, "phase_time": now},
             **{"epoch": 0, "epochs": 0, "batch": 0, "batches": 0, "step": 0, "total_steps": 0, "images_seen": 0},
             **{"start_step": None, "start_images": None},  # where this start begins to train
-            **dict.fromkeys(("loss", "lr", "grad_norm", "samples_per_sec", "eta_sec", "exit_code")),
+            **dict.fromkeys((*NOW, "eta_sec", "exit_code")),
             "retry": True,
             **(fields or {}),
         }

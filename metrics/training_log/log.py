@@ -99,7 +99,10 @@ def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Pag
 
 def main_loss(run: RunData, least: int = 1) -> Metric:
     """The loss that most says how good the run is, of those with `least` values."""
-    return next((metric for metric in (VAL_LOSS_EMA, VAL_LOSS) if len(run.curve(metric)) >= least), LOSS_MEAN)
+    return next(
+        (metric for metric in (VAL_LOSS_EMA, VAL_LOSS) if len(run.curve(metric)) >= least),
+        LOSS_MEAN,
+    )
 
 
 def quick_reference(run: RunData) -> Section:
