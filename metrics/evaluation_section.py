@@ -185,7 +185,7 @@ def copying_words(evaluation: dict[str, Any]) -> str:
         f"{figure.words(estimate)} of the {estimate['count']:,} generated characters are closer to a training image "
         "than 99% of the test images are; 1% would be chance."
     )
-    heldout = round(sum(evaluation["memorisation"]["histogram"]["heldout"]))
+    heldout = sum(evaluation["memorisation"]["histogram"]["heldout"])
     return {
         "more than chance": f"{words} That is more: look at the closest pairs. Copies are one cause. Another are "
         "characters plainer than real ones, as strong guidance makes them: these are close to many.",

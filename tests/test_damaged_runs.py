@@ -194,7 +194,7 @@ FACTS = (  # what pages and outputs tell of the run
     r"(seen) ([\d,]+)",
     r"(, )(\d+) epochs",
     r"(trained on|step) [^:]*: (epoch \d+, step \d+)",
-    r"^\| (precision|recall) \| ([^|]+) \|",
+    r"^\| (Precision|Recall) \| ([^|]+) \|",
     r"\*\*(Parameters):\*\* (.*)$",
 )
 SAID = re.compile("left out|cannot be read|damaged|not there|no checkpoint|not examined|passed over|none in|resumed")

@@ -60,7 +60,7 @@ def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
     right = confusion.diagonal() / PER_CLASS
     tests = np.clip(right + 0.04 * np.sin(np.arange(47)), 0, 1)
     count, edges = 47 * PER_CLASS, np.linspace(0, 12, 61)
-    bell = [1000 * np.exp(-(((edges[:-1] - middle) / 1.6) ** 2)) for middle in (5.1, 5.6)]
+    bell = [np.round(1000 * np.exp(-(((edges[:-1] - middle) / 1.6) ** 2))) for middle in (5.1, 5.6)]
     rows = [
         {"rca": estimate(0.97 - 0.2 / steps, 0.03, 470), "frechet": estimate(3 + 30 / steps, 0.5, 470),
          "sampler": sampler, "steps": steps, "seconds_per_image": 0.0021 * steps}
@@ -326,6 +326,12 @@ def without(part: str, name: str) -> str:
     return json.dumps(evaluation)
 
 
+def impossible() -> str:
+    evaluation = make_evaluation()
+    evaluation["conditional"]["per_class"][3]["top1"] = 1.5
+    return json.dumps(evaluation)
+
+
 def uneven() -> str:
     evaluation = make_evaluation()
     evaluation["conditional"]["confusion"].pop()
@@ -338,6 +344,7 @@ def uneven() -> str:
         ("", "Expecting value"), ("{", "Expecting property"), ("[]", "the file is not an object"),
         (without("distances", "frechet"), "distances.frechet is missing"), (uneven(), "differ in length"),
         (without("conditional", "per_class"), "conditional.per_class is missing"),
+        (impossible(), "conditional.per_class.top1 is 1.5"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_costs_one_line(tmp_path: Path, content: str, what: str) -> None:

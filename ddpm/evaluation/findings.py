@@ -25,7 +25,7 @@ def copying(evaluation: dict[str, Any]) -> Copying:
     """
     part = evaluation["memorisation"]
     low, high = (part["closer_than_heldout_p01"][name] for name in ("low", "high"))
-    heldout = round(sum(part["histogram"]["heldout"]))
+    heldout = sum(part["histogram"]["heldout"])
     _, most = proportion_interval(CHANCE * heldout, heldout)
     if low is not None and low > most:
         return "more than chance"

@@ -16,7 +16,11 @@ def _or_null(kind: kinds.Kind) -> kinds.Kind:
     return lambda value: 0 if value is None else kind(value)
 
 
-NUMBER = _or_null(kinds.figure)
+def _proportion(value: Any) -> Any:
+    return value if kinds.amount(value) is not None and value <= 1 else None
+
+
+NUMBER, SHARE = _or_null(kinds.figure), _or_null(_proportion)
 ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER, "count": kinds.count}
 QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
 RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
@@ -29,13 +33,13 @@ SHAPE = {  # of what is read from evaluation.json besides the figures; a list st
     "sampler": {"name": kinds.text, "steps": kinds.count, "guidance_scale": NUMBER, "seconds_per_image": NUMBER},
     "conditional": {
         "confusion": [[kinds.count]],
-        "per_class": [{"name": kinds.text, "top1": NUMBER, "real_top1": NUMBER, "rca": NUMBER, "count": kinds.count}],
+        "per_class": [{"name": kinds.text, "top1": SHARE, "real_top1": SHARE, "rca": NUMBER, "count": kinds.count}],
     },
     "class_balance": {"shares": [NUMBER], "real_shares": [NUMBER], "count": kinds.count},
     "distances": {"reference_images": kinds.count},
     "memorisation": {
         "generated": QUANTILES, "heldout": QUANTILES, "train_images": kinds.count,
-        "histogram": {"edges": [kinds.figure], "generated": [kinds.amount], "heldout": [kinds.amount]},
+        "histogram": {"edges": [kinds.figure], "generated": [kinds.count], "heldout": [kinds.count]},
     },
     "guidance": [{"guidance_scale": kinds.amount, "rca": ESTIMATE, "frechet": ESTIMATE, "frechet_real": ESTIMATE}],
     "samplers": [{"sampler": kinds.text, "steps": kinds.count, "rca": ESTIMATE, "frechet": ESTIMATE,
