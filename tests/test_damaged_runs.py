@@ -34,6 +34,7 @@ from ddpm.run.signals import StopRequest
 from ddpm.sampling import export
 from ddpm.training import data, hardware
 from metrics import curves, html, report, strip, training_log
+from metrics.compare import __main__ as compare
 from metrics.compare import comparison
 from metrics.health import checker
 from metrics.jobs import requeue, sweep
@@ -110,7 +111,7 @@ def commands(root: Path) -> dict[str, Callable[[], int]]:
         "training_log": lambda: training_log.main([*here, "--baseline", OTHER]),
         "baseline": lambda: training_log.main([OTHER, "--output-root", str(root), "--baseline", RUN]),
         "report": lambda: report.main(here),
-        "compare": lambda: comparison.main([RUN, OTHER, "--output-root", str(root), "--out", out]),
+        "compare": lambda: compare.main([RUN, OTHER, "--output-root", str(root), "--out", out]),
         "sweep": lambda: sweep.main([str(root / "plan.yaml"), "--dry-run", "--output-root", str(root)]),
         "before": lambda: requeue.main(["before", *flags]),
         "after": lambda: requeue.main(["after", "1", "", *flags]),
@@ -306,7 +307,7 @@ def test_every_command_ends_in_one_line_and_tells_nothing_untrue(sound, truth, s
 
 
 LONG = "n" * 300
-OF_A_RUN = (pretty_logger, checker, curves, html, training_log, report, comparison, sample, evaluate, export)
+OF_A_RUN = (pretty_logger, checker, curves, html, training_log, report, compare, sample, evaluate, export)
 
 
 @pytest.mark.parametrize("program", OF_A_RUN, ids=lambda program: program.__name__)
@@ -321,7 +322,7 @@ def test_a_run_that_cannot_be_looked_for_is_said_in_one_line(why: str, program, 
     else:
         (root / "metrics" / "output").mkdir(parents=True)
         root.chmod(0)
-    names = [name, OTHER] if program is comparison else [name]
+    names = [name, OTHER] if program is compare else [name]
     with without_rights(open_tmp):
         code, _, err = told(lambda: program.main([*names, "--output-root", str(root)]))
     assert (code, err.count("\n")) == (2, 1), err
