@@ -1,15 +1,15 @@
 #!/bin/bash
-# Train on a Slurm cluster. Submit from the project folder; what stands behind submit.sh goes to train.py:
+# Train on a Slurm cluster. Submit from the project folder; arguments after submit.sh are passed to train.py:
 #   sbatch submit.sh
 #   sbatch submit.sh --preset medium --epochs 50
 #   sbatch --nodes=2 submit.sh
 #   sbatch --array=0-4 submit.sh --seed %a --run-name seed-%a     # five jobs; %a is the number of each
 #   sbatch --gres=none submit.sh run python -m metrics.report RUN # any other command in the environment below
-# Another group sets SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS, which sbatch reads over the lines below.
+# Other groups set SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS, which take precedence over the lines below.
 # VENV, CONDA_ENV, CONTAINER and MODULES choose the environment (slurm/environment.sh), NPROC_PER_NODE the processes per
 # node (default: one for each GPU).
-# At the time limit, or after a crash that came later than a checkpoint, the job saves what it can and queues itself
-# again, until it has been started again MAX_REQUEUES times (default 30).
+# At the time limit, the job saves a checkpoint and queues itself again; so it does after a crash, if it has saved a new
+# checkpoint. It does this MAX_REQUEUES times at most (default 30).
 #
 #SBATCH --job-name=ddpm
 #SBATCH --partition=hcn1-gpu
@@ -29,37 +29,37 @@
 say() { printf 'submit.sh: %s\n' "$*"; }
 refuse() { say "$*" >&2; exit 2; }
 
-# ---- signals: Slurm tells this shell, and only it, to stop; the processes that train have to hear of it -----------
+# ---- signals: Slurm signals only this shell to stop; it has to inform the processes that train --------------------
 
-# From here on USR1 and TERM end nothing by themselves; the last one that came is left in $caught.
+# From here on USR1 and TERM do not end this shell; the last one is left in $caught.
 listen() {
     caught='' kind='' pid='' told=''
     trap 'hand_on USR1' USR1
     trap 'hand_on TERM' TERM
 }
 
-# supervise KIND COMMAND... runs a command and returns its exit code. KIND is torchrun, srun or other. It runs in the
-# background, as bash sits on a signal while a command runs in the foreground. torchrun ignores USR1 (also over exec):
-# some sites send a signal to every process of a task.
+# supervise KIND COMMAND... runs a command and returns its exit code. KIND is torchrun, srun or other. The command runs
+# in the background, as bash handles no signal while a command runs in the foreground. torchrun ignores USR1 (also after
+# exec), because some sites send a signal to every process of a task.
 supervise() {
     local code interrupted
     kind=$1
     ([ "$kind" != torchrun ] || trap '' USR1; exec "${@:2}") &
     pid=$!
-    [ -z "$caught" ] || hand_on "$caught" # it came before there was anything to hand it on to
-    # A trap ends `wait` early, with a code of its own; a code once had is given again.
+    [ -z "$caught" ] || hand_on "$caught" # a signal that came before the command
+    # A trap ends `wait` early, with another exit code; `wait` can be repeated for the right one.
     while interrupted=''; wait "$pid"; code=$?; [ -n "$interrupted" ]; do :; done
     return "$code"
 }
 
-# srun would kill its tasks on TERM, but sends USR1 on to them, and they do as this shell does. It is lost on a srun that
-# is still starting, and what is still starting elsewhere has no handler yet: hence again and again.
+# srun would kill its tasks on TERM, but passes USR1 on to them, and they do the same as this shell. An srun that is
+# still starting loses the signal, and a command that is still starting has no handler yet: so it is sent repeatedly.
 hand_on() {
     [ "$caught" = "$1" ] || say "$1 received on $HOSTNAME"
     caught=$1 interrupted=yes
     [ -n "$pid" ] || return 0
     if [ "$kind $1" = "other TERM" ]; then
-        tell TERM "$pid" || kill "$pid" # to end it is what TERM is for
+        tell TERM "$pid" || kill "$pid" # TERM ends a command without a handler
     elif [ -z "$told" ]; then
         told=yes
         if [ "$kind" = srun ]; then
@@ -71,8 +71,8 @@ hand_on() {
     fi
 }
 
-# Sends a signal to those of process $2 and its descendants that have a handler for it, on each branch to the first; any
-# other would die of it. Fails if there was none.
+# Sends signal $1 to process $2 and its descendants, on each branch to the first one that has a handler; without one a
+# process would be killed. Fails if there is none.
 tell() {
     local signal=$1 process=$2 handled child none=1
     handled=$(awk '/^SigCgt:/ { print $2 }' "/proc/$process/status" 2>/dev/null)
@@ -84,8 +84,8 @@ tell() {
     return $none
 }
 
-# Is it torchrun, which makes a failure of a signal? Or what runs a container, which hands all signals to torchrun? Or
-# still this shell, before its `exec`?
+# Is process $1 torchrun, for which a signal is a failure? Or a container runtime, which passes all signals to torchrun?
+# Or still this shell, before its `exec`?
 launches() {
     tr '\0' ' ' <"/proc/$1/cmdline" | grep -q -e '-m torch\.distributed\.run ' -e '/torchrun ' ||
         grep -qx -e apptainer -e singularity -e 'starter.*' "/proc/$1/comm" ||
@@ -94,9 +94,9 @@ launches() {
 
 # ---- where it runs ------------------------------------------------------------------------------------------------
 
-# Slurm runs a copy of this file from its spool folder, so the file's own path says nothing. The project is looked for
-# in and above the script that was submitted (its flags, which follow it, do no harm), the working directory and the
-# folder it was submitted from.
+# Slurm runs a copy of this file from its spool folder, so the path of this file does not help. The project is searched
+# for in and above the submitted script (the flags that follow it do no harm), the working directory and the folder that
+# it was submitted from.
 go_to_project() {
     local script folder places=()
     script=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n '/Command=(null)/!s/^ *Command=//p')
@@ -112,9 +112,9 @@ go_to_project() {
         "--chdir=PROJECT"
 }
 
-set +eu # a login shell may have exported SHELLOPTS
+set +eu # the login shell may have exported SHELLOPTS
 listen
-HOSTNAME=$(uname -n) # not that of the login node, which many shells export
+HOSTNAME=$(uname -n) # many shells export that of the login node
 export -n HOSTNAME
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a Slurm batch script: run 'sbatch submit.sh [flags of train.py]'," \
     "or without Slurm 'torchrun --standalone --nproc_per_node=<GPUs> train.py'"
@@ -131,7 +131,7 @@ gpus=$(gpus)
 processes=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "NPROC_PER_NODE=$processes: give the processes per node, 1 or more"
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "${@//%a/$SLURM_ARRAY_TASK_ID}"
-# The output is a file: unbuffered, and no escape codes, whatever the login shell has set.
+# The output is a file: unbuffered and without escape codes, whatever the login shell has set.
 unset FORCE_COLOR CLICOLOR_FORCE PY_COLORS TTY_COMPATIBLE TTY_INTERACTIVE
 export PYTHONUNBUFFERED=1 NO_COLOR=1 TERM=dumb
 # shellcheck source=slurm/environment.sh
@@ -143,11 +143,11 @@ if [ "${1:-}" = run ]; then
     exit
 fi
 
-# A job that starts again goes on with what it has saved, whatever it began with.
+# A requeued job continues from its own checkpoint, whatever --resume it began with.
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto
-# What Slurm says of this job, in one line; nothing if it does not answer.
+# Slurm's record of this job, in one line; empty if Slurm does not answer.
 show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null; }
-SCONTROL_SHOW_JOB=$(show_job) python -m metrics.jobs.requeue before "$@" || exit # it has said which flag is wrong
+SCONTROL_SHOW_JOB=$(show_job) python -m metrics.jobs.requeue before "$@" || exit # the wrong flag is named already
 
 # ---- launch -------------------------------------------------------------------------------------------------------
 nodes=${SLURM_JOB_NUM_NODES:-1}
@@ -156,7 +156,7 @@ export OMP_NUM_THREADS=$((cpus > processes ? cpus / processes : 1))
 say "$nodes node(s): ${SLURM_JOB_NODELIST:-$HOSTNAME}; on each $gpus GPU(s), $processes process(es) with" \
     "$OMP_NUM_THREADS thread(s)"
 
-# Not the command `torchrun`, which may be that of another environment.
+# Not the command `torchrun`, which may belong to another environment.
 command=("${inside[@]}" "$python" -m torch.distributed.run --nproc_per_node="$processes")
 if [ "$nodes" -eq 1 ]; then
     command+=(--standalone train.py "$@")
@@ -167,17 +167,17 @@ else
     [ -n "${NPROC_PER_NODE:-}" ] || [ "$(awk '{ print $2 }' <<<"$by_nodes" | sort -u | wc -l)" -le 1 ] ||
         refuse "not equally many GPUs on each node (${by_nodes//$'\n'/; }): ask for --gres=gpu:N or --gpus-per-node=N," \
             "not --gpus, or set NPROC_PER_NODE"
-    # The id is of this start alone: it must not meet what is left of an earlier one.
+    # The id is unique to this start, so that it does not meet the rest of an earlier one.
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     command+=(--nnodes="$nodes" --rdzv_backend=c10d --rdzv_endpoint="$first:$(free_port "$SLURM_JOB_ID")"
         --rdzv_id="${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}" train.py "$@")
     say "$(printf '%q ' "${command[@]}")"
-    # A node that fails ends the others at once; once a node has ended well, they have 60 s.
-    unset BASH_ENV # else the shell on each node would first do what that says
+    # A failure of one node ends the others at once; after the successful end of one they have 60 s.
+    unset BASH_ENV # the shell on each node would run that file first
     forget_tasks
     on_each_node=(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --export=ALL --wait=60
         --kill-on-bad-exit=1)
-    [ "$gpus" -eq 0 ] || on_each_node+=(--gres=gpu:$((gpus < processes ? gpus : processes))) # not one task's share
+    [ "$gpus" -eq 0 ] || on_each_node+=(--gres=gpu:$((gpus < processes ? gpus : processes))) # all, not one task's share
     on_each_node+=(bash -c)
     "${on_each_node[@]}" "$(declare -f say refuse check_node); check_node \"\$@\"" \
         submit.sh "$first" "$PWD" "${command[0]}" || exit 2
@@ -188,21 +188,21 @@ fi
 code=$?
 say "exit code $code"
 
-# ---- the end: queue the job again, or end with the code that makes its state in Slurm true ------------------------
+# ---- the end: queue the job again, or exit with the code that gives the job the right state in Slurm --------------
 SCONTROL_SHOW_JOB=$(show_job) python -m metrics.jobs.requeue after "$code" "$caught" "$@"
 verdict=$?
 if [ "$verdict" -eq 10 ] && [ "$caught" = TERM ]; then
-    say "not queued again from here, as TERM came meanwhile"
+    say "not queued again from here, as TERM was received meanwhile"
 elif [ "$verdict" -eq 10 ]; then
     job=$SLURM_JOB_ID
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     say "queueing job $job again"
-    trap '' TERM # which is what it does to this shell
-    for pause in 5 20 0; do # its controller may be restarting
+    trap '' TERM # scontrol requeue sends it to this shell
+    for pause in 5 20 0; do # Slurm's controller may be restarting
         scontrol requeue "$job" && break
-        [ "$pause" -ne 0 ] || say "Slurm does not queue it again: to continue, submit the same command"
+        [ "$pause" -ne 0 ] || say "Slurm refuses to queue it again: to continue, submit the same command"
         sleep "$pause"
     done
 fi
-[ "$verdict" -eq 0 ] || [ "$code" -ne 0 ] || code=75 # not finished: the job must not be called COMPLETED
+[ "$verdict" -eq 0 ] || [ "$code" -ne 0 ] || code=75 # not finished: the job's state must not be COMPLETED
 exit "$code"

@@ -1,4 +1,4 @@
-"""Run by slurm/environment.sh with the Python that is about to train: is it the environment's, and does it have all?
+"""Run by slurm/environment.sh with the Python that is to train: does it belong to the environment, with all packages?
 
     python slurm/check.py PREFIX      PREFIX is the environment's folder; empty for any, as in a container
 
@@ -14,7 +14,7 @@ LEAST_PYTHON = (3, 11)  # as requires-python in pyproject.toml
 
 
 def needs():
-    """(package, least version) of each line of requirements.txt."""
+    """(package, minimum version) for each line of requirements.txt."""
     with open("requirements.txt", encoding="utf-8") as file:
         for line in file:
             found = re.match(r"([\w.-]*\w)(?:.*?>=\s*([\w.]+))?", line.partition("#")[0])
@@ -23,12 +23,12 @@ def needs():
 
 
 def numbers(version):
-    """The release of a version as numbers: 2.9.0+cu126 is (2, 9, 0)."""
+    """The release number of a version: 2.9.0+cu126 → (2, 9, 0)."""
     return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
 def fault(prefix):
-    """What is wrong with this Python; None if nothing is."""
+    """The reason why this Python cannot train; None if it can."""
     if prefix and os.path.realpath(sys.prefix) != os.path.realpath(prefix):
         return f"its python, {sys.executable}, belongs to {sys.prefix}"
     if sys.version_info < LEAST_PYTHON:
@@ -56,7 +56,7 @@ def fault(prefix):
 
 
 def description():
-    """This Python and its torch, in words."""
+    """This Python and its torch in one line."""
     import torch
 
     folder = os.path.dirname(os.path.realpath(torch.__file__))

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# Sourced by submit.sh in the project folder: loads modules and finds the Python that will train. It is checked before
-# it is taken (slurm/check.py). An environment that was asked for and does not work is refused; one that merely happens
-# to be there is passed over, with a line. The order is at the end of this file and in docs/slurm.md, "The environment of
-# a job".
-# Sets $python, its path, and ${inside[@]}, what goes before a command that shall run in the container.
+# Sourced by submit.sh in the project folder: loads modules and finds the Python that will train. Each candidate is
+# checked (slurm/check.py). An environment that was asked for and does not work is refused; one that merely happens
+# to be there is passed over, with a line. The order is at the end of this file and in docs/slurm.md, "The environment
+# of a job".
+# Sets $python, its path, and ${inside[@]}, the words before a command that is to run in the container.
 
 python='' inside=() fault=''
 python() { "${inside[@]}" "$python" "$@"; }
 
-# Takes the environment in folder $1, described by $2, if its Python can train; else leaves in $fault what is wrong.
+# Takes the environment in folder $1, described by $2, if its Python can train; else leaves the reason in $fault.
 take() {
     local found
     if [ ! -x "$1/bin/python" ]; then
@@ -18,7 +18,7 @@ take() {
     else
         say "$2: $(tail -n 1 <<<"$found")"
         python=$1/bin/python
-        export PATH="$1/bin:$PATH" # in front: `conda activate` of an active environment leaves PATH in its order
+        export PATH="$1/bin:$PATH" # first: `conda activate` of an active environment does not reorder PATH
         return 0
     fi
     return 1
@@ -29,7 +29,7 @@ take_venv() {
     folder=$(realpath -s -- "$1")
     # shellcheck source=/dev/null
     [ ! -f "$folder/bin/activate" ] || source "$folder/bin/activate"
-    export VIRTUAL_ENV=$folder # `activate` holds another one if the folder was moved
+    export VIRTUAL_ENV=$folder # `activate` contains the old path if the folder was moved
     take "$folder" "$2"
 }
 
@@ -43,13 +43,13 @@ take_conda() {
     elif eval "$("$CONDA_EXE" shell.bash hook)" && conda activate "$1" 2>/dev/null; then
         take "$CONDA_PREFIX" "$2"
     else
-        fault="$2: conda has none of this name ('conda info --envs' lists them)"
+        fault="$2: conda has no environment of this name ('conda info --envs' lists them)"
         return 1
     fi
 }
 
-# Lets commands run in the container $1. Its python sees the project and every folder outside it that the other
-# arguments (or a file of settings among them) name; of what is yet to be made, the folder above it.
+# Makes commands run in the container $1. Its python sees the project and every folder outside it that the other
+# arguments (or a file of settings among them) name; for a folder that does not exist yet, the one above it.
 take_container() {
     local image=$1 runtime path found
     local -a named=(data checkpoints logs metrics/output)
@@ -73,15 +73,15 @@ take_container() {
     for path in "${!mounts[@]}"; do inside+=(--bind "$path"); done
     inside+=("$image")
     python=python
-    # Packages of the machine's Pythons; the container sees ~/.local too.
+    # These would add packages of the host's Pythons; the container sees ~/.local too.
     unset PYTHONPATH
     export PYTHONNOUSERSITE=1
     found=$(python slurm/check.py "" 2>&1) || refuse "CONTAINER=$image: $(tail -n 1 <<<"$found")"
     say "CONTAINER=$image: $(tail -n 1 <<<"$found")"
 }
 
-# The folder of the environment that is active: the first in PATH that says so. Conda's base does not count: in many
-# shells it is active without anybody's wish.
+# The folder of the active environment: the first of them in PATH. Conda's base does not count: in many shells it is
+# active by default.
 active_environment() {
     local folder folders
     IFS=: read -ra folders <<<"$PATH"
@@ -96,12 +96,12 @@ active_environment() {
     done
 }
 
-# $MODULES, all of which have to be there; if it is not set, those of the cluster that this was written for.
+# Loads $MODULES, which must all exist; if it is not set, those of the cluster that this was written for.
 load_modules() {
     local name
     local -a names
     read -ra names <<<"${MODULES-cuda/12.6 python/miniforge-25.3.0}"
-    # A shell other than bash does not hand its `module` on.
+    # Shells other than bash do not export their `module`.
     # shellcheck source=/dev/null
     command -v module >/dev/null || [ ! -r "${MODULESHOME:-}/init/bash" ] || source "$MODULESHOME/init/bash"
     command -v module >/dev/null || [ -z "${MODULES:-}" ] || refuse "MODULES=$MODULES: there is no command 'module' here"
@@ -112,7 +112,7 @@ load_modules() {
         elif [ -n "${MODULES:-}" ]; then
             refuse "MODULES=$MODULES: there is no module $name here ('module avail' lists them)"
         else
-            say "no module $name here, going on without it"
+            say "no module $name here, continuing without it"
         fi
     done
 }
@@ -120,10 +120,10 @@ load_modules() {
 passed_over() { say "$fault"; return 1; }
 
 for name in PYTHONHOME PYTHONSAFEPATH PYTHONINSPECT; do
-    [ -z "${!name:-}" ] || say "without $name=${!name}, with which no environment works"
+    [ -z "${!name:-}" ] || say "unsetting $name=${!name}, with which no environment works"
     unset "$name"
 done
-active=$(active_environment) # before a module puts its Python in front
+active=$(active_environment) # before a module puts its own Python first
 load_modules
 if [ -n "${CONTAINER:-}" ]; then
     [ -z "${VENV:-}" ] || refuse "CONTAINER=$CONTAINER and VENV=$VENV: set one of them"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by submit.sh: what it has to know of the nodes of a job.
+# Sourced by submit.sh: functions about the nodes of a job.
 
-# The GPUs of this node, from 4, gpu:4 or gpu:l40s:4(IDX:0-3); an old Slurm tells only which ones.
+# Number of GPUs of this node, from 4, gpu:4 or gpu:l40s:4(IDX:0-3); an old Slurm lists only their indices.
 gpus() {
     local count=${SLURM_GPUS_ON_NODE:-}
     count=${count%%(*} count=${count##*:}
@@ -11,7 +11,7 @@ gpus() {
     echo "$count"
 }
 
-# "NODES COUNT" for each group of the job's nodes that have equally many GPUs.
+# "NODES COUNT" for each group of the job's nodes with the same number of GPUs.
 gpus_by_nodes() {
     scontrol show job --details "$SLURM_JOB_ID" | awk '
         match($0, /^ *Nodes=[^ ]+/) && / GRES=/ {
@@ -24,7 +24,7 @@ gpus_by_nodes() {
         }'
 }
 
-# A port for job $1 to meet at. It is the job's own, so that two on a node do not meet; others may use it all the same.
+# A rendezvous port for job $1. It depends on the job, so that two on a node do not meet; other programs may hold it.
 free_port() {
     local port=$((10000 + $1 % 20000))
     while grep -qi "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$port") " /proc/net/tcp /proc/net/tcp6; do
@@ -33,16 +33,16 @@ free_port() {
     echo "$port"
 }
 
-# Refuses a node that cannot do its part. Runs on each before the launch, as torchrun would try for minutes, without a
-# word. $1: first node; $2: project folder; $3: the program to run there.
+# Refuses a node that cannot take part. Runs on each node before the launch, as torchrun would retry for minutes without
+# a message. $1: first node; $2: project folder; $3: the program to run there.
 check_node() {
     getent hosts "$1" >/dev/null || refuse "$HOSTNAME cannot resolve $1, the first node, where all nodes meet"
     [ -f train.py ] && [ . -ef "$2" ] || refuse "$HOSTNAME does not see $2: the project folder has to be on a shared disk"
     type -P "$3" >/dev/null || refuse "$HOSTNAME does not see $3: the environment has to be on a shared disk"
 }
 
-# srun takes a job's options from its variables. Those that say how many tasks there are, and which CPUs, GPUs and memory
-# each has, are taken away: each node has one launcher, with all the CPUs and memory that the job has there.
+# srun takes a job's options from its variables. Those for the number of tasks, and the CPUs, GPUs and memory of each,
+# are unset: each node has one launcher, with all the CPUs and memory that the job has there.
 forget_tasks() {
     local name
     for name in "${!SRUN_@}" "${!SLURM_@}"; do

@@ -87,7 +87,7 @@ FAULTY = "{folder}/base"
 @pytest.mark.parametrize(("variables", "line"), [
     ({"VENV": "/nowhere"}, "VENV=/nowhere: there is no /nowhere/bin/python"),
     ({"VENV": FAULTY}, "VENV={folder}/base: it lacks torch"),
-    ({"CONDA_ENV": "typo"}, "CONDA_ENV=typo: conda has none of this name ('conda info --envs' lists them)"),
+    ({"CONDA_ENV": "typo"}, "CONDA_ENV=typo: conda has no environment of this name ('conda info --envs' lists them)"),
     ({"CONDA_ENV": "typo", "CONDA_EXE": "/gone"}, "CONDA_ENV=typo: there is no conda here"),
     ({"CONDA_ENV": FAULTY}, "CONDA_ENV={folder}/base: it lacks torch"),
     ({"MODULES": "cuda/13"}, "MODULES=cuda/13: there is no command 'module' here"),
