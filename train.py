@@ -252,7 +252,7 @@ class Run(RunLifecycle):
 
 
 def main(config: TrainConfig, stop: StopRequest) -> int:
-    """Run `config` as one of the processes that were started. Returns the exit code, as README lists them."""
+    """Run `config` as one of the processes that were started. Returns the exit code, as docs/training.md lists them."""
     paths = RunPaths(real(config.output_root), config.run)
 
     def publish(code: int, message: str) -> None:

@@ -54,7 +54,7 @@ class ExportConfig:
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export what the command line asks for. Returns the exit code: 0, or 2 if the request is wrong."""
-    config = cli.parse(ExportConfig, arguments, "-m ddpm.export")
+    config = cli.parse(ExportConfig, arguments, "python -m ddpm.export")
     from ddpm.sampling.export import export, push  # imports torch, which takes seconds: a wrong flag is reported before
     from ddpm.sampling.load import load_model
     from ddpm.training.device import pick_device

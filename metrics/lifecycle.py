@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 from ddpm.evaluation.in_training import InTrainingEvaluation
 from ddpm.run.config import TrainConfig
@@ -11,7 +12,7 @@ from ddpm.run.errors import ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.lock import RunLock
 from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
-from ddpm.run.paths import REPORTED, RunPaths
+from ddpm.run.paths import REPORTED, RunPaths, find_run
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, labelled_grid
 from ddpm.training import checkpoint, data, hardware, soundness
@@ -80,7 +81,7 @@ class RunLifecycle:
             resume = "auto" if self.world.restarted else self.config.resume  # what it began with is behind it
             start, damaged = choose_start(root, resume, self.identity)
             was_finished = status is not None and status.get("state") == "finished"
-            notes = []
+            notes = [*self.without_baseline()]
             if start is None and resume == "auto" and any(root.glob("step_*")):
                 notes.append("no checkpoint of the earlier start is sound: the run begins anew")
             notes += [
@@ -97,6 +98,14 @@ class RunLifecycle:
         decided = self.world.broadcast_result(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
         self.ended_early = out_of_patience(self.start.meta["history"], self.config) if self.start else None
+
+    def without_baseline(self) -> Iterator[str]:
+        """Why the training log cannot compare this run with `--baseline` yet, if so."""
+        if self.config.baseline is not None:
+            try:
+                find_run(self.config.baseline, self.paths.root)
+            except RequestError as error:
+                yield f"--baseline {self.config.baseline}: {error}; training_log.md compares with it once it is there"
 
     def nothing_to_do(self) -> int:
         if self.world.is_main:

@@ -119,8 +119,12 @@ class RunData:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The rows by epoch, every column of figures there, as floats; NaN where nothing was measured."""
-        return epochs_frame(self.rows)
+        """The rows by epoch, every column of figures there, as floats; NaN where no finite number was measured."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.rows, columns=["epoch", *FIGURES], dtype=object).apply(pd.to_numeric, errors="coerce")
+        frame = frame.astype(float).replace([math.inf, -math.inf], math.nan).dropna(subset="epoch")
+        return frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last").set_index("epoch").sort_index()
 
     def series(self, metric: Metric) -> pd.Series:
         """A figure by epoch, as floats; NaN where it was not measured."""
@@ -164,7 +168,7 @@ class RunData:
 
     @property
     def phase(self) -> str:
-        return str(self.status.get("phase"))
+        return str(self.status.get("phase") or "unknown")
 
     @property
     def stalled(self) -> bool:
@@ -201,8 +205,8 @@ class RunData:
             again = "; the same command goes on with it" if self.state == "stopped" else ""
             judged = {"finished": "healthy", "stopped": "warning", "failed": "unhealthy"}[self.state]
             return Finding(judged, f"{self.state}{code} at {beat}{said}{again}")
-        who = f"node {status.get('host')}, pid {status.get('pid')}"
-        who += f", Slurm job {status['slurm_job_id']}" if status.get("slurm_job_id") else ""
+        known = {"node": status.get("host"), "pid": status.get("pid"), "Slurm job": status.get("slurm_job_id")}
+        who = ", ".join(f"{what} {value}" for what, value in known.items() if value) or "on an unknown node"
         if self.silent:
             note = f"no heartbeat for {duration(self.heartbeat_age)}, since {beat}: the job ({who}) has probably died"
             return Finding("unhealthy", f"{note}; the same command goes on from its last checkpoint")
@@ -215,11 +219,10 @@ class RunData:
     @property
     def notice(self) -> str | None:
         """What is wrong, in a line; None when all is well."""
-        parts = [self.trouble] if self.trouble else []
-        if self.status and self.condition.status == "unhealthy" and not self.trouble:
-            failed = self.status.get("message") if self.state == "failed" else None
-            parts.append(failed if self.state == "failed" else self.condition.note)
-        return "; ".join(filter(None, [*parts, *(finding.note for finding in self.findings)])) or None
+        wrong = self.trouble
+        if not wrong and self.status and self.condition.status == "unhealthy":
+            wrong = self.status.get("message") if self.state == "failed" else self.condition.note
+        return "; ".join(filter(None, [wrong, *(finding.note for finding in self.findings)])) or None
 
     def place(self, *parts: str) -> str:
         """How far the run is: `epoch 7 of 12`, and the same of `batch` and `step` if these are among `parts`."""
@@ -295,12 +298,3 @@ def load_run(paths: RunPaths) -> RunData:
         RequestError: `training_metrics.json` is missing, or is not one.
     """
     return read_run(paths).need_figures()
-
-
-def epochs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows by epoch, every column of figures there, as floats; what is missing or no finite number is NaN."""
-    import pandas as pd
-
-    frame = pd.DataFrame(rows, columns=["epoch", *FIGURES], dtype=object).apply(pd.to_numeric, errors="coerce")
-    frame = frame.astype(float).replace([math.inf, -math.inf], math.nan).dropna(subset="epoch")
-    return frame.astype({"epoch": int}).drop_duplicates("epoch", keep="last").set_index("epoch").sort_index()

@@ -12,13 +12,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ddpm.evaluation.config import EvaluateConfig
+from ddpm.export import ExportConfig
 from ddpm.run import cli
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.sampling.config import SampleConfig
-from ddpm.sampling.export import ExportConfig
-from evaluate import EvaluateConfig
+from ddpm.training.glyphs import GlyphsConfig
+from metrics.compare.__main__ import CompareConfig
+from metrics.curves import CurvesConfig
+from metrics.health.checker import HealthConfig
+from metrics.html import HtmlConfig
+from metrics.jobs.sweep import SweepConfig
+from metrics.report import ReportConfig
+from metrics.training_log.__main__ import TrainingLogConfig
+from pretty_logger import ViewConfig
 
 FOLDERS = ("metrics", "checkpoints", "logs", "data")
 PAGES = [
@@ -27,7 +36,13 @@ PAGES = [
     *sorted((PROJECT_ROOT / "docs").glob("*.md")),
     *(PROJECT_ROOT / folder / "README.md" for folder in FOLDERS),
 ]
-CONFIGS = (TrainConfig, SampleConfig, EvaluateConfig, ExportConfig)
+CONFIGS = {
+    "train.py": TrainConfig, "submit.sh": TrainConfig, "sample.py": SampleConfig, "evaluate.py": EvaluateConfig,
+    "pretty_logger.py": ViewConfig, "ddpm.export": ExportConfig, "ddpm.training.glyphs": GlyphsConfig,
+    "metrics.compare": CompareConfig, "metrics.curves": CurvesConfig, "metrics.health": HealthConfig,
+    "metrics.html": HtmlConfig, "metrics.report": ReportConfig, "metrics.sweep": SweepConfig,
+    "metrics.training_log": TrainingLogConfig,
+}  # fmt: skip
 MOST_WORDS = 1500  # of README
 OTHERS = {  # flags of every program, and of sbatch, torchrun, docker, apptainer, TensorBoard
     "--array", "--chdir", "--cpus-per-task", "--gpus", "--gres", "--help", "--ipc", "--logdir", "--mem", "--nodes",
@@ -70,9 +85,9 @@ def test_readme_is_short_and_leads_to_every_page():
 @cache
 def flags() -> set[str]:
     """Every flag that a program of the project takes, or one of OTHERS."""
-    fields = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
+    fields = {field.name for config in CONFIGS.values() for field in dataclasses.fields(config)}
     known = OTHERS | {prefix + name.replace("_", "-") for name in fields for prefix in ("--", "--no-")}
-    for pattern in ("*.py", "metrics/**/*.py", "benchmarks/*.*"):  # the last: run_gpu.sh too
+    for pattern in ("benchmarks/*.*", "slurm/check.py"):  # run_gpu.sh too
         for source in PROJECT_ROOT.glob(pattern):
             known |= set(re.findall(r"(?:add_argument\(\s*\"|^    )(--[a-z-]+)\b", source.read_text(), re.MULTILINE))
     return known
@@ -88,14 +103,14 @@ def test_every_flag_that_is_named_exists(page: Path):
 def test_every_command_is_one_that_its_program_takes(page: Path):
     for line in code(page):
         words = shlex.split(line.replace("%a", "1")) if re.match(r"(python|torchrun|sbatch|[A-Z_]+=\S+) ", line) else []
-        for program in ("train.py", "submit.sh", "sample.py"):
-            arguments = words[words.index(program) + 1 :] if program in words else ["run"]
-            if arguments[:1] == ["run"] or {"--config", "--help"} & set(arguments):
-                continue
-            if program == "sample.py":
-                cli.parse(SampleConfig, arguments, program)
-            else:
-                parse_args(arguments)
+        program = next((word for word in words if word in CONFIGS), None)
+        arguments = words[words.index(program) + 1 :] if program else []
+        if not program or arguments[:1] == ["run"] or {"--config", "--help"} & set(arguments):
+            continue
+        if CONFIGS[program] is TrainConfig:
+            parse_args(arguments)
+        else:
+            cli.parse(CONFIGS[program], arguments[: (*arguments, "--").index("--")], program)
 
 
 @each_page
@@ -108,7 +123,7 @@ def test_every_module_script_target_and_file_that_is_named_exists(page: Path):
             assert (PROJECT_ROOT / script).is_file(), line
         for arguments in re.findall(r"\bmake ((?:[A-Z]+=\S+ )*[a-z-]+)", line):
             assert arguments.split()[-1] in targets, line
-        if re.fullmatch(r"(ddpm|metrics/(?!output|comparisons)|tests|benchmarks|slurm|docs|plans)/?[\w./-]*", line):
+        if re.fullmatch(r"(ddpm|metrics/(?!output|comparisons)|tests|benchmarks|slurm|docs|plans)(/[\w./-]*)?", line):
             assert (PROJECT_ROOT / line).exists(), line
 
 

@@ -23,11 +23,11 @@ from metrics.evaluation_plots import EVALUATION_PLOTS, strongest_confusions
 from metrics.evaluation_section import evaluation_section, write_evaluation_plots
 from metrics.page import Page, Section, plain, to_markdown
 from metrics.plots import draw_plot, plots_of
-from metrics.report import render, write_report
-from metrics.run_data import epochs_frame, load_document
+from metrics.report import report_page, write_report
+from metrics.run_data import load_run
 from metrics.samples import SHOWN, samples_through_training
 from metrics.style import STYLE
-from tests.metrics_documents import CLASSES, make_document
+from tests.metrics_documents import CLASSES, make_document, make_run
 
 EVERY_PLOT = ["confusion", "per_class", "class_balance", "memorisation"]
 PER_CLASS = 100
@@ -38,6 +38,11 @@ SAMPLERS = (("ddpm", 600), ("ddpm", 250), ("ddim", 100), ("ddim", 50), ("ddim", 
 def text_of(paths: RunPaths) -> str:
     """The section as it stands in the report."""
     return to_markdown(Page("", [evaluation_section(paths)]), paths.metrics)
+
+
+def report_of(paths: RunPaths) -> str:
+    """The text of the report, without drawing the plots."""
+    return to_markdown(report_page(load_run(paths)), paths.metrics)
 
 
 def read(root: Path, evaluation: dict) -> dict:
@@ -316,7 +321,7 @@ def test_the_report_shows_the_strip_above_the_grids(reported: tuple[RunPaths, st
 def test_a_run_that_was_not_evaluated_has_no_section(tmp_path: Path) -> None:
     paths = publish(tmp_path, None)
     assert evaluation_section(paths) is None and write_evaluation_plots(paths) == []
-    report = render(load_document(paths), paths)
+    report = report_of(paths)
     assert "Evaluation" not in report and "model-index" not in report
 
 
@@ -350,7 +355,7 @@ def uneven() -> str:
 def test_a_damaged_file_costs_one_line(tmp_path: Path, content: str, what: str) -> None:
     paths = publish(tmp_path, content)
     assert write_evaluation_plots(paths) == [] and not paths.evaluation_files.exists()
-    report = render(load_document(paths), paths)
+    report = report_of(paths)
     (line,) = [line for line in report.splitlines() if "evaluation.json` cannot be read" in line]
     assert what in line and "evaluate.py again" in line
     assert "\n## Per-Epoch Metrics\n" in report and paths.evaluation.read_text() == content
@@ -408,11 +413,11 @@ def with_measurements(document: dict, every: int) -> dict:
 
 def test_plots_of_what_was_measured_in_training_are_there_if_it_was(tmp_path: Path) -> None:
     document = with_measurements(make_document(10, run="a_run"), every=2)
-    frame = epochs_frame(document)
-    assert plots_of(frame)[-2:] == ("loss_by_noise_level", "quality")
+    run = make_run(document)
+    assert plots_of(run)[-2:] == ("loss_by_noise_level", "quality")
     with style.context(STYLE):
-        left, right = draw_plot("quality", frame, document).axes
-        (bands,) = draw_plot("loss_by_noise_level", frame, document).axes
+        left, right = draw_plot("quality", run).axes
+        (bands,) = draw_plot("loss_by_noise_level", run).axes
     rca, distance = (axes.lines[0].get_xydata() for axes in (left, right))
     assert (
         rca[:, 0].tolist() == distance[:, 0].tolist() == [2, 4, 6, 8, 10]
@@ -422,7 +427,7 @@ def test_plots_of_what_was_measured_in_training_are_there_if_it_was(tmp_path: Pa
     assert last == pytest.approx([0.21, 0.11, 0.2 / 3 + 0.01, 0.06])
     paths = publish(tmp_path, None)
     paths.json.write_text(json.dumps(with_measurements(make_document(3, run="a_run"), every=5)))
-    report = render(load_document(paths), paths)  # too short to have been evaluated
+    report = report_of(paths)  # too short to have been evaluated
     assert "loss_by_noise_level.png" in report and "quality.png" not in report
 
 

@@ -66,19 +66,7 @@ def test_every_program_prints_its_help_in_ascii():
     assert {program: each for program, each in told.items() if each != [0, "legible"]} == {}
 
 
-# Programs that do not parse their command line first yet, but load what they work with; each is to leave this list.
-LOAD_FIRST = (
-    "evaluate.py",
-    "ddpm/export.py",
-    "ddpm/sampling/export.py",
-    "metrics/report.py",
-    "metrics/training_log/__main__.py",
-)
-
-
-@pytest.mark.parametrize(
-    "program", [name for name in PROGRAMS if not name.startswith("benchmarks/") and name not in LOAD_FIRST]
-)
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if not name.startswith("benchmarks/")])
 def test_help_comes_before_anything_heavy_is_loaded(program):
     code = (
         "import runpy, sys\n"

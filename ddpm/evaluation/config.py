@@ -15,7 +15,7 @@ from ddpm.run.paths import PROJECT_ROOT
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure how good the characters of a trained model are; metrics/README.md says what the figures mean."""
+    """Measure how good the characters of a trained model are; docs/evaluation.md explains the figures."""
 
     model: Positional[str]
     """A run (its best checkpoint), or the folder of a checkpoint or an export."""

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ddpm.run.cli import flag
 from ddpm.run.errors import RequestError
+from ddpm.run.files import plain
 from ddpm.run.metrics import names
 from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, name_taken
 from ddpm.run.program import run_program
@@ -31,7 +32,9 @@ NULL_CLASS = NUM_CLASSES  # the label that stands for "no label" (classifier-fre
 SELECTABLE = names(selectable=True)  # the figures that a user can choose by
 EVALUATED = names(group="quality")  # measured by --eval-every
 START_ONLY = ("config", "download", "dry_run", "resume")  # settings that are asked of one start
-NO_RECIPE = (*START_ONLY, "run_name", "output_root", "target", "baseline", "wandb")  # say nothing of what is trained
+NO_RECIPE = (  # say nothing of what is trained
+    *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb",
+)  # fmt: skip
 
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
 
@@ -203,7 +206,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        return plain(dataclasses.asdict(self))
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -234,12 +237,6 @@ def preset(name: str, **changes: Any) -> TrainConfig:
 def data_words(name: str) -> str:
     """Name of the data set of `--data` for people; glyphs are never presented as EMNIST."""
     return "EMNIST Balanced" if name == "emnist" else "embedded glyphs, not EMNIST"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------------

@@ -63,8 +63,7 @@ class ComparedRun:
     @property
     def recipe(self) -> dict[str, Any]:
         """The settings that say what is trained and how."""
-        elsewhere = (*NO_RECIPE, "data_root")
-        settings = {name: value for name, value in self.published.settings.items() if name not in elsewhere}
+        settings = {name: value for name, value in self.published.settings.items() if name not in NO_RECIPE}
         return settings | {DATA.name: self.published.data_words}
 
     @property

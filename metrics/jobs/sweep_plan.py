@@ -30,7 +30,7 @@ from ddpm.run.config import NO_RECIPE, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real
 from ddpm.run.paths import RunPaths
-from metrics.live.status import read_json, read_status
+from metrics.files import read_json, read_status
 
 PARTS = {"name": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str}
 NOT_HERE = {  # setting: why a plan cannot hold it
@@ -62,8 +62,7 @@ class PlannedRun:
         trained, planned = (read_json(self.paths.json) or {}).get("settings"), self.config.to_dict()
         if not isinstance(trained, dict) or (read_status(self.paths) or {}).get("state") != "finished":
             return False
-        recipe = planned.keys() - {*NO_RECIPE, "data_root"}
-        return all(trained.get(name) == planned[name] for name in recipe)
+        return all(trained.get(name) == planned[name] for name in planned.keys() - {*NO_RECIPE})
 
 
 @dataclass(frozen=True)

@@ -78,5 +78,5 @@ def _flat(description: Mapping[str, Any]) -> dict[str, float | str]:
     return {
         name: value if isinstance(value, (int, float, str)) and not isinstance(value, bool) else str(value)
         for name, value in settings.items()
-        if value is not None and name not in (*NO_RECIPE, "data_root")
+        if value is not None and name not in NO_RECIPE
     }
