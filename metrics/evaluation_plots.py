@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ddpm.evaluation.findings import WEAK, class_interval, weak_classes
-from ddpm.run.evaluation_figures import FIGURES
+from ddpm.run.evaluation_figures import IMBALANCE, TOP1, VERY_CLOSE
 from metrics.evaluation_sweep_plots import guidance, numbers, samplers
 from metrics.style import BLUE, GOLD, GREEN, MUTED, NOTE, ORANGE, PAGE, PANEL, PINK, TEXT, headed_figure, legend_above
 
@@ -90,7 +90,7 @@ def _name_confusions(axes: Axes, evaluation: dict) -> None:
 def per_class(evaluation: dict) -> Figure:
     """The classifier's Top-1 in each class, with its interval: generated characters against test images."""
     classes = evaluation["conditional"]["per_class"]
-    generated, tests = (numbers([entry[key] for entry in classes]) for key in ("top1", "real_top1"))
+    generated, tests = (numbers([entry[key] for entry in classes]) for key in (TOP1.key, "real_top1"))
     low, high = numbers([class_interval(entry) for entry in classes]).T
     figure = headed_figure(14, 5, evaluation, drawn_with(evaluation))
     axes = figure.add_subplot()
@@ -118,7 +118,7 @@ def class_balance(evaluation: dict) -> Figure:
     generated, tests = numbers(balance["shares"]), numbers(balance["real_shares"])
     figure = headed_figure(14, 5, evaluation, drawn_with(evaluation).rsplit(",", 1)[0] + ", no class asked for")
     axes = figure.add_subplot()
-    text = FIGURES["total_variation"].text
+    text = IMBALANCE.text
     ours, theirs = (text(balance[key]["value"]) for key in ("total_variation", "real_total_variation"))
     axes.bar(range(len(generated)), generated, color=BLUE, width=0.68, label=f"generated: total variation {ours}")
     style = {"color": GREEN, "markersize": 13, "markeredgewidth": 2.4}
@@ -157,8 +157,8 @@ def memorisation(evaluation: dict) -> Figure:
         shares = counts / (counts.sum() or 1)
         axes.stairs(shares, histogram["edges"], color=colour, fill=True, alpha=0.25)
         axes.stairs(shares, histogram["edges"], color=colour, linestyle=line, linewidth=1.6, label=label)
-    closer, figures = part["closer_than_heldout_p01"], FIGURES["closer_than_heldout_p01"]
-    label = f"1% of the test images are closer than this, {figures.words(closer)} of the generated"
+    closer = VERY_CLOSE.of(part)
+    label = f"1% of the test images are closer than this, {VERY_CLOSE.words(closer)} of the generated"
     axes.axvline(part["heldout"]["p01"], color=GOLD, linestyle=":", linewidth=1.3, label=label)
     axes.set(xlabel="distance to the closest training image (L2, pixels from 0 to 1)", ylabel="share of the images")
     axes.set_ylim(bottom=0)

@@ -12,7 +12,7 @@ from matplotlib import style
 
 from ddpm.evaluation.findings import NEAR_CHANCE, WEAK, best_row, class_interval, copying, weak_classes
 from ddpm.run.config import data_words
-from ddpm.run.evaluation_figures import EVALUATION_FIGURES, FIGURES, at
+from ddpm.run.evaluation_figures import FIGURES, FRECHET, IMBALANCE, PRECISION, RCA, RECALL, TOP1, VERY_CLOSE, at
 from ddpm.run.evaluation_file import load_evaluation, real_images_words
 from ddpm.run.files import atomic_write
 from ddpm.run.metrics import DASH
@@ -22,7 +22,6 @@ from metrics.evaluation_plots import EVALUATION_PLOTS, plots_of_evaluation, samp
 from metrics.page import Block, Facts, Note, Picture, Section, Table, code
 from metrics.style import STYLE, png
 
-RCA, DISTANCE, TOP1 = (FIGURES[name] for name in ("rca", "frechet_distance", "top1"))
 SHOWN_CLASSES = 3  # of the weak ones
 CAPTIONS = {
     "worst": "The classifier's most confident misreadings: the class asked for, and the class read.",
@@ -116,12 +115,12 @@ def lead(evaluation: dict[str, Any]) -> list[str]:
     usual = " (with all 112,800 training images of EMNIST Balanced, 88 to 91% is usual; with fewer it is less)"
     return [
         f"The check first: a classifier, trained on the {classifier['train_images']:,} training images, reads "
-        f"{TOP1.words(classifier['top1'])} of the {classifier['test_images']:,} test images correctly"
+        f"{TOP1.words_of(classifier)} of the {classifier['test_images']:,} test images correctly"
         f"{usual if evaluation['data'] == 'emnist' else ''}. {test_images_sentence(evaluation)}",
-        f"It reads {TOP1.words(generated['top1'])} of the {generated['top1']['count']:,} generated characters as the "
-        f"class that was asked for: **RCA {RCA.words(generated['rca'])}**, where 1 is as readable as test images. "
-        f"Their Fréchet distance to test images is {DISTANCE.words(distances['frechet'])}, that of other test images "
-        f"{DISTANCE.words(distances['frechet_real'])}.",
+        f"It reads {TOP1.words_of(generated)} of the {TOP1.of(generated)['count']:,} generated characters as the "
+        f"class that was asked for: **RCA {RCA.words_of(generated)}**, where 1 is as readable as test images. "
+        f"Their Fréchet distance to test images is {FRECHET.words_of(distances)}, that of other test images "
+        f"{FRECHET.words(distances['frechet_real'])}.",
     ]
 
 
@@ -136,7 +135,7 @@ def readability_words(evaluation: dict[str, Any]) -> list[str]:
     """The classes that are shown to be weak, and the strongest confusions."""
     weak = weak_classes(evaluation)
     named = ", ".join(
-        f"{code(entry['name'])} ({TOP1.text(entry['top1'])} {_interval(class_interval(entry))}; test images "
+        f"{code(entry['name'])} ({TOP1.text(TOP1.of(entry))} {_interval(class_interval(entry))}; test images "
         f"{TOP1.text(entry['real_top1'])})"
         for entry in weak[:SHOWN_CLASSES]
     )
@@ -166,24 +165,22 @@ def variety_words(evaluation: dict[str, Any]) -> str:
     names = [entry["name"] for entry in evaluation["conditional"]["per_class"]]
     order = sorted(zip(balance["shares"], names, strict=True), key=lambda pair: pair[0] or 0)
     least, most = (f"{code(name)} ({TOP1.text(share)})" for share, name in (order[0], order[-1]))
-    imbalance = FIGURES["total_variation"]
     return (
-        f"{FIGURES['precision'].words(distances['precision'])} of the generated characters lie among the test images "
-        f"(precision); {FIGURES['recall'].words(distances['recall'])} of the test images lie among the generated "
+        f"{PRECISION.words_of(distances)} of the generated characters lie among the test images "
+        f"(precision); {RECALL.words_of(distances)} of the test images lie among the generated "
         f"characters (recall). Of {balance['count']:,} characters drawn when no class was asked for, {most} was most "
         f"frequent and {least} least, where an even share is {TOP1.text(1 / len(names))}. Their imbalance (total "
-        f"variation) is {imbalance.words(balance['total_variation'])}, that of as many test images "
-        f"{imbalance.words(balance['real_total_variation'])}."
+        f"variation) is {IMBALANCE.words_of(balance)}, that of as many test images "
+        f"{IMBALANCE.words(balance['real_total_variation'])}."
     )
 
 
 def copying_words(evaluation: dict[str, Any]) -> str:
     """Whether characters were memorised, as far as the counts can show it."""
-    figure = FIGURES["closer_than_heldout_p01"]
-    estimate = at(evaluation, figure.place)
+    estimate = at(evaluation, VERY_CLOSE.place)
     words = (
-        f"{figure.words(estimate)} of the {estimate['count']:,} generated characters are closer to a training image "
-        "than 99% of the test images are; 1% would be chance."
+        f"{VERY_CLOSE.words(estimate)} of the {estimate['count']:,} generated characters are closer to a training "
+        "image than 99% of the test images are; 1% would be chance."
     )
     heldout = sum(evaluation["memorisation"]["histogram"]["heldout"])
     return {
@@ -204,7 +201,7 @@ def recommended_words(evaluation: dict[str, Any]) -> str:
     if len(rows) == 1:
         return "None is recommended: only one was measured."
     return (
-        f"None is recommended: {rows[0]['rca']['count']:,} characters each are too few to tell them apart "
+        f"None is recommended: {RCA.of(rows[0])['count']:,} characters each are too few to tell them apart "
         "(--sweep-samples-per-class)."
     )
 
@@ -215,14 +212,15 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
     if not rows:
         return "Guidance scales were not compared (evaluate.py --sweeps does)."
     sentences = []
-    for key, figure, what in (("rca", RCA, "highest RCA"), ("frechet", DISTANCE, "lowest Fréchet distance")):
-        best, others = best_row(rows, key, figure)
+    for figure, what in ((RCA, "highest RCA"), (FRECHET, "lowest Fréchet distance")):
+        best, others = best_row(rows, figure)
         if best is None:
             continue
         scales = ", ".join(f"{row['guidance_scale']:g}" for row in others)
         apart = f"{scales} cannot be told from it" if others else "it can be told from all others"
-        sentences.append(f"Guidance {best['guidance_scale']:g} has the {what}, {figure.words(best[key])}; {apart}.")
-    count = f"Each was measured on {rows[0]['rca']['count']:,} characters."
+        scale, value = f"{best['guidance_scale']:g}", figure.words_of(best)
+        sentences.append(f"Guidance {scale} has the {what}, {value}; {apart}.")
+    count = f"Each was measured on {RCA.of(rows[0])['count']:,} characters."
     return " ".join([count, *sentences, "Stronger guidance makes characters plainer and more alike."])
 
 
@@ -232,7 +230,7 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
 def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
     """All figures with their intervals and counts, those of test images below those of generated characters."""
     rows = []
-    for figure in EVALUATION_FIGURES:
+    for figure in FIGURES.values():
         for place, label in ((figure.place, figure.heading), (figure.real, "– of test images")):
             if place:
                 estimate = at(evaluation, place)
@@ -256,10 +254,10 @@ def sweep_table(evaluation: dict[str, Any], name: str) -> Table:
         label = f"{row['guidance_scale']:g}" if guidance else f"{row['sampler']} {row['steps']}"
         if not guidance and (row["sampler"], row["steps"]) == (take.get("sampler"), take.get("steps")):
             label = f"**{label}**"
-        figures = RCA.words(row["rca"]), DISTANCE.words(row["frechet"]), f"{row['rca']['count']:,}"
+        figures = RCA.words_of(row), FRECHET.words_of(row), f"{RCA.of(row)['count']:,}"
         cells.append((label, *figures, milliseconds(row.get("seconds_per_image"))))
     first = "Guidance scale" if guidance else "Sampler, steps"
-    return Table("", [first, RCA.label, DISTANCE.label, "Images", "Time per image"], cells)
+    return Table("", [first, RCA.label, FRECHET.label, "Images", "Time per image"], cells)
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from ddpm.run.evaluation_figures import FIGURES
+from ddpm.run.evaluation_figures import FRECHET, RCA, EvaluationFigure
 from ddpm.run.format import significant
 from metrics.style import (
     BLUE,
@@ -27,7 +27,6 @@ from metrics.style import (
 )
 
 FAMILIES = {"ddpm": PURPLE, "ddim": BLUE, "dpm++": ORANGE}
-SCORES = {"rca": FIGURES["rca"], "frechet": FIGURES["frechet_distance"]}  # keys of a sweep's rows
 
 
 def guidance(evaluation: dict) -> Figure:
@@ -37,20 +36,20 @@ def guidance(evaluation: dict) -> Figure:
     sampler = evaluation["sampler"]
     line = f"{evaluation['checkpoint']}  ·  {sampler['name']}, {sampler['steps']} steps  ·  0 ignores the class"
     figure = headed_figure(13, 5, evaluation, line)
-    for place, (key, colour) in enumerate({"rca": BLUE, "frechet": ORANGE}.items(), 1):
+    for place, (score, colour) in enumerate(((RCA, BLUE), (FRECHET, ORANGE)), 1):
         axes = figure.add_subplot(1, 2, place)
-        values, errors = _with_errors([row[key] for row in rows])
+        values, errors = _with_errors([score.of(row) for row in rows])
         axes.errorbar(scales, values, errors, color=colour, marker="o", capsize=3, label="generated, 95% interval")
-        best = int(np.argmax(np.nan_to_num(values if key == "rca" else -values, nan=-np.inf)))
-        words = f"{'highest' if key == 'rca' else 'lowest'}: {SCORES[key].text(values[best])} at {scales[best]:g}"
+        best = int(np.argmax(np.nan_to_num(values if score.better == "higher" else -values, nan=-np.inf)))
+        words = f"{'highest' if score is RCA else 'lowest'}: {score.text(values[best])} at {scales[best]:g}"
         star = {"markersize": 13, "markeredgecolor": PAGE, "linestyle": "none", "zorder": 5}
         axes.plot(scales[best], values[best], "*", color=GOLD, label=words, **star)
-        if key == "frechet":
+        if score is FRECHET:
             real = numbers([row["frechet_real"]["value"] for row in rows])
             axes.plot(scales, real, color=GREEN, linestyle="--", linewidth=1.3, label="test images among themselves")
         axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
         axes.set_xlabel("guidance scale")
-        _finish_score(axes, key, rows)
+        _finish_score(axes, score, rows)
     return figure
 
 
@@ -61,15 +60,15 @@ def samplers(evaluation: dict) -> Figure:
     line = f"{evaluation['checkpoint']}  ·  guidance {scale}  ·  on {evaluation['device']}"
     figure = headed_figure(14, 6, evaluation, line)
     labels = []
-    for place, key in enumerate(("rca", "frechet"), 1):
+    for place, score in enumerate((RCA, FRECHET), 1):
         axes = figure.add_subplot(1, 2, place)
         for family in dict.fromkeys(row["sampler"] for row in rows):
             ours = sorted((row for row in rows if row["sampler"] == family), key=lambda row: row["seconds_per_image"])
-            values, errors = _with_errors([row[key] for row in ours])
+            values, errors = _with_errors([score.of(row) for row in ours])
             style = {"color": FAMILIES.get(family, TEXT), "marker": "o", "capsize": 2, "elinewidth": 1}
             axes.errorbar([row["seconds_per_image"] for row in ours], values, errors, linewidth=0.8, **style)
         for row in rows:
-            where = row["seconds_per_image"], row[key]["value"]
+            where = row["seconds_per_image"], score.of(row)["value"]
             taken = (row["sampler"], row["steps"]) == (take.get("sampler"), take.get("steps"))
             if taken:
                 ring = {"markerfacecolor": "none", "markeredgewidth": 2, "linestyle": "none", "color": GOLD}
@@ -77,7 +76,7 @@ def samplers(evaluation: dict) -> Figure:
                 axes.plot([], [], "o", markersize=7, label=f"recommended: {row['sampler']} {row['steps']}", **ring)
             labels.append(_name_point(axes, f"{row['sampler']} {row['steps']}", where, taken))
         bound = [1.0]
-        if key == "frechet":
+        if score is FRECHET:
             bound = [row["frechet_real"]["value"] for row in rows if "frechet_real" in row][:1]  # the same for all
             for real in bound:
                 axes.axhline(real, color=GREEN, linestyle="--", linewidth=1.3, label="test images among themselves")
@@ -89,8 +88,8 @@ def samplers(evaluation: dict) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 3)))
         axes.set_xlabel("seconds per image")
-        _finish_score(axes, key, rows)
-        axes.set_ylim(*_reach([row[key] for row in rows], bound))
+        _finish_score(axes, score, rows)
+        axes.set_ylim(*_reach([score.of(row) for row in rows], bound))
     _place(figure, labels)
     return figure
 
@@ -114,15 +113,15 @@ def _reach(estimates: list[dict], bound: list[float | None]) -> tuple[float, flo
     return known.min() - room, known.max() + room
 
 
-def _finish_score(axes: Axes, key: str, rows: list[dict]) -> None:
+def _finish_score(axes: Axes, score: EvaluationFigure, rows: list[dict]) -> None:
     """Titles and axis of a panel of RCA or of the Fréchet distance."""
-    axes.set_title("RCA: readability relative to test images" if key == "rca" else "Fréchet distance to test images")
-    counts = {row[key]["count"] for row in rows}
+    axes.set_title("RCA: readability relative to test images" if score is RCA else "Fréchet distance to test images")
+    counts = {score.of(row)["count"] for row in rows}
     axes.set_title(
-        f"{SCORES[key].better} is better, {' or '.join(f'{count:,}' for count in sorted(counts))} characters", **NOTE
+        f"{score.better} is better, {' or '.join(f'{count:,}' for count in sorted(counts))} characters", **NOTE
     )
-    axes.set_ylabel(SCORES[key].label)
-    if key == "rca":
+    axes.set_ylabel(score.label)
+    if score is RCA:
         axes.axhline(1, color=GREEN, linestyle="--", linewidth=1.3, label="1: as readable as test images")
     axes.margins(y=0.08)
     axes.set_ylim(bottom=0)

@@ -18,7 +18,7 @@ import evaluate
 from benchmarks.faults import some_of
 from ddpm.evaluation import evaluator, measures
 from ddpm.run.config import TrainConfig
-from ddpm.run.evaluation_figures import EVALUATION_FIGURES, at
+from ddpm.run.evaluation_figures import FIGURES, at
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training import data
@@ -66,7 +66,7 @@ def document(path: Path) -> dict:
 
 def test_every_figure_has_an_interval_in_its_range_and_a_count(evaluated: RunPaths):
     found = document(evaluated.evaluation)
-    for figure in EVALUATION_FIGURES:
+    for figure in FIGURES.values():
         for place in filter(None, (figure.place, figure.real)):
             estimate = at(found, place)
             assert set(estimate) == E, place

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ddpm.run.evaluation_figures import EVALUATION_FIGURES, FIGURES, markdown_table
+from ddpm.run.evaluation_figures import FIGURES, markdown_table
 from ddpm.run.metrics import DASH
 from ddpm.run.paths import PROJECT_ROOT
 
@@ -16,7 +16,7 @@ def test_the_readme_has_the_table_of_all_figures():
 
 def test_each_figure_has_one_place_one_name_one_label_and_one_meaning():
     for part in ("place", "name", "label", "meaning"):
-        values = [getattr(figure, part) for figure in EVALUATION_FIGURES]
+        values = [getattr(figure, part) for figure in FIGURES.values()]
         assert len(set(values)) == len(values) and all(values), part
 
 

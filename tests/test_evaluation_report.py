@@ -16,7 +16,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Annotation
 from PIL import Image
 
-from ddpm.run.evaluation_figures import EVALUATION_FIGURES
+from ddpm.run.evaluation_figures import FIGURES
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
 from metrics.evaluation_plots import EVALUATION_PLOTS, strongest_confusions
@@ -156,7 +156,7 @@ def test_every_figure_with_its_interval_and_count(tmp_path: Path) -> None:
     assert below(text, "Fréchet distance")[1:4] == ["0.810", "[0.760, 0.860]", "4,700"]
     assert cells(text, "Kernel distance × 1000")[1:4] == ["12.30", "[11.30, 13.30]", "1,000"]
     assert cells(text, "Recall")[1:4] == ["70.2%", "[69.0%, 71.4%]", "4,700"]
-    for figure in EVALUATION_FIGURES:
+    for figure in FIGURES.values():
         assert cells(text, figure.heading)[4] == figure.meaning.strip()
     assert text.index("88.9%") < text.index("RCA") < text.index("### Figures")  # the check first, words before tables
 
@@ -309,7 +309,7 @@ def test_the_report_shows_it_after_the_summary_and_in_its_head(reported: tuple[R
     assert result["dataset"]["name"] == "EMNIST Balanced"
     values = {metric["type"]: metric["value"] for metric in result["metrics"]}
     assert values["rca"] == make_evaluation()["conditional"]["rca"]["value"] and values["frechet_distance"] == 3.24
-    assert list(values) == [figure.name for figure in EVALUATION_FIGURES]
+    assert list(values) == [figure.name for figure in FIGURES.values()]
 
 
 def test_the_report_shows_the_strip_above_the_grids(reported: tuple[RunPaths, str]) -> None:
@@ -411,7 +411,7 @@ def with_measurements(document: dict, every: int) -> dict:
     return document
 
 
-def test_plots_of_what_was_measured_in_training_are_there_if_it_was(tmp_path: Path) -> None:
+def test_plots_of_what_was_measured_in_training_are_there_if_it_was() -> None:
     document = with_measurements(make_document(10, run="a_run"), every=2)
     run = make_run(document)
     assert plots_of(run)[-2:] == ("loss_by_noise_level", "quality")
@@ -425,10 +425,8 @@ def test_plots_of_what_was_measured_in_training_are_there_if_it_was(tmp_path: Pa
     assert rca[-1, 1] == pytest.approx(0.9) and distance[-1, 1] == pytest.approx(9)
     last = [line.get_ydata()[-1] for line in bands.lines]
     assert last == pytest.approx([0.21, 0.11, 0.2 / 3 + 0.01, 0.06])
-    paths = publish(tmp_path, None)
-    paths.json.write_text(json.dumps(with_measurements(make_document(3, run="a_run"), every=5)))
-    report = report_of(paths)  # too short to have been evaluated
-    assert "loss_by_noise_level.png" in report and "quality.png" not in report
+    short = make_run(with_measurements(make_document(3, run="a_run"), every=5))  # not long enough to be evaluated
+    assert "loss_by_noise_level" in plots_of(short) and "quality" not in plots_of(short)
 
 
 def save_grid(paths: RunPaths, epoch: int, shade: int) -> Path:

@@ -21,7 +21,7 @@ from ddpm.evaluation.scores import Estimate
 from ddpm.evaluation.sweeps import guidance_settings, recommend, sampler_settings, sweep
 from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
 from ddpm.run.errors import RequestError
-from ddpm.run.evaluation_figures import FIGURES
+from ddpm.run.evaluation_figures import TOP1, TOP5
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.files import atomic_write, parse_json, read_file, real
 from ddpm.run.format import duration
@@ -92,7 +92,7 @@ class Evaluator:
         self.log(f"device: {self.document['device']}, precision {self.document['precision']}")
         self.log(f"real images ({data_words(self.data)}): {real_images_words(self.document['test_images'])}")
         part = self.document["classifier"] = parts.classifier_part(self.classifier, self.real)
-        top1, top5 = (FIGURES[name].words(part[name].to_dict()) for name in ("top1", "top5"))
+        top1, top5 = (figure.words(figure.of(part).to_dict()) for figure in (TOP1, TOP5))
         self.log(f"classifier on these {part['test_images']:,} real test images: Top-1 {top1}, Top-5 {top5}")
         if self.data == "emnist":
             self.log("  EMNIST Balanced is near 88-91% Top-1 with all 112,800 training images, less with fewer; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ddpm.evaluation.intervals import proportion_interval, ratio_interval
-from ddpm.run.evaluation_figures import EvaluationFigure
+from ddpm.run.evaluation_figures import RCA, TOP1, VERY_CLOSE, EvaluationFigure
 
 CHANCE = 0.01  # of a character to be closer to a training image than 99% of the test images, if nothing is copied
 NEAR_CHANCE = 2 * CHANCE
@@ -24,7 +24,7 @@ def copying(evaluation: dict[str, Any]) -> Copying:
     allows.
     """
     part = evaluation["memorisation"]
-    low, high = (part["closer_than_heldout_p01"][name] for name in ("low", "high"))
+    low, high = (VERY_CLOSE.of(part)[name] for name in ("low", "high"))
     heldout = sum(part["histogram"]["heldout"])
     _, most = proportion_interval(CHANCE * heldout, heldout)
     if low is not None and low > most:
@@ -36,7 +36,7 @@ def copying(evaluation: dict[str, Any]) -> Copying:
 
 def class_interval(entry: dict[str, Any]) -> tuple[float, float]:
     """The interval of a class's Top-1, from its entry in `per_class`; NaN if it has none."""
-    return proportion_interval(*_hits(entry["top1"], entry["count"]))
+    return proportion_interval(*_hits(TOP1.of(entry), entry["count"]))
 
 
 def weak_classes(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -44,24 +44,27 @@ def weak_classes(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     classes = [
         entry
         for entry in evaluation["conditional"]["per_class"]
-        if ratio_interval(*_hits(entry["top1"], entry["count"]), *_hits(entry["real_top1"], entry["real_count"]))[1]
+        if ratio_interval(*_hits(TOP1.of(entry), entry["count"]), *_hits(entry["real_top1"], entry["real_count"]))[1]
         < WEAK
     ]
-    return sorted(classes, key=lambda entry: entry["rca"] or 0)
+    return sorted(classes, key=lambda entry: RCA.of(entry) or 0)
 
 
 def _hits(share: float | None, count: int) -> tuple[int, int]:
     return (round(share * count), count) if share is not None else (0, 0)
 
 
-def best_row(rows: list[dict[str, Any]], key: str, figure: EvaluationFigure) -> tuple[dict | None, list[dict]]:
-    """The row of a sweep whose `key` is best, and the others whose interval overlaps the best one's: it cannot be told
+def best_row(rows: list[dict[str, Any]], figure: EvaluationFigure) -> tuple[dict | None, list[dict]]:
+    """The row of a sweep whose figure is best, and the others whose interval overlaps the best one's: it cannot be told
     from these. None if no row has a value."""
-    known = [row for row in rows if None not in row[key].values()]
+    known = [row for row in rows if None not in figure.of(row).values()]
     if not known:
         return None, []
     sign = -1 if figure.better == "higher" else 1
-    best = min(known, key=lambda row: sign * row[key]["value"])
-    low, high = best[key]["low"], best[key]["high"]
-    others = [row for row in known if row is not best and row[key]["low"] <= high and low <= row[key]["high"]]
+    best = min(known, key=lambda row: sign * figure.of(row)["value"])
+    low, high = figure.of(best)["low"], figure.of(best)["high"]
+    others = [
+        row for row in known
+        if row is not best and figure.of(row)["low"] <= high and low <= figure.of(row)["high"]
+    ]  # fmt: skip
     return best, others

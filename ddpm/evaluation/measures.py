@@ -24,7 +24,7 @@ from ddpm.evaluation.scores import (
     total_variation,
 )
 from ddpm.run.config import NUM_CLASSES
-from ddpm.run.evaluation_figures import FIGURES
+from ddpm.run.evaluation_figures import FRECHET, IMBALANCE, KERNEL, RCA, TOP1, TOP5
 from ddpm.run.histogram import span
 from ddpm.sampling.pipeline import to_bytes
 from ddpm.training.data import CLASS_NAMES, Images, split_test, to_model_input
@@ -95,7 +95,7 @@ class Reference:
         return self._frechet(self.other_half[:count])
 
     def _frechet(self, features: torch.Tensor) -> Estimate:
-        within = FIGURES["frechet_distance"].range
+        within = FRECHET.range
         return bootstrap(frechet_distance, features, self.half, rounds=FRECHET_ROUNDS, within=within)
 
 
@@ -119,8 +119,8 @@ def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, 
     predictions, labels = classifier(test.pixels), test.labels.cpu()
     first = hits(predictions.probabilities, labels, 1)
     return {
-        "top1": proportion(first),
-        "top5": proportion(hits(predictions.probabilities, labels, 5)),
+        TOP1.key: proportion(first),
+        TOP5.key: proportion(hits(predictions.probabilities, labels, 5)),
         **{name: classifier.meta[name] for name in ("train_images", "epochs", "seconds", "data_sha256")},
         "test_images": len(test),
         "per_class_top1": _per_class(first, labels),
@@ -133,16 +133,16 @@ def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: 
     generated, real = _per_class(first, labels), _per_class(reference.hits, reference.labels)
     counts, real_counts = (torch.bincount(each, minlength=NUM_CLASSES).tolist() for each in (labels, reference.labels))
     return {
-        "top1": proportion(first),
-        "top5": proportion(hits(predictions.probabilities, labels, 5)),
-        "rca": rca(first, reference.hits),
+        TOP1.key: proportion(first),
+        TOP5.key: proportion(hits(predictions.probabilities, labels, 5)),
+        RCA.key: rca(first, reference.hits),
         "real_top1": proportion(reference.hits),
         "per_class": [
             {
                 "name": name,
-                "top1": ours,
+                TOP1.key: ours,
                 "real_top1": theirs,
-                "rca": ours / theirs if theirs else None,
+                RCA.key: ours / theirs if theirs else None,
                 "count": count,
                 "real_count": real_count,
             }
@@ -169,7 +169,7 @@ def balance_part(predictions: Predictions, reference: Reference) -> dict[str, An
 
 def class_imbalance(predicted: torch.Tensor) -> Estimate:
     """Total variation distance from uniform of the classes of int64 [N]."""
-    within = FIGURES["total_variation"].range
+    within = IMBALANCE.range
     estimate = bootstrap(lambda classes: total_variation(class_shares(classes)), predicted, within=within)
     # The distance is the share of the classes that are too frequent, less their even share. Where few classes are all
     # there is, resamples know no others; the interval of that proportion does.
@@ -182,7 +182,7 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
     """How far is the set of generated images from that of real ones? `features` [N, 128], mixed in class."""
     half, other = reference.half, reference.other_half
     count = min(len(features), len(other), KERNEL_IMAGES)
-    measure = partial(bootstrap, kernel_distance, rounds=KERNEL_ROUNDS, within=FIGURES["kernel_distance"].range)
+    measure = partial(bootstrap, kernel_distance, rounds=KERNEL_ROUNDS, within=KERNEL.range)
     precise, recalled = precision_recall(half, features[: len(half)])
     return {
         **reference.distances(features),

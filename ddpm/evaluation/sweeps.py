@@ -11,7 +11,7 @@ from ddpm.evaluation.classifier import ReferenceClassifier
 from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
 from ddpm.evaluation.measures import Reference
 from ddpm.evaluation.scores import hits, proportion, rca
-from ddpm.run.evaluation_figures import FIGURES
+from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SAMPLERS = {"dpm++": (10, 15, 20, 30), "ddim": (25, 50, 100), "ddpm": (250, 600)}  # the cheapest first
@@ -48,8 +48,8 @@ def sweep(
             "sampler": settings.sampler,
             "steps": settings.steps,
             "guidance_scale": settings.guidance_scale,
-            "rca": rca(first, reference.hits),
-            "top1": proportion(first),
+            RCA.key: rca(first, reference.hits),
+            TOP1.key: proportion(first),
             **reference.distances(predictions.features),
             "seconds_per_image": drawn.seconds_per_image,
         }
@@ -64,24 +64,23 @@ def recommend(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """
     if len(rows) < 2:
         return None
-    most, least = max(rows, key=lambda row: row["rca"].value), min(rows, key=lambda row: row["frechet"].value)
-    floor = most["rca"].value - RCA_TOLERANCE
-    accurate = [row for row in rows if row["rca"].overlaps(most["rca"]) and row["rca"].low >= floor]
+    most, least = max(rows, key=lambda row: RCA.of(row).value), min(rows, key=lambda row: FRECHET.of(row).value)
+    floor = RCA.of(most).value - RCA_TOLERANCE
+    accurate = [row for row in rows if RCA.of(row).overlaps(RCA.of(most)) and RCA.of(row).low >= floor]
     if not accurate:
         return None
-    as_good = [row for row in accurate if row["frechet"].overlaps(least["frechet"])]
+    as_good = [row for row in accurate if FRECHET.of(row).overlaps(FRECHET.of(least))]
     if as_good:
         row = min(as_good, key=lambda row: row["seconds_per_image"])
         reason = "the fastest whose RCA and Fréchet distance cannot be told from the best"
     else:
-        row = min(accurate, key=lambda row: row["frechet"].value)
+        row = min(accurate, key=lambda row: FRECHET.of(row).value)
         reason = "the one with the least Fréchet distance among those whose RCA cannot be told from the best"
-    readable, distance = FIGURES["rca"], FIGURES["frechet_distance"]
     why = (
-        f"{reason} of {len(rows)} measured: RCA {readable.words(row['rca'].to_dict())}, "
-        f"best {readable.words(most['rca'].to_dict())} with {_name(most)}; "
-        f"Fréchet distance {distance.words(row['frechet'].to_dict())}, "
-        f"least {distance.words(least['frechet'].to_dict())} with {_name(least)}"
+        f"{reason} of {len(rows)} measured: RCA {RCA.words(RCA.of(row).to_dict())}, "
+        f"best {RCA.words(RCA.of(most).to_dict())} with {_name(most)}; "
+        f"Fréchet distance {FRECHET.words(FRECHET.of(row).to_dict())}, "
+        f"least {FRECHET.words(FRECHET.of(least).to_dict())} with {_name(least)}"
     )
     return {"sampler": row["sampler"], "steps": row["steps"], "why": why}
 

@@ -44,6 +44,15 @@ class EvaluationFigure:
     """It is shown times this."""
 
     @property
+    def key(self) -> str:
+        """Its key in a part of evaluation.json, in a row of a sweep and in the entry of a class."""
+        return self.place.rpartition(".")[2]
+
+    def of(self, part: dict[str, Any]) -> Any:
+        """The figure in a part of evaluation.json, in a row of a sweep or in the entry of a class."""
+        return part[self.key]
+
+    @property
     def heading(self) -> str:
         """Label of what `text` shows."""
         return self.label if self.scale == 1 else f"{self.label} × {self.scale:g}"
@@ -60,35 +69,47 @@ class EvaluationFigure:
         """`86.4% [85.3%, 87.5%]`"""
         return f"{self.text(estimate['value'])} {self.interval_text(estimate)}"
 
+    def words_of(self, part: dict[str, Any]) -> str:
+        """The figure in a part of evaluation.json, or in a row of a sweep, as people read it."""
+        return self.words(self.of(part))
+
 
 PROPORTION = dict(interval="proportion", range=(0.0, 1.0), format=".1%")
 
-EVALUATION_FIGURES = (
-    EvaluationFigure("conditional.top1", "top1", "Top-1", "characters that the reference classifier reads as the class "
-                     "that was asked for; of test images: whether the data are read correctly", "higher",
-                     real="classifier.top1", **PROPORTION),
-    EvaluationFigure("conditional.top5", "top5", "Top-5", "the class is among the classifier's first five", "higher",
-                     real="classifier.top5", **PROPORTION),
-    EvaluationFigure("conditional.rca", "rca", "RCA", "relative classification accuracy: Top-1 of generated characters "
-                     "over Top-1 of test images; 1 is as readable as they are", "higher", "ratio"),
-    EvaluationFigure("distances.frechet", "frechet_distance", "Fréchet distance", "of generated characters to test "
-                     "images, in the classifier's features; grows as the number of images shrinks", "lower",
-                     "bootstrap", real="distances.frechet_real"),
-    EvaluationFigure("distances.kernel", "kernel_distance", "Kernel distance", "the same question (squared MMD); does "
-                     "not depend on the number of images, and may be below 0", "lower", "bootstrap",
-                     (-math.inf, math.inf), "distances.kernel_real", ",.2f", 1000),
-    EvaluationFigure("distances.precision", "precision", "Precision", "generated characters that lie among the test "
-                     "images, in the classifier's features", "higher", **PROPORTION),
-    EvaluationFigure("distances.recall", "recall", "Recall", "test images that lie among the generated characters: how "
-                     "much of their variety is there", "higher", **PROPORTION),
-    EvaluationFigure("class_balance.total_variation", "total_variation", "Class imbalance", "total variation distance "
-                     "from uniform of the classes that are generated when no class is asked for", "lower", "bootstrap",
-                     (0.0, 1.0), "class_balance.real_total_variation"),
-    EvaluationFigure("memorisation.closer_than_heldout_p01", "closer_than_heldout_p01", "Very close to training images",
-                     "characters that are closer to a training image than 99% of the test images are; 1% is chance",
-                     "lower", **PROPORTION),
-)  # fmt: skip
-FIGURES = {figure.name: figure for figure in EVALUATION_FIGURES}
+FIGURES: dict[str, EvaluationFigure] = {}  # by name
+
+
+def declare(*declared: Any, **facts: Any) -> EvaluationFigure:
+    figure = EvaluationFigure(*declared, **facts)
+    FIGURES[figure.name] = figure
+    return figure
+
+
+# fmt: off
+TOP1 = declare("conditional.top1", "top1", "Top-1", "characters that the reference classifier reads as the class that "
+    "was asked for; of test images: whether the data are read correctly", "higher",
+    real="classifier.top1", **PROPORTION)
+TOP5 = declare("conditional.top5", "top5", "Top-5", "the class is among the classifier's first five", "higher",
+    real="classifier.top5", **PROPORTION)
+RCA = declare("conditional.rca", "rca", "RCA", "relative classification accuracy: Top-1 of generated characters over "
+    "Top-1 of test images; 1 is as readable as they are", "higher", "ratio")
+FRECHET = declare("distances.frechet", "frechet_distance", "Fréchet distance", "of generated characters to test "
+    "images, in the classifier's features; grows as the number of images shrinks", "lower", "bootstrap",
+    real="distances.frechet_real")
+KERNEL = declare("distances.kernel", "kernel_distance", "Kernel distance", "the same question (squared MMD); does not "
+    "depend on the number of images, and may be below 0", "lower", "bootstrap", (-math.inf, math.inf),
+    "distances.kernel_real", ",.2f", 1000)
+PRECISION = declare("distances.precision", "precision", "Precision", "generated characters that lie among the test "
+    "images, in the classifier's features", "higher", **PROPORTION)
+RECALL = declare("distances.recall", "recall", "Recall", "test images that lie among the generated characters: how "
+    "much of their variety is there", "higher", **PROPORTION)
+IMBALANCE = declare("class_balance.total_variation", "total_variation", "Class imbalance", "total variation distance "
+    "from uniform of the classes that are generated when no class is asked for", "lower", "bootstrap", (0.0, 1.0),
+    "class_balance.real_total_variation")
+VERY_CLOSE = declare("memorisation.closer_than_heldout_p01", "closer_than_heldout_p01", "Very close to training images",
+    "characters that are closer to a training image than 99% of the test images are; 1% is chance", "lower",
+    **PROPORTION)
+# fmt: on
 
 
 def at(evaluation: dict[str, Any], place: str) -> Estimate:
@@ -99,12 +120,12 @@ def at(evaluation: dict[str, Any], place: str) -> Estimate:
 
 def places() -> list[str]:
     """Where evaluation.json has estimates."""
-    return [place for figure in EVALUATION_FIGURES for place in (figure.place, figure.real) if place]
+    return [place for figure in FIGURES.values() for place in (figure.place, figure.real) if place]
 
 
 def measured(evaluation: dict[str, Any]) -> list[tuple[EvaluationFigure, float]]:
     """The figures of generated characters that have a value."""
-    values = [(figure, at(evaluation, figure.place)["value"]) for figure in EVALUATION_FIGURES]
+    values = [(figure, at(evaluation, figure.place)["value"]) for figure in FIGURES.values()]
     return [(figure, value) for figure, value in values if value is not None]
 
 
@@ -114,7 +135,7 @@ def markdown_table() -> str:
     rows = [
         (figure.label, f"`{figure.place}`", f"`{figure.real}`" if figure.real else "", figure.better, figure.interval,
          figure.meaning)
-        for figure in EVALUATION_FIGURES
+        for figure in FIGURES.values()
     ]  # fmt: skip
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
 

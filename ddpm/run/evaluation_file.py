@@ -6,7 +6,7 @@ from typing import Any
 
 from ddpm.run import kinds
 from ddpm.run.config import NUM_CLASSES
-from ddpm.run.evaluation_figures import places
+from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1, places
 from ddpm.run.files import read_json, why
 from ddpm.run.paths import RunPaths
 
@@ -33,7 +33,7 @@ SHAPE = {  # of what is read from evaluation.json besides the figures; a list st
     "sampler": {"name": kinds.text, "steps": kinds.count, "guidance_scale": NUMBER, "seconds_per_image": NUMBER},
     "conditional": {
         "confusion": [[kinds.count]],
-        "per_class": [{"name": kinds.text, "top1": SHARE, "real_top1": SHARE, "rca": NUMBER, "count": kinds.count}],
+        "per_class": [{"name": kinds.text, TOP1.key: SHARE, "real_top1": SHARE, RCA.key: NUMBER, "count": kinds.count}],
     },
     "class_balance": {"shares": [NUMBER], "real_shares": [NUMBER], "count": kinds.count},
     "distances": {"reference_images": kinds.count},
@@ -41,8 +41,8 @@ SHAPE = {  # of what is read from evaluation.json besides the figures; a list st
         "generated": QUANTILES, "heldout": QUANTILES, "train_images": kinds.count,
         "histogram": {"edges": [kinds.figure], "generated": [kinds.count], "heldout": [kinds.count]},
     },
-    "guidance": [{"guidance_scale": kinds.amount, "rca": ESTIMATE, "frechet": ESTIMATE, "frechet_real": ESTIMATE}],
-    "samplers": [{"sampler": kinds.text, "steps": kinds.count, "rca": ESTIMATE, "frechet": ESTIMATE,
+    "guidance": [{"guidance_scale": kinds.amount, RCA.key: ESTIMATE, FRECHET.key: ESTIMATE, "frechet_real": ESTIMATE}],
+    "samplers": [{"sampler": kinds.text, "steps": kinds.count, RCA.key: ESTIMATE, FRECHET.key: ESTIMATE,
                   "seconds_per_image": kinds.amount}],
 }  # fmt: skip
 

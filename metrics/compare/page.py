@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.format import count, duration, significant
 from ddpm.run.metrics import (
@@ -182,10 +183,10 @@ def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
             damaged.append(f"The evaluation of `{run.label}` cannot be read: {error}.")
             continue
         if evaluation:
-            drawn, distance = evaluation["conditional"], evaluation["distances"]["frechet"]
-            figures = (figure(drawn["rca"]), figure(drawn["top1"]), drawn["rca"]["count"])
+            drawn, distance = evaluation["conditional"], FRECHET.of(evaluation["distances"])
+            figures = (figure(RCA.of(drawn)), figure(TOP1.of(drawn)), RCA.of(drawn)["count"])
             rows.append((f"`{run.short}`", evaluation["checkpoint"], *figures, figure(distance), distance["count"]))
-    heads = ["Run", "Checkpoint", "RCA", "Top-1", "Images", "Fréchet distance", "Images"]
+    heads = ["Run", "Checkpoint", RCA.label, TOP1.label, "Images", FRECHET.label, "Images"]
     note = "In brackets: 95% intervals. Distances of different numbers of images are not comparable."
     blocks = [*([note, Table("", heads, rows)] if rows else []), *damaged]
     return Section("Evaluations by `evaluate.py`", blocks) if blocks else None
