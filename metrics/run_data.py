@@ -96,6 +96,10 @@ class RunData:
         return self.document.get("summary") or {}
 
     @property
+    def training_images(self) -> int | None:
+        return (self.document.get("data_summary") or {}).get("train_images")
+
+    @property
     def planned_epochs(self) -> int | None:
         """Epochs that the run is to have, `--max-steps` included."""
         known = self.document.get("hyperparameters") or {}
@@ -215,14 +219,6 @@ class RunData:
             note = f"the job ({who}) lives ({heart}) but has stalled: no step for {duration(self.idle_sec)}"
             return Finding("unhealthy", f"{note}, in phase {self.phase!r}")
         return Finding("healthy", f"running, phase {self.phase!r} ({who}); {heart}")
-
-    @property
-    def notice(self) -> str | None:
-        """What is wrong, in a line; None when all is well."""
-        wrong = self.trouble
-        if not wrong and self.status and self.condition.status == "unhealthy":
-            wrong = self.status.get("message") if self.state == "failed" else self.condition.note
-        return "; ".join(filter(None, [wrong, *(finding.note for finding in self.findings)])) or None
 
     def place(self, *parts: str) -> str:
         """How far the run is: `epoch 7 of 12`, and the same of `batch` and `step` if these are among `parts`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ddpm.run.files import real
 from ddpm.run.format import DASH, count, duration, shown, timestamp
-from ddpm.run.metrics import EPOCH_TABLE, EPOCH_TIME_SEC, METRICS, VAL_LOSS_EMA, VAL_LOSS_SWA, select
+from ddpm.run.metrics import EPOCH_TABLE, EPOCH_TIME_SEC, VAL_LOSS, VAL_LOSS_SWA, chosen_by, select
 from metrics.page import Block, Bullets, Code, Note, Section, Table, code, link
 from metrics.run_data import RunData
 from metrics.starts import computed
@@ -69,8 +69,8 @@ def best_checkpoint(run: RunData) -> str | None:
     """Which checkpoint `best` is and why; None where there is none of an epoch of this run."""
     step = real(run.paths.checkpoints / "best").name
     row = next((row for row in run.rows if step == f"step_{row.get('step') or 0:08}"), None)
-    by = run.settings.get("best_by") or "val_loss"
-    metric = VAL_LOSS_EMA if by == "val_loss" else METRICS.get(by)
+    by = run.settings.get("best_by") or VAL_LOSS.name
+    metric = chosen_by(by)
     if row is None or metric is None or metric.of(row) is None:
         return None
     most = "largest" if metric.larger_is_better else "smallest"

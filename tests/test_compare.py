@@ -370,7 +370,11 @@ def test_when_losses_were_reached_is_told_of_each_group_that_can_be_compared(roo
 def test_a_run_that_stopped_early_is_named_where_lengths_differ(root: Path):
     why = "stopped early after epoch 4: val_loss_ema has not improved for 2 epochs (best 0.0474, epoch 2)"
     status = {"state": "finished", "heartbeat": 1.0, "message": f"{why}; raise --early-stop-patience to train on"}
-    RunPaths(root, "slow").status.write_text(json.dumps(status))
+    paths = RunPaths(root, "slow")
+    document = json.loads(paths.json.read_text())
+    document["settings"]["epochs"] = 20
+    save(paths, document)
+    paths.status.write_text(json.dumps(status))
     assert f"differ in length (4, 6 epochs): compare them at the same images seen. `slow` {why}." in page_of(
         root, "slow", "fast"
     )

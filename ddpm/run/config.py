@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ddpm.run.cli import flag
 from ddpm.run.errors import RequestError
 from ddpm.run.files import plain
-from ddpm.run.metrics import names
+from ddpm.run.metrics import VAL_LOSS, VAL_LOSS_SWA, names
 from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, name_taken
 from ddpm.run.program import run_program
 
@@ -321,7 +321,7 @@ def _metric_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
         evaluated, validated = metric in EVALUATED, metric.startswith("val_loss")
         yield evaluated and config.eval_every == 0, f"{option} needs evaluations: give --eval-every 1 or more"
         yield validated and config.val_every == 0, f"{option} needs validation: give --val-every 1 or more"
-        yield metric == "val_loss_swa" and not config.swa_start_epoch, f"{option} needs SWA: give --swa-start-epoch"
+        yield metric == VAL_LOSS_SWA.name and not config.swa_start_epoch, f"{option} needs SWA: give --swa-start-epoch"
     every = 1 if watched == "loss_mean" else config.val_every
     if watched in EVALUATED:
         every = USUAL_EVAL_EVERY if config.eval_every is None else config.eval_every
@@ -396,7 +396,7 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
         for name in () if effective else settings.split():
             if getattr(config, name) != getattr(usual, name):
                 yield f"{flag(name)} {getattr(config, name)} has no effect without {need}"
-    if config.best_by == "val_loss" and config.val_every == 0:
+    if config.best_by == VAL_LOSS.name and config.val_every == 0:
         yield "without validation (--val-every 0) no checkpoint becomes `best`"
     if config.cfg_dropout_prob == 0 and config.guidance_scale != 1 and (grids or config.eval_every != 0):
         yield (f"--guidance-scale {config.guidance_scale:g} needs predictions without a label, which the model "

@@ -14,12 +14,13 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ddpm.run.config import TrainConfig
+from ddpm.run.metrics import DATA as DATA_SET
+from ddpm.run.metrics import METRICS, names
 
 Kind = Callable[[Any], Any]
 
 DATA = ("emnist", "glyphs")
 LAST_STAMP = 2.5e11  # seconds since 1970: in the year 9892, and calendars end with 9999
-ORDERED = ("step", "images_seen", "total_time_sec")  # columns that only grow
 
 
 def text(value: Any) -> str | None:
@@ -133,7 +134,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 # ---- rows of figures -------------------------------------------------------------------------------------------------
 
-COUNTS = ("step", "images_seen", "nonfinite_steps", "train_images", "slowest_rank")
+CELLS = {**dict.fromkeys(METRICS, amount), **dict.fromkeys(names(whole=True), count), DATA_SET.name: text}
 
 
 def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -151,8 +152,7 @@ def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
         if not epoch or (data is not None and text(data) is None):
             lost += 1
             continue
-        kinds = {**dict.fromkeys(COUNTS, count), "epoch": count, "data": text}
-        known = {name: kinds.get(name, amount)(value) for name, value in row.items()}
+        known = {name: CELLS.get(name, amount)(value) for name, value in row.items()}
         cells += sum(known[name] is None and value is not None for name, value in row.items())
         lost += epoch in found
         found[epoch] = known
@@ -160,7 +160,7 @@ def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
     odd = {
         index
         for index in range(1, len(ordered))
-        for name in ORDERED
+        for name in names(grows=True)
         if _below(ordered[index].get(name), ordered[index - 1].get(name))
     }
     odd |= {index - 1 for index in odd}

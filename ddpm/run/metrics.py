@@ -49,6 +49,10 @@ class Metric:
     """Does the clock decide it? Everything else is the same whenever the run is made."""
     selectable: bool = False
     """May a user choose by it (`--target`)?"""
+    whole: bool = False
+    """Is it a whole number?"""
+    grows: bool = False
+    """Does it never decrease from epoch to epoch?"""
     optional: bool = False
     """Is it only measured on request? Tables then leave it out where no epoch has it."""
 
@@ -97,10 +101,11 @@ def column(*declared: Any, **facts: Any) -> Metric:
 
 
 # fmt: off
-EPOCH = column("epoch", "epoch", "Epoch", "progress", "counted from 1", format=".0f")
-STEP = column("step", "optimizer steps", "Step", "progress", "optimizer steps so far", format=",.0f")
+EPOCH = column("epoch", "epoch", "Epoch", "progress", "counted from 1", format=".0f", whole=True)
+STEP = column("step", "optimizer steps", "Step", "progress", "optimizer steps so far", format=",.0f",
+    whole=True, grows=True)
 IMAGES_SEEN = column("images_seen", "images seen", "Images", "", "training images so far, repeats included", "images",
-    ",.0f")
+    ",.0f", whole=True, grows=True)
 LOSS_MEAN = column("loss_mean", "training loss", "Loss mean", meaning="mean squared error: mean over the batches of "
     "the epoch", **TRAINING, selectable=True)
 LOSS_STD = column("loss_std", "standard deviation of the training loss", "Loss std", meaning="its standard deviation "
@@ -119,7 +124,7 @@ GRAD_NORM = column("grad_norm", "gradient norm", "Grad Norm", "optimizer", "mean
 GRAD_NORM_MAX = column("grad_norm_max", "largest gradient norm", "Grad Norm max", "optimizer", "the largest of these",
     over_epochs="max")
 NONFINITE_STEPS = column("nonfinite_steps", "skipped steps", "Skipped", "optimizer", "steps that were skipped because "
-    "the gradient was not finite", "steps", ".0f", "lower", "sum")
+    "the gradient was not finite", "steps", ".0f", "lower", "sum", whole=True)
 SAMPLES_PER_SEC = column("samples_per_sec", "images per second", "Samples/s", "speed", "`train_images / "
     "train_time_sec`, of the whole job", "images/s", ",.1f", "higher", "images_per_second", timed=True)
 BATCHES_PER_SEC = column("batches_per_sec", "steps per second", "Steps/s", "speed", "optimizer steps per second, over "
@@ -137,11 +142,11 @@ EMA_DELTA_NORM = column("ema_delta_norm", "distance of EMA and live weights", "E
 EPOCH_TIME_SEC = column("epoch_time_sec", "time of the epoch", "Time (s)", "speed", "from the row before to this one, "
     "everything included; saving and sample grids fall to the next row", **SECONDS, over_epochs="median")
 TOTAL_TIME_SEC = column("total_time_sec", "time", "Total (s)", "time", "from the start to this row, over all starts: "
-    "the sum of `epoch_time_sec`", **SECONDS)
+    "the sum of `epoch_time_sec`", **SECONDS, grows=True)
 TRAIN_TIME_SEC = column("train_time_sec", "training", "Training (s)", meaning="training alone: no compilation, "
     "validation, samples, checkpoints", **PART)
 TRAIN_IMAGES = column("train_images", "images of the training time", "Timed images", "progress", "the images of that "
-    "time", "images", ",.0f", timed=True)
+    "time", "images", ",.0f", timed=True, whole=True)
 DATA = column("data", "data set", "Data", "", "`emnist` or `glyphs` (the embedded set, not EMNIST)")
 BANDS = tuple(
     column(f"val_loss_band{band}", f"validation loss (EMA), band {band}", f"Band {band}",
@@ -166,7 +171,7 @@ SAMPLE_TIME_SEC = column("sample_time_sec", "sample grids", "Samples (s)", meani
 CHECKPOINT_TIME_SEC = column("checkpoint_time_sec", "waiting for checkpoints", "Checkpoints (s)",
     meaning="the part of saving that training waits for, of `epoch_time_sec`", **PART)
 SLOWEST_RANK = column("slowest_rank", "slowest process", "Slowest rank", "speed", "the process that took longest for "
-    "an equal share of the validation; empty for a single process", format=".0f", timed=True)
+    "an equal share of the validation; empty for a single process", format=".0f", timed=True, whole=True)
 SLOWEST_RANK_RATIO = column("slowest_rank_ratio", "time of the slowest process", "Slowest ÷ median", "speed",
     "its time over the median process's: each training step waits for the slowest", "ratio", ".2f", "lower", "max",
     timed=True)
@@ -195,6 +200,11 @@ def headline() -> tuple[Metric, ...]:
     """The figures that say how good a run is, the one that most does first: losses, then quality."""
     measured = select(group="loss", selectable=True) + select(group="quality")
     return tuple(sorted(measured, key=lambda metric: metric is not VAL_LOSS_EMA))
+
+
+def chosen_by(best_by: str) -> Metric | None:
+    """The figure that `--best-by` compares checkpoints by: for `val_loss`, that of the EMA weights. None if unknown."""
+    return VAL_LOSS_EMA if best_by == VAL_LOSS.name else METRICS.get(best_by)
 
 
 def markdown_table() -> str:

@@ -16,14 +16,12 @@ import torch
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import real, replace_link
-from ddpm.run.metrics import LOSS_MEAN, METRICS
+from ddpm.run.metrics import LOSS_MEAN, chosen_by
 from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
 from ddpm.training.hardware import synchronize
 from ddpm.training.progress import Progress
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
-
-BEST_BY = {"val_loss": "val_loss_ema"}  # what --best-by calls otherwise than the column
 
 
 class Checkpoints:
@@ -197,9 +195,9 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
 def update_best(root: Path, by: str) -> Path | None:
     """Point `best` at the sound checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its
     folder. Where none was measured there is no `best`."""
-    column = BEST_BY.get(by, by)
-    best_of = max if METRICS[column].larger_is_better else min
-    scores = {folder: read_meta(folder).get("metrics", {}).get(column) for folder in sound_folders(root)}
+    metric = chosen_by(by)
+    best_of = max if metric.larger_is_better else min
+    scores = {folder: metric.of(read_meta(folder).get("metrics", {})) for folder in sound_folders(root)}
     scores = {folder: score for folder, score in scores.items() if score is not None}
     if not scores:
         (root / "best").unlink(missing_ok=True)

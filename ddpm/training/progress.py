@@ -133,7 +133,7 @@ class Progress:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "grad_norms": torch.tensor(self.grad_norms, dtype=torch.float64),
             "train_sec": self._train_sec,
-            "train_images": self._train_images,
+            TRAIN_IMAGES.name: self._train_images,
             "elapsed": self.elapsed,
             "epoch_began": self._epoch_began,
             "spent": {metric.name: seconds for metric, seconds in self._spent.items()},
@@ -143,7 +143,7 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.row_step = state["step"], state["row_step"]
         self.losses, self.grad_norms = state["losses"].tolist(), state["grad_norms"].tolist()
-        self._train_sec, self._train_images = state["train_sec"], state["train_images"]
+        self._train_sec, self._train_images = state["train_sec"], state[TRAIN_IMAGES.name]
         self._spent |= {METRICS[name]: seconds for name, seconds in state.get("spent", {}).items()}
         self.threads[:] = state.get("threads", [])
         self._elapsed_before, self._epoch_began = state["elapsed"], state["epoch_began"]

@@ -45,7 +45,7 @@ def _not_comparable(runs: Sequence[ComparedRun], metrics: Iterable[Metric]) -> I
 
 def _data(runs: Sequence[ComparedRun]) -> Iterator[str]:
     documents = [run.published.document for run in runs]
-    trained = recorded(document["data_summary"].get("train_images") for document in documents)
+    trained = recorded(run.published.training_images for run in runs)
     validated = recorded(document["hyperparameters"].get("val_images") for document in documents)
     if len(values_of(runs, DATA.name)) > 1:
         glyphs = ", ".join(f"`{run.label}`" for run in runs if run.setting(DATA.name) != "emnist")

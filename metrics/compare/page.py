@@ -126,7 +126,7 @@ def _machine(run: ComparedRun) -> dict[str, Any]:
     document = run.published.document
     return {name: run.published.environment.get(name) for name in MACHINE} | {
         "global_batch_size": document["hyperparameters"].get("global_batch_size"),
-        "training_images": document["data_summary"].get("train_images"),
+        "training_images": run.published.training_images,
     }
 
 

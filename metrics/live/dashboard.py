@@ -129,14 +129,22 @@ def _head(run: RunData, width: int, height: int, verdict: Verdict | None) -> lis
     badge = _badge(run, verdict)
     title = Text.assemble((" ▚ ", ACCENT), (run.run, "bold"), (f"  {data}" if data else "", ACCENT))
     title.truncate(max(0, width - badge.cell_len - 2), overflow="ellipsis", pad=True)
-    notice = [line((f"  {text}".ljust(width), ALARM)) for text in _wrapped(run.notice, width - 4, 3)]
+    notice = [line((f"  {text}".ljust(width), ALARM)) for text in _wrapped(_notice(run), width - 4, 3)]
     reason = _wrapped(_reason(run, verdict), width - 4, 2) if height >= ROOM else []
     return [line(title, " ", badge), *notice, *(line((f"   {text}", "dim")) for text in reason)]
 
 
+def _notice(run: RunData) -> str | None:
+    """What is wrong, in a line; None when all is well."""
+    wrong = run.trouble
+    if not wrong and run.status and run.condition.status == "unhealthy":
+        wrong = run.status.get("message") if run.state == "failed" else run.condition.note
+    return "; ".join(filter(None, [wrong, *(finding.note for finding in run.findings)])) or None
+
+
 def _reason(run: RunData, verdict: Verdict | None) -> str | None:
     """Why the verdict is not `healthy`, unless the notice says it."""
-    known = verdict is None or verdict[0] == "healthy" or (run.notice and run.condition.status == "unhealthy")
+    known = verdict is None or verdict[0] == "healthy" or (_notice(run) and run.condition.status == "unhealthy")
     return None if known else verdict[1]
 
 
@@ -148,7 +156,7 @@ def _lines(run: RunData, width: int, height: int, verdict: Verdict | None, hint:
     """The view of a terminal that is too small for panels: the same facts, the most important first."""
     status = run.status
     head = [line((run.run, "bold"), (f"  {hint}" if hint else "", "bright_black")), line(_badge(run, verdict))]
-    head += [line((text, ALARM)) for text in _wrapped(run.notice, width, 3)]
+    head += [line((text, ALARM)) for text in _wrapped(_notice(run), width, 3)]
     if status:
         of_run, of_epoch = fractions(status)
         for name, whole, share, style, more in (
