@@ -39,7 +39,7 @@ lint: $(installed_test) ## ruff and shellcheck
 	$(bin)/ruff format --check .
 	$(bin)/shellcheck $(scripts)
 
-format: $(installed_test) ## let ruff mend and format the code
+format: $(installed_test) ## let ruff fix and format the code
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 

@@ -7,8 +7,8 @@
 Where to change what: settings in ddpm/run/config.py, figures in ddpm/run/metrics.py; under ddpm/training/, images and
 their order in data.py, the network and what makes it fast in model.py, the loss in diffusion.py, the optimizer step in
 trainer.py, checkpoints in checkpoint.py (format) and checkpointing.py (when, which), resuming in resume.py; sampling in
-ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, everything that is logged in metrics/run_logger.py. This file
-says in which order.
+ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, what it
+logs in metrics/run_logger.py. This file says in which order.
 """
 
 import os

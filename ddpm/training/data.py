@@ -68,7 +68,7 @@ def load(config: TrainConfig, world: DistContext) -> tuple[Images, Images]:
     Only local rank 0 of each node downloads, draws and checks; the others wait for it.
 
     Raises:
-        RequestError: data are missing or damaged; the message names the file and the mend.
+        RequestError: data are missing or damaged; the message names the file and the fix.
     """
     world.broadcast_result(partial(prepare, config), here=world.local_rank == 0)
     return _read(config, train=True, device=world.device), _read(config, train=False, device=world.device)
@@ -78,7 +78,7 @@ def prepare(config: TrainConfig) -> None:
     """Make sure that the data's files are there and sound.
 
     Raises:
-        RequestError: they are not; the message names the file and the mend.
+        RequestError: they are not; the message names the file and the fix.
     """
     root = data_root(config)
     try:

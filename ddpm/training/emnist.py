@@ -45,7 +45,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The array of a whole IDX file, memory-mapped, not copied.
 
     Raises:
-        RequestError: the file is missing or is not what it should be; says how to mend it.
+        RequestError: the file is missing or is not what it should be; says how to fix it.
     """
     shape = _check_file(path, dimensions)
     return np.memmap(path, np.uint8, "r", offset=_header_size(dimensions), shape=shape)
@@ -55,7 +55,7 @@ def check_split(root: Path, split: Split) -> None:
     """See that a split can be read and means what it should. Reads headers and labels, not the images.
 
     Raises:
-        RequestError: one line that names the file and the mend.
+        RequestError: one line that names the file and the fix.
     """
     images, labels = split_files(root, split)
     number, *size = _check_file(images, 3)

@@ -1,7 +1,6 @@
 """Is a training state worth continuing from? Decided when a checkpoint is written, and kept in its meta.json.
 
-from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA
-A state is unsound if its weights or AdamW's moments are not finite or have blown up, if its validation loss is not
+A state is unsound if its weights or AdamW's moments are not finite, if its weights have blown up, if a loss is not
 finite or has blown up, or if steps are being skipped because gradients are not finite. It is written all the same, but
 `latest` and `best` never point at it, and it never displaces a sound checkpoint.
 """
