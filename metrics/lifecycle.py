@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ddpm.evaluation.in_training import InTrainingEvaluation
 from ddpm.run.config import TrainConfig
-from ddpm.run.errors import ProcessesLost, RequestError, TrainingFailed
+from ddpm.run.errors import EXIT_STOPPED, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.lock import RunLock
 from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
@@ -39,7 +39,6 @@ from metrics.files import last_words, read_status
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
-STOPPED = 75  # EX_TEMPFAIL: run the same command again
 ENOUGH_LOSSES = 25  # steps of an epoch whose mean loss can be compared with an epoch's
 
 
@@ -240,7 +239,7 @@ class RunLifecycle:
         self.save()
         if unsaved := self.last_checkpoint():
             return self.logger.end("failed", 1, unsaved)
-        code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED  # torchrun calls any code but 0 a failure
+        code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_STOPPED  # torchrun calls any code but 0 a failure
         again = "run the same command again" if self.config.resume == "auto" else "run it with --resume auto"
         way = f"{again} to continue"
         if self.world.is_main and (unsound := self.unsound or self.checkpoints.unsound):

@@ -125,7 +125,9 @@ def starts(run: RunData) -> Section:
     if total.seconds is not None:
         words.append(f"All starts computed for {duration(total.seconds)}, each to its last sign of life.")
     if total.repeated:
-        words.append(f"{count(total.repeated)} of {count(total.images)} images were trained twice or more.")
+        words.append(
+            f"Of {count(total.images)} images, {count(total.repeated)} were trained again after an interruption."
+        )
     return Section("Starts", [Table("", heads, rows), " ".join(words) or None])
 
 

@@ -123,7 +123,7 @@ def test_every_module_script_target_and_file_that_is_named_exists(page: Path):
             assert (PROJECT_ROOT / script).is_file(), line
         for arguments in re.findall(r"\bmake ((?:[A-Z]+=\S+ )*[a-z-]+)", line):
             assert arguments.split()[-1] in targets, line
-        if re.fullmatch(r"(ddpm|metrics/(?!output|comparisons)|tests|benchmarks|slurm|docs|plans)(/[\w./-]*)?", line):
+        if re.fullmatch(r"(ddpm|metrics(?!/output|/comparisons)|tests|benchmarks|slurm|docs|plans)(/[\w./-]*)?", line):
             assert (PROJECT_ROOT / line).exists(), line
 
 

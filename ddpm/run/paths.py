@@ -50,7 +50,7 @@ class RunPaths:
 
     @property
     def classifiers(self) -> Path:
-        """Reference classifiers that generated characters are judged by, one for each set of training images."""
+        """Reference classifiers that generated characters are judged by, one for each data set."""
         return self.root / "checkpoints" / CLASSIFIERS
 
     @property

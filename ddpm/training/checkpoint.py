@@ -151,28 +151,28 @@ def inspect(folder: Path) -> Checkpoint:
         RequestError: it is missing, unfinished, damaged or not one of ours; the message names the file.
         OSError: it cannot be read now, which says nothing about what is in it.
     """
-    path, mend = folder / "meta.json", "give --resume another step_ folder"
+    path, cure = folder / "meta.json", "give --resume another step_ folder"
     try:
         meta = checked_meta(folder, ("files", "progress.step", "identity"))
         unlisted = {STATE, WEIGHTS} - set(hashes := meta["files"])
     except OSError as error:
         if not _no_file(error):
             raise
-        raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {mend}") from None
+        raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {cure}") from None
     except ValueError as error:
-        raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {mend}") from error
+        raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {cure}") from error
     if unlisted:
-        raise RequestError(f"{path} gives no SHA-256 of {', '.join(sorted(unlisted))}: {mend}")
+        raise RequestError(f"{path} gives no SHA-256 of {', '.join(sorted(unlisted))}: {cure}")
     for name, expected in hashes.items():
         if digest_of(folder / name) != expected:
-            raise RequestError(f"{folder / name} is missing or damaged: {mend}")
+            raise RequestError(f"{folder / name} is missing or damaged: {cure}")
     try:
         torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)["progress"]
     except (OSError, MemoryError):
         raise
     except Exception as error:  # each way of not being one of our files has an exception of its own
         why = str(error).splitlines()[0] if str(error) else repr(error)
-        raise RequestError(f"{folder / STATE} is not a training state that is safe to load ({why}): {mend}") from error
+        raise RequestError(f"{folder / STATE} is not a training state that is safe to load ({why}): {cure}") from error
     return Checkpoint(folder, meta)
 
 

@@ -90,7 +90,9 @@ def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
     except FileNotFoundError:
         raise RequestError(_missing(path)) from None
     except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}): mend its permissions, or --data-root") from error
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror}): fix its permissions, or give another --data-root"
+        ) from error
     if start.lstrip().startswith(b"<"):
         raise RequestError(f"{path} is an HTML page, what a failed download leaves: {FETCH_AGAIN}")
     if start.startswith((b"\x1f\x8b", b"PK")):

@@ -102,11 +102,7 @@ def parse_thresholds(changes: Iterable[str]) -> Thresholds:
         name, _, text = change.partition("=")
         if name not in fields:
             raise RequestError(f"--threshold {change}: no such threshold; there are {', '.join(fields)}")
-        whole = isinstance(fields[name].default, int) and fields[name].metadata["unit"] in (
-            "epochs",
-            "steps",
-            "restarts",
-        )
+        whole = fields[name].type == "int"
         try:
             value = int(text) if whole else float(text)
         except ValueError:
