@@ -104,16 +104,18 @@ def child(file: str, began: str, _: str, *flags: str) -> int:
 
 
 def watch_train(train: Any, clock: PhaseClock) -> None:
-    """Time the functions that the module `train` calls, and end its run after the first step."""
+    """Time the functions that the module `train` and its lifecycle call, and end its run after the first step."""
+    from metrics import lifecycle
+
     for owner, name, phase in (
         (train.hardware, "choose", "device"), (train.data, "load", "data"), (train.data, "agreed_sha256", "data"),
-        (train, "flops_per_image", "FLOPs counted"), (train.Trainer, "__init__", "model and optimizer"),
+        (lifecycle, "flops_per_image", "FLOPs counted"), (lifecycle.Trainer, "__init__", "model and optimizer"),
         (train.RunLogger, "__init__", "log and figures"), (train.RunLogger, "__enter__", "log and figures"),
         (train.Run, "open_files", "log and figures"),
-        (train.Trainer, "step", "first step"), (train.Progress, "count_step", "first step"),
+        (lifecycle.Trainer, "step", "first step"), (lifecycle.Progress, "count_step", "first step"),
     ):  # fmt: skip
         clock.watch(owner, name, phase)
-    connect, count_step = train.connect, train.Progress.count_step
+    connect, count_step = train.connect, lifecycle.Progress.count_step
 
     @contextmanager
     def connected(device: str) -> Iterator[Any]:
@@ -126,7 +128,7 @@ def watch_train(train: Any, clock: PhaseClock) -> None:
         count_step(progress)  # waits for the device
         raise FirstStepDone
 
-    train.connect, train.Progress.count_step = connected, count_one
+    train.connect, lifecycle.Progress.count_step = connected, count_one
 
 
 def start(flags: Sequence[str], environment: dict[str, str]) -> dict[str, float]:

@@ -192,7 +192,7 @@ FACTS = (  # what pages and outputs tell of the run
     r"^\| `(best_val_loss_ema|best_val_epoch|best_loss|final_loss|total_samples|total_epochs|restarts)` \| ([^|]+) \|",
     r"validation loss \((EMA)\): best (\S+ at epoch \d+)",
     r"(seen) ([\d,]+)",
-    r"(, )(\d+) epochs",
+    r"([,;] )(\d+) epochs",
     r"(trained on|step) [^:]*: (epoch \d+, step \d+)",
     r"^\| (Precision|Recall) \| ([^|]+) \|",
     r"\*\*(Parameters):\*\* (.*)$",

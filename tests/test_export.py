@@ -163,7 +163,7 @@ def test_the_card_of_a_model_that_was_not_evaluated_claims_only_its_training(sma
     assert measured(head) == {"loss": 0.25}
     assert "RCA" not in page
     assert fact(page, "validation loss") == "0.25000 on test images"
-    assert fact(page, "time") == "1:02:03"
+    assert fact(page, "time") == "1h 02m 03s"
     assert fact(page, "1") == "0.50000"  # the epoch's row
 
 

@@ -16,6 +16,7 @@ import train
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import RunPaths
 from ddpm.run.signals import StopRequest
+from ddpm.training import trainer
 from tests.conftest import replace
 from tests.processes import in_processes
 from tests.runs import TORCHRUN, assert_same_run, start, status, train_as_one_of_several, wait_for_line, workers_of
@@ -74,7 +75,7 @@ def test_a_process_that_hangs_is_found_by_the_others(endless: TrainConfig):
 
 def train_with_a_bug(config: TrainConfig, culprit: str) -> str:
     if os.environ["RANK"] == culprit:
-        train.Trainer.step = lambda *_: 1 / 0
+        trainer.Trainer.step = lambda *_: 1 / 0
     try:
         return f"exit code {train.main(config, StopRequest())}"
     except ZeroDivisionError as error:

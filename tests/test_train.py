@@ -152,7 +152,7 @@ def test_an_error_at_the_start_is_in_the_status(small: TrainConfig, monkeypatch:
 
 
 def test_an_error_in_training_is_in_the_status_with_the_place(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train.Trainer, "step", lambda *_: 1 / 0)
+    monkeypatch.setattr("ddpm.training.trainer.Trainer.step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(small)
     assert (status(small)["state"], status(small)["total_steps"]) == ("failed", 16)
@@ -168,7 +168,7 @@ def test_dry_run_refuses_what_a_run_would_and_remarks_what_does_nothing(small: T
     assert run(replace(small, dry_run=True, warmup_steps=1_000_000)) == 2
     assert "of only 16 steps" in capsys.readouterr().err
     assert run(replace(small, dry_run=True, lr_cycles=9)) == 0
-    assert "--lr-cycles 9 does nothing" in capsys.readouterr().out
+    assert "--lr-cycles 9 has no effect" in capsys.readouterr().out
 
 
 def test_missing_data_are_told_in_one_line_and_in_the_status(small: TrainConfig, tmp_path: Path, capsys):
