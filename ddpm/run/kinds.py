@@ -18,7 +18,7 @@ from ddpm.run.config import TrainConfig
 Kind = Callable[[Any], Any]
 
 DATA = ("emnist", "glyphs")
-LAST_STAMP = 2.5e11  # seconds since 1970: in the year 9892, and calendars end with 9999
+LAST_STAMP = 2.5e11  # seconds since 1970, in the year 9892: Python's dates end with the year 9999
 ORDERED = ("step", "images_seen", "total_time_sec")  # columns that only grow
 
 
@@ -53,10 +53,12 @@ def stamp(value: Any) -> float | None:
 
 
 def anything(kind: type) -> Kind:
+    """Any value of this Python type."""
     return lambda value: value if isinstance(value, kind) else None
 
 
 def one_of(*values: str) -> Kind:
+    """One of these texts."""
     return lambda value: value if isinstance(value, str) and value in values else None
 
 
@@ -101,7 +103,8 @@ def mapping(kind: Kind) -> Kind:
 
 
 def settings(value: Any) -> dict[str, Any]:
-    """The settings of a run; one that is not of its field's type becomes None. Plain ones of other versions stay."""
+    """The settings of a run; one that is not of its field's type becomes None. Texts and numbers of settings that this
+    version does not know stay."""
     hints, given = _hints(), value if isinstance(value, dict) else {}
     return {name: item if _fits(item, hints.get(name, str | int | float)) else None for name, item in given.items()}
 
@@ -137,9 +140,9 @@ COUNTS = ("step", "images_seen", "nonfinite_steps", "train_images", "slowest_ran
 
 
 def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The valid rows of epochs, sorted by epoch, and a description of what was dropped.
+    """The valid rows of epochs, sorted by epoch, and what was dropped, in words such as `2 row(s) of epochs`.
 
-    A cell of the wrong kind becomes None. A row without an epoch, or whose `data` is not a name, is dropped: its
+    A cell of the wrong kind becomes None. A row without an epoch, or whose `data` is not a text, is dropped: its
     columns have shifted. Of two rows of one epoch the later one counts. Two consecutive rows are both dropped if a
     column that can only grow decreases.
     """

@@ -104,10 +104,10 @@ class DistContext:
                 dist.group.WORLD._get_backend(kind)._set_default_timeout(limit + later)
 
     def explain(self, error: Exception) -> Exception:
-        """The error to raise for an `error` in training: itself, or ProcessesLost if a collective failed."""
+        """The error to raise for an `error` in training: ProcessesLost if it comes from a lost process, else itself."""
         if self.world_size == 1 or not _of_a_collective(error):
             return error
-        lost = [0]  # process 0 keeps the store: if that does not answer, it is lost
+        lost = [0]  # process 0 keeps the store: if the store does not answer, process 0 is lost
         found: list[list[int]] = []
         caller = threading.Thread(target=lambda: found.append(self._roll_call()), daemon=True)  # the store may hang
         caller.start()
@@ -120,7 +120,7 @@ class DistContext:
         return ProcessesLost(
             f"process {which} of {self.world_size} no longer answers (killed, out of memory, hanging, or its node is "
             "down); run the same command again to continue from the last checkpoint",
-            spokesman=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
+            reported_here=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
         )
 
     def _roll_call(self) -> list[int]:
