@@ -127,9 +127,9 @@ class DistContext:
         """Ranks that do not answer. Every surviving rank sets a key in the store; those without one are lost."""
         try:
             self.store.set(f"here/{self.rank}", "")
-            patience = time.monotonic() + ROLL_CALL
+            deadline = time.monotonic() + ROLL_CALL
             lost = list(range(self.world_size))
-            while lost and time.monotonic() < patience:
+            while lost and time.monotonic() < deadline:
                 time.sleep(0.1)
                 lost = [rank for rank in lost if not self.store.check([f"here/{rank}"])]
             return lost
@@ -194,7 +194,7 @@ def connect(device: str = "auto") -> Iterator[DistContext]:
     Raises:
         RequestError: the launcher's variables are incomplete; not all processes arrive; or one of them, on any host,
             cannot use its GPU (all raise the same error then).
-        ProcessesLost: process 0 was lost meanwhile.
+        ProcessesLost: process 0 was lost while the processes joined.
     """
     launch = read_launch()
     torch.set_num_threads(most_threads(torch.get_num_threads(), launch.local_world_size))
