@@ -133,7 +133,7 @@ class Run(RunLifecycle):
         progress.resume_timing()
         while progress.step < schedule.epoch_end(epoch):
             if self.vote.passed():
-                self.tell_progress(epoch)
+                self.publish_progress(epoch)
                 return False
             chosen = data.global_slice(order, progress.step - first, images, self.world)
             seen, lr = schedule.images_seen(progress.step), schedule.learning_rate(progress.step)
@@ -145,15 +145,15 @@ class Run(RunLifecycle):
                 progress.note_threads(self.threads.number)
                 self.logger.log(f"step {progress.step}: {changed}", "warning")
             if self.trainer.record.full:
-                self.tell_progress(epoch)
+                self.publish_progress(epoch)
                 if self.checkpoints and self.checkpoints.overdue and progress.step < schedule.epoch_end(epoch):
                     self.save()
-        self.tell_progress(epoch)
+        self.publish_progress(epoch)
         if progress.step == (epoch + 1) * schedule.steps_per_epoch:  # --max-steps may have cut it short
             self.trainer.end_epoch(epoch)
         return True
 
-    def tell_progress(self, epoch: int) -> None:
+    def publish_progress(self, epoch: int) -> None:
         """Publish the losses and gradient norms of the latest steps: only here does the loop wait for the device."""
         losses, grad_norms = self.trainer.record.take()
         if len(losses):

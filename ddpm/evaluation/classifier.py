@@ -1,4 +1,4 @@
-"""The reference classifier: a small CNN, trained once on the real training images, and saved under their hash."""
+"""The reference classifier: a small CNN, trained once on the real training images, saved under the hash of the data."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class EvaluateConfig:
     download: bool = False
     """Fetch EMNIST into --data-root if it is not there."""
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
-    """Sampler."""
+    """The sampler that removes the noise."""
     steps: int | None = None
     """Denoising steps. Left out: as in the run's sample grids."""
     guidance_scale: float | None = None

@@ -99,7 +99,7 @@ class Evaluator:
                      "far less means that the data are not read correctly")  # fmt: skip
 
     def measure(self) -> None:
-        """Measure all but the sweeps, and write the files. An earlier evaluation is kept as a copy."""
+        """Measure all but the sweeps, and write the files. An earlier evaluation.json is kept as a copy."""
         self.check_classifier()
         labels = _labels(self.config.samples_per_class)
         drawn = self.image_generator.draw(labels, self.settings, self.config.seed, "characters of each class")

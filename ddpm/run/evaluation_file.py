@@ -25,7 +25,7 @@ ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER, "count": kinds.count
 QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
 RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
 TEST_IMAGES = dict.fromkeys(("total", "validation", "evaluation"), kinds.count)
-SHAPE = {  # of what is read from evaluation.json besides the estimates; [kind] stands for a list of any length
+SHAPE = {  # the fields of evaluation.json that are read, besides the estimates; [kind] is a list of any length
     "generated": kinds.text, "run": kinds.text, "checkpoint": kinds.text, "step": _or_null(kinds.count),
     "data": kinds.one_of(*kinds.DATA), "device": kinds.text, "command": kinds.text, "seed": kinds.count,
     "samples_per_class": kinds.count,

@@ -153,7 +153,7 @@ def plain(value: Any) -> Any:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """`value` as strict JSON: what `plain` makes of it, other objects as text."""
+    """`value` as strict JSON text, converted by `plain`; other objects become their `str`."""
     return json.dumps(plain(value), indent=indent, allow_nan=False, default=str)
 
 
