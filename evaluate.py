@@ -3,8 +3,8 @@
     python evaluate.py RUN                       the best checkpoint of a run; also a checkpoint's or an export's folder
     python evaluate.py RUN --no-sweeps           without comparing guidance scales and samplers, which takes longest
 
-Leaves evaluation.json, pictures and the generated images, and adds a section to the run's report. Under
-ddpm/evaluation/: the flags in config.py, what is measured in evaluator.py. This file says what is shown, and when.
+Writes evaluation.json, pictures and the generated images, and adds a section to the run's report. In ddpm/evaluation/:
+the flags in config.py, the measurements in evaluator.py. This file prints the results, and updates the report.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ INTERRUPTED = 130
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line asks. Returns 0, 2 for a wrong request, 130 for Ctrl-C, 1 for anything else."""
+    """Evaluate as the command line asks. Returns 0, 2 for a wrong request, 130 for Ctrl-C, 1 if memory runs out."""
     typed = sys.argv[1:] if arguments is None else list(arguments)
     return evaluate(cli.parse(EvaluateConfig, arguments, "evaluate.py"), shlex.join(["python", "evaluate.py", *typed]))
 
 
 def evaluate(config: EvaluateConfig, command: str) -> int:
-    """Measure, show and publish. Returns the exit code."""
+    """Measure, print the results and update the run's report. Returns the exit code."""
     limit_spinning()
     evaluator, console = None, Console()
     try:
-        import torch  # here, as these take seconds: a typing error is answered at once
+        import torch  # here, as these imports take seconds: a wrong flag is reported before
 
         from ddpm.evaluation.evaluator import Evaluator
         from metrics.evaluation_section import copying_words, figures_table, recommended_words, sweep_table
@@ -70,7 +70,7 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
 
 
 def publish(evaluator: Evaluator) -> None:
-    """Bring the run's report up to date, and say where everything is."""
+    """Update the run's report (not with --out), and print the path of every file."""
     from metrics.evaluation_section import write_evaluation_plots
     from metrics.report import write_report
 
@@ -79,7 +79,7 @@ def publish(evaluator: Evaluator) -> None:
         evaluator.log("drawing the plots")
         if os.path.lexists(paths.json):
             evaluator.say(f"report: {write_report(paths)}")
-        else:  # the checkpoint has come without its run's figures
+        else:  # the checkpoint was copied here without its run's figures
             write_evaluation_plots(paths)
     for path in (evaluator.json, *sorted(evaluator.folder.glob("*.*"))):
         evaluator.say(f"{path.stem.replace('_', ' ')}: {path}")

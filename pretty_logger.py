@@ -2,8 +2,8 @@
 
     python pretty_logger.py RUN [--output-root DIR] [--once]
 
-Live on a terminal, until the run ends or q is pressed; elsewhere, and with `--once`, a single time as text. Training
-reports to a `PrettyLogger` (metrics/live/logger.py).
+On a terminal it is live until the run ends or q is pressed. Elsewhere, or with `--once`, it is printed once as text.
+Training writes what it shows, through a `PrettyLogger` (metrics/live/logger.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PrettyLogger", "main"]
 
 @dataclass(frozen=True)
 class ViewConfig(RunCommand):
-    """Show a run: live until it ends on a terminal, else once as text."""
+    """Show a run: on a terminal live until it ends, elsewhere once as text."""
 
     once: bool = False
     """Print the view once as plain text, and end."""
@@ -30,7 +30,7 @@ class ViewConfig(RunCommand):
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; the exit code."""
+    """Show the run that the command line names. Returns the exit code."""
     config = cli.parse(ViewConfig, arguments, "pretty_logger.py")
     paths = config.paths
     from metrics.live.terminal import show_once, watch  # after parsing, as Rich takes a while to load

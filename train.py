@@ -7,8 +7,8 @@
 Where to change what: settings in ddpm/run/config.py, figures in ddpm/run/metrics.py; under ddpm/training/, images and
 their order in data.py, the network and what makes it fast in model.py, the loss in diffusion.py, the optimizer step in
 trainer.py, checkpoints in checkpoint.py (format) and checkpointing.py (when, which), resuming in resume.py; sampling in
-ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, what it
-logs in metrics/run_logger.py. This file says in which order.
+ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, everything
+that is logged in metrics/run_logger.py. This file calls them in order.
 """
 
 import os
@@ -26,7 +26,7 @@ from ddpm.training.threads import limit_spinning
 
 
 def is_first() -> bool:
-    """Is this rank 0? As torchrun or srun say it, before the processes have met; if they say nonsense, each is."""
+    """Is this process rank 0, by the variables of torchrun or srun? True if they are invalid: then every process is."""
     try:
         return read_launch().rank == 0
     except RequestError:
@@ -34,13 +34,13 @@ def is_first() -> bool:
 
 
 def refuse(error: RequestError) -> int:
-    """Say in one line what is wrong with the request; one process speaks for all that have met."""
+    """Print the error in one line (rank 0 for all; a NotMetError every process). Returns the exit code."""
     if is_first() or isinstance(error, NotMetError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     return 2
 
 
-if __name__ == "__main__":  # before torch takes seconds to load: handle signals, answer --help and typing errors
+if __name__ == "__main__":  # before torch takes seconds to load: handle signals, --help and wrong flags
     STOP = StopRequest().install()
     try:
         prepare()
@@ -87,7 +87,7 @@ MEMORY_COLUMNS = (GPU_MEM_ALLOCATED_MB, GPU_MEM_RESERVED_MB, GPU_MEM_PEAK_MB)
 
 
 class Run(RunLifecycle):
-    """One process's part in a run: the loop. How a run begins, saves and ends stands in metrics/lifecycle.py."""
+    """The training loop of one process. How a run begins, saves and ends is in metrics/lifecycle.py."""
 
     def main(self) -> int:
         """Train to the end, or until asked to stop. Returns the exit code."""
@@ -112,12 +112,10 @@ class Run(RunLifecycle):
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> int:
-        """Train epoch by epoch from where the run stands. Returns the exit code."""
-        self.vote.passed()  # so that a request that came meanwhile is known before the first step
-        done = -(
-            -self.progress.step // self.schedule.steps_per_epoch
-        )  # the last of them may lack its figures or samples
-        for epoch in range(max(done - 1, 0), self.schedule.epochs):
+        """Train epoch by epoch from the current step. Returns the exit code."""
+        self.vote.passed()  # its result comes a call later: a request to stop is known before the first step
+        begun = -(-self.progress.step // self.schedule.steps_per_epoch)
+        for epoch in range(max(begun - 1, 0), self.schedule.epochs):  # the last one begun may lack its row or samples
             if not (self.train_epoch(epoch) and self.finish_epoch(epoch)):
                 return self.stopped()
             if self.ended_early:
@@ -135,7 +133,7 @@ class Run(RunLifecycle):
         progress.resume_timing()
         while progress.step < schedule.epoch_end(epoch):
             if self.vote.passed():
-                self.tell_progress(epoch)
+                self.publish_progress(epoch)
                 return False
             chosen = data.global_slice(order, progress.step - first, images, self.world)
             seen, lr = schedule.images_seen(progress.step), schedule.learning_rate(progress.step)
@@ -147,16 +145,16 @@ class Run(RunLifecycle):
                 progress.note_threads(self.threads.number)
                 self.logger.log(f"step {progress.step}: {changed}", "warning")
             if self.trainer.record.full:
-                self.tell_progress(epoch)
+                self.publish_progress(epoch)
                 if self.checkpoints and self.checkpoints.overdue and progress.step < schedule.epoch_end(epoch):
                     self.save()
-        self.tell_progress(epoch)
+        self.publish_progress(epoch)
         if progress.step == (epoch + 1) * schedule.steps_per_epoch:  # --max-steps may have cut it short
             self.trainer.end_epoch(epoch)
         return True
 
-    def tell_progress(self, epoch: int) -> None:
-        """Bring losses and norms of the latest steps to the host: only here does the loop wait for the device."""
+    def publish_progress(self, epoch: int) -> None:
+        """Publish the losses and gradient norms of the latest steps: only here does the loop wait for the device."""
         losses, grad_norms = self.trainer.record.take()
         if len(losses):
             self.progress.note(losses, grad_norms)
@@ -170,9 +168,9 @@ class Run(RunLifecycle):
             )
 
     def finish_epoch(self, epoch: int) -> bool:
-        """Validate, publish the epoch's row, save and draw where they are due, and have not been done yet.
+        """Validate, publish the epoch's row, save a checkpoint and draw samples: what is due and not done yet.
 
-        False if the processes agreed to stop before that.
+        False if the processes agreed to stop first.
         """
         config, progress = self.config, self.progress
 
@@ -197,7 +195,7 @@ class Run(RunLifecycle):
         return True
 
     def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict[Metric, Any] | None:
-        """The row's figures that take forward passes to find out (every process calls it). None if asked to stop."""
+        """The row's figures that need forward passes. Every process calls it. None if asked to stop."""
         trainer, figures = self.trainer, {}
         with trainer.autocast():
             if validate:
@@ -219,8 +217,8 @@ class Run(RunLifecycle):
         return figures
 
     def evaluate(self, epoch: int) -> dict[Metric, float] | None:
-        """How good drawn characters are (every process calls it). The first time a classifier may have to be trained:
-        not before training begins, so that the first step need not wait for it. None if asked to stop."""
+        """Evaluate drawn characters. Every process calls it. None if asked to stop. The first call may train the
+        classifier, which is not done at the start of the run so that the first step does not wait for it."""
         self.publish("preparing", epoch)
         where, asked = self.paths.classifiers, lambda: self.vote.requested
         if not self.evaluation.prepare(where, self.logger.log, interrupted=asked):
@@ -229,7 +227,7 @@ class Run(RunLifecycle):
         return self.evaluation(self.trainer.ema.model, self.trainer.scheduler, interrupted=self.vote.passed)
 
     def epoch_row(self, epoch: int, measured: dict[Metric, Any]) -> dict[str, Any]:
-        """The epoch's figures, of all processes (every process calls it)."""
+        """The epoch's row, column → value, over all processes. Every process calls it."""
         progress, schedule, trainer, world = self.progress, self.schedule, self.trainer, self.world
         rate = progress.images_per_sec
         memory = [max(of_each) for of_each in zip(*world.gather(hardware.memory_mb(world.device)), strict=True)]
@@ -252,11 +250,11 @@ class Run(RunLifecycle):
 
 
 def main(config: TrainConfig, stop: StopRequest) -> int:
-    """Run `config` as one of the processes that were started. Returns the exit code, as docs/training.md lists them."""
+    """Run `config` in this process, one of those that were started. Returns the exit code (see docs/training.md)."""
     paths = RunPaths(real(config.output_root), config.run)
 
     def publish(code: int, message: str) -> None:
-        if is_first() and not config.dry_run and not os.path.exists(paths.lock):  # else another job has the run
+        if is_first() and not config.dry_run and not os.path.exists(paths.lock):  # a lock: another job trains it
             publish_failure(paths, config.data, code, message)
 
     lock_name = None
@@ -277,7 +275,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
         publish(2, str(error))
         return refuse(error)
     except ProcessesLost as error:
-        if error.spokesman:
+        if error.reported_here:
             print(f"error: {error}", file=sys.stderr, flush=True)
             if holder(paths.lock) in (lock_name, None):  # else the run has been taken over
                 publish_failure(paths, config.data, 1, str(error), keep=True)
@@ -292,7 +290,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
 
 if __name__ == "__main__":
     CODE = run_program(lambda: main(CONFIG, STOP))
-    if CODE == 1:  # at once: a thread may still write, or NCCL wait for the dead
+    if CODE == 1:  # end at once: a thread may still be writing, or NCCL waiting for lost processes
         flush()
         os._exit(CODE)
     sys.exit(CODE)

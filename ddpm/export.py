@@ -53,7 +53,7 @@ class ExportConfig:
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export what the command line asks for. Returns the exit code: 0, or 2 if the request is wrong."""
+    """Export what the command line asks for. Returns 0, or 2 for a wrong request."""
     config = cli.parse(ExportConfig, arguments, "python -m ddpm.export")
     from ddpm.sampling.export import export, push  # imports torch, which takes seconds: a wrong flag is reported before
     from ddpm.sampling.load import load_model
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluation_or_damage(paths: RunPaths) -> tuple[dict[str, Any] | None, str | None]:
-    """A run's evaluation, and why it cannot be read; both None if there is none."""
+    """(evaluation, None), or (None, reason) if it cannot be read; (None, None) if the run has none."""
     try:
         return load_evaluation(paths), None
     except ValueError as error:

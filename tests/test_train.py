@@ -166,7 +166,7 @@ def test_dry_run_needs_no_data(small: TrainConfig, tmp_path: Path, capsys):
 
 def test_dry_run_refuses_what_a_run_would_and_remarks_what_does_nothing(small: TrainConfig, capsys):
     assert run(replace(small, dry_run=True, warmup_steps=1_000_000)) == 2
-    assert "of only 16 steps" in capsys.readouterr().err
+    assert "has only 16 steps" in capsys.readouterr().err
     assert run(replace(small, dry_run=True, lr_cycles=9)) == 0
     assert "--lr-cycles 9 has no effect" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The reference classifier: a small CNN, trained once on the real training images and kept under their hash."""
+"""The reference classifier: a small CNN, trained once on the real training images, saved under the hash of the data."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ BATCH = 1024  # images in one forward pass
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the classifier is trained. Kept with it: a changed recipe trains a new one."""
+    """How the classifier is trained. It is saved with the classifier: if it changes, a new one is trained."""
 
     version: int = 1  # of the network and the augmentation
-    images: int = 450_000  # seen in all, as whole epochs, of which there are from 4 to 16
+    images: int = 450_000  # seen in training, rounded to whole epochs, 4 to 16 of them
     batch: int = 128
     lr: float = 4e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.1
     dropout: float = 0.2
     rotation: float = 10.0  # degrees, either way
-    scale: float = 0.1
-    shear: float = 0.15
-    shift: float = 2.0  # pixels
+    scale: float = 0.1  # of width and height, either way
+    shear: float = 0.15  # either way
+    shift: float = 2.0  # pixels, either way
     seed: int = 0
 
     def epochs(self, images: int) -> int:
@@ -142,21 +142,21 @@ def load_or_train(
 ) -> ReferenceClassifier | None:
     """The classifier for these data, on the device of `train`: loaded from under `folder`, or trained and saved there.
 
-    Two calls on the same data give the same classifier (on a GPU, up to the order of sums). Global random state is left
-    as it was. A saved one that is damaged, or of another recipe, is trained anew; a folder that cannot be written to is
-    only a warning. `test` takes no part in training: it is classified once, at the end.
+    Two calls on the same data give the same classifier (on a GPU, up to rounding). Global random state is left as it
+    was. A saved one that is damaged, or of another recipe, is trained anew; a folder that cannot be written to is only
+    a warning. `test` takes no part in training: it is classified once, at the end.
 
     Args:
-        folder: of all classifiers, each in a folder named by the SHA-256 of its data.
+        folder: holds all classifiers, each in a folder named by the SHA-256 of its data.
         log: called with each line of progress.
-        interrupted: called before every step of training; where it returns true, there is no classifier (None).
+        interrupted: called before every step of training; once it returns true, the result is None.
     """
     recipe, digest = recipe or Recipe(), _sha256(train, test)
     place = folder / digest[:16]
     if os.path.lexists(place):
         try:
             return _load(place, recipe, digest, train.pixels.device, (len(train), len(test)))
-        except FileNotFoundError:  # it was not written to its end
+        except FileNotFoundError:  # saving it was interrupted
             pass
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             log(f"classifier: the one in {place} cannot be used ({error}); training a new one")
@@ -172,7 +172,7 @@ def load_or_train(
 
 
 def _sha256(train: Images, test: Images) -> str:
-    """Of all pixels and labels of both splits."""
+    """The SHA-256 of all pixels and labels of both splits."""
     digest = hashlib.sha256()
     for part in (train.pixels, train.labels, test.pixels, test.labels):
         digest.update(part.cpu().contiguous().numpy())
@@ -196,7 +196,7 @@ def _load(
 
 
 def _save(classifier: ReferenceClassifier, place: Path) -> None:
-    """Write the weights first: `meta.json` with their hash says that they are complete."""
+    """Write the weights, then `meta.json` with their hash, which shows that they are complete."""
     place.mkdir(parents=True, exist_ok=True)
     content = dump_weights({name: value.cpu().contiguous() for name, value in classifier.network.state_dict().items()})
     classifier.meta["weights_sha256"] = hashlib.sha256(content).hexdigest()
@@ -216,7 +216,7 @@ def _train(
     log(f"classifier: training on {len(train):,} images, {epochs} epochs; once for these data")
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        torch.manual_seed(recipe.seed)  # of weights and dropout
+        torch.manual_seed(recipe.seed)  # for initial weights and dropout
         network = CharacterCNN(recipe.dropout).to(device, memory_format=torch.channels_last)
         for epoch, loss in enumerate(_epochs(network, train, recipe, epochs, interrupted), 1):
             if loss is None:
@@ -226,15 +226,15 @@ def _train(
     meta = {"data_sha256": digest, "train_images": len(train), "test_images": len(test), "epochs": epochs}
     meta |= {"seconds": round(time.perf_counter() - start, 1), "recipe": asdict(recipe)}
     classifier = ReferenceClassifier(network, meta)
-    ranks = classifier(test.pixels).probabilities.argsort(1, descending=True)[:, :5] == test.labels.cpu()[:, None]
-    meta |= {"top1": ranks[:, 0].float().mean().item(), "top5": ranks.any(1).float().mean().item()}
+    correct = classifier(test.pixels).probabilities.argsort(1, descending=True)[:, :5] == test.labels.cpu()[:, None]
+    meta |= {"top1": correct[:, 0].float().mean().item(), "top5": correct.any(1).float().mean().item()}
     return classifier
 
 
 def _epochs(
     network: CharacterCNN, train: Images, recipe: Recipe, epochs: int, interrupted: Callable[[], bool]
 ) -> Iterator[float | None]:
-    """Train for `epochs`; yields the mean loss of each, or None if interrupted."""
+    """Train for `epochs` epochs; yields the mean loss of each, or None if interrupted (then stop iterating)."""
     batch = min(recipe.batch, len(train))
     steps = len(train) // batch
     optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
@@ -246,7 +246,7 @@ def _epochs(
         for chosen in order[: steps * batch].split(batch):
             if interrupted():
                 yield None
-            images = _moved(to_input(train.pixels[chosen]), recipe, source)
+            images = _augmented(to_input(train.pixels[chosen]), recipe, source)
             loss = F.cross_entropy(network(images), train.labels[chosen], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -256,7 +256,7 @@ def _epochs(
         yield total.item() / steps
 
 
-def _moved(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> torch.Tensor:
+def _augmented(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> torch.Tensor:
     """The images [N, 1, 28, 28], each slightly rotated, sheared, scaled and shifted at random."""
     turn, shear, wide, high, right, down = (torch.rand(6, len(images), generator=source) * 2 - 1).unbind()
     angle, shear = turn * math.radians(recipe.rotation), shear * recipe.shear
@@ -265,4 +265,4 @@ def _moved(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> tor
     top = torch.stack([wide * angle.cos(), shear - angle.sin(), right * pixel], 1)
     bottom = torch.stack([angle.sin(), high * angle.cos(), down * pixel], 1)
     grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False).to(images.device)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # what comes in from outside is background
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # pixels from outside are 0, so -1: background

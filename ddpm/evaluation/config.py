@@ -1,4 +1,4 @@
-"""What evaluate.py can be asked for: one frozen dataclass, of which the command line and `--help` are made."""
+"""The flags of evaluate.py: a frozen dataclass, from which the command line and `--help` are made."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ class EvaluateConfig:
     model: Positional[str]
     """A run (its best checkpoint), or the folder of a checkpoint or an export."""
     weights: Literal["ema", "swa"] = "ema"
-    """The moving average of the weights, or the average over epochs, if --swa-start-epoch made one."""
+    """ema: the moving average of the weights. swa: the average over epochs, from runs with --swa-start-epoch."""
     samples_per_class: int = 100
     """Characters of each class to draw and classify."""
     data: Literal["emnist", "glyphs"] | None = None
-    """The real images to compare with. Left out: what the model was trained on."""
+    """Data set to compare with. Left out: the one that the model was trained on."""
     data_root: Path | None = None
     """Folder that holds EMNIST/raw/ (emnist) or glyphs/. Left out: the one that the model was trained from."""
     download: bool = False
     """Fetch EMNIST into --data-root if it is not there."""
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
-    """How noise is removed."""
+    """The sampler that removes the noise."""
     steps: int | None = None
-    """In how many steps. Left out: as in the run's sample grids."""
+    """Denoising steps. Left out: as in the run's sample grids."""
     guidance_scale: float | None = None
     """Classifier-free guidance: 1 is none, 0 ignores the class. Left out: as in the run's sample grids."""
     seed: int = 0
     """The same seed draws the same images, whatever the batch size."""
     batch_size: int | None = None
-    """Images in one forward pass. Left out: as many as suit the model's resolution and the device."""
+    """Images in one forward pass. Left out: chosen for the resolution and the device."""
     device: str = "auto"
-    """auto takes a GPU if one is granted or there; else cpu, cuda, cuda:1. A GPU that cannot be used is refused."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast type of the model; auto takes bf16 where the device has it. The classifier is always fp32."""
+    """Autocast type of the model; auto: bf16 where the device supports it. The classifier is always fp32."""
     compile: bool = False
-    """torch.compile the model: pays on a GPU with the big presets and many samples."""
+    """torch.compile the model: takes about a minute, worth it for many images of a big preset on a GPU."""
     sweeps: bool = True
     """Also compare guidance scales and samplers, and recommend a sampler. On a CPU this takes long."""
     sweep_samples_per_class: int | None = None
@@ -52,7 +52,7 @@ class EvaluateConfig:
     output_root: Path = PROJECT_ROOT
     """Folder with checkpoints/ and metrics/output/ of the runs."""
     out: Path | None = None
-    """Folder for all files. Left out: metrics/output/<run>/, and the run's report is brought up to date."""
+    """Folder for all files. Left out: metrics/output/<run>/, and the run's report is updated."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_class", "sweep_samples_per_class", "steps", "batch_size"):

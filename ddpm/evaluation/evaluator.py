@@ -84,10 +84,10 @@ class Evaluator:
     def reference(self) -> parts.Reference:
         return parts.Reference.of(self.classifier, self.real, self.image_generator.resolution)
 
-    # ---- what is measured --------------------------------------------------------------------------------------------
+    # ---- measurements ------------------------------------------------------------------------------------------------
 
     def check_classifier(self) -> None:
-        """First of all: is the classifier as good on real images as it should be? If not, no figure can be trusted."""
+        """Classify the real images. If the classifier is bad on them, no other figure can be trusted."""
         self.log(f"model: {self.model.folder}, {self.model.progress}, trained on {self.model.source}")
         self.log(f"device: {self.document['device']}, precision {self.document['precision']}")
         self.log(f"real images ({data_words(self.data)}): {real_images_words(self.document['test_images'])}")
@@ -99,13 +99,15 @@ class Evaluator:
                      "far less means that the data are not read correctly")  # fmt: skip
 
     def measure(self) -> None:
-        """Measure everything but the sweeps, and write the files. An earlier evaluation is kept beside it."""
+        """Measure all but the sweeps, and write the files. An earlier evaluation.json is kept as a copy."""
         self.check_classifier()
         labels = _labels(self.config.samples_per_class)
         drawn = self.image_generator.draw(labels, self.settings, self.config.seed, "characters of each class")
-        any_class = torch.full((min(len(labels), len(self.real)),), NULL_CLASS)
+        null_labels = torch.full((min(len(labels), len(self.real)),), NULL_CLASS)
         unguided = SamplerSettings(self.settings.sampler, self.settings.steps, 1.0)
-        unasked = self.image_generator.draw(any_class, unguided, self.config.seed, "characters of no given class")
+        unconditional = self.image_generator.draw(
+            null_labels, unguided, self.config.seed, "characters of no given class"
+        )
         self.log("measuring")
         predictions = self.classifier(drawn.pixels)
         resolution = self.image_generator.resolution
@@ -117,14 +119,14 @@ class Evaluator:
                 "guidance_scale": self.settings.guidance_scale, "seconds_per_image": drawn.seconds_per_image,
             },
             "conditional": parts.conditional_part(predictions, labels, self.reference),
-            "class_balance": parts.balance_part(self.classifier(unasked.pixels), self.reference),
+            "class_balance": parts.balance_part(self.classifier(unconditional.pixels), self.reference),
             "distances": parts.distances_part(predictions.features, self.reference),
             "memorisation": parts.memorisation_part(closest, heldout, len(self.train)),
             "guidance": [], "samplers": [], "recommended": None,
         }  # fmt: skip
         atomic_write(self.folder / "generated.npz", npz(x=drawn.pixels, y=labels.numpy()))
         self._write_sheets(drawn, labels, predictions, closest)
-        with suppress(FileNotFoundError):  # its sweeps may have taken an hour
+        with suppress(FileNotFoundError):  # an earlier evaluation is kept, as its sweeps may have taken an hour
             atomic_write(self.json.with_suffix(".previous.json"), read_file(self.json))
         self.save()
 
@@ -146,11 +148,11 @@ class Evaluator:
                 self.document["recommended"] = recommend(rows)
             self.save()
 
-    # ---- what is written ---------------------------------------------------------------------------------------------
+    # ---- files and log -----------------------------------------------------------------------------------------------
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """What has been measured, as evaluation.json has it: estimates are objects, what is not finite is None."""
+        """The measurements so far, as in evaluation.json: estimates are objects, numbers that are not finite None."""
         return parse_json(json.dumps(self.document, default=Estimate.to_dict))
 
     def save(self) -> None:
@@ -176,16 +178,17 @@ class Evaluator:
             atomic_write(self.folder / name, png(sheet))
 
     def log(self, line: str) -> None:
+        """Print a line with the time since the start, as minutes:seconds."""
         passed = time.monotonic() - self.started
         self.say(f"{passed // 60:3.0f}:{passed % 60:02.0f}  {line}")
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    # ---- what is asked for -------------------------------------------------------------------------------------------
+    # ---- checks of the command line ----------------------------------------------------------------------------------
 
     def _sampler_settings(self, trained: dict[str, Any]) -> SamplerSettings:
-        """As asked for; the rest as in the run's sample grids.
+        """The settings of the command line; steps and guidance default to those of the run's sample grids.
 
         Raises:
             RequestError: more steps than the model has noise levels.
@@ -211,5 +214,5 @@ class Evaluator:
 
 
 def _labels(per_class: int) -> torch.Tensor:
-    """All classes in turn, so that any first part holds them evenly: int64 [47 * per_class]."""
+    """Labels of all classes in turn, so that any first part has them evenly: int64 [47 * per_class]."""
     return torch.arange(NUM_CLASSES).repeat(per_class)

@@ -13,15 +13,15 @@ from ddpm.evaluation.classifier import Predictions
 from ddpm.sampling.sheets import FAINT, INK, MARGIN, font, headed_sheet
 from ddpm.training.data import CLASS_NAMES
 
-TILE, GAP, TEXT = 84, 14, 22  # pixels: a picture, between tiles, the line below
+TILE, GAP, TEXT = 84, 14, 22  # pixels: side of a picture, space between tiles, height of the text below a tile
 WORST, PAIRS, PAIRS_OF_A_CLASS = 60, 30, 2
 
 
 def worst_sheet(
     pixels: np.ndarray, labels: torch.Tensor, predictions: Predictions, title: str, caption: str
 ) -> Image.Image:
-    """Those of the images, uint8 [N, H, W], that the classifier most confidently reads as other classes than `labels`,
-    int64 [N]."""
+    """The images, among uint8 [N, H, W], that the classifier misreads with the highest confidence: it reads another
+    class than `labels`, int64 [N]."""
     confidence, read = predictions.probabilities.max(1)
     wrong = torch.nonzero(read != labels).flatten()
     chosen = wrong[confidence[wrong].argsort(descending=True)][:WORST].tolist()
@@ -41,8 +41,8 @@ def closest_sheet(
     title: str,
     caption: str,
 ) -> Image.Image:
-    """The generated images closest to a training image, each beside it. At most two of a class: else all would be
-    simple strokes.
+    """The generated images closest to a training image, each beside it. At most two of a class, because otherwise all
+    would be simple strokes.
 
     Args:
         pixels, labels: generated, uint8 [N, H, W], and the classes asked for, int64 [N].

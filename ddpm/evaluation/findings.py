@@ -1,6 +1,6 @@
-"""What can be concluded from an evaluation, and what its counts cannot show. Pages put it into words.
+"""Conclusions from an evaluation, drawn only where it has enough images. Reports put them into words.
 
-All take what `load_evaluation` gives, and need no torch.
+The functions take (parts of) an evaluation as `load_evaluation` returns it, and need no torch.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Any, Literal
 from ddpm.evaluation.intervals import proportion_interval, ratio_interval
 from ddpm.run.evaluation_figures import RCA, TOP1, VERY_CLOSE, EvaluationFigure
 
-CHANCE = 0.01  # of a character to be closer to a training image than 99% of the test images, if nothing is copied
+CHANCE = 0.01  # probability that a character is closer to a training image than 99% of test images, if none is copied
 NEAR_CHANCE = 2 * CHANCE
-WEAK = 0.8  # of the test images' Top-1: a class below it is weak
+WEAK = 0.8  # a class is weak if its Top-1 is less than this times that of its test images
 
 Copying = Literal["more than chance", "near chance", "too few to tell"]
 
 
 def copying(evaluation: dict[str, Any]) -> Copying:
-    """Are more characters very close to training images than chance would have it?
+    """Are more characters very close to training images than expected by chance?
 
-    The limit is a quantile of the test images, so the chance to be below it is known only as well as their number
-    allows.
+    The limit of "very close" is a quantile of the test images, so few test images give an uncertain limit. The chance
+    of a character to be below it can then be more than 1%: at most `most`, with 95% confidence.
     """
     part = evaluation["memorisation"]
     low, high = (VERY_CLOSE.of(part)[name] for name in ("low", "high"))
@@ -35,12 +35,12 @@ def copying(evaluation: dict[str, Any]) -> Copying:
 
 
 def class_interval(entry: dict[str, Any]) -> tuple[float, float]:
-    """The interval of a class's Top-1, from its entry in `per_class`; NaN if it has none."""
+    """The interval of a class's Top-1, from its entry in `per_class`; NaN if it has no Top-1."""
     return proportion_interval(*_hits(TOP1.of(entry), entry["count"]))
 
 
 def weak_classes(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of the classes that are shown to be weak, the weakest first."""
+    """The `per_class` entries of weak classes, the weakest first: the whole interval of their ratio is below `WEAK`."""
     classes = [
         entry
         for entry in evaluation["conditional"]["per_class"]
@@ -55,8 +55,8 @@ def _hits(share: float | None, count: int) -> tuple[int, int]:
 
 
 def best_row(rows: list[dict[str, Any]], figure: EvaluationFigure) -> tuple[dict | None, list[dict]]:
-    """The row of a sweep whose figure is best, and the others whose interval overlaps the best one's: it cannot be told
-    from these. None if no row has a value."""
+    """The row of a sweep whose figure is best, and the other rows that may be as good, as their intervals overlap its
+    interval. (None, []) if no row has a value."""
     known = [row for row in rows if None not in figure.of(row).values()]
     if not known:
         return None, []

@@ -36,14 +36,14 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Generated images, uint8 [N, R, R], and the time for one."""
+    """Generated images, uint8 [N, R, R], and the mean time for one."""
 
     pixels: np.ndarray
     seconds_per_image: float
 
 
 class ImageGenerator:
-    """A model that draws on its device. The images are a function of labels, settings and seed."""
+    """Draws images with a model, on its device. They depend only on labels, settings and seed."""
 
     def __init__(
         self,
@@ -56,7 +56,9 @@ class ImageGenerator:
         """
         Args:
             precision: bf16, fp16 or fp32, for autocast.
-            batch_size: images in one forward pass; left out, as many as suit the device.
+            batch_size: images in one forward pass; None: chosen for the resolution and the device.
+            console: shows a progress bar if it is a terminal.
+            log: called with each line to print.
         """
         self.pipeline, self.device, self.dtype = pipeline, pipeline.device, DTYPES[precision]
         self.resolution = pipeline.unet.config.sample_size
@@ -64,12 +66,12 @@ class ImageGenerator:
         self._console, self._log = console, log
 
     def draw(self, labels: torch.Tensor, settings: SamplerSettings, seed: int, what: str) -> Drawn:
-        """An image for each label, int64 [N]; 47 means any. Logs `what` before, with the expected time.
+        """Draw an image for each label, int64 [N]; 47 means any class. First logs `what` and the expected time.
 
-        The time measured is that of all steps, after a warm-up and until the device has finished.
+        The measured time is that of all steps, after a warm-up and until the device has finished.
         """
         batch, rest = labels[: self.batch_size], labels[: len(labels) % self.batch_size]
-        for part in (batch, rest) if len(rest) else (batch,):  # compiles, if anything does
+        for part in (batch, rest) if len(rest) else (batch,):  # both sizes, as each may be compiled
             self._timed(part, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
         _, step = self._timed(batch, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
         expected = step / len(batch) * len(labels) * settings.steps
@@ -88,6 +90,7 @@ class ImageGenerator:
         seed: int,
         on_step: Callable[[int, torch.Tensor], None] | None = None,
     ) -> tuple[np.ndarray, float]:
+        """The images, uint8 [N, R, R], and the seconds that they took."""
         synchronize(self.device)
         start = time.perf_counter()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

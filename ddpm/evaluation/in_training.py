@@ -21,7 +21,7 @@ from ddpm.training.data import Images
 from ddpm.training.distributed import STARTING, DistContext
 
 PER_CLASS = 10
-NOISE_SERIES = 1  # not the noise of the sample grids
+NOISE_SERIES = 1  # sample grids use the noise of series 0
 
 
 class InTrainingEvaluation:
@@ -33,8 +33,8 @@ class InTrainingEvaluation:
         self._ready = False
 
     def prepare(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
-        """Give the main process its classifier, while the others wait. Every process calls it; only the first call has
-        anything to do. False if it was interrupted."""
+        """Load or train the main process's classifier, while the others wait. Every process calls it; once it has
+        succeeded, further calls do nothing. False if it was interrupted."""
         if not self._ready:
             load = partial(self._load_classifier, folder, log, interrupted)
             self._world.expect_answers_within(STARTING)
@@ -43,8 +43,8 @@ class InTrainingEvaluation:
         return self._ready
 
     def _load_classifier(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
-        """Load the reference classifier from `folder`, or train it, and apply it to the real images that generated
-        ones are compared with: test images that validation does not use, as it chooses the best checkpoint."""
+        """Load or train the reference classifier, and apply it to the real images that generated ones are compared
+        with. Validation does not use these, as it chooses the best checkpoint. False if it was interrupted."""
         self._classifier = load_or_train(self._train, self._test, folder, log, interrupted=interrupted)
         if self._classifier:
             real, counts = real_images(self._test, self._config.val_images)
@@ -55,7 +55,7 @@ class InTrainingEvaluation:
     def __call__(
         self, model: torch.nn.Module, scheduler: DDPMScheduler, interrupted: Callable[[], bool]
     ) -> dict[Metric, float] | None:
-        """The columns `rca`, `top1`, `top5`, `fid_features` (none of them on other processes than the main one).
+        """The columns `rca`, `top1`, `top5`, `fid_features`, on the main process; nothing on the others.
 
         Every process calls it. None if it was interrupted.
         """

@@ -1,6 +1,6 @@
-"""95% intervals of proportions and of their ratios, in closed form: they also hold where none or all are hits.
+"""95% intervals of proportions and of their ratios, in closed form: valid also where none or all are hits.
 
-Without torch: pages use them too.
+They need no torch, as reports use them too.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ Z = 1.959964  # of the normal distribution, at that tail
 
 
 def proportion_interval(hits: float, count: int) -> tuple[float, float]:
-    """The interval of a proportion of which `hits` of `count` were seen; NaN for a count of 0.
+    """The interval of a proportion, from `hits` among `count` observations; NaN for a count of 0.
 
-    Wilson's (1927); where none or all are hits, the exact one of Clopper & Pearson (1934).
+    Wilson's interval (1927); where none or all are hits, the exact one of Clopper & Pearson (1934).
     """
     if not count:
         return math.nan, math.nan
@@ -29,10 +29,10 @@ def proportion_interval(hits: float, count: int) -> tuple[float, float]:
 
 
 def ratio_interval(hits: int, count: int, other_hits: int, other_count: int) -> tuple[float, float]:
-    """The interval of the ratio of two independent proportions; NaN where there is no ratio.
+    """The interval of the ratio of two independent proportions; NaN if a count or `other_hits` is 0.
 
-    MOVER-R, from the intervals of the two (Donner & Zou 2012). A bootstrap would have no width where none or all are
-    hits.
+    The method is MOVER-R, from the intervals of the two (Donner & Zou 2012). A bootstrap interval would have no width
+    where none or all are hits.
     """
     if not (count and other_hits):
         return math.nan, math.nan

@@ -29,7 +29,7 @@ from ddpm.run.histogram import span
 from ddpm.sampling.pipeline import to_bytes
 from ddpm.training.data import CLASS_NAMES, Images, split_test, to_model_input
 
-KERNEL_IMAGES = 2000  # the kernel distance does not depend on the count, and its time is the square of it
+KERNEL_IMAGES = 2000  # the kernel distance does not depend on the count, and its time grows with its square
 FRECHET_ROUNDS, KERNEL_ROUNDS = 100, 50  # of the bootstrap: some 20 and 100 ms each on a CPU
 BINS = 60
 
@@ -58,15 +58,15 @@ def as_stored(pixels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)  # compared, and hashed for the cache, by identity
 class Reference:
-    """Real images and the classifier's predictions of them: what generated images are compared with.
+    """The classifier's predictions of N real images, which generated images are compared with.
 
-    For the distances they are cut in two halves, class by class: one that everything is compared with, and one that
-    gives the distance of real images from it.
+    For the distances they are cut in two halves, class by class: every set is compared with `half`, generated images as
+    well as `other_half`, which shows how far real images are from each other.
     """
 
-    labels: torch.Tensor
+    labels: torch.Tensor  # int64 [N]
     predictions: Predictions
-    half: torch.Tensor
+    half: torch.Tensor  # features, float32 [about N / 2, 128]
     other_half: torch.Tensor
 
     @classmethod
@@ -82,16 +82,16 @@ class Reference:
         return hits(self.predictions.probabilities, self.labels, 1)
 
     def distances(self, features: torch.Tensor) -> dict[str, Estimate]:
-        """Fréchet distance of generated `features` [N, 128], and of real ones at the same count.
+        """Fréchet distance to `half` of generated `features` [M, 128], and of as many real ones.
 
-        As the distance depends on the count, the first of `features` are taken if there are fewer real ones.
+        The distance depends on the count, so if there are more than in `other_half`, only the first ones are used.
         """
         count = min(len(features), len(self.other_half))
         return {"frechet": self._frechet(features[:count]), "frechet_real": self.frechet_real(count)}
 
     @cache  # noqa: B019 - there is one reference
     def frechet_real(self, count: int) -> Estimate:
-        """Fréchet distance of the first `count` of the other half."""
+        """Fréchet distance to `half` of the first `count` of `other_half`."""
         return self._frechet(self.other_half[:count])
 
     def _frechet(self, features: torch.Tensor) -> Estimate:
@@ -100,10 +100,10 @@ class Reference:
 
 
 def round_robin(labels: torch.Tensor, source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random order of images in which every class that has any left comes once a round.
+    """A random order of images, in rounds: each round has one image of every class that has images left.
 
     Returns:
-        The order, int64 [N], and the number of each one's round, int64 [N].
+        Indices in this order, int64 [N], and the number of the round of each, int64 [N].
     """
     order = torch.randperm(len(labels), generator=source)
     rank = torch.empty(len(labels), dtype=torch.long)
@@ -168,11 +168,12 @@ def balance_part(predictions: Predictions, reference: Reference) -> dict[str, An
 
 
 def class_imbalance(predicted: torch.Tensor) -> Estimate:
-    """Total variation distance from uniform of the classes of int64 [N]."""
+    """Total variation distance from uniform of the shares of the classes `predicted`, int64 [N]."""
     within = IMBALANCE.range
     estimate = bootstrap(lambda classes: total_variation(class_shares(classes)), predicted, within=within)
-    # The distance is the share of the classes that are too frequent, less their even share. Where few classes are all
-    # there is, resamples know no others; the interval of that proportion does.
+    # The distance is the share of images in too frequent classes, minus the share of these classes in a uniform
+    # distribution. If only few classes were drawn, no resample has another class and the bootstrap's interval is too
+    # narrow; the interval of that proportion is not.
     frequent = class_shares(predicted) > 1 / NUM_CLASSES
     low = proportion(frequent[predicted]).low - int(frequent.sum()) / NUM_CLASSES
     return replace(estimate, low=max(0.0, min(estimate.low, low)))
@@ -204,7 +205,8 @@ class Neighbours:
 
 
 def neighbours(pixels: torch.Tensor, train: Images, resolution: int) -> Neighbours:
-    """Of images as drawn, uint8 [N, R, R]; the training images are resized to R × R and back in the same way."""
+    """The closest training images of `pixels`, uint8 [N, R, R] as drawn. For a fair comparison, training images are
+    resized to R × R and back too."""
     known = train.pixels if resolution == train.pixels.shape[-1] else as_stored(as_drawn(train.pixels, resolution))
     return Neighbours(*nearest(as_stored(pixels), known, train.pixels.device))
 
@@ -227,6 +229,7 @@ def memorisation_part(generated: Neighbours, heldout: Neighbours, train_images: 
 
 
 def _per_class(first: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """The share of hits among the images of each class, from bool [N] and int64 [N]; 0 for a class without images."""
     counts = torch.bincount(labels, minlength=NUM_CLASSES).clamp(min=1)
     return (torch.bincount(labels[first], minlength=NUM_CLASSES).double() / counts).tolist()
 
@@ -240,8 +243,8 @@ def _quantiles(distances: torch.Tensor) -> dict[str, float]:
 def nearest(queries: torch.Tensor, references: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The closest of `references`, uint8 [M, 28, 28], to each of `queries`, uint8 [N, 28, 28].
 
-    Found by one matrix product per chunk on `device`; its distance is then computed directly, so that the distance of a
-    copy is exactly zero.
+    A matrix product per chunk on `device` finds it. Its distance is then computed from the difference, so that the
+    distance of a copy is exactly zero.
 
     Returns:
         Distances, float32 [N]: the L2 norm of the difference of the images with pixels from 0 to 1, so between 0 and
@@ -252,7 +255,7 @@ def nearest(queries: torch.Tensor, references: torch.Tensor, device: torch.devic
     distances, indices = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     for part in queries.split(CHUNK):
         wanted = part.to(device).flatten(1).float() / 255
-        found = (squares - 2 * wanted @ known.T).argmin(1)  # less the square of the query, which is the same for all
+        found = (squares - 2 * wanted @ known.T).argmin(1)  # without the query's square, equal for all
         distances.append((wanted - known[found]).norm(dim=1).cpu())
         indices.append(found.cpu())
     return torch.cat(distances), torch.cat(indices)

@@ -14,12 +14,12 @@ from ddpm.evaluation.intervals import TAIL, proportion_interval, ratio_interval
 from ddpm.run.config import NUM_CLASSES
 
 ROUNDS = 200  # of the bootstrap
-ALONE = {"sync_on_compute": False}  # torchmetrics would wait for other processes of a training to join in
+ALONE = {"sync_on_compute": False}  # otherwise torchmetrics waits for the other processes, which compute nothing
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its 95% interval, and the number of images that it is of."""
+    """A figure, its 95% interval, and the number of images that it was measured on."""
 
     value: float
     low: float
@@ -27,7 +27,7 @@ class Estimate:
     count: int
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """As JSON can hold it: what is not finite is None."""
+        """The fields for JSON, where numbers that are not finite are None."""
         return {
             name: value if isinstance(value, int) or math.isfinite(value) else None
             for name, value in asdict(self).items()
@@ -48,10 +48,11 @@ def bootstrap(
     """`statistic(*samples)` with the interval that resampling gives it (Efron & Tibshirani 1993).
 
     Each sample [N, ...] is resampled on its own, with replacement. A resample has fewer different images, which makes
-    distances larger (and no less so for many rounds), so the quantiles of the bootstrap are shifted by the difference
+    distances larger, however many rounds there are. So the quantiles of the bootstrap are shifted by the difference
     between the estimate and the mean of the bootstrap. The count is that of the first sample.
 
     Args:
+        rounds: number of resamples.
         within: the range of the statistic; the interval is cut to it.
     """
     source = torch.Generator().manual_seed(seed)
@@ -72,7 +73,7 @@ def proportion(hits: torch.Tensor) -> Estimate:
 
 
 def share(hits: torch.Tensor) -> float:
-    """The share of true values in a bool [N]; NaN of none."""
+    """The share of true values in a bool [N]; NaN if N is 0."""
     return hits.float().mean().item()
 
 
@@ -82,7 +83,7 @@ def relative_accuracy(generated: torch.Tensor, real: torch.Tensor) -> float:
 
 
 def rca(generated: torch.Tensor, real: torch.Tensor) -> Estimate:
-    """`relative_accuracy` with the interval of a ratio of two proportions; of as many images as were generated."""
+    """`relative_accuracy` with the interval of a ratio of two proportions; the count is that of generated images."""
     ends = ratio_interval(int(generated.sum()), len(generated), int(real.sum()), len(real))
     return Estimate(relative_accuracy(generated, real), *ends, len(generated))
 
@@ -103,21 +104,21 @@ def class_shares(predicted: torch.Tensor) -> torch.Tensor:
 
 
 def total_variation(shares: torch.Tensor) -> float:
-    """Total variation distance of shares [K] from uniform, 0 to 1: what part of the images is of a wrong class."""
+    """Total variation distance of shares [K] from uniform, 0 to 1: the share of images in excess of equal shares."""
     return (shares - 1 / len(shares)).abs().sum().item() / 2
 
 
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Fréchet distance (Heusel et al. 2017) of features [N, D] and [M, D], taken as two Gaussians.
 
-    It is biased: fewer images give larger values. Compare only what was measured at the same counts.
+    It is biased: fewer images give larger values. Compare only values of the same counts.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds to load
 
     metric = FrechetInceptionDistance(feature=_Features(a.shape[1]), **ALONE).to(a.device)
     metric.update(a, real=True)
     metric.update(b, real=False)
-    return max(metric.compute().item(), 0.0)  # rounding may take it below
+    return max(metric.compute().item(), 0.0)  # rounding may make it negative
 
 
 def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -128,13 +129,13 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(len(a), len(b))
-    with warnings.catch_warnings():  # that features are kept: they lie in memory anyway
+    with warnings.catch_warnings():  # the warning that features are kept in memory: they are there anyway
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(feature=_Features(a.shape[1]), subsets=1, subset_size=size, **ALONE)
     metric = metric.to(a.device)
     metric.update(a[:size], real=True)
     metric.update(b[:size], real=False)
-    with torch.random.fork_rng(devices=[]):  # it shuffles what it takes all of
+    with torch.random.fork_rng(devices=[]):  # its subset is drawn at random, though it is the whole set
         return metric.compute()[0].item()
 
 
@@ -150,8 +151,10 @@ def precision_recall(real: torch.Tensor, generated: torch.Tensor, k: int = 3) ->
 
 
 def _within(manifold: torch.Tensor, points: torch.Tensor, k: int) -> torch.Tensor:
+    """Whether each of `points` [M, D] lies within the manifold of the set `manifold` [N, D]: bool [M]."""
+
     def distances(some: torch.Tensor) -> torch.Tensor:
-        return torch.cdist(some, manifold, compute_mode="donot_use_mm_for_euclid_dist")  # so that a copy is at zero
+        return torch.cdist(some, manifold, compute_mode="donot_use_mm_for_euclid_dist")  # a copy is at exactly 0
 
     nth = min(k + 1, len(manifold))  # the first is the member itself
     radii = torch.cat([distances(part).kthvalue(nth, dim=1).values for part in manifold.split(1024)])
@@ -159,7 +162,7 @@ def _within(manifold: torch.Tensor, points: torch.Tensor, k: int) -> torch.Tenso
 
 
 class _Features(nn.Identity):
-    """Stands where torchmetrics expects the network, so that features can be given instead of images."""
+    """Takes the place of torchmetrics' network, so that features can be given instead of images."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The same characters drawn with different guidance scales and samplers, and which sampler to take."""
+"""The same characters drawn with different guidance scales and samplers, and the sampler to recommend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SAMPLERS = {"dpm++": (10, 15, 20, 30), "ddim": (25, 50, 100), "ddpm": (250, 600)}  # the cheapest first
-RCA_TOLERANCE = 0.1  # a recommended sampler is shown to be below the best RCA by no more than this
+RCA_TOLERANCE = 0.1  # the RCA interval of a recommended sampler reaches at most this far below the best RCA
 
 
 def guidance_settings(current: SamplerSettings) -> list[SamplerSettings]:
@@ -39,7 +39,7 @@ def sweep(
     classifier: ReferenceClassifier,
     reference: Reference,
 ) -> Iterator[dict[str, Any]]:
-    """Draw `labels`, int64 [N], with each of the settings from the same noise; yields the scores of each in turn."""
+    """Draw `labels`, int64 [N], with each of the settings from the same noise; yields a row of scores for each."""
     for number, settings in enumerate(candidates, 1):
         drawn = image_generator.draw(labels, settings, seed, f"{number} of {len(candidates)}")
         predictions = classifier(drawn.pixels)
@@ -56,11 +56,15 @@ def sweep(
 
 
 def recommend(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The fastest sampler of `rows` whose intervals of RCA and of Fréchet distance overlap those of the best RCA and of
-    the least distance; if there is none, the least distance of those whose RCA's does.
+    """The fastest sampler of `rows` that is as good as the best: its interval of RCA overlaps that of the best RCA, and
+    its interval of the Fréchet distance overlaps that of the smallest distance. If there is none, the one with the
+    smallest distance among those whose RCA is as good.
 
-    Intervals of few images overlap whatever they are of. So only samplers count whose whole interval of RCA lies at
-    most `RCA_TOLERANCE` below the best RCA. None if there is none, or nothing to compare.
+    With few images, intervals are wide and overlap even if the samplers differ. So a sampler is considered only if its
+    whole RCA interval is above the best RCA minus `RCA_TOLERANCE`.
+
+    Returns:
+        `sampler`, `steps`, and `why` as a sentence; None if no sampler qualifies, or there are fewer than two rows.
     """
     if len(rows) < 2:
         return None
@@ -72,15 +76,15 @@ def recommend(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     as_good = [row for row in accurate if FRECHET.of(row).overlaps(FRECHET.of(least))]
     if as_good:
         row = min(as_good, key=lambda row: row["seconds_per_image"])
-        reason = "the fastest whose RCA and Fréchet distance cannot be told from the best"
+        reason = "the fastest whose RCA and Fréchet distance cannot be distinguished from the best"
     else:
         row = min(accurate, key=lambda row: FRECHET.of(row).value)
-        reason = "the one with the least Fréchet distance among those whose RCA cannot be told from the best"
+        reason = "the one of the smallest Fréchet distance, of those whose RCA cannot be distinguished from the best"
     why = (
         f"{reason} of {len(rows)} measured: RCA {RCA.words(RCA.of(row).to_dict())}, "
         f"best {RCA.words(RCA.of(most).to_dict())} with {_name(most)}; "
         f"Fréchet distance {FRECHET.words(FRECHET.of(row).to_dict())}, "
-        f"least {FRECHET.words(FRECHET.of(least).to_dict())} with {_name(least)}"
+        f"smallest {FRECHET.words(FRECHET.of(least).to_dict())} with {_name(least)}"
     )
     return {"sampler": row["sampler"], "steps": row["steps"], "why": why}
 

@@ -1,4 +1,4 @@
-"""What the command line of train.py and a file of settings (`--config`, a sweep's plan) ask for."""
+"""Reads the settings of a training run: from the command line of train.py and from files (`--config`, sweep plans)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import SETTINGS, read_text, why
 
 TYPES = get_type_hints(TrainConfig)  # of each setting
-SWITCHES = [cli.flag(name) for name, kind in TYPES.items() if kind == bool | None]  # left out, they choose themselves
+SWITCHES = [cli.flag(name) for name, kind in TYPES.items() if kind == bool | None]  # None: chosen for the device
 OF_THE_START = (*START_ONLY, "device")  # not taken over from a run's file: this machine may be another one
 
 
@@ -49,7 +49,7 @@ def _parse(arguments: Sequence[str]) -> TrainConfig:
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """The value of the last `option`, if there is one."""
+    """The value of the last `option` among the arguments; None if it is not given."""
     found = None
     for argument, following in itertools.pairwise([*arguments, ""]):
         name, equals, value = argument.partition("=")

@@ -24,7 +24,7 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def in_one_line(main: Main) -> Main:
-    """Decorator of an entry point: a wrong request, or a file that cannot be used, becomes one line and exit code 2."""
+    """Decorator of a `main`: a wrong request, or a file that cannot be used, becomes one line and exit code 2."""
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
 
 
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """A rule for tyro: `--help` shows `int | None` as INT, and `bool | None` as a switch. None is read all the same."""
+    """A rule for tyro: `--help` shows `int | None` as INT, and `bool | None` as a switch. The word None is accepted."""
     from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo
 
     kinds = get_args(info.type)
@@ -101,7 +101,7 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def _first_words(box: str) -> str:
-    """The error out of the box that tyro draws: the text above its first rule, and the closest flag."""
+    """The error in the box that tyro prints: the text above its first line, and the closest flag."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without its title
     parts = [list(part) for rule, part in itertools.groupby(lines, lambda line: set(line) <= set("─-╰╯")) if not rule]
     if not parts:

@@ -1,4 +1,4 @@
-"""The part that all commands about one run share: which run, and where its files are."""
+"""The arguments that all commands about one run share: the run, and the folder of its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddpm.run.paths import RunPaths, find_run
 
 @dataclass(frozen=True)
 class RunCommand:
-    """Base class of such a command line; the docstring of a subclass is the description in `--help`."""
+    """Base class of a command line about one run; the docstring of a subclass is the description in `--help`."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Name of the run, or its folder under metrics/output/."""

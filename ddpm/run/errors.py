@@ -19,9 +19,9 @@ class ProcessesLost(RuntimeError):
     """Other processes of the run no longer answer. Ends in exit code 1, without a traceback.
 
     Attributes:
-        spokesman: is this the one of the remaining processes that reports it?
+        reported_here: does this process print the error? One of the remaining processes does.
     """
 
-    def __init__(self, message: str, spokesman: bool) -> None:
+    def __init__(self, message: str, reported_here: bool) -> None:
         super().__init__(message)
-        self.spokesman = spokesman
+        self.reported_here = reported_here

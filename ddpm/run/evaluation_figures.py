@@ -1,6 +1,6 @@
 """The registry of an evaluation's figures: everything that `evaluate.py` measures, declared once.
 
-Reader of `evaluation.json`, terminal, report, model card and metrics/README.md are made from it.
+The check of `evaluation.json`, the terminal, report, model card and metrics/README.md are made from it.
 
     python -m ddpm.run.evaluation_figures      the table of metrics/README.md
 """
@@ -26,22 +26,22 @@ class EvaluationFigure:
     place: str
     """`part.key` of evaluation.json."""
     name: str
-    """What programs and the Hugging Face Hub call it."""
+    """Its name in programs and on the Hugging Face Hub."""
     label: str
-    """What it is called in tables, legends and sentences."""
+    """Its name in tables, legends and sentences."""
     meaning: str
-    """One sentence, as metrics/README.md has it."""
+    """Its description in metrics/README.md, reports and model cards."""
     better: Better
     interval: Interval
     """How its 95% interval is made: see ddpm/evaluation/intervals.py and scores.py."""
     range: tuple[float, float] = (0.0, math.inf)
-    """The least and the largest value that it can have."""
+    """Its smallest and largest possible value."""
     real: str | None = None
     """The place of the same figure of real test images, if there is one."""
     format: str = ",.3f"
     """Format of a value, as `format()` takes it."""
     scale: float = 1
-    """It is shown times this."""
+    """Factor by which a value is multiplied when it is shown."""
 
     @property
     def key(self) -> str:
@@ -54,7 +54,7 @@ class EvaluationFigure:
 
     @property
     def heading(self) -> str:
-        """Label of what `text` shows."""
+        """The label, with the factor of `scale` if there is one."""
         return self.label if self.scale == 1 else f"{self.label} × {self.scale:g}"
 
     def text(self, value: float | None) -> str:
@@ -87,22 +87,22 @@ def declare(*declared: Any, **facts: Any) -> EvaluationFigure:
 
 # fmt: off
 TOP1 = declare("conditional.top1", "top1", "Top-1", "characters that the reference classifier reads as the class that "
-    "was asked for; of test images: whether the data are read correctly", "higher",
+    "was asked for; on test images it shows whether the data are read correctly", "higher",
     real="classifier.top1", **PROPORTION)
 TOP5 = declare("conditional.top5", "top5", "Top-5", "the class is among the classifier's first five", "higher",
     real="classifier.top5", **PROPORTION)
 RCA = declare("conditional.rca", "rca", "RCA", "relative classification accuracy: Top-1 of generated characters over "
-    "Top-1 of test images; 1 is as readable as they are", "higher", "ratio")
+    "Top-1 of test images; 1 means as readable as test images", "higher", "ratio")
 FRECHET = declare("distances.frechet", "frechet_distance", "Fréchet distance", "of generated characters to test "
     "images, in the classifier's features; grows as the number of images shrinks", "lower", "bootstrap",
     real="distances.frechet_real")
-KERNEL = declare("distances.kernel", "kernel_distance", "Kernel distance", "the same question (squared MMD); does not "
-    "depend on the number of images, and may be below 0", "lower", "bootstrap", (-math.inf, math.inf),
-    "distances.kernel_real", ",.2f", 1000)
+KERNEL = declare("distances.kernel", "kernel_distance", "Kernel distance", "squared MMD of generated characters "
+    "and test images, in the classifier's features; does not depend on the number of images, and may be below 0",
+    "lower", "bootstrap", (-math.inf, math.inf), "distances.kernel_real", ",.2f", 1000)
 PRECISION = declare("distances.precision", "precision", "Precision", "generated characters that lie among the test "
     "images, in the classifier's features", "higher", **PROPORTION)
 RECALL = declare("distances.recall", "recall", "Recall", "test images that lie among the generated characters: how "
-    "much of their variety is there", "higher", **PROPORTION)
+    "much of the variety of the data the model draws", "higher", **PROPORTION)
 IMBALANCE = declare("class_balance.total_variation", "total_variation", "Class imbalance", "total variation distance "
     "from uniform of the classes that are generated when no class is asked for", "lower", "bootstrap", (0.0, 1.0),
     "class_balance.real_total_variation")

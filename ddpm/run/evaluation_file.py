@@ -12,7 +12,7 @@ from ddpm.run.paths import RunPaths
 
 
 def _or_null(kind: kinds.Kind) -> kinds.Kind:
-    """Null stands for a number that is not finite, or is not known."""
+    """The kind that also accepts null, which stands for a number that is not finite or not known."""
     return lambda value: 0 if value is None else kind(value)
 
 
@@ -25,7 +25,7 @@ ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER, "count": kinds.count
 QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
 RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
 TEST_IMAGES = dict.fromkeys(("total", "validation", "evaluation"), kinds.count)
-SHAPE = {  # of what is read from evaluation.json besides the figures; a list stands for one of any length
+SHAPE = {  # the fields of evaluation.json that are read, besides the estimates; [kind] is a list of any length
     "generated": kinds.text, "run": kinds.text, "checkpoint": kinds.text, "step": _or_null(kinds.count),
     "data": kinds.one_of(*kinds.DATA), "device": kinds.text, "command": kinds.text, "seed": kinds.count,
     "samples_per_class": kinds.count,
@@ -48,13 +48,13 @@ SHAPE = {  # of what is read from evaluation.json besides the figures; a list st
 
 
 def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
-    """What a run's `evaluation.json` holds; all that SHAPE and the registry of figures name is there, and of its kind.
+    """A run's `evaluation.json`, checked: every field of SHAPE and of the registry of figures is there and valid.
 
-    None if there is no such file. What older versions did not write is None (`test_images`, `recommended`), or what
-    was true of them.
+    None if there is no such file. In a file of an older version, `test_images` and `recommended` may be None, and
+    `real_count` of a class is filled in.
 
     Raises:
-        ValueError: it is damaged or cannot be read; says in a few words how.
+        ValueError: it is damaged or cannot be read; says in a few words why.
     """
     try:
         evaluation = read_json(paths.evaluation)
@@ -69,8 +69,8 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     for name, shape in {"test_images": TEST_IMAGES, "recommended": RECOMMENDED}.items():
         if evaluation.setdefault(name, None) is not None:
             _check(evaluation[name], shape, name)
-    for entry in evaluation["conditional"]["per_class"]:
-        entry.setdefault("real_count", evaluation["classifier"]["test_images"] // NUM_CLASSES)  # all classes were equal
+    for entry in evaluation["conditional"]["per_class"]:  # older versions compared with equally many of each class
+        entry.setdefault("real_count", evaluation["classifier"]["test_images"] // NUM_CLASSES)
         _check(entry["real_count"], kinds.count, "conditional.per_class.real_count")
     _check_lengths(evaluation)
     return evaluation
@@ -85,6 +85,7 @@ def real_images_words(images: dict[str, int]) -> str:
 
 
 def _check_lengths(evaluation: dict[str, Any]) -> None:
+    """Raise a ValueError if lists that belong together differ in length."""
     classes = len(evaluation["conditional"]["per_class"])
     balance, histogram = evaluation["class_balance"], evaluation["memorisation"]["histogram"]
     confused = evaluation["conditional"]["confusion"]
@@ -95,10 +96,10 @@ def _check_lengths(evaluation: dict[str, Any]) -> None:
 
 
 def _check(value: Any, shape: Any, where: str) -> None:
-    """See that `value` has the shape: an object of shapes, a list of one, or a kind.
+    """Check that `value`, found at the place `where`, has the shape: a dict of shapes, a list [shape], or a kind.
 
     Raises:
-        ValueError: it has not; names the place.
+        ValueError: it has another shape, or is `...`, which stands for a missing value; names the place.
     """
     if value is ...:
         raise ValueError(f"{where} is missing")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LARGEST = 256 * 2**20  # bytes: larger files are not read whole
-SETTINGS = 2**20  # bytes of a file of settings, or of a plan
+SETTINGS = 2**20  # bytes, the limit for a settings file or a sweep's plan
 DEEPEST = 32  # levels of JSON: ours has fewer than ten, and Python's recursion limit comes at some hundreds
 CURES = {  # errno → how to fix it
     errno.EACCES: "ask its owner for the right to use it (chmod -R u+rwX, or a+rX to read)",
@@ -39,7 +39,7 @@ def why(error: OSError) -> str:
 
 
 def why_and_cure(error: OSError) -> str:
-    """The same, and how to fix it."""
+    """An OSError in one line: the file, the reason and, for common ones, how to fix it."""
     cure = CURES.get(error.errno)
     return why(error) + (f"; {cure}" if cure else "")
 
@@ -117,6 +117,7 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def _usable(value: Any, depth: int = 0) -> Any:
+    """`value` made safe as `parse_json` says."""
     if depth > DEEPEST:
         raise ValueError("it is nested too deeply")
     if isinstance(value, dict):
@@ -133,7 +134,7 @@ def _usable(value: Any, depth: int = 0) -> Any:
 
 
 def _text(value: str) -> str:
-    """Without lone surrogates, which cannot be encoded, and without NUL, which no path may contain."""
+    """The text without lone surrogates, which cannot be encoded, and without NUL, which no path may contain."""
     return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -152,7 +153,7 @@ def plain(value: Any) -> Any:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """`value` as strict JSON: what `plain` makes of it, other objects as text."""
+    """`value` as strict JSON text, converted by `plain`; other objects become their `str`."""
     return json.dumps(plain(value), indent=indent, allow_nan=False, default=str)
 
 

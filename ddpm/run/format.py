@@ -30,7 +30,7 @@ def finite(value: Any) -> float | None:
 
 
 def significant(value: Any, digits: int = 6) -> str:
-    """At most `digits` significant digits, thousands apart: `12,345`, `0.0123`, `1e-4`."""
+    """At most `digits` significant digits, with thousands separators: `12,345`, `0.0123`, `1e-4`."""
     value = finite(value)
     if value is None:
         return DASH
@@ -41,13 +41,13 @@ def significant(value: Any, digits: int = 6) -> str:
 
 
 def shown(value: Any, form: str = ".4g", unit: str = "") -> str:
-    """A number in a format of Python's, with its unit: `shown(0.5, ".0%")`."""
+    """A number in the Python format `form`, with its unit: `shown(0.5, ".0%")`."""
     value = finite(value)
     return DASH if value is None else f"{value:{form}}{unit}"
 
 
 def count(value: Any) -> str:
-    """A whole number, thousands apart."""
+    """A whole number, with thousands separators."""
     return shown(value, ",.0f")
 
 
@@ -78,7 +78,7 @@ def timestamp(stamp: Any) -> str:
 
 
 def clock(stamp: Any, form: str = "%H:%M:%S") -> str:
-    """Seconds since 1970 in local time, for who looks at a live run."""
+    """Seconds since 1970 as local time, for live displays."""
     stamp = kinds.stamp(stamp)
     return DASH if stamp is None else time.strftime(form, time.localtime(stamp))
 

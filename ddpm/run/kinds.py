@@ -20,7 +20,7 @@ from ddpm.run.metrics import METRICS, names
 Kind = Callable[[Any], Any]
 
 DATA = ("emnist", "glyphs")
-LAST_STAMP = 2.5e11  # seconds since 1970: in the year 9892, and calendars end with 9999
+LAST_STAMP = 2.5e11  # seconds since 1970, in the year 9892: Python's dates end with the year 9999
 
 
 def text(value: Any) -> str | None:
@@ -54,10 +54,12 @@ def stamp(value: Any) -> float | None:
 
 
 def anything(kind: type) -> Kind:
+    """Any value of this Python type."""
     return lambda value: value if isinstance(value, kind) else None
 
 
 def one_of(*values: str) -> Kind:
+    """One of these texts."""
     return lambda value: value if isinstance(value, str) and value in values else None
 
 
@@ -102,7 +104,8 @@ def mapping(kind: Kind) -> Kind:
 
 
 def settings(value: Any) -> dict[str, Any]:
-    """The settings of a run; one that is not of its field's type becomes None. Plain ones of other versions stay."""
+    """The settings of a run; one that is not of its field's type becomes None. Texts and numbers of settings that this
+    version does not know stay."""
     hints, given = _hints(), value if isinstance(value, dict) else {}
     return {name: item if _fits(item, hints.get(name, str | int | float)) else None for name, item in given.items()}
 
@@ -138,9 +141,9 @@ CELLS = {**dict.fromkeys(METRICS, amount), **dict.fromkeys(names(whole=True), co
 
 
 def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The valid rows of epochs, sorted by epoch, and a description of what was dropped.
+    """The valid rows of epochs, sorted by epoch, and what was dropped, in words such as `2 row(s) of epochs`.
 
-    A cell of the wrong kind becomes None. A row without an epoch, or whose `data` is not a name, is dropped: its
+    A cell of the wrong kind becomes None. A row without an epoch, or whose `data` is not a text, is dropped: its
     columns have shifted. Of two rows of one epoch the later one counts. Two consecutive rows are both dropped if a
     column that can only grow decreases.
     """

@@ -102,7 +102,7 @@ def first_host(node_list: str) -> str:
 
 
 def _tasks_of_nodes(text: str) -> list[int]:
-    """Tasks of each node: `2(x3),1` → [2, 2, 2, 1]."""
+    """Number of tasks of each node: `2(x3),1` → [2, 2, 2, 1]."""
     parts = [re.fullmatch(r"([1-9]\d{0,5})(?:\(x([1-9]\d{0,5})\))?", part) for part in text.split(",")]
     if not all(parts):
         raise RequestError(f"SLURM_STEP_TASKS_PER_NODE={text}: give numbers such as 4(x2),1")
@@ -110,6 +110,7 @@ def _tasks_of_nodes(text: str) -> list[int]:
 
 
 def _require(env: Mapping[str, str], given: str, *names: str) -> None:
+    """Raise a RequestError if a variable of `names` is not set, which the variable `given` makes necessary."""
     missing = [name for name in names if name not in env]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -117,6 +118,7 @@ def _require(env: Mapping[str, str], given: str, *names: str) -> None:
 
 
 def _number(env: Mapping[str, str], name: str, least: int = 0, most: int = 10**10) -> int:
+    """The variable `name` as a number; a RequestError if it is no whole number from `least` to `most`."""
     value = env[name]
     if not re.fullmatch(r"[0-9]{1,10}", value) or not least <= int(value) <= most:
         limits = f"from {least} to {most}" if most < 10**10 else f"{least} or more"

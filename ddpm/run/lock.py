@@ -1,9 +1,9 @@
 """A lock on a run, so that one job at a time writes it: a claim file that its owner touches every few seconds.
 
-It works across the nodes of a shared file system, where kernel locks often do not. Successive times of the file are
-compared, so the clocks of different hosts need not agree. When an owner dies, it stops touching the file, and the next
+It works across the nodes of a shared file system, where kernel locks often do not. Only changes of the file's time are
+used, so the clocks of different hosts need not agree. When an owner dies, it stops touching the file, and the next
 process takes over. Of several starts of one Slurm job the newest gets the run: Slurm may have given up a node that is
-still alive. An owner that was only suspended or cut off finds that the claim belongs to another, and ends at once.
+still alive. An owner that was only suspended or cut off sees that the claim belongs to another process, and ends.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RunLock:
 
     def __init__(self, path: Path, run: str) -> None:
         self.path, self.run = path, run
-        self._mine = {**_whereabouts(), "id": uuid.uuid4().hex}
+        self._mine = {**_this_process(), "id": uuid.uuid4().hex}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
 
@@ -59,12 +59,12 @@ class RunLock:
                 if newer:
                     raise RequestError(f"{whose(owner)} has {self.run} now: this earlier start of the job ends")
                 if newer is None and self._alive(owner):
-                    owner = _read(self.path)  # it may have been half written before
+                    owner = _read(self.path)  # the first time it may have been half written
                     raise RequestError(
                         f"{self.run} is being trained by {whose(owner)}: watch "
                         f"it with python pretty_logger.py {self.run}, or give another --run-name"
                     )
-                self._clear_away(owner)
+                self._remove_claim(owner)
         except OSError as error:
             what = f"{error.filename or self.path}: {error.strerror}"
             raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
@@ -107,6 +107,7 @@ class RunLock:
         return True
 
     def _keep(self) -> None:
+        """Touch the file until the claim is released. Ends the process if another one has taken the run over."""
         beat = time.monotonic()
         while not self._done.wait(BEAT):
             silent, beat = time.monotonic() - beat, time.monotonic()
@@ -127,20 +128,20 @@ class RunLock:
         """Is the owner of the claim alive? On another machine: does it still touch the file?"""
         if owner.get("machine") == self._mine["machine"]:
             return owner.get("began") == _began(owner.get("pid"))
-        seen, patience = _touched(self.path), time.monotonic() + SILENCE
-        while time.monotonic() < patience:
+        seen, deadline = _touched(self.path), time.monotonic() + SILENCE
+        while time.monotonic() < deadline:
             time.sleep(0.2)
             if _touched(self.path) != seen:
                 return self.path.exists()
         return False
 
     def _newer(self, owner: dict[str, Any]) -> bool | None:
-        """Is the owner a newer start of this process's Slurm job? None if it is not another start of it."""
+        """Is the owner a newer start of this process's Slurm job (else an older one)? None if it is neither."""
         mine, its = slurm_start(self._mine), slurm_start(owner)
         return its[1] > mine[1] if mine and its and mine[0] == its[0] and mine[1] != its[1] else None
 
-    def _clear_away(self, owner: dict[str, Any]) -> None:
-        """Remove a dead owner's claim. Put it back if it is a living one's by now, as two may take over at once."""
+    def _remove_claim(self, owner: dict[str, Any]) -> None:
+        """Remove a dead owner's claim. If another process has claimed the run since, its claim is put back."""
         aside = self.path.with_name(f"{self.path.name}.{self._mine['id']}")
         with suppress(FileNotFoundError):
             os.rename(self.path, aside)
@@ -150,7 +151,7 @@ class RunLock:
 
 
 def _end(why: str) -> None:
-    """End the process without writing any file, as they belong to another process."""
+    """End the process without writing any file, as the run's files belong to another process."""
     print(f"error: {why}; this process ends at once", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -180,8 +181,8 @@ def whose(record: Mapping[str, Any]) -> str:
     return f"process {record.get('pid')} on {record.get('host')}{words}"
 
 
-def _whereabouts() -> dict[str, Any]:
-    """Who and where this process is."""
+def _this_process() -> dict[str, Any]:
+    """The content of this process's claim, except its id."""
     env = os.environ
     return {
         "host": socket.gethostname(),
@@ -218,7 +219,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _touched(path: Path) -> tuple[int, int] | None:
-    """The file's mtime and inode. It is opened, as a network file system asks its server only then."""
+    """The file's mtime and inode. It is opened because a network file system asks its server only then."""
     with suppress(OSError), open(path, encoding="utf-8") as file:
         stat = os.fstat(file.fileno())
         return stat.st_mtime_ns, stat.st_ino

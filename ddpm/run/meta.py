@@ -15,8 +15,10 @@ PROGRESS = kinds.record(
 
 
 def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
-    """What meta.json in `folder` holds: run, data, identity, settings, used, progress, metrics, history and files; the
-    `needed` ones are there and all are of their kind.
+    """The content of meta.json in `folder`, with the fields of KINDS checked.
+
+    Args:
+        needed: fields that must be there, as `field` or `field.key`.
 
     Raises:
         OSError: it is missing or cannot be read.

@@ -30,13 +30,13 @@ class Metric:
     name: str
     """Column of the CSV, key of the JSON."""
     label: str
-    """What it is called in sentences and legends."""
+    """Its name in sentences and legends."""
     heading: str
-    """What it is called where room is short: tables, the dashboard."""
+    """Its name where room is short: tables, the dashboard."""
     group: str
-    """Where TensorBoard and W&B show it."""
+    """Its group in TensorBoard and W&B; they do not show a metric without one."""
     meaning: str
-    """One sentence, as metrics/README.md has it."""
+    """Its description in metrics/README.md."""
     unit: str = ""
     format: str = "#.4g"
     """Format of a value, as `format()` takes it."""
@@ -46,9 +46,9 @@ class Metric:
     same: tuple[str, ...] = ()
     """Settings that two runs must share for their figures to be comparable."""
     timed: bool = False
-    """Does the clock decide it? Everything else is the same whenever the run is made."""
+    """Does it depend on the speed of the machine? All other figures are the same when a run is repeated."""
     selectable: bool = False
-    """May a user choose by it (`--target`)?"""
+    """May a user name it, as in `--target`?"""
     whole: bool = False
     """Is it a whole number?"""
     grows: bool = False
@@ -108,27 +108,27 @@ IMAGES_SEEN = column("images_seen", "images seen", "Images", "", "training image
     ",.0f", whole=True, grows=True)
 LOSS_MEAN = column("loss_mean", "training loss", "Loss mean", meaning="mean squared error: mean over the batches of "
     "the epoch", **TRAINING, selectable=True)
-LOSS_STD = column("loss_std", "standard deviation of the training loss", "Loss std", meaning="its standard deviation "
-    "over the batches", **TRAINING)
-LOSS_MIN = column("loss_min", "smallest training loss", "Loss min", meaning="that of the smallest batch", **TRAINING)
-LOSS_MAX = column("loss_max", "largest training loss", "Loss max", meaning="that of the largest batch", **TRAINING)
-LOSS_MEDIAN = column("loss_median", "median training loss", "Loss median", meaning="that of the median batch",
-    **TRAINING)
+LOSS_STD = column("loss_std", "standard deviation of the training loss", "Loss std", meaning="standard deviation of "
+    "the losses of the batches", **TRAINING)
+LOSS_MIN = column("loss_min", "smallest training loss", "Loss min", meaning="smallest loss of a batch", **TRAINING)
+LOSS_MAX = column("loss_max", "largest training loss", "Loss max", meaning="largest loss of a batch", **TRAINING)
+LOSS_MEDIAN = column("loss_median", "median training loss", "Loss median", meaning="median of the losses of the "
+    "batches", **TRAINING)
 VAL_LOSS = column("val_loss", "validation loss (live)", "Val", meaning="mean squared error on test images, live "
     "weights, always the same noise", **VALIDATION)
-VAL_LOSS_EMA = column("val_loss_ema", "validation loss (EMA)", "Val EMA", meaning="the same with the EMA weights; the "
-    "smallest one makes the `best` checkpoint, unless `--best-by` says otherwise", **VALIDATION)
+VAL_LOSS_EMA = column("val_loss_ema", "validation loss (EMA)", "Val EMA", meaning="`val_loss` with the EMA weights; "
+    "the smallest one makes the `best` checkpoint, unless `--best-by` says otherwise", **VALIDATION)
 LR = column("lr", "learning rate", "LR", "optimizer", "learning rate of the last step", format=".3e")
 GRAD_NORM = column("grad_norm", "gradient norm", "Grad Norm", "optimizer", "mean L2 norm of the gradient before "
     "clipping, over the steps where it is finite")
-GRAD_NORM_MAX = column("grad_norm_max", "largest gradient norm", "Grad Norm max", "optimizer", "the largest of these",
-    over_epochs="max")
+GRAD_NORM_MAX = column("grad_norm_max", "largest gradient norm", "Grad Norm max", "optimizer", "largest of the norms "
+    "that `grad_norm` averages", over_epochs="max")
 NONFINITE_STEPS = column("nonfinite_steps", "skipped steps", "Skipped", "optimizer", "steps that were skipped because "
     "the gradient was not finite", "steps", ".0f", "lower", "sum", whole=True)
 SAMPLES_PER_SEC = column("samples_per_sec", "images per second", "Samples/s", "speed", "`train_images / "
     "train_time_sec`, of the whole job", "images/s", ",.1f", "higher", "images_per_second", timed=True)
-BATCHES_PER_SEC = column("batches_per_sec", "steps per second", "Steps/s", "speed", "optimizer steps per second, over "
-    "the same time", "steps/s", ",.2f", "higher", "median", timed=True)
+BATCHES_PER_SEC = column("batches_per_sec", "steps per second", "Steps/s", "speed", "optimizer steps per second of "
+    "`train_time_sec`", "steps/s", ",.2f", "higher", "median", timed=True)
 MFU = column("mfu", "model FLOP utilisation", "MFU", "speed", "the model's arithmetic as a share of the GPUs' peak; "
     "empty where the peak is not known", "share, 0 to 1", ".1%", "higher", "median", timed=True)
 GPU_MEM_ALLOCATED_MB = column("gpu_mem_allocated_mb", "GPU memory in use", "GPU MB", meaning="memory in use at the "
@@ -145,8 +145,8 @@ TOTAL_TIME_SEC = column("total_time_sec", "time", "Total (s)", "time", "from the
     "the sum of `epoch_time_sec`", **SECONDS, grows=True)
 TRAIN_TIME_SEC = column("train_time_sec", "training", "Training (s)", meaning="training alone: no compilation, "
     "validation, samples, checkpoints", **PART)
-TRAIN_IMAGES = column("train_images", "images of the training time", "Timed images", "progress", "the images of that "
-    "time", "images", ",.0f", timed=True, whole=True)
+TRAIN_IMAGES = column("train_images", "images of the training time", "Timed images", "progress", "training images "
+    "processed in `train_time_sec`", "images", ",.0f", timed=True, whole=True)
 DATA = column("data", "data set", "Data", "", "`emnist` or `glyphs` (the embedded set, not EMNIST)")
 BANDS = tuple(
     column(f"val_loss_band{band}", f"validation loss (EMA), band {band}", f"Band {band}",
@@ -154,12 +154,12 @@ BANDS = tuple(
     for band, which in enumerate((", the one with the least noise", "", "", ", the one with the most noise"), 1)
 )
 RCA = column("rca", "RCA", "RCA", meaning="relative classification accuracy of characters drawn in training (every "
-    "`--eval-every` epochs, else empty): `top1` over the classifier's Top-1 on test images; 1 is as readable as they "
-    "are", unit="ratio", better="higher", **QUALITY)
-TOP1 = column("top1", "Top-1", "Top-1", meaning="share of drawn characters that the classifier reads as what they "
-    "were asked to be", unit="share, 0 to 1", better="higher", **QUALITY)
-TOP5 = column("top5", "Top-5", "Top-5", meaning="the same among its first five", unit="share, 0 to 1", better="higher",
-    **QUALITY)
+    "`--eval-every` epochs, else empty): `top1` over the classifier's Top-1 on test images; 1 means as readable as "
+    "test images", unit="ratio", better="higher", **QUALITY)
+TOP1 = column("top1", "Top-1", "Top-1", meaning="share of drawn characters that the classifier reads as the class "
+    "that was asked for", unit="share, 0 to 1", better="higher", **QUALITY)
+TOP5 = column("top5", "Top-5", "Top-5", meaning="share of drawn characters whose class is among the classifier's first "
+    "five", unit="share, 0 to 1", better="higher", **QUALITY)
 FID_FEATURES = column("fid_features", "Fréchet distance", "Fréchet", meaning="Fréchet distance to test images in the "
     "classifier's features; depends on the number of images", better="lower", **QUALITY)
 VAL_TIME_SEC = column("val_time_sec", "validation", "Validation (s)", meaning="validation, of `epoch_time_sec`", **PART)
@@ -173,8 +173,8 @@ CHECKPOINT_TIME_SEC = column("checkpoint_time_sec", "waiting for checkpoints", "
 SLOWEST_RANK = column("slowest_rank", "slowest process", "Slowest rank", "speed", "the process that took longest for "
     "an equal share of the validation; empty for a single process", format=".0f", timed=True, whole=True)
 SLOWEST_RANK_RATIO = column("slowest_rank_ratio", "time of the slowest process", "Slowest ÷ median", "speed",
-    "its time over the median process's: each training step waits for the slowest", "ratio", ".2f", "lower", "max",
-    timed=True)
+    "time of `slowest_rank` over that of the median process: each training step waits for the slowest", "ratio", ".2f",
+    "lower", "max", timed=True)
 VAL_LOSS_SWA = column("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights "
     "averaged from `--swa-start-epoch` on", **VALIDATION, optional=True)
 # fmt: on
@@ -197,7 +197,7 @@ def names(**facts: Any) -> tuple[str, ...]:
 
 
 def headline() -> tuple[Metric, ...]:
-    """The figures that say how good a run is, the one that most does first: losses, then quality."""
+    """The figures that say how good a run is: `val_loss_ema`, the other losses, then quality."""
     measured = select(group="loss", selectable=True) + select(group="quality")
     return tuple(sorted(measured, key=lambda metric: metric is not VAL_LOSS_EMA))
 

@@ -17,18 +17,18 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REPORTED = ("plots", "report", "report (HTML)")  # artifacts that are made together, at the end of every start
 CLASSIFIERS = "reference_classifiers"
 RESERVED = {CLASSIFIERS, "tensorboard", "readme.md"}  # in lower case: what lies beside the folders and logs of runs
-SET_ASIDE = ".before-%Y%m%d-%H%M%S"  # goes to the name of a run that `--resume never` sets aside
+SET_ASIDE = ".before-%Y%m%d-%H%M%S"  # added to the names of folders that `--resume never` sets aside
 LONGEST_NAME = 200  # bytes; `.<run>.claim.<32 digits>` and `<run>.before-…` stay below the 255 that file systems allow
 
 
 def name_taken(name: str) -> str | None:
-    """What a run would share folders with if it were called `name`; None if with nothing. Systems may ignore case."""
+    """Why no run may be called `name`: other files have such names. None if one may. Some file systems ignore case."""
     if name.casefold() in RESERVED:
         return "the project uses this name itself"
     if re.search(r"\.before-\d{8}-\d{6}$", name.casefold()):
-        return "runs that were set aside are called so: rename its folders to continue one"
+        return "runs that were set aside have such names, and can be continued after renaming their folders"
     if re.match(r"slurm-\d", name.casefold()):
-        return "the output of Slurm's jobs is called so"
+        return "the output of Slurm jobs has such names"
     return None
 
 
@@ -45,12 +45,12 @@ class RunPaths:
 
     @property
     def lock(self) -> Path:
-        """The file that the job which trains the run holds. It outlives the run's folders, which may be set aside."""
+        """The claim file of the job that trains the run. It lies outside the run's folders, which may be set aside."""
         return self.root / "checkpoints" / f".{self.run}.claim"
 
     @property
     def classifiers(self) -> Path:
-        """Reference classifiers that generated characters are judged by, one for each data set."""
+        """Reference classifiers for the evaluation of generated characters, one for each data set."""
         return self.root / "checkpoints" / CLASSIFIERS
 
     @property
@@ -121,12 +121,12 @@ class RunPaths:
         return self.root / "logs" / "tensorboard" / self.run
 
     def command(self, program: str) -> str:
-        """The command that calls `program` (such as `python -m metrics.report`) for this run, as one types it."""
+        """The command line that calls `program` (such as `python -m metrics.report`) for this run."""
         root = [] if self.root == PROJECT_ROOT else ["--output-root", str(self.root)]
         return f"{program} {shlex.join([self.run, *root])}"
 
     def artifacts(self) -> dict[str, str]:
-        """What the run has left so far, as label → path relative to `root`; the newest picture of samples only."""
+        """The run's files and folders so far: label → path relative to `root`. Of the samples only the newest."""
         pictures = sorted(self.samples.glob("*.png"))
         places = {
             "checkpoint": self.checkpoints / "latest",
@@ -147,11 +147,16 @@ class RunPaths:
         return {label: str(path.relative_to(self.root)) for label, path in places.items() if _holds(path)}
 
     def prepare(self, afresh: bool) -> list[Path]:
-        """Make the run's folders and see that they can be written to. A run that begins afresh under a name that has
-        been used sets the old files aside; returns their new names.
+        """Make the run's folders and check that they can be written to.
+
+        Args:
+            afresh: the run begins at step 0. The folders of an earlier run of this name are then renamed.
+
+        Returns:
+            The new paths of the renamed folders.
 
         Raises:
-            RequestError: a folder cannot be written to, or something else has the name of a file of figures.
+            RequestError: a folder cannot be written to, or the CSV or the JSON of the figures is not a file.
         """
         for path in (self.csv, self.json):
             if path.exists() and not path.is_file():
@@ -177,14 +182,14 @@ def _holds(path: Path) -> bool:
     """Is it a file, or a folder with something in it?"""
     with suppress(OSError):
         return any(path.iterdir()) if path.is_dir() else path.exists()
-    return True  # not to be looked into, so it is there
+    return True  # it exists, but cannot be read
 
 
 def readable_folder(path: Path) -> bool:
-    """Is there a folder, and can its files be read? False if there is none.
+    """True if `path` is a folder whose files can be read, False if there is no such folder.
 
     Raises:
-        OSError: it is there, or may be, and cannot be looked into.
+        OSError: it exists, or may exist, but cannot be read.
     """
     try:
         os.listdir(path)
@@ -198,7 +203,7 @@ def find_run(name: str, output_root: Path | None = None) -> RunPaths:
     """The run called `name`, or whose folder under `metrics/output/` is `name`.
 
     Raises:
-        RequestError: no such run, or its folder cannot be looked into; the message lists the runs there are.
+        RequestError: no such run (the message lists the runs there are), or its folder cannot be read.
     """
     folder, outputs = real(Path(name)), RunPaths(real(output_root or PROJECT_ROOT), "").metrics
     try:

@@ -1,4 +1,4 @@
-"""How every program starts and ends: its output survives any encoding, and its plots any setting of matplotlib.
+"""Start and end of every program: its output works with any encoding, its plots ignore the user's matplotlib settings.
 
 Importing this module sets the variables that matplotlib reads when it is loaded.
 """
@@ -29,7 +29,8 @@ MATPLOTLIB = {
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Call the `main` of a program and return its exit code: 2 for a wrong request, 141 if its reader has left."""
+    """Call the `main` of a program and return its exit code: its own, 2 for a wrong request, 141 (as for SIGPIPE) if
+    the reader of its output has left."""
     try:
         prepare()
         return main() or 0
@@ -51,15 +52,15 @@ def prepare() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None:  # closed, as by `>&-`: else the next file that is opened would get what libraries print
+        if stream is None:  # closed, as by `>&-`: a file opened later would receive what libraries print
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=LEGIBLE)
     atexit.register(flush)
     for argument in (*sys.argv, str(Path(__file__).parent), _folder()):
         if not argument.isascii() and any("\ud800" <= letter <= "\udfff" for letter in argument):
-            encoding, told = sys.getfilesystemencoding(), os.fsencode(argument).decode("utf-8", "backslashreplace")
-            raise RequestError(f"{told} cannot be read as {encoding}: give it another name, or set LC_ALL=C.UTF-8")
+            encoding, escaped = sys.getfilesystemencoding(), os.fsencode(argument).decode("utf-8", "backslashreplace")
+            raise RequestError(f"{escaped} cannot be read as {encoding}: give it another name, or set LC_ALL=C.UTF-8")
 
 
 def flush() -> None:

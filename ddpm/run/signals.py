@@ -11,11 +11,11 @@ from types import FrameType
 
 APART = 1.0  # seconds: SIGINTs that are closer count as one, see StopRequest
 TWICE = "interrupted twice: stopped at once; the last checkpoint is kept"
-AT_ONCE = 5.0  # seconds after the second SIGINT at which the process is ended, wherever it is
+AT_ONCE = 5.0  # seconds from the second SIGINT to the end of the process, even where no Python code can run
 
 
 class StopRequest:
-    """Remembers the first stop signal; the training loop asks for it after each step.
+    """Remembers the first stop signal; the training loop checks it before each step.
 
     A second SIGINT raises KeyboardInterrupt. It must come more than a second after the first: torchrun forwards to its
     workers a Ctrl-C that the terminal has already sent to all of them.

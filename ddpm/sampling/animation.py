@@ -13,7 +13,7 @@ from PIL import Image
 from ddpm.sampling.sheets import FAINT, LABEL_WIDTH, MARGIN, font, headed_sheet
 
 HEAD, GAP = 88, 2  # pixels: height of a strip's head, and distance between its pictures
-COLOURS = 24  # of a GIF: noise does not compress, so a small palette keeps the file small
+COLOURS = 24  # of a GIF: noise hardly compresses, so a small palette keeps the file small
 FRAME, HOLD = 0.08, 2.4  # seconds: each frame, and the last one
 MOST_FRAMES = 40
 

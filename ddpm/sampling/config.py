@@ -48,7 +48,7 @@ class SampleConfig:
     steps: int | None = None
     """Denoising steps. Left out: as in the run's sample grids."""
     guidance_scale: float | None = None
-    """Classifier-free guidance: 1 is none; larger is more typical and less varied. Left out: as in those grids."""
+    """Classifier-free guidance: 1 is none; larger is more typical, less varied. Left out: as in the sample grids."""
     seed: int = 0
     """The same seed draws the same pictures at any batch size; on another device they differ by rounding."""
     batch_size: int | None = None

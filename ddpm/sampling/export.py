@@ -29,8 +29,8 @@ from ddpm.training.checkpoint import digest_of
 from ddpm.training.model import count_parameters
 
 PER_CLASS = 4  # characters of each class in samples.png
-FEWEST, QUICK = 4, ("dpm++", 10)  # where a CPU would take long: characters in all, sampler and steps
-KILLED_AFTER = 3600  # seconds after which an unfinished export is taken for a killed process's
+FEWEST, QUICK = 4, ("dpm++", 10)  # on a CPU, for a large model: least number of characters, sampler and its steps
+KILLED_AFTER = 3600  # seconds after which the process that left an unfinished export is taken for killed
 
 
 def export(
@@ -43,7 +43,7 @@ def export(
     """Write the export of a model loaded with its EMA weights; checkpoints/README.md describes its files.
 
     It is written under a hidden name and renamed when it is whole; an earlier export is replaced only then. The samples
-    are drawn on the model's device; on a CPU there are few of a large model, so that it takes a minute or two.
+    are drawn on the model's device; on a CPU, a large model draws only a few, so that it takes a minute or two.
 
     Args:
         folder: where to; None means checkpoints/<run>/export.

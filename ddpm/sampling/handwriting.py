@@ -117,7 +117,7 @@ def write(
 
 
 class _Pen:
-    """Sets a line, each character as close to the one before it as their outlines allow."""
+    """Places the characters of a line, each as close to the one before it as their outlines allow."""
 
     def __init__(self, left: float, baseline: int) -> None:
         self.right, self.baseline = left, baseline
@@ -191,7 +191,7 @@ def _enlarged(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def _fade(side: int) -> np.ndarray:
-    """Weights that fall from 1 to 0 at the edges, float32 [side, side], so that noise has no sharp border."""
+    """Weights, float32 [side, side], that fall from 1 to 0 at the edges, so that noise has no sharp border."""
     edge = np.minimum(np.arange(side), np.arange(side)[::-1]) / (EDGE * side)
     return np.minimum.outer(edge, edge).clip(0, 1).astype(np.float32)
 

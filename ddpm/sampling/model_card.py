@@ -31,7 +31,7 @@ EPOCH_COLUMNS = [EPOCH, LOSS_MEAN, VAL_LOSS_EMA, LR]
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says besides meta.json."""
+    """What the card needs besides meta.json."""
 
     folder: str  # name of the exported folder
     samples: str  # caption of samples.png

@@ -46,7 +46,7 @@ def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMS
         scheduler.config, num_train_timesteps=steps, trained_betas=betas.tolist(), timestep_spacing="trailing",
         prediction_type="sample", clip_sample=False,
     )  # fmt: skip
-    sampler.alphas_cumprod = kept  # exact: the last beta rounds to 1, which would make the last of these 0, a divisor
+    sampler.alphas_cumprod = kept  # exact: the last beta rounds to 1, so the last of its own would be 0, and divides
     sampler.set_timesteps(steps)
     return sampler, timesteps.flip(0)
 

@@ -1,4 +1,4 @@
-"""What sample.py asks for, drawn by the model and composed into a picture."""
+"""Draws the characters that sample.py is asked for, and composes them into a picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Renderer:
     """Draws the characters of a request and composes them into a sheet, a strip, handwriting or an animation.
 
     Raises:
-        RequestError: the model does not have a character, or not this many steps.
+        RequestError: the model does not have a character, or has fewer noise levels than steps are asked for.
     """
 
     def __init__(self, config: SampleConfig, trained: TrainedModel) -> None:

@@ -37,8 +37,8 @@ def draw_samples(
     Every process calls it; they share the work, and each gets all images.
 
     Args:
-        interrupted: called by all processes before every chunk; once it returns true, the result is None.
-        series: number of the noise; each number has its own.
+        interrupted: called by all processes before each draws a chunk; once it returns true, the result is None.
+        series: each number has noise of its own.
     """
     labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
     shape = (len(labels), 1, config.resolution, config.resolution)
@@ -77,7 +77,7 @@ def settings_words(sampler: str, steps: int, guidance_scale: float) -> str:
 
 
 def sample_caption(data: str, progress: str, weights: str, settings: str) -> str:
-    """What every sheet of generated characters says below its title.
+    """The line below the title of every sheet of generated characters.
 
     Args:
         data: `emnist` or `glyphs`.

@@ -51,18 +51,18 @@ class Checkpoint:
         return self.meta.get("unsound")
 
     def load(self) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
-        """The training state, and the averaged weights by folder, on the CPU. Only safe formats are read."""
+        """The training state, and the averaged weights by folder, on the CPU. Loading runs no code from the files."""
         state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         return state, {path.parent.name: load_file(path) for path in self.folder.glob(f"unet*/{WEIGHTS_NAME}")}
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a checkpoint, in host memory."""
+    """The content of a checkpoint, in host memory."""
 
     state: dict[str, Any]  # train_state.pt
     averages: dict[str, dict[str, torch.Tensor]]  # averaged weights by folder: unet (EMA), unet_swa
-    unet: UNet2DModel  # of this and the next, only the settings are read
+    unet: UNet2DModel  # only its config is used, as of the scheduler
     scheduler: DDPMScheduler
     meta: dict[str, Any]
 
@@ -70,14 +70,14 @@ class Contents:
 def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: None) -> Checkpoint:
     """Write the checkpoint `root/step_…` of `meta["progress"]["step"]` and, if it is sound, point `latest` at it.
 
-    A crash at any moment leaves at most a hidden folder that is never taken for a checkpoint. `meta["unsound"]` says
-    what is known to be wrong with the state; the tensors are examined here.
+    A crash at any moment leaves at most a hidden folder that is never taken for a checkpoint. The state is unsound if
+    `meta["unsound"]` says so already, or if its tensors are (see `broken` in soundness.py).
 
     Args:
-        ours: called just before the checkpoint gets its name; raises OSError if the run is no longer ours to write.
+        ours: called just before the checkpoint gets its name; raises OSError if another process has the run now.
 
     Raises:
-        OSError: no room or no permission; the checkpoints that were there still are.
+        OSError: no room or no permission; the earlier checkpoints are still there.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"step_{contents.meta['progress']['step']:08d}"
@@ -106,14 +106,14 @@ def write(root: Path, contents: Contents, ours: Callable[[], None] = lambda: Non
 
 
 def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) -> Checkpoint:
-    """Replace fields of a checkpoint's meta.json: what became known only after it was written, such as its metrics,
-    or that its state is unsound.
+    """Replace fields of a checkpoint's meta.json that became known only after it was written: its metrics, or that its
+    state is unsound.
 
     Args:
         ours: as for `write`.
 
     Raises:
-        OSError: no room or no permission; the checkpoint is as it was.
+        OSError: no room or no permission; the checkpoint is unchanged.
     """
     meta = {**json.loads((folder / "meta.json").read_text(encoding="utf-8")), **fields}
     ours()
@@ -123,7 +123,7 @@ def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) 
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's meta.json says; nothing if it cannot be read."""
+    """The content of a checkpoint's meta.json; empty if it cannot be read."""
     try:
         return checked_meta(folder, ())
     except (OSError, ValueError):
@@ -137,7 +137,7 @@ def sound_folders(root: Path) -> list[Path]:
 
 
 def point_latest(root: Path) -> None:
-    """Point `latest` at the newest checkpoint that is sound; where there is none, there is no `latest`."""
+    """Point `latest` at the newest sound checkpoint; remove it if there is none."""
     if sound := sound_folders(root):
         replace_link(root / "latest", sound[-1].name)
     else:
@@ -145,34 +145,35 @@ def point_latest(root: Path) -> None:
 
 
 def inspect(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, every file of it compared with its SHA-256 and opened as a safe format.
+    """The checkpoint in `folder`, after all its files were compared with their SHA-256 and the training state was read
+    without running code from it.
 
     Raises:
-        RequestError: it is missing, unfinished, damaged or not one of ours; the message names the file.
-        OSError: it cannot be read now, which says nothing about what is in it.
+        RequestError: it is missing, unfinished, damaged or not of this project; the message names the file.
+        OSError: it cannot be read now; it may be intact.
     """
-    path, cure = folder / "meta.json", "give --resume another step_ folder"
+    path, fix = folder / "meta.json", "give --resume another step_ folder"
     try:
         meta = checked_meta(folder, ("files", "progress.step", "identity"))
         unlisted = {STATE, WEIGHTS} - set(hashes := meta["files"])
     except OSError as error:
         if not _no_file(error):
             raise
-        raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {cure}") from None
+        raise RequestError(f"{folder} is not a whole checkpoint, it has no meta.json: {fix}") from None
     except ValueError as error:
-        raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {cure}") from error
+        raise RequestError(f"{path} does not describe a checkpoint ({error!r}): {fix}") from error
     if unlisted:
-        raise RequestError(f"{path} gives no SHA-256 of {', '.join(sorted(unlisted))}: {cure}")
+        raise RequestError(f"{path} gives no SHA-256 of {', '.join(sorted(unlisted))}: {fix}")
     for name, expected in hashes.items():
         if digest_of(folder / name) != expected:
-            raise RequestError(f"{folder / name} is missing or damaged: {cure}")
+            raise RequestError(f"{folder / name} is missing or damaged: {fix}")
     try:
         torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)["progress"]
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # each way of not being one of our files has an exception of its own
+    except Exception as error:  # torch raises many types of error for files that are no training state
         why = str(error).splitlines()[0] if str(error) else repr(error)
-        raise RequestError(f"{folder / STATE} is not a training state that is safe to load ({why}): {cure}") from error
+        raise RequestError(f"{folder / STATE} is not a training state that is safe to load ({why}): {fix}") from error
     return Checkpoint(folder, meta)
 
 
@@ -191,12 +192,12 @@ def digest_of(path: Path) -> str | None:
 
 
 def _no_file(error: OSError) -> bool:
-    """Is there no file of that name, but nothing, a folder, a pipe or a loop of links?"""
+    """Does the error mean that there is no regular file, but nothing, a folder, a pipe or a loop of links?"""
     return isinstance(error, GONE) or error.errno in (errno.EINVAL, errno.ELOOP)
 
 
 def sweep(root: Path) -> None:
-    """Delete what killed jobs left half written or half deleted. Only the run's owner may: see `ddpm/run/lock.py`."""
+    """Delete what killed jobs left half written or half deleted. Only the owner of the run's lock may call it."""
     for pattern in (".step_*.tmp", ".step_*.old"):
         for folder in root.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)

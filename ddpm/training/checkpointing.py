@@ -1,4 +1,4 @@
-"""Saving while training goes on: copied to host memory at once, written by a thread, old ones removed."""
+"""Saving checkpoints while training goes on: the state is copied to host memory, and a thread writes the copy."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from ddpm.training.trainer import Trainer
 
 
 class Checkpoints:
-    """The checkpoints of a run (main process only): writes new ones, removes old ones, and points out the best.
+    """The checkpoints of a run (main process only): writes new ones, removes old ones, and keeps the link `best`.
 
-    Training is held up only while the state is copied to host memory. One checkpoint is written at a time.
+    Training waits only while the state is copied to host memory. One checkpoint is written at a time.
     """
 
     def __init__(
@@ -42,15 +42,17 @@ class Checkpoints:
     ) -> None:
         """
         Args:
+            identity: as `identity_of` in resume.py returns it.
             start: the checkpoint that the run continues from, if any.
-            ours: raises OSError if the run is no longer ours to write.
+            log: called with each message and its level (info, warning or error).
+            ours: raises OSError if another process has taken the run over.
         """
         self._root, self._config, self._schedule, self._identity = root, config, schedule, identity
         self._log, self._ours = log, ours
-        self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and rows known then
+        self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and number of rows in it
         if start and real(start.folder.parent) == real(root):
             self._saved = start.step, len(start.meta["history"])
-        self.losses_since = _losses_since(start, config)  # epochs whose training loss was another quantity
+        self.losses_since = _losses_since(start, config)
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
@@ -66,11 +68,11 @@ class Checkpoints:
     def save(
         self, trainer: Trainer, progress: Progress, rows: list[dict[str, Any]], unsound: str | None = None
     ) -> None:
-        """Copy the state and begin to write it. A failure is loud, but no reason to stop: the old ones still stand.
+        """Copy the state and begin to write it. A failure is logged, but training goes on: older checkpoints remain.
 
         Args:
             rows: the figures of all epochs so far.
-            unsound: what losses and skipped steps say against the state (see `ddpm/training/soundness.py`).
+            unsound: why losses or skipped steps show that the state is unsound (see `ddpm/training/soundness.py`).
         """
         self.wait()
         step = progress.step
@@ -81,7 +83,7 @@ class Checkpoints:
             "history": list(rows),
             "unsound": unsound,
         }
-        if self._saved and self._saved[0] == step:  # before the epoch's figures were there: asked to stop meanwhile
+        if self._saved and self._saved[0] == step:  # saved at a stop, before the epoch's figures were known
             known["unsound"] = unsound or self.unsound
             self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", self._ours, **known))
             return
@@ -102,7 +104,7 @@ class Checkpoints:
             }
             | {
                 "threads": progress.threads[-1]["threads"] if progress.threads else None,
-                "lr": _lr_there(schedule, step),
+                "lr": _next_lr(schedule, step),
             },
             **known,
         }
@@ -113,7 +115,7 @@ class Checkpoints:
         self._begin(step, len(rows), partial(write, self._root, contents, self._ours))
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is being written, if any, is there or has failed."""
+        """Wait until the checkpoint that is being written, if any, is complete or has failed."""
         if self._writer:
             self._writer.join()
             self._writer = None
@@ -126,11 +128,11 @@ class Checkpoints:
     def _write(self, step: int, rows: int, task: Callable[[], Checkpoint]) -> None:
         try:
             newest = task()
-        except Exception as error:  # mostly a full disk, which three libraries put in three ways
+        except Exception as error:  # usually a full disk, for which three libraries have three types of error
             why = error if isinstance(error, OSError) else f"is the disk or the quota full? ({error!r})"
             first = self.unsaved is None
             self.unsaved = f"the checkpoint of step {step} could not be written: {why}"
-            again = "; training goes on, the checkpoints before it stand, and the next one is tried all the same"
+            again = "; training goes on, older checkpoints are intact, and the next one will be tried"
             self._log(self.unsaved + (again if first else ""), "error" if first else "info")
             return
         self.unsaved, self.unsound, self._saved = None, newest.unsound, (step, rows)
@@ -143,7 +145,7 @@ class Checkpoints:
         self._tidy_up(newest)
 
     def _tidy_up(self, newest: Checkpoint) -> None:
-        """Point out the best and remove the old. What goes wrong here costs no work, so it is only told."""
+        """Update the link `best` and remove old checkpoints. Errors lose no work here, so they are only logged."""
         try:
             if update_best(self._root, self._config.best_by) == newest.folder:
                 self._log(f"best so far: {newest.folder.name}", "info")
@@ -154,13 +156,13 @@ class Checkpoints:
 
 
 class HostCopy:
-    """Copies nested tensors to host memory whose place is kept from one call to the next (page-locked for a GPU)."""
+    """Copies nested tensors to host memory, which later calls use again (page-locked for a GPU)."""
 
     def __init__(self) -> None:
         self._places: dict[str, torch.Tensor] = {}
 
     def __call__(self, tree: Any) -> Any:
-        """`tree` (dicts and lists) with every tensor replaced by its copy, which stands until the next call."""
+        """`tree` (dicts and lists) with every tensor replaced by its copy, which is valid until the next call."""
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         copied = self._placed(tree, "", pairs)
         if pairs:
@@ -185,7 +187,7 @@ class HostCopy:
 
 
 def _host_memory(like: torch.Tensor) -> torch.Tensor:
-    """Room for a tensor, page-locked if it comes from a GPU and the system allows as much."""
+    """Host memory for a tensor, page-locked if the tensor is on a GPU and the system allows as much."""
     if like.is_cuda:
         with suppress(RuntimeError):
             return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
@@ -193,8 +195,9 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
 
 
 def update_best(root: Path, by: str) -> Path | None:
-    """Point `best` at the sound checkpoint that is best `by` (as `--best-by`), the oldest of equals; returns its
-    folder. Where none was measured there is no `best`."""
+    """Point `best` at the best sound checkpoint by the metric `by`, a value of `--best-by`; of equal ones, the oldest.
+
+    Returns its folder; None, and removes `best`, if no checkpoint has this metric."""
     metric = chosen_by(by)
     best_of = max if metric.larger_is_better else min
     scores = {folder: metric.of(read_meta(folder).get("metrics", {})) for folder in sound_folders(root)}
@@ -212,7 +215,7 @@ def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
     """Remove old checkpoints, except the newest `keep_last` sound ones, every `keep_every`-th epoch's, `best` and
     `latest`. An unsound one is only kept while it is the newest of all.
 
-    Returns what could not be removed, as messages: that is no reason to stop training.
+    Returns a message for each one that could not be removed, which is no reason to stop training.
     """
     folders, sound = sorted(root.glob("step_*")), sound_folders(root)
     newest = sound[-keep_last:]
@@ -231,14 +234,14 @@ def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
 
 
 def _completed_epoch(folder: Path) -> float:
-    """The epoch that ended at this checkpoint; NaN, which divides by nothing, for one taken within an epoch."""
+    """The epoch that ended at this checkpoint; for one within an epoch NaN, which no `%` test accepts."""
     progress = read_meta(folder).get("progress", {})
     return progress["epoch"] if progress.get("batch") == 0 else float("nan")
 
 
 def _losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
-    """How many of the first rows have a training loss that cannot be compared with this start's, as it was made with
-    another weighting, say."""
+    """The number of first rows whose training loss cannot be compared with that of this start, for example because
+    `--loss-weighting` was another."""
     if start is None:
         return 0
     before, now = start.meta["settings"], config.to_dict()
@@ -246,14 +249,14 @@ def _losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
     return start.meta["progress"].get("losses_since", 0) if same else len(start.meta["history"])
 
 
-def _lr_there(schedule: TrainingSchedule, step: int) -> dict[str, float]:
-    """The learning rate of the step that comes after `step` others, or of the last one: resuming compares it."""
+def _next_lr(schedule: TrainingSchedule, step: int) -> dict[str, float]:
+    """The learning rate of the next step after `step` steps, or of the last step: resuming compares it."""
     step = min(step, schedule.total_steps - 1)
     return {"step": step, "rate": schedule.learning_rate(step)}
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint; its name goes first, so that half of it is never taken for one."""
-    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    """Delete a checkpoint. It is renamed first, so that a half-deleted one is never taken for a checkpoint."""
+    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)

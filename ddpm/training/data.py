@@ -49,7 +49,8 @@ def split_test(test: Images, val_images: int | None) -> tuple[Images, Images]:
     two share images: `len(validation) + len(evaluation) - len(test)`.
 
     Args:
-        val_images: images that validation uses at most; None: as many as it ever uses where `--val-images` is left out.
+        val_images: number of images for validation, at most. None, where `--val-images` was left out: the number that
+            a GPU would use, as the number on a CPU may be smaller.
     """
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).to(test.labels.device)
     first = USUAL_VAL_IMAGES if val_images is None else val_images
@@ -75,7 +76,7 @@ def load(config: TrainConfig, world: DistContext) -> tuple[Images, Images]:
 
 
 def prepare(config: TrainConfig) -> None:
-    """Make sure that the data's files are there and sound.
+    """Make sure that the files of the data set are there and valid: draw or download them if needed.
 
     Raises:
         RequestError: they are not; the message names the file and the fix.
@@ -115,7 +116,7 @@ def present(config: TrainConfig) -> bool:
     """Are there files of the data set?
 
     Raises:
-        RequestError: their folder cannot be looked into.
+        RequestError: their folder cannot be read.
     """
     try:
         os.lstat(emnist.split_files(data_root(config), "train")[1])
@@ -127,7 +128,7 @@ def present(config: TrainConfig) -> bool:
 
 
 def count_images(config: TrainConfig) -> int:
-    """Training images, without reading or drawing any; those of the whole data set where it is not there yet.
+    """The number of training images, without reading or drawing any; the usual number if the data are not there yet.
 
     Raises:
         RequestError: the files are damaged.
@@ -146,7 +147,7 @@ def epoch_order(images: int, seed: int, epoch: int, device: torch.device) -> tor
 
 
 def global_slice(order: torch.Tensor, batch: int, images: int, world: DistContext) -> torch.Tensor:
-    """This process's part of the epoch's global batch number `batch`, of which each has `images`: int64 [images]."""
+    """The indices of this process's `images` images in global batch number `batch` of an epoch: int64 [images]."""
     start = (batch * world.world_size + world.rank) * images
     return order[start : start + images]
 

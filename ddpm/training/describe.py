@@ -37,7 +37,9 @@ def describe_run(
     """Settings, environment, data and model of a run, as `training_metrics.json` holds them.
 
     Args:
-        threads, by_step: of torch on a CPU; how many, from which step on (see `Progress.threads`).
+        flops: per image, forward and backward.
+        threads: of torch on a CPU.
+        by_step: how many threads, from which step on (see `Progress.threads`).
     """
     return {
         "run": config.run,
@@ -61,7 +63,7 @@ def describe_run(
 
 
 def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSchedule, on_gpu: bool) -> dict[str, Any]:
-    """The settings under the names that the reference run's report gave them, and those it did not have."""
+    """The settings, named as in the report of the reference run, and those that this report does not have."""
     return {
         "model_name": config.model_name,
         "size_name": config.preset,
@@ -118,7 +120,7 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
 def environment(
     choices: Choices, world: DistContext, threads: Threads, by_step: list[dict[str, int | None]]
 ) -> dict[str, Any]:
-    """Where and with what the run runs."""
+    """The host, the software, the device, and the choices made for it."""
     on_gpu = world.device.type == "cuda"
     counted = {} if on_gpu else {"threads": f"{threads.number} ({threads.reason})"}
     return {
@@ -133,7 +135,7 @@ def environment(
         "nodes": world.nodes,
         "precision": choices.precision,
         "compile": choices.compile,
-        "threads": by_step,  # bits depend on them
+        "threads": by_step,  # the last bits of results depend on them
         "choices": {"device": f"{world.device.type} ({world.why_device})", **choices.in_words(), **counted},
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
@@ -141,7 +143,7 @@ def environment(
 
 
 def in_words(description: dict[str, Any]) -> list[str]:
-    """The first lines of a run's log: what is trained, on what, where, and what was chosen."""
+    """The first lines of a run's log: model, data, processes, steps, and what was chosen for the device."""
     settings, machine, model = description["settings"], description["environment"], description["model"]
     schedule = description["hyperparameters"]
     return [
@@ -157,7 +159,7 @@ def in_words(description: dict[str, Any]) -> list[str]:
 
 
 def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
-    """What `--scale-lr` made of the learning rate."""
+    """A line with the learning rate that `--scale-lr` gives; none without the flag."""
     if not settings["scale_lr"]:
         return []
     factor = schedule["learning_rate"] / settings["lr"]
@@ -178,7 +180,7 @@ def counts_in_words(name: str, summary: dict[str, Any]) -> str:
 
 
 def dry_run(config: TrainConfig, world: DistContext) -> None:
-    """Print the resolved settings and what the run would take. Trains nothing and writes nothing.
+    """Print the resolved settings and estimates of compute, memory and disk. Trains nothing and writes nothing.
 
     Raises:
         RequestError: the data are damaged, or the batch is larger than the data set.

@@ -117,7 +117,7 @@ class Driver:
                     nvml.nvmlDeviceGetHandleByIndex(index)
                     gpus += 1
             nvml.nvmlShutdown()
-        except Exception as error:  # no module, no driver, or not of one version
+        except Exception as error:  # no pynvml, no driver, or their versions differ
             complaint = str(error)
         return cls(version or _version_of_the_kernel(), cuda, gpus, complaint)
 
@@ -150,7 +150,7 @@ def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
     try:
         torch.cuda.init()
         there = torch.cuda.device_count()
-    except Exception as error:  # RuntimeError, or one of torch's own that are none
+    except Exception as error:  # torch raises RuntimeError and other types
         raise _refusal(asked, error) from error
     host, named = socket.gethostname(), _named()
     expected = os.environ.get("SLURM_GPUS_ON_NODE", "") if "CUDA_VISIBLE_DEVICES" not in os.environ else ""
@@ -178,7 +178,7 @@ def try_out(device: torch.device) -> None:
     """Make the GPU this process's current device and compute 0 + 1 on it.
 
     Raises:
-        RuntimeError: this torch has no code for the GPU, its memory is full, it has failed, or it is another process's
+        RuntimeError: this torch has no code for the GPU, its memory is full, it has failed, or another process uses it
             exclusively.
     """
     torch.cuda.set_device(device)
@@ -186,7 +186,13 @@ def try_out(device: torch.device) -> None:
 
 
 def _refusal(asked: str, error: Exception | None = None, device: torch.device | None = None) -> RequestError:
-    """The error that the GPU which was `asked` for cannot be used: versions, reason and fix in one line."""
+    """The error for a GPU that cannot be used: versions, reason and fix in one line.
+
+    Args:
+        asked: how the GPU was asked for or found, in words.
+        error: torch's error, if there is one already.
+        device: the GPU, if it is known.
+    """
     driver = Driver.found()
     hip, cuda = getattr(torch.version, "hip", None), torch.version.cuda
     built = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "without CUDA"

@@ -24,7 +24,7 @@ from ddpm.training.seeding import Stream, derive, generator
 
 
 def make_scheduler(config: TrainConfig) -> DDPMScheduler:
-    """The noise schedule, as it is also saved beside the weights, with its betas."""
+    """The noise schedule. Its config, betas included, is saved beside the weights."""
     betas = beta_range(config)
     return DDPMScheduler(
         **(dict(zip(("beta_start", "beta_end"), betas, strict=True)) if betas else {}),
@@ -37,7 +37,7 @@ def make_scheduler(config: TrainConfig) -> DDPMScheduler:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random in a step, for the images of one process."""
+    """The random values of a training step, for the B images of one process."""
 
     timesteps: torch.Tensor  # int64 [B], 0…diffusion_steps-1
     noise: torch.Tensor  # float32 [B, 1, R, R], standard normal
@@ -50,7 +50,8 @@ class Draws:
 
 
 class StepDraws:
-    """Draws of any step: functions of (seed, images seen), made for the global batch; each process takes its slice."""
+    """The draws of any step: functions of (seed, images seen). They are made for the global batch, and each process
+    takes its slice, so that they do not depend on the number of processes."""
 
     def __init__(self, config: TrainConfig, world: DistContext) -> None:
         self._config, self._device = config, world.device
@@ -60,6 +61,7 @@ class StepDraws:
         self._generator = torch.Generator(world.device)
 
     def __call__(self, images_seen: int) -> Draws:
+        """This process's draws for the step that follows after `images_seen` images of the run."""
         config, images = self._config, self._images
         source = self._generator.manual_seed(derive(config.seed, Stream.STEP, images_seen))
         where = {"device": self._device, "generator": source}
@@ -86,7 +88,9 @@ def denoising_errors(
 
     Args:
         images: [B, 1, R, R] in [-1, 1].
-        labels: [B], 47 for none.
+        labels: int64 [B], 47 for no class.
+        timesteps: int64 [B].
+        noise: float32 [B, 1, R, R], added to the images.
     """
     noisy = scheduler.add_noise(images, noise, timesteps)
     predicts_noise = scheduler.config.prediction_type == "epsilon"
@@ -103,10 +107,12 @@ def training_loss(
     draws: Draws,
     weighting: str = "none",
 ) -> torch.Tensor:
-    """The loss of a batch (a scalar): mean squared error, with some labels dropped.
+    """The loss of a batch (a scalar): weighted mean squared error, with the dropped labels replaced by the null class.
 
     Args:
-        weighting: of timesteps, as `--loss-weighting`.
+        images: [B, 1, R, R] in [-1, 1].
+        labels: int64 [B].
+        weighting: of timesteps, a value of `--loss-weighting`.
     """
     labels = labels.masked_fill(draws.dropped, NULL_CLASS)
     errors = denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise)
@@ -117,13 +123,14 @@ MIN_SNR_GAMMA = 5.0
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """min(SNR, 5) in terms of errors of the clean image, put for what the model predicts: [B] (Hang et al. 2023)."""
+    """Loss weights [B] of Hang et al. 2023: min(SNR, 5) for errors of the clean image, converted to errors of what the
+    model predicts (noise or velocity)."""
     a = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = a / (1 - a)
     return snr.clamp(max=MIN_SNR_GAMMA) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
-VALIDATION_CHUNK = 250  # test images in one forward pass; fixed, so that the figure is the same for any world size
+VALIDATION_CHUNK = 250  # test images in one forward pass; fixed, so that the loss is the same for any world size
 BANDS = 4  # equal parts of the timesteps, from the least noise to the most
 
 
@@ -132,7 +139,7 @@ class ValidationLoss:
     """The loss over the validation images, and by noise level."""
 
     mean: float
-    bands: tuple[float, ...]  # [BANDS], of the images whose timestep lies there; NaN where there are none
+    bands: tuple[float, ...]  # [BANDS], each over the images whose timestep lies in the band; NaN if there are none
 
 
 class Validation:
@@ -141,7 +148,7 @@ class Validation:
     def __init__(
         self, config: TrainConfig, test: Images, val_images: int, scheduler: DDPMScheduler, world: DistContext
     ) -> None:
-        """`val_images`: how many images of `test` to use at most."""
+        """`val_images`: number of images of `test` to use, at most."""
         self._config, self._scheduler, self._world = config, scheduler, world
         self._images, _ = split_test(test, val_images)
         spread = (torch.arange(len(self._images), device=world.device) + 0.5) / len(self._images)
@@ -155,10 +162,10 @@ class Validation:
     ) -> list[ValidationLoss] | None:
         """Mean squared error of each model over the images; the processes share the work chunk by chunk.
 
-        The chunks and their sum's order do not depend on the number of processes, so neither do the figures.
+        The result does not depend on the number of processes, as neither the chunks nor the order of the sum do.
 
         Args:
-            interrupted: asked before every chunk, by all processes alike; if it says so, there is no result (None).
+            interrupted: called by all processes before each takes a chunk; once it returns true, the result is None.
         """
         chunks = range(0, len(self._images), VALIDATION_CHUNK)
         seconds: list[float] = []
@@ -188,10 +195,10 @@ class Validation:
         return [ValidationLoss(mean, tuple(each)) for mean, each in zip(means, bands, strict=True)]
 
     def slowest_rank(self) -> dict[Metric, float]:
-        """The process that took longest for an equal share of the latest validation, and how much longer than the
-        median one (every process calls it): its GPU may be throttled or shared, and each training step waits for it.
+        """The process that took longest for a chunk of the latest validation, and its time over that of the median
+        process. Its GPU may be throttled or shared, and each training step waits for it. Every process calls it.
 
-        Empty for a single process, and if one had no share.
+        Empty for a single process, and if a process had no chunk.
         """
         seconds = self._world.gather(self._seconds_per_chunk)
         if len(seconds) == 1 or None in seconds:

@@ -104,10 +104,10 @@ class DistContext:
                 dist.group.WORLD._get_backend(kind)._set_default_timeout(limit + later)
 
     def explain(self, error: Exception) -> Exception:
-        """The error to raise for an `error` in training: itself, or ProcessesLost if a collective failed."""
+        """The error to raise for an `error` in training: ProcessesLost if it comes from a lost process, else itself."""
         if self.world_size == 1 or not _of_a_collective(error):
             return error
-        lost = [0]  # process 0 keeps the store: if that does not answer, it is lost
+        lost = [0]  # process 0 keeps the store: if the store does not answer, process 0 is lost
         found: list[list[int]] = []
         caller = threading.Thread(target=lambda: found.append(self._roll_call()), daemon=True)  # the store may hang
         caller.start()
@@ -120,16 +120,16 @@ class DistContext:
         return ProcessesLost(
             f"process {which} of {self.world_size} no longer answers (killed, out of memory, hanging, or its node is "
             "down); run the same command again to continue from the last checkpoint",
-            spokesman=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
+            reported_here=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
         )
 
     def _roll_call(self) -> list[int]:
         """Ranks that do not answer. Every surviving rank sets a key in the store; those without one are lost."""
         try:
             self.store.set(f"here/{self.rank}", "")
-            patience = time.monotonic() + ROLL_CALL
+            deadline = time.monotonic() + ROLL_CALL
             lost = list(range(self.world_size))
-            while lost and time.monotonic() < patience:
+            while lost and time.monotonic() < deadline:
                 time.sleep(0.1)
                 lost = [rank for rank in lost if not self.store.check([f"here/{rank}"])]
             return lost
@@ -194,7 +194,7 @@ def connect(device: str = "auto") -> Iterator[DistContext]:
     Raises:
         RequestError: the launcher's variables are incomplete; not all processes arrive; or one of them, on any host,
             cannot use its GPU (all raise the same error then).
-        ProcessesLost: process 0 was lost meanwhile.
+        ProcessesLost: process 0 was lost while the processes joined.
     """
     launch = read_launch()
     torch.set_num_threads(most_threads(torch.get_num_threads(), launch.local_world_size))

@@ -1,4 +1,4 @@
-"""When a run has stopped getting better: `--early-stop-patience`."""
+"""Early stopping, when a metric no longer improves: `--early-stop-patience`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from ddpm.run.metrics import METRICS
 
 
 def out_of_patience(rows: Sequence[dict[str, Any]], config: TrainConfig) -> str | None:
-    """Why the run should end now, in words; None if it should go on, or nobody asked.
+    """Why the run should end now, in words; None if it should go on, or early stopping is off.
 
     Args:
-        rows: the figures of all epochs so far. Epochs in which the metric was not measured count as they pass.
+        rows: the figures of all epochs so far. Epochs without a measurement count as epochs without improvement, once a
+            later one is measured.
     """
     name = config.early_stop_metric
     measured = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]

@@ -1,4 +1,4 @@
-"""EMNIST Balanced on disk: its classes, its files, and what can be wrong with them before anything reads them.
+"""EMNIST Balanced on disk: its classes, its files, and the checks of the files before they are used.
 
 The format is IDX: a big-endian header (magic number, then the length of each dimension) and the bytes. Images are
 stored transposed: an upright picture is `image.T`.
@@ -45,17 +45,18 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The array of a whole IDX file, memory-mapped, not copied.
 
     Raises:
-        RequestError: the file is missing or is not what it should be; says how to fix it.
+        RequestError: the file is missing or damaged; says how to fix it.
     """
     shape = _check_file(path, dimensions)
     return np.memmap(path, np.uint8, "r", offset=_header_size(dimensions), shape=shape)
 
 
 def check_split(root: Path, split: Split) -> None:
-    """See that a split can be read and means what it should. Reads headers and labels, not the images.
+    """Check that a split is complete, its images have the right size and its labels are valid. Reads headers and
+    labels, not the pixels.
 
     Raises:
-        RequestError: one line that names the file and the fix.
+        RequestError: it is missing or damaged; one line that names the file and the fix.
     """
     images, labels = split_files(root, split)
     number, *size = _check_file(images, 3)
@@ -82,7 +83,12 @@ def _header_size(dimensions: int) -> int:
 
 
 def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
-    """The shape that the header of an IDX file says, if the file is as long as that takes."""
+    """The shape in the header of an IDX file.
+
+    Raises:
+        RequestError: the file is missing, is no IDX file with this number of dimensions, or has another length than
+            its header says; the message says how to fix it.
+    """
     header_size = _header_size(dimensions)
     try:
         with open_regular(path) as file:
@@ -94,7 +100,7 @@ def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
             f"{path} cannot be read ({error.strerror}): fix its permissions, or give another --data-root"
         ) from error
     if start.lstrip().startswith(b"<"):
-        raise RequestError(f"{path} is an HTML page, what a failed download leaves: {FETCH_AGAIN}")
+        raise RequestError(f"{path} is an HTML page, as a failed download leaves it: {FETCH_AGAIN}")
     if start.startswith((b"\x1f\x8b", b"PK")):
         raise RequestError(f"{path} is still compressed: unpack it (gunzip or unzip), or {FETCH_AGAIN}")
     if size < header_size:
@@ -112,7 +118,7 @@ def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
 
 
 def _missing(path: Path) -> str:
-    """Why there is nothing to read, and what to do: often the data came, but packed."""
+    """The error message for a missing file: often it is there, but packed."""
     packed = path.with_name(f"{path.name}.gz")
     if os.path.isfile(packed):
         return f"{path} is missing, but {packed.name} is there: unpack it with `gunzip -k {packed}`"

@@ -56,7 +56,11 @@ class Masters:
 
 # --- glyphs -> paths -> distance fields
 def render_glyph(font: str, character: str) -> tuple[np.ndarray, float]:
-    """One glyph, centred, its longer side GLYPH pixels: ((FIELD, FIELD) bool, that side in em)."""
+    """One glyph, centred, its longer side GLYPH pixels.
+
+    Returns:
+        The picture, (FIELD, FIELD) bool, and the longer side of the glyph in em.
+    """
     file = font_file(font)
     left, top, right, bottom = ImageFont.truetype(file, 256).getbbox(character)
     size = max(right - left, bottom - top) / 256
@@ -129,10 +133,10 @@ def masters(name: str) -> Masters:
     )
 
 
-# --- hands
+# --- random parameters of the handwriting
 @dataclass(frozen=True)
 class Hands:
-    """Random parameters of N handwritten characters."""
+    """Random parameters of N handwritten characters, each by a hand of its own."""
 
     glyph: np.ndarray  # (N,) index among the masters
     linear: np.ndarray  # (N, 2, 2) map of the path: proportions, slant and rotation; determinant 1
@@ -168,7 +172,7 @@ def _inverse(matrices: np.ndarray) -> np.ndarray:
     return np.stack([d, -b, -c, a], -1).reshape(-1, 2, 2)
 
 
-# --- scans
+# --- pictures
 @cache
 def _edge() -> np.ndarray:
     """The normal distribution function over [-8, 8] in steps of 1/256: how the blur renders an edge."""
@@ -176,6 +180,7 @@ def _edge() -> np.ndarray:
 
 
 def _blurred_edge(distance: np.ndarray) -> np.ndarray:
+    """Ink from 0 to 1 at this distance in pixels of the scan from a straight edge; positive is inside."""
     return _edge()[np.clip(np.rint(distance * np.float32(256 / BLUR)), -2048, 2048).astype(np.int32) + 2048]
 
 
@@ -200,7 +205,7 @@ def _wobble(hands: Hands, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(master: Masters, hands: Hands) -> np.ndarray:
-    """The pictures (N, 28, 28) uint8, upright."""
+    """The pictures (N, 28, 28) uint8, upright, of N characters of one class."""
     path = master.paths[hands.glyph]
     # pixels of the scan to a unit of the glyph: small letters are written larger than they are printed, hence the root
     unit = (hands.em * np.sqrt(master.sizes[hands.glyph]) / 2).astype(np.float32)[:, None]

@@ -1,4 +1,4 @@
-"""`--data glyphs`: the embedded data set, 47 characters drawn from fonts, written in EMNIST's own files.
+"""`--data glyphs`: the embedded data set, 47 characters drawn from fonts, in files of EMNIST's names and format.
 
 python -m ddpm.training.glyphs [--root DIR] [--seed N] [--sheet PNG]
 """
@@ -39,7 +39,7 @@ def ensure_glyphs(
     """Draw the data set into `root`/EMNIST/raw/, unless a complete one with the same parameters is there.
 
     Raises:
-        RequestError: there are files of another origin (EMNIST itself, say); they are left alone.
+        RequestError: there are files of another origin (such as EMNIST itself), which are left alone.
         OSError: the folder cannot be written.
     """
     note = Path(root) / "EMNIST" / "raw" / "glyphs.json"
@@ -74,7 +74,7 @@ def is_whole(root: Path, note: Path, wanted: dict) -> bool:
 
 
 def contact_sheet(root: Path, rows: int = 16) -> Image.Image:
-    """The first `rows` training pictures of each class, a column a class."""
+    """The first `rows` training pictures of each class, in one column per class."""
     stored = read_idx(split_files(root, "train")[0], 3)[: rows * len(CLASS_NAMES)]
     sheet = stored.reshape(-1, len(CLASS_NAMES), IMAGE_SIZE, IMAGE_SIZE).transpose(0, 3, 1, 2)
     return Image.fromarray(sheet.reshape(-1, len(CLASS_NAMES) * IMAGE_SIZE))
@@ -94,6 +94,7 @@ class GlyphsConfig:
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the data set, and the contact sheet if asked for. Returns 0, or 2 for a wrong request."""
     config = cli.parse(GlyphsConfig, arguments, "python -m ddpm.training.glyphs")
     ensure_glyphs(config.root, config.seed)
     print(f"glyphs: {config.root / 'EMNIST' / 'raw'}")

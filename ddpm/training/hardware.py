@@ -1,4 +1,4 @@
-"""What the device can do, and the settings that choose themselves by it. Nothing is chosen silently: see `reasons`."""
+"""What the device can do, and the settings that are chosen for it. Every choice is logged with its reason."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 from ddpm.run.config import EVALUATED, NUM_CLASSES, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, parse_target
 
-# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets; the first that stands as a word in the
-# GPU's name counts. A GPU that is not here gets no MFU rather than a guess.
+# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets, by words in the GPU's name; the first match
+# counts. A GPU that is not here gets no MFU rather than a guess.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -63,12 +63,13 @@ class Choices:
         return {name: value for name, value in vars(self).items() if name != "reasons"}
 
     def in_words(self) -> dict[str, str]:
-        """What was chosen and why, by setting."""
+        """Setting → value and reason."""
         return {name: f"{getattr(self, name)} ({reason})" for name, reason in self.reasons.items()}
 
 
 def choose(config: TrainConfig, device: torch.device, flops_per_image: float) -> Choices:
-    """Settle what the settings leave open: precision, compilation, memory layout, how much to validate and to draw.
+    """Choose what the settings leave open: precision, compilation, memory layout, how much to validate, draw and
+    evaluate.
 
     Args:
         flops_per_image: of forward and backward.
@@ -92,7 +93,7 @@ def choose(config: TrainConfig, device: torch.device, flops_per_image: float) ->
 
 
 def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
-    """The autocast type (bf16, fp16 or fp32) that a `--precision` means on the device, and why."""
+    """The autocast type (bf16, fp16 or fp32) for a value of `--precision` on the device, and why."""
     if name != "auto":
         return name, ASKED
     if device.type == "cuda":
@@ -105,17 +106,17 @@ def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
 
 
 def set_up(device: torch.device, deterministic: bool) -> None:
-    """Make the device as fast as it gets: on a GPU, choose the kernels (TF32 in fp32 products, cuDNN's algorithms timed
-    once; if `deterministic`, those that repeat themselves), on a CPU, keep memory."""
+    """Set torch up for speed. On a GPU: TF32 in fp32 products, and cuDNN times its algorithms; if `deterministic`, only
+    algorithms whose results repeat. On a CPU: freed memory is kept."""
     if device.type != "cuda":
         keep_freed_memory()
         return
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not deterministic  # shapes are fixed; but what is fastest differs from run to run
+    torch.backends.cudnn.benchmark = not deterministic  # pays, as shapes are fixed; the choice differs from run to run
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
@@ -154,7 +155,7 @@ def flop_utilisation(flops_per_image: float, images_per_sec: float, device: torc
 
 
 def memory_mb(device: torch.device) -> list[float]:
-    """[allocated, reserved, peak] MB (2^20 bytes) on the device; NaN where it has no allocator of its own."""
+    """[allocated, reserved, peak] memory of the GPU in MB (2^20 bytes); NaN on a CPU."""
     if device.type != "cuda":
         return [float("nan")] * 3
     used = torch.cuda.memory_allocated, torch.cuda.memory_reserved, torch.cuda.max_memory_allocated
@@ -162,13 +163,13 @@ def memory_mb(device: torch.device) -> list[float]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
+    """Wait until the device has finished all work that was issued to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _affordable(usual: int, flops: float, device: torch.device, at_least: int = 20) -> tuple[int, str]:
-    """How many things of `flops` each to do: the usual number, on a CPU no more than its budget allows."""
+    """How many units of work of `flops` each to do, and why: the usual number, or what `CPU_BUDGET` allows on a CPU."""
     affordable = max(at_least, int(CPU_BUDGET / flops))
     if device.type == "cuda" or affordable >= usual:
         return usual, "the usual number"
@@ -176,6 +177,7 @@ def _affordable(usual: int, flops: float, device: torch.device, at_least: int = 
 
 
 def _evaluation_pays(config: TrainConfig, device: torch.device) -> tuple[int, str]:
+    """The default of `--eval-every` (0: never), and why."""
     if device.type == "cuda":
         return USUAL_EVAL_EVERY, "takes seconds on a GPU"
     if config.best_by in EVALUATED:

@@ -1,4 +1,4 @@
-"""The network (diffusers' UNet2DModel), the moving average of its weights, its cost, and what makes it faster."""
+"""The network (diffusers' UNet2DModel), the moving average of its weights, its cost, and changes for speed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from ddpm.training.seeding import Stream, derive
 
 
 def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2DModel:
-    """A UNet with fresh weights, which follow from `config.seed` alone.
+    """A UNet with initial weights that depend on nothing but the settings and their seed. On the device "meta" it has
+    shapes only.
 
-    Takes noisy images [B, 1, R, R], timesteps [B] and class labels [B] (47 is the null class); returns [B, 1, R, R].
+    It takes noisy images [B, 1, R, R], timesteps [B] and class labels [B] (47 is the null class), and returns
+    predictions [B, 1, R, R].
     """
     levels = len(config.block_out_channels)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
@@ -37,13 +39,14 @@ def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2
     return unet.to(device)
 
 
-ALIGNED = 64  # floats between the beginnings of two parameters: a multiple of it, as vector instructions like
+ALIGNED = 64  # each parameter begins at a multiple of this number of floats, where vector instructions are fastest
 
 
 def as_one_tensor(model: torch.nn.Module) -> torch.Tensor:
-    """Move the parameters (float32) into one tensor, of which they become views in the layout that they have.
+    """Move the parameters (float32) into one tensor. They become views of it, and keep their memory layout.
 
-    What is done to all of them alike is then one operation on what this returns: float32 [at least their number].
+    Returns:
+        That tensor, float32 [values of all parameters, and zeros for alignment]: one operation on it acts on them all.
     """
     parameters = list(model.parameters())
     sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in parameters]
@@ -74,11 +77,12 @@ class EMA:
 
 
 def count_parameters(model: torch.nn.Module) -> int:
+    """The number of values in all parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def flops_per_image(config: TrainConfig) -> float:
-    """Floating-point operations (a multiply-add is two) of forward and backward for one image, counted on no device."""
+    """Floating-point operations (a multiply-add is two) of forward and backward for one image; computes nothing."""
     unet = build_unet(config, "meta")
     with FlopCounterMode(display=False) as counter:
         unet(*_meta_inputs(config, 1)).sample.sum().backward()
@@ -108,7 +112,7 @@ def _meta_inputs(config: TrainConfig, batch: int) -> tuple[torch.Tensor, torch.T
     return images, numbers, numbers
 
 
-# ---- faster, with the same results, the same saved weights, and diffusers' source as it is ---------------------------
+# ---- speed: with the same results and saved weights, and without changing diffusers' source --------------------------
 
 
 def set_layout(model: torch.nn.Module, channels_last: bool) -> None:
@@ -123,16 +127,16 @@ def set_layout(model: torch.nn.Module, channels_last: bool) -> None:
 
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
-    """The model compiled for one shape of batch at a time, not for any."""
-    # diffusers asks for torch's version while it is traced; the answer stays the same
+    """The model compiled separately for each batch shape, which is faster than one version for all shapes."""
+    # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
     return torch.compile(model, dynamic=False)
 
 
 class TracedGroupNorm(torch.nn.GroupNorm):
-    """A GroupNorm that torch.compile sees as arithmetic, which it fuses in the layout that it finds.
+    """A GroupNorm that torch.compile sees as arithmetic, which it fuses and keeps in the memory layout of the input.
 
-    On a GPU, torch's own copies its input to NCHW, also when it is traced, and each convolution after it copies back.
+    On a GPU, torch's GroupNorm copies its input to NCHW, even if traced, and the convolution after it copies back.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -148,10 +152,10 @@ class TracedGroupNorm(torch.nn.GroupNorm):
 
 
 def skip_unit_scales(model: torch.nn.Module) -> None:
-    """Spare an eager model its divisions by 1: diffusers divides the output of every residual block by a factor that is
-    1 in a UNet2DModel, a pass over the activations and another one over their gradients.
+    """Remove divisions by 1 from a model that is not compiled. diffusers divides the output of every residual block by
+    a factor that is 1 in a UNet2DModel, which costs a pass over the activations and one over their gradients.
 
-    Not for a model that is compiled: it has them fused with what stands before, and this cannot be traced.
+    Not for a compiled model: there the division is fused and costs nothing, and the replacement cannot be traced.
     """
     for block in model.modules():
         if isinstance(block, ResnetBlock2D) and block.output_scale_factor == 1:
@@ -159,7 +163,7 @@ def skip_unit_scales(model: torch.nn.Module) -> None:
 
 
 class _Unscaled:
-    """A divisor that stands for 1: what is divided by it stays the tensor that it is."""
+    """A divisor equal to 1: `tensor / _Unscaled()` is `tensor` itself."""
 
     def __rtruediv__(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor

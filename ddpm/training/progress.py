@@ -24,12 +24,7 @@ from ddpm.run.metrics import (
 )
 from ddpm.training.hardware import synchronize
 
-SPENT = (
-    VAL_TIME_SEC,
-    EVAL_TIME_SEC,
-    SAMPLE_TIME_SEC,
-    CHECKPOINT_TIME_SEC,
-)  # what an epoch has besides training
+SPENT = (VAL_TIME_SEC, EVAL_TIME_SEC, SAMPLE_TIME_SEC, CHECKPOINT_TIME_SEC)  # an epoch's times besides training
 
 
 class Progress:
@@ -46,9 +41,9 @@ class Progress:
         self._elapsed_before = 0.0  # seconds of earlier starts
         self._clock = time.monotonic()
         self._epoch_began = self._row_at = 0.0  # `elapsed` at the last two rows
-        self._forget_epoch()
+        self._reset_epoch()
 
-    def _forget_epoch(self) -> None:
+    def _reset_epoch(self) -> None:
         self._spent = dict.fromkeys(SPENT, 0.0)
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
@@ -74,11 +69,12 @@ class Progress:
             self._spent[column] += time.monotonic() - began
 
     def resume_timing(self) -> None:
-        """Steps follow from here on, after something else was done."""
+        """Time the steps that follow from here on: something else was done before."""
         self._since = time.monotonic()
 
     def count_step(self) -> bool:
-        """A step has been issued to the device. True for the first one of this process, which is waited for."""
+        """Count a step that was issued to the device. For the first one of this process, waits for it and returns
+        True."""
         self.step += 1
         if self.warm:
             self._untimed_images += self._global_batch
@@ -88,7 +84,7 @@ class Progress:
         return True
 
     def note(self, losses: np.ndarray, grad_norms: np.ndarray) -> None:
-        """Losses and gradient norms of the latest steps, which the device has finished just now."""
+        """Add losses and gradient norms, float64 [steps] each, of the steps that the device has just finished."""
         self.losses.extend(losses.tolist())
         self.grad_norms.extend(grad_norms.tolist())
         now = time.monotonic()
@@ -99,15 +95,15 @@ class Progress:
         self._since, self._untimed_images = now, 0
 
     def note_threads(self, number: int | None) -> None:
-        """The coming steps are made with so many threads (None: on a GPU). With another number, sums are in another
-        order, and bits differ."""
+        """Record the number of torch's threads for the coming steps (None on a GPU). Another number adds in another
+        order, which changes results in their last bits."""
         if [each["threads"] for each in self.threads[-1:]] != [number]:
             self.threads.append({"step": self.step, "threads": number})
 
     def begin_epoch(self) -> None:
-        """The epoch's row is made: what comes now belongs to the next."""
+        """Reset the figures of the epoch, after its row is made."""
         self._epoch_began = self._row_at
-        self._forget_epoch()
+        self._reset_epoch()
 
     @property
     def images_per_sec(self) -> float:
@@ -115,7 +111,8 @@ class Progress:
         return self._train_images / self._train_sec if self._train_sec else float("nan")
 
     def times(self) -> dict[Metric, float | int]:
-        """The row's times. `epoch_time_sec` runs from row to row, so that they add up to `total_time_sec`."""
+        """The times of the row that is made now. `epoch_time_sec` is measured from row to row, so that the sum over all
+        rows is `total_time_sec`."""
         now = self._row_at = self.elapsed
         self.row_step = self.step
         return {

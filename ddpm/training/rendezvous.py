@@ -21,30 +21,31 @@ from ddpm.run.errors import NotMetError, RequestError
 from ddpm.run.launch import Launch
 from ddpm.training.device import pick_device
 
-MEETING = datetime.timedelta(minutes=10)  # for all to come, as with torchrun: slow disks load torch for minutes
-TELL_AFTER = 30.0  # seconds of waiting for others, after which it is said
-HANDSHAKE = 60.0  # seconds in which what listens at the port answers as a store does
-LEAVING = datetime.timedelta(seconds=30)  # for all to read why the run is refused
-STORE = datetime.timedelta(minutes=30)  # later, for whatever NCCL and Gloo ask of the store
+# timeouts:
+MEETING = datetime.timedelta(minutes=10)  # until all have come, as with torchrun: slow disks load torch for minutes
+TELL_AFTER = 30.0  # seconds of waiting for others until a message says so
+HANDSHAKE = 60.0  # seconds until the program that listens at the port answers as a store
+LEAVING = datetime.timedelta(seconds=30)  # until all have read why the run is refused
+STORE = datetime.timedelta(minutes=30)  # of the requests that NCCL and Gloo send to the store later
 
 
-class Patience:
-    """Time for other processes to come: tells once that it takes long, and ends after `MEETING`."""
+class Waiting:
+    """Waits for other processes: prints a message once if it takes long, and fails after `MEETING`."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch, self._began, self._told = launch, time.monotonic(), False
 
-    def spend(self, missing: str, seconds: float = 0.02) -> None:
-        """Sleep for some seconds in which `missing` may come.
+    def sleep(self, missing: str, seconds: float = 0.02) -> None:
+        """Wait a moment for `missing`, which messages name.
 
         Raises:
-            NotMetError: it was waited for long enough.
+            NotMetError: `MEETING` has passed.
         """
         waited = time.monotonic() - self._began
         if waited > MEETING.total_seconds():
             raise NotMetError(
-                f"process {self._launch.rank} waited {waited / 60:.2g} min for {missing}: see whether all "
-                f"{self._launch.world_size} were started, with the same MASTER_ADDR and MASTER_PORT, and what they say"
+                f"process {self._launch.rank} waited {waited / 60:.2g} min for {missing}: check that all "
+                f"{self._launch.world_size} were started, with the same MASTER_ADDR and MASTER_PORT; see their output"
             )
         if waited > TELL_AFTER and not self._told:
             print(f"process {self._launch.rank} waits for {missing}", file=sys.stderr, flush=True)
@@ -53,23 +54,27 @@ class Patience:
 
 
 def meet(launch: Launch) -> tuple[dist.Store, bool]:
-    """Wait for all processes. Returns a store of theirs alone, and whether torchrun has restarted them.
+    """Wait for all processes. Returns a store that only they use, and whether torchrun has restarted them.
 
     Raises:
         RequestError: they do not all come, process 0 is not at its address, or its port is taken.
     """
-    patience = Patience(launch)
+    waiting = Waiting(launch)
     serves = launch.rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
     if serves:
         _check_free(launch.port)
     else:
-        _reach(launch, patience)
-    return _private(_open("127.0.0.1" if serves else launch.address, launch, serves), launch, patience)
+        _reach(launch, waiting)
+    return _private(_open("127.0.0.1" if serves else launch.address, launch, serves), launch, waiting)
 
 
 def _open(host: str, launch: Launch, serves: bool) -> dist.Store:
-    """The store that process 0, or torchrun, keeps for all. In a thread: to a port that never answers, torch listens
-    for ever."""
+    """The store that process 0, or torchrun, keeps for all processes. It is opened in a thread, as torch waits for ever
+    at a port that never answers.
+
+    Raises:
+        NotMetError: no store answers.
+    """
     opened: list[dist.Store] = []
 
     def connect() -> None:
@@ -92,7 +97,7 @@ def _open(host: str, launch: Launch, serves: bool) -> dist.Store:
 
 
 def _check_free(port: int) -> None:
-    """See that the port can be listened at. (The store itself would say so in several lines.)"""
+    """Raise a RequestError if the port is taken. (The store's own error has several lines.)"""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -104,56 +109,56 @@ def _check_free(port: int) -> None:
             ) from error
 
 
-def _reach(launch: Launch, patience: Patience) -> None:
+def _reach(launch: Launch, waiting: Waiting) -> None:
     """Wait until something listens at the address of process 0."""
     place = f"process 0 at {launch.address}:{launch.port}"
     while True:
         try:
             socket.create_connection((launch.address, launch.port), timeout=5).close()
             return
-        except (OSError, UnicodeError) as error:  # UnicodeError: not even the form of a host's name
+        except (OSError, UnicodeError) as error:  # UnicodeError: the address cannot be the name of a host
             why = getattr(error, "strerror", None) or str(error)
             if isinstance(error, (socket.gaierror, UnicodeError)) and error.args[0] != socket.EAI_AGAIN:
                 raise NotMetError(
                     f"MASTER_ADDR={launch.address} is no host that {socket.gethostname()} knows ({why}): give the name "
                     "or address of the host of process 0"
                 ) from error
-        patience.spend(f"{place} ({why})", 0.5)
+        waiting.sleep(f"{place} ({why})", 0.5)
 
 
-def _private(shared: dist.Store, launch: Launch, patience: Patience) -> tuple[dist.Store, bool]:
-    """A store of these processes alone, and whether they are a restart.
+def _private(shared: dist.Store, launch: Launch, waiting: Waiting) -> tuple[dist.Store, bool]:
+    """A store that only these processes use, and whether they are a restart.
 
-    torchrun keeps its store over restarts, with the words of dead processes in it. So each rank says hello under a name
-    that was never used, and rank 0, which answers every hello it finds, tells it the name of the new session.
+    torchrun keeps its store over restarts, with the keys of dead processes in it. So each rank writes a new random name
+    under `hello/<rank>`, and rank 0, which answers every hello it finds, sends the name of the new session to it.
     """
     if launch.rank > 0:
         me = uuid.uuid4().hex
         shared.set(f"hello/{launch.rank}", me)
         while not shared.check([f"welcome/{me}"]):
-            patience.spend(f"process 0 of {launch.world_size}")
+            waiting.sleep(f"process 0 of {launch.world_size}")
         session = shared.get(f"welcome/{me}").decode()
         shared.set(f"thanks/{session}/{launch.rank}", "")
     else:
         session = f"{shared.add('sessions', 1)}/{uuid.uuid4().hex}"
-        waiting = set(range(1, launch.world_size))
-        while waiting:
-            for other in waiting:
+        missing = set(range(1, launch.world_size))
+        while missing:
+            for other in missing:
                 if shared.check([f"hello/{other}"]):
                     shared.set(f"welcome/{shared.get(f'hello/{other}').decode()}", session)
-            patience.spend(f"{_processes(waiting)} of {launch.world_size}")
-            waiting = {other for other in waiting if not shared.check([f"thanks/{session}/{other}"])}
+            waiting.sleep(f"{_processes(missing)} of {launch.world_size}")
+            missing = {other for other in missing if not shared.check([f"thanks/{session}/{other}"])}
     return dist.PrefixStore(session, shared), not session.startswith("1/")
 
 
 def agreed_device(name: str, launch: Launch, store: dist.Store) -> tuple[torch.device, str]:
-    """This process's device, and why, once every process has one, all of the same kind.
+    """This process's device and the reason for it, once all processes have a device of the same kind.
 
     Args:
-        name: what `--device` says.
+        name: value of `--device`.
 
     Raises:
-        RequestError: one of them has none. All raise the same, which names the host.
+        RequestError: a process has no device, or the kinds differ. All raise the same error, which names the host.
     """
     device, why, refusal = None, "", ""
     try:
@@ -164,7 +169,7 @@ def agreed_device(name: str, launch: Launch, store: dist.Store) -> tuple[torch.d
     answers = exchange("device", mine, launch, store)
     if verdict := _verdict(answers):
         store.set(f"read/{launch.rank}", "")
-        if launch.rank == 0:  # it may keep the store: not before all have read what is in it
+        if launch.rank == 0:  # it may serve the store, so it ends only after all have read the answers
             with suppress(RuntimeError):
                 store.wait([f"read/{rank}" for rank in range(launch.world_size)], LEAVING)
         raise RequestError(verdict)
@@ -172,21 +177,29 @@ def agreed_device(name: str, launch: Launch, store: dist.Store) -> tuple[torch.d
 
 
 def exchange(what: str, mine: Any, launch: Launch, store: dist.Store) -> list[Any]:
-    """What every process has to say about `what` (as JSON holds it), in rank order.
+    """All-gather through the store: the value (of JSON types) of every process, in rank order.
+
+    Args:
+        what: name of the value, for the keys and for messages.
+        mine: the value of this process.
 
     Raises:
-        RequestError: one of them is silent.
+        NotMetError: a process does not send its value.
     """
     store.set(f"{what}/{launch.rank}", json.dumps(mine))
-    keys, patience = [f"{what}/{rank}" for rank in range(launch.world_size)], Patience(launch)
+    keys, waiting = [f"{what}/{rank}" for rank in range(launch.world_size)], Waiting(launch)
     while not store.check(keys):
         missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        patience.spend(f"the {what} of {_processes(missing)} of {launch.world_size}")
+        waiting.sleep(f"the {what} of {_processes(missing)} of {launch.world_size}")
     return [json.loads(answer) for answer in store.multi_get(keys)]
 
 
 def _verdict(answers: Sequence[Mapping[str, Any]]) -> str:
-    """Why the processes cannot train on what they have (host, kind and refusal of each); empty if they can."""
+    """Why the processes cannot train together on their devices; empty if they can.
+
+    Args:
+        answers: host, kind of device and refusal of each process.
+    """
     for answer in answers:
         if answer["refusal"]:
             alike = [rank for rank, other in enumerate(answers) if other == answer]

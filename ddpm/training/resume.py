@@ -1,6 +1,6 @@
-"""Resuming: which checkpoint a run continues from, what is set aside, and the command to continue after a failure.
+"""Resuming: the checkpoint that a run continues from, files that are set aside, the command to use after a failure.
 
-Files that a start finds and cannot use are moved out of the way, never deleted.
+Files that cannot be used are moved to another name or folder, never deleted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ddpm.training.schedule import TrainingSchedule
 
 
 def find_latest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The checkpoint that `latest` points to or, if it is damaged, the newest that is whole and sound; and what is
-    wrong with the damaged ones that were passed over, by folder.
+    """The checkpoint that `latest` points to or, if it is damaged, the newest that is whole and sound. Also the damaged
+    ones that were passed over: folder → what is wrong.
 
     Raises:
         OSError: one of them, or their folder, cannot be read now.
     """
-    readable_folder(root)  # as glob finds nothing in a folder that may not be read
+    readable_folder(root)  # raises if it cannot be read: glob would find nothing there
     newest_first = sorted(root.glob("step_*"), reverse=True)
     newest_first.sort(key=lambda folder: folder != real(root / "latest"))  # stable: `latest` comes to the front
     damaged = {}
@@ -47,13 +47,16 @@ def find_latest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
 
 
 def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The checkpoint that `--resume` means (None: start afresh), and what is wrong with newer ones, by folder.
+    """The checkpoint that `--resume` selects (None: start afresh), and damaged ones: folder → what is wrong.
 
     Args:
-        identity: what the run is, as `identity_of` gives it.
+        root: the folder with the run's checkpoints.
+        resume: value of `--resume`: auto, never or a folder.
+        identity: as `identity_of` returns it.
 
     Raises:
-        RequestError: there are checkpoints, but none is whole; or it is one of another run.
+        RequestError: there are checkpoints, but none is whole or can be read; the folder that `--resume` names is no
+            checkpoint; or the checkpoint is of another run.
     """
     if resume == "never":
         return None, {}
@@ -67,7 +70,7 @@ def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Che
                     f"--resume {folder}: no such folder; give auto, never or a step_ folder of checkpoints/"
                 )
             found, damaged = inspect(real(folder / "latest" if (folder / "latest").exists() else folder)), {}
-    except OSError as error:  # which says nothing about what is in it: nothing is set aside
+    except OSError as error:  # the checkpoints may be intact: nothing is set aside
         raise RequestError(f"no checkpoint can be read: {why_and_cure(error)}") from error
     if found:
         refuse_other_run(found, identity)
@@ -78,14 +81,14 @@ def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Che
 
 
 def identity_of(config: TrainConfig, schedule: TrainingSchedule, data_sha256: str) -> dict[str, Any]:
-    """What makes a run this run and no other. All else may change when it is continued."""
+    """The settings and data that must stay the same when a run is continued. All others may change."""
     names = ("preset", "data", "resolution", "block_out_channels", "layers_per_block", "norm_num_groups",
              "mid_attention", "seed", "diffusion_steps", "beta_schedule", "prediction_type")  # fmt: skip
     settings = config.to_dict()
     betas = beta_range(config)
     return {
         **{name: settings[name] for name in names},
-        # None where they have always been so: older checkpoints of other betas cannot go on with these
+        # None if older versions had the same betas: their checkpoints, which lack this entry, can then be continued
         "betas": None if betas in (None, BETAS) else " – ".join(f"{beta:.4g}" for beta in betas),
         "classes": NUM_CLASSES,
         "training images": schedule.train_images,
@@ -95,10 +98,10 @@ def identity_of(config: TrainConfig, schedule: TrainingSchedule, data_sha256: st
 
 
 def refuse_other_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
-    """Check that `identity` is that of the run that `checkpoint` is of.
+    """Check that a run of this `identity` can continue from `checkpoint`.
 
     Raises:
-        RequestError: it is not; a table below the message lists what differs.
+        RequestError: the checkpoint has another identity; a table below the message lists what differs.
     """
     saved = checkpoint.meta["identity"]
     differing = [name for name in identity if saved.get(name) != identity[name]]
@@ -118,26 +121,27 @@ def refuse_other_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 def changes(
     checkpoint: Checkpoint, config: TrainConfig, schedule: TrainingSchedule, threads: int | None = None
 ) -> list[str]:
-    """What differs from the start that wrote the checkpoint and is allowed to, in words, and what comes of it.
+    """Messages: the settings that differ from the start that wrote the checkpoint, which is allowed, and the effects.
 
     Args:
-        threads: of torch, on a CPU. Sums are in another order with another number, as with other processes.
+        threads: number of torch's threads on a CPU; None on a GPU. Another number adds in another order, as does
+            another number of processes.
     """
     progress = checkpoint.meta["progress"]
     before = {**checkpoint.meta["settings"], "processes": progress["world_size"]}
     now = {**config.to_dict(), "processes": schedule.world_size}
     if threads and progress.get("threads"):
         before["threads"], now["threads"] = progress["threads"], threads
-    told = [name for name in now if name not in ("resume", "dry_run", "download")]
-    differing = [name for name in told if before.get(name) != now[name]]
+    compared = [name for name in now if name not in ("resume", "dry_run", "download")]
+    differing = [name for name in compared if before.get(name) != now[name]]
     words = [f"{name.replace('_', ' ')} {before.get(name)} → {now[name]}" for name in differing]
     if {"processes", "threads"} & set(differing):
-        words.append("the run goes on, but not bit for bit: sums are in another order")
+        words.append("the run goes on, but not bit for bit: numbers are added in another order")
     return words + _of_learning_rate(progress.get("lr"), schedule)
 
 
 def _of_learning_rate(saved: dict[str, Any] | None, schedule: TrainingSchedule) -> list[str]:
-    """What becomes of the learning rate at the checkpoint's step, if another plan gave another one there."""
+    """A message if the settings give another learning rate at the checkpoint's step than before."""
     if not saved or saved["step"] >= schedule.total_steps:
         return []
     before, now = saved["rate"], schedule.learning_rate(saved["step"])
@@ -150,24 +154,30 @@ def _of_learning_rate(saved: dict[str, Any] | None, schedule: TrainingSchedule) 
 
 
 def damaged_checkpoints(root: Path, found: Checkpoint, damaged: dict[Path, str]) -> list[str]:
-    """Rename damaged checkpoints to `damaged_…`. `damaged` says what is wrong with each. Returns what to tell."""
-    told = []
+    """Rename damaged checkpoints to `damaged_…`. Returns messages.
+
+    Args:
+        found: the checkpoint that is used instead.
+        damaged: folder → what is wrong.
+    """
+    messages = []
     for folder, problem in damaged.items():
         new = root / f"damaged_{folder.name}"
         while new.exists():
             new = new.with_name(new.name + "+")
         folder.rename(new)
-        told.append(f"{problem}; it is now {new.name}, and {found.folder.name} is taken instead")
+        messages.append(f"{problem}; it is now {new.name}, and {found.folder.name} is taken instead")
     if damaged:
         point_latest(root)
-    return told
+    return messages
 
 
 def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
-    """Move what lies beyond `start`, which the run goes back to, into folders `abandoned-<time>`: checkpoints, and an
-    export or evaluation of one of them. If `start` is another run's, all of this run's are. Returns what to tell.
+    """Move what was made after `start`, to which the run goes back, into folders `abandoned-<time>`: later checkpoints,
+    and an export or evaluation of one of them. If `start` is a checkpoint of another run, all checkpoints of this run
+    are moved. Returns messages.
 
-    Otherwise `best`, the pages and the pruning would count weights that the run no longer leads to.
+    Otherwise `best`, reports and pruning would use weights that are no longer part of the run.
     """
     root = paths.checkpoints
     ours = real(start.folder.parent) == real(root)
@@ -187,7 +197,7 @@ def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
 
 
 def later_pictures(paths: RunPaths, epochs: int) -> list[str]:
-    """Move sample grids of epochs that are trained (again), of which `epochs` are done. Returns what to tell."""
+    """Move sample grids of epochs after `epochs`, which are trained again. Returns messages."""
     later = [path for path in sorted(paths.samples.glob("*_epoch_*.*")) if _epoch(path) > epochs]
     where = {str(_move(path).parent) for path in later}
     return [f"sample grids from epoch {epochs + 1} on moved to {where.pop()}"] if later else []
@@ -203,12 +213,13 @@ def _move(path: Path) -> Path:
 
 
 def _why(folder: Path) -> str:
+    """` (unsound: …)` for an unsound checkpoint, else nothing."""
     unsound = read_meta(folder).get("unsound")
     return f" (unsound: {unsound})" if unsound else ""
 
 
 def _step(file: Path, *keys: str) -> int | None:
-    """The step that a JSON file is of; None if it does not say."""
+    """The step in a JSON file, in the object that `keys` lead to; None if there is none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         document = read_json(file)
         for key in keys:
@@ -218,6 +229,7 @@ def _step(file: Path, *keys: str) -> int | None:
 
 
 def _epoch(picture: Path) -> int:
+    """The epoch in the name of a sample grid; 0 if there is none."""
     number = picture.stem.rpartition("_")[2]
     return int(number) if number.isdigit() else 0
 
@@ -226,9 +238,9 @@ def _epoch(picture: Path) -> int:
 
 
 def after_failure(config: TrainConfig, paths: RunPaths, world: DistContext) -> str:
-    """Names the newest sound checkpoint of the run, and the command that continues from it with a smaller learning
-    rate: the checkpoint's own if that was smaller, else a tenth. Without a sound one, the command that begins anew
-    with the preset's, or a tenth."""
+    """A message with the newest sound checkpoint and the command that continues from it with a smaller learning rate:
+    the checkpoint's if that was smaller, else a tenth of the current one. Without a sound checkpoint, the command
+    begins anew, with the preset's learning rate if that is smaller, else a tenth."""
     sound = sound_folders(paths.checkpoints)
     before = read_meta(sound[-1]).get("settings", {}).get("lr", config.lr) if sound else preset(config.preset).lr
     lr = before if before < config.lr else config.lr / 10
@@ -248,7 +260,7 @@ def without(arguments: Sequence[str], *flags: str) -> list[str]:
 
 
 def _launcher(world: DistContext) -> str:
-    """How the processes of this run were started, as one types it."""
+    """The command that started the processes of this run."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return "python train.py"
     if "SLURM_JOB_ID" in os.environ:

@@ -1,4 +1,4 @@
-"""How long a run is, in steps, and what the learning rate is at each: arithmetic on images seen, for any world size."""
+"""The number of steps of a run, and the learning rate of each, for any number of processes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class TrainingSchedule:
         config, total = self.config, self.total_steps
         if config.warmup_steps >= total and config.warmup_steps != preset(config.preset).warmup_steps:
             raise RequestError(
-                f"--warmup-steps {config.warmup_steps}: of only {total} steps of the run; the learning rate would "
+                f"--warmup-steps {config.warmup_steps}: the run has only {total} steps, so the learning rate would "
                 "never reach its peak: give fewer, or 0"
             )
         if config.lr_schedule == "cosine_restarts" and config.lr_cycles > total:
             raise RequestError(f"--lr-cycles {config.lr_cycles}: the run has only {total} steps: give fewer")
 
     def remarks(self) -> list[str]:
-        """What the settings do that the user may not expect, a line each."""
+        """Settings that do nothing, or what the user may not expect, a line each."""
         config, total = self.config, self.total_steps
         planned, whole = config.epochs * self.steps_per_epoch, total // self.steps_per_epoch
         found = list(without_effect(config, preset(config.preset)))
@@ -47,10 +47,10 @@ class TrainingSchedule:
             found.append(f"--max-steps {config.max_steps} does nothing: --epochs {config.epochs} end at step {planned}")
         if config.max_steps and whole < min(config.swa_start_epoch, config.epochs):
             found.append(
-                f"--swa-start-epoch {config.swa_start_epoch}: --max-steps end the run before, in epoch {self.epochs}"
+                f"--swa-start-epoch {config.swa_start_epoch}: --max-steps ends the run before, in epoch {self.epochs}"
             )
         if config.max_steps and config.lr_schedule == "step" and total <= config.lr_step_epochs * self.steps_per_epoch:
-            found.append(f"--lr-step-epochs {config.lr_step_epochs:g}: --max-steps end the run before its first step")
+            found.append(f"--lr-step-epochs {config.lr_step_epochs:g}: --max-steps ends the run before the first decay")
         return found
 
     @property
@@ -87,7 +87,7 @@ class TrainingSchedule:
     def learning_rate(self, step: int) -> float:
         """The learning rate of the step that follows `step` others: linear warm-up, times the schedule's factor.
 
-        A function of the images seen, of which every step takes `global_batch`, and so of no number of processes.
+        It depends on the global batch, but not on the number of processes that share it.
         """
         config = self.config
         warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0

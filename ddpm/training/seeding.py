@@ -1,4 +1,4 @@
-"""Random numbers that are functions of (seed, position): nothing random has to be saved to resume a run."""
+"""Random numbers that are functions of (seed, position): resuming a run needs no saved state of generators."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def derive(seed: int, stream: Stream, position: int = 0) -> int:
 
 
 def generator(device: torch.device, seed: int, stream: Stream, position: int = 0) -> torch.Generator:
-    """A generator on `device`. CPUs and GPUs (of one model) each repeat themselves, but not each other."""
+    """A generator on `device`. Its numbers are the same on all CPUs, and on all GPUs of one model."""
     return torch.Generator(device).manual_seed(derive(seed, stream, position))

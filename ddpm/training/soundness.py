@@ -1,6 +1,6 @@
 """Is a training state worth continuing from? Decided when a checkpoint is written, and kept in its meta.json.
 
-A state is unsound if its weights or AdamW's moments are not finite, if its weights have blown up, if a loss is not
+A state is unsound if its weights or AdamW's moments are not finite or have blown up, if its validation loss is not
 finite or has blown up, or if steps are being skipped because gradients are not finite. It is written all the same, but
 `latest` and `best` never point at it, and it never displaces a sound checkpoint.
 """
@@ -15,14 +15,18 @@ import torch
 
 from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA
 
-BLOWN_LOSS = 3.0  # a network that always answers zero has a loss of about 1, whatever it predicts
+BLOWN_LOSS = 3.0  # a network that always answers zero has a loss of about 1, both for noise and for velocity
 BLOWN_FACTOR = 3.0  # validation and training loss over the best so far; overfitting raises only the first
-BLOWN_NORM = 10.0  # norm of the live weights over that of their average, which a step cannot carry along
+BLOWN_NORM = 10.0  # norm of the live weights over that of their average, which follows a blow-up only slowly
 FEWEST_STEPS = 8  # fp16 begins with a few skipped steps, until the scale of the loss fits
 
 
 def skipping(skipped: Sequence[bool]) -> str | None:
-    """Why a state is unsound after steps of which `skipped` says which had no finite gradient; None if it is not."""
+    """Why a state is unsound after these steps; None if it is not.
+
+    Args:
+        skipped: for each of the latest steps: was it skipped, as its gradient was not finite?
+    """
     if len(skipped) < FEWEST_STEPS or 2 * sum(skipped) < len(skipped):
         return None
     return f"{sum(skipped)} of the last {len(skipped)} steps were skipped, as their gradients were not finite"
@@ -56,7 +60,7 @@ def broken(state: Mapping[str, Any], averages: Mapping[str, Mapping[str, torch.T
 
     Args:
         state: as `Trainer.state_dict` gives it; what it lacks is not judged.
-        averages: averaged weights by folder.
+        averages: averaged weights by folder, `unet` (EMA) among them.
     """
     live = state.get("model", {})
     moments = {
@@ -76,9 +80,10 @@ def broken(state: Mapping[str, Any], averages: Mapping[str, Mapping[str, torch.T
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    """Without a tensor of truth values: a sum in float64 is finite if all that is summed is."""
+    """Are all values finite? Needs no tensor of bools: a sum of float32 in float64 is finite only if all values are."""
     return math.isfinite(tensor.sum(dtype=torch.float64).item())
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    """The L2 norm of all values together."""
     return math.hypot(*(torch.linalg.vector_norm(tensor.double()).item() for tensor in tensors))

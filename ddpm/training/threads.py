@@ -26,7 +26,7 @@ INTERVAL = 5.0  # seconds between two measurements of the load of other processe
 TOGETHER = 20  # steps between two measurements of several processes, which must measure at the same step
 TAKE = 0.5  # a thread is dropped if others use more of its core than this; a busy process uses all of it
 GIVE = 0.3  # a thread is added if others use at most this much of its core
-PATIENCE = 30.0  # seconds that the core must stay free before; doubled each time that it did not last
+PATIENCE = 30.0  # seconds that the core must stay free before that; doubled whenever an added thread was dropped again
 
 
 def limit_spinning() -> None:
@@ -127,7 +127,7 @@ class Reading:
         return Reading(time.monotonic(), time.process_time(), machine, group)
 
 
-BEGAN = Reading.take(usable_cores(), cpu_quota())  # the time that imports take is the first interval
+BEGAN = Reading.take(usable_cores(), cpu_quota())  # the first interval is the time that imports take
 
 
 def free_cores(cores: int, quota: float | None, before: Sequence[Reading], now: Sequence[Reading]) -> float:
@@ -171,8 +171,8 @@ class Adjustment:
     def __init__(self, most: int) -> None:
         self.most = self.number = most
         self._patience = PATIENCE
-        self._peace: tuple[float, int] | None = None  # since when more would fit, and how many at least
-        self._gave = False  # have threads been added since some were last dropped?
+        self._quiet: tuple[float, int] | None = None  # time since which more threads fit, and how many fit throughout
+        self._added = False  # have threads been added since some were last dropped?
 
     def __call__(self, free: float, at: float) -> int:
         """The number of threads from now on.
@@ -183,15 +183,15 @@ class Adjustment:
         """
         fits, could = fitting(self.most, free, TAKE), fitting(self.most, free, GIVE)
         if fits < self.number:
-            self._patience *= 2 if self._gave else 1
-            self.number, self._gave, self._peace = fits, False, None
+            self._patience *= 2 if self._added else 1
+            self.number, self._added, self._quiet = fits, False, None
         elif could > self.number:
-            since, least = self._peace or (at, could)
-            self._peace = since, min(least, could)
+            since, least = self._quiet or (at, could)
+            self._quiet = since, min(least, could)
             if at - since >= self._patience:
-                self.number, self._gave, self._peace = self._peace[1], True, None
+                self.number, self._added, self._quiet = self._quiet[1], True, None
         else:
-            self._peace = None
+            self._quiet = None
         return self.number
 
 
@@ -205,7 +205,7 @@ class Threads:
         """
         Args:
             device: what this process trains on.
-            gather: returns the value of every process, in rank order, on every process; alone if left out.
+            gather: returns the values of all processes, in rank order, on every process. Left out: a single process.
         """
         self._gather, self._node = gather, socket.gethostname()
         self._cores, self._quota = usable_cores(), cpu_quota()
@@ -225,7 +225,7 @@ class Threads:
         self._nodes = [node for _, _, node, _ in everyone]
         self._before = [reading for *_, reading in everyone]
         self._adjust = Adjustment(min(number for _, number, *_ in everyone))
-        self._apply(*self._look())
+        self._apply(*self._measure())
 
     @property
     def reduced(self) -> bool:
@@ -233,7 +233,7 @@ class Threads:
         return self._adapts and self.number < self._adjust.most
 
     def step(self) -> str | None:
-        """To be called by all processes after each step. Returns a description of a change, None if there was none."""
+        """All processes call it after each step. Returns a description of a change, None if there was none."""
         if not self._adapts:
             return None
         self._steps += 1
@@ -241,10 +241,10 @@ class Threads:
         if time.monotonic() < self._next if alone else self._steps % TOGETHER:
             return None
         self._next = time.monotonic() + INTERVAL
-        looked = self._look(INTERVAL)
-        return self._apply(*looked) if looked else None
+        measured = self._measure(INTERVAL)
+        return self._apply(*measured) if measured else None
 
-    def _look(self, at_least: float = 0.0) -> tuple[float, float, float] | None:
+    def _measure(self, at_least: float = 0.0) -> tuple[float, float, float] | None:
         """(free cores for each of our processes, free cores, usable cores) since the last measurement, of the node with
         the fewest free cores. None if that was less than `at_least` seconds ago."""
         now = self._gather(Reading.take(self._cores, self._quota))
@@ -258,6 +258,7 @@ class Threads:
         return min(self._gather(here))
 
     def _apply(self, free_each: float, free: float, cores: float) -> str | None:
+        """Set the number of threads for this measurement. Returns a description of a change, None if there was none."""
         number, before = self._adjust(free_each, self._before[0].at), self.number
         if number == before:
             return None
@@ -285,7 +286,7 @@ def torch_threads() -> int:
 
 
 def set_torch_threads(number: int) -> None:
-    """Set the threads of this thread's operations, also of its backward pass on a CPU, and of oneDNN and MKL."""
+    """Set the number of threads for the calling thread's operations, backward passes on a CPU, oneDNN and MKL."""
     import torch
 
     torch.set_num_threads(number)

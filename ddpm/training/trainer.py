@@ -1,8 +1,8 @@
-"""One optimizer step, start to end on the device: forward, backward, clipping, AdamW, EMA, and a note of what happened.
+"""One optimizer step, from start to end on the device: forward, backward, clipping, AdamW, EMA, a record of its loss.
 
-Nothing here waits for the device. Clipping is left to fused AdamW, which takes a factor for the gradients as it reads
-them (`grad_scale`). A step whose gradient is not finite is undone by arithmetic, not by a branch: AdamW gets
-`found_inf`, as torch.amp.GradScaler gives it, and the moving average is advanced by zero.
+No step waits for the device. Fused AdamW clips: it divides the gradients, as it reads them, by a factor (`grad_scale`).
+A step whose gradient is not finite is skipped by arithmetic, not by a branch, for which the host would have to wait:
+AdamW gets `found_inf`, as torch.amp.GradScaler gives it, and the moving average is updated with weight zero.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MAX_NONFINITE_IN_A_ROW = 25
 
 
 class Trainer:
-    """The model with everything that changes as it learns."""
+    """The model, with all state that training changes: optimizer, loss scaler, averaged weights."""
 
     def __init__(self, config: TrainConfig, choices: Choices, world: DistContext) -> None:
         self.config, self.choices, self.world = config, choices, world
         set_up(world.device, config.deterministic)
         self.scheduler = make_scheduler(config)
-        self.model = build_unet(config, world.device)  # the plain module: what is saved, validated and averaged
+        self.model = build_unet(config, world.device)  # the plain module, which is saved, validated and averaged
         set_layout(self.model, choices.channels_last)
         if not choices.compile:
             skip_unit_scales(self.model)
@@ -64,6 +64,7 @@ class Trainer:
         )
 
     def _new_average(self) -> AveragedModel:
+        """A copy of the model that averages weights (SWA), with none averaged yet."""
         return AveragedModel(self.model).eval().requires_grad_(False)
 
     def autocast(self) -> torch.autocast:
@@ -74,7 +75,7 @@ class Trainer:
         """Learn from the images that `chosen` (int64 [images_per_step]) picks from `data`.
 
         Args:
-            images_seen: images of the whole run before this step; with the seed it determines all that is random.
+            images_seen: images of the whole run before this step; with the seed it determines all random draws.
             lr: learning rate of this step.
         """
         loss = self.backward(data, chosen, images_seen)
@@ -101,12 +102,12 @@ class Trainer:
         return total
 
     def _exchanging_gradients(self, last_pass: bool) -> AbstractContextManager:
-        """The processes average their gradients once a step, in its last backward pass."""
+        """Context manager of a backward pass: the processes average their gradients only in the last one of a step."""
         alone = not isinstance(self._network, DistributedDataParallel)
         return nullcontext() if alone or last_pass else self._network.no_sync()
 
     def _apply_gradients(self, lr: float) -> torch.Tensor:
-        """Clip, update weights and average, drop the gradients. Returns the gradient's norm before clipping."""
+        """Clip, update the weights and their EMA, free the gradients. Returns the gradient norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
@@ -115,7 +116,7 @@ class Trainer:
             self.optimizer.grad_scale = (grad_norm / self.config.grad_clip).clamp_(min=1)  # fused AdamW divides by it
         finite = grad_norm.isfinite().float()
         self.optimizer.found_inf = 1 - finite  # fused AdamW leaves weights and state alone where this is 1
-        self.scaler.step(self.optimizer)  # (fp16: the scaler's own finding, which is the same)
+        self.scaler.step(self.optimizer)  # in fp16 the scaler sets found_inf itself, to the same value
         self.scaler.update()
         self.ema.update(apply=finite)
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,14 +128,17 @@ class Trainer:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def end_epoch(self, epoch: int) -> None:
-        """Average the weights in, if it is time for stochastic weight averaging (`--swa-start-epoch`); from 0."""
+        """Add the weights at the end of `epoch` (from 0) to their average (SWA), from `--swa-start-epoch` on."""
         if self.swa and epoch + 1 >= self.config.swa_start_epoch:
             self.swa.update_parameters(self.model)
 
     def settle_average(self, epochs: int) -> list[str]:
-        """Compare the average that a checkpoint after `epochs` epochs had with what `--swa-start-epoch` asks for.
+        """Compare the SWA average of a checkpoint, taken after `epochs` epochs, with what `--swa-start-epoch` asks for.
 
-        Returns what differs, in words. An average that is to begin later is dropped.
+        An average that should begin only later is dropped.
+
+        Returns:
+            Messages about the differences.
         """
         start, have = self.config.swa_start_epoch, int(self.swa.n_averaged) if self.swa else 0
         asked = max(0, epochs - start + 1) if start else 0
@@ -154,15 +158,15 @@ class Trainer:
 
     @property
     def swa_model(self) -> torch.nn.Module | None:
-        """The model with the averaged weights of `--swa-start-epoch`, once there are any."""
+        """The model with the averaged weights of `--swa-start-epoch`; None before there are any."""
         return self.swa.module if self.swa and self.swa.n_averaged else None
 
     def averages(self) -> dict[str, torch.nn.Module]:
-        """The models with averaged weights, by the folder of a checkpoint that they are kept in."""
+        """The models with averaged weights, by their folder in a checkpoint."""
         return {"unet": self.ema.model} | ({"unet_swa": self.swa_model} if self.swa_model else {})
 
     def state_dict(self) -> dict:
-        """All that a resumed run needs beside the averages, which have folders of their own."""
+        """All that a resumed run needs, except the averaged weights, which have their own folders in a checkpoint."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -176,12 +180,12 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(averages["unet"])
         if "unet_swa" in averages:
-            self.swa = self.swa or self._new_average()  # it is kept up, also by a start that leaves out the flag
+            self.swa = self.swa or self._new_average()  # continued, even if this start leaves out the flag
             self.swa.module.load_state_dict(averages["unet_swa"])
             self.swa.n_averaged.fill_(state["swa_epochs"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay  # may have changed, as lr may
-        for parameter, moments in self.optimizer.state.items():  # fused AdamW takes them to be laid out as the weights
+        for parameter, moments in self.optimizer.state.items():  # fused AdamW assumes the memory layout of the weights
             for name in ("exp_avg", "exp_avg_sq"):
                 moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moments[name])
         if state["scaler"]:  # empty if the checkpoint was not made in fp16
@@ -190,18 +194,16 @@ class Trainer:
 
 
 class StepBuffer:
-    """Loss and gradient norm of recent steps, kept on the device until somebody wants to see them."""
+    """Loss and gradient norm of the latest steps, kept on the device until `take` copies them to the host."""
 
     def __init__(self, capacity: int, world: DistContext) -> None:
         self._world = world
         self._buffer = torch.zeros(2, capacity, device=world.device)
         self._filled = 0
-        self.skipped: deque[bool] = deque(
-            maxlen=MAX_NONFINITE_IN_A_ROW
-        )  # of the latest steps, which had no finite norm
+        self.skipped: deque[bool] = deque(maxlen=MAX_NONFINITE_IN_A_ROW)  # of each step taken: was its norm not finite?
 
     def add(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
-        """Note one step (two 0-dim tensors); call `take` before more than `capacity` are noted."""
+        """Add one step (two 0-dim tensors); call `take` before there are more than `capacity`."""
         self._buffer[0, self._filled] = loss
         self._buffer[1, self._filled] = grad_norm
         self._filled += 1
@@ -232,5 +234,5 @@ class StepBuffer:
 
     @property
     def unsound(self) -> str | None:
-        """Why the state is unsound, as steps are being skipped; None if they are not."""
+        """Why the state is unsound, if too many of the latest steps were skipped; else None."""
         return skipping(self.skipped)
