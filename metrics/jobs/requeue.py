@@ -70,7 +70,7 @@ def decide(ended: Ended) -> tuple[int, str, str]:
     message = str(status.get("message") or "").strip()
     state = f"{status.get('state')}" + (f": {message}" if message else "")
     if status.get("state") == "running":
-        state = f"killed without a word, at step {status.get('step')} or later"
+        state = f"killed without a message at step {status.get('step')} or later"
     if status.get("state") == "finished" and ended.code == 0:
         return STANDS, state, "nothing: the run is finished"
     others = [start for start in map(slurm_start, (status, ended.owner)) if start and start[0] == job]
