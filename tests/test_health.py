@@ -219,7 +219,7 @@ def test_slow_epochs_and_slow_processes_are_named(tmp_path: Path) -> None:
         ({"throttle": ["sw_power_cap"]}, 0, "as is usual under full load"),
         ({"memory_used_mb": 45_900.0}, 1, "memory 100% full"),
         ({"utilization": 7}, 1, "in use 7%"),
-        (dict.fromkeys(GPU, None), 0, "NVML gives no figures of it"),
+        (dict.fromkeys(GPU, None), 0, "NVML gives no figures for it"),
     ],
 )
 def test_gpus(tmp_path: Path, trouble: dict, code: int, words: str) -> None:
