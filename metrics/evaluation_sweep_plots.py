@@ -96,7 +96,7 @@ def samplers(evaluation: dict) -> Figure:
 
 
 def _name_point(axes: Axes, name: str, where: tuple[float, float], taken: bool) -> Annotation:
-    outline = [withStroke(linewidth=3, foreground=PANEL)]  # readable also across a line
+    outline = [withStroke(linewidth=3, foreground=PANEL)]  # readable on top of a line
     style = {"color": GOLD if taken else TEXT, "fontweight": "bold" if taken else "normal", "fontsize": 9}
     offset = {"xytext": (7, 6), "textcoords": "offset points"}
     label = axes.annotate(name, where, **offset, path_effects=outline, zorder=6, **style)
@@ -105,7 +105,7 @@ def _name_point(axes: Axes, name: str, where: tuple[float, float], taken: bool) 
 
 
 def _reach(estimates: list[dict], bound: list[float | None]) -> tuple[float, float]:
-    """From below the lowest interval to above the highest, `bound` included, with room for names."""
+    """Limits of the vertical axis: all intervals and `bound`, with room for labels."""
     ends = numbers([*bound, *(estimate[key] for estimate in estimates for key in ("value", "low", "high"))])
     known = ends[~np.isnan(ends)]
     if not len(known):
