@@ -89,13 +89,13 @@ def decide(ended: Ended) -> tuple[int, str, str]:
         if other and slurm_start(other) != ended.slurm:
             return UNFINISHED, f"overtaken: {whose(other)} has taken the run over", "not queued again"
     if status.get("state") == "finished":
-        return STANDS, state, f"not queued again: the run is finished, though what ran it ended with {ended.code}"
+        return STANDS, state, f"not queued again: the run is finished, though its launcher ended with {ended.code}"
     if status.get("retry") is not True:
         return UNFINISHED, state, "not queued again: the same command would fail again"
-    return _of_one_that_can_go_on(ended, state)
+    return _decide_resumable(ended, state)
 
 
-def _of_one_that_can_go_on(ended: Ended, state: str) -> tuple[int, str, str]:
+def _decide_resumable(ended: Ended, state: str) -> tuple[int, str, str]:
     """As `decide`, for a run that the same command can continue."""
     restart, began_at = ended.slurm[1], ended.said.began_at
     if began_at is None or ended.saved is None or ended.saved <= began_at:

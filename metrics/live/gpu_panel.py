@@ -15,8 +15,8 @@ from metrics.live.panels import BLOCKS, bar, line, panel
 from metrics.run_data import RunData
 
 Gpu = tuple[str, dict[str, Any]]  # the node's name, and the figures that it gives
-LIMITS = Thresholds()  # what stands out here is what the health check warns of
-NODE_WIDTH = 28  # columns that a node takes at least, where several stand in a row
+LIMITS = Thresholds()  # the panel marks what the health check warns of
+NODE_WIDTH = 28  # columns that a node needs, where several share a row
 NAME_WIDTH = 18
 
 

@@ -59,7 +59,7 @@ class GpuSampler:
         self.uuids = list(uuids)
         self._nvml = nvml
         self._interval = interval
-        self._starts: list[dict[str, Any]] = []  # the last one is this
+        self._starts: list[dict[str, Any]] = []  # this start is the last one
         self._writer = SafeWriter()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpus", daemon=True)

@@ -1,7 +1,7 @@
 """Panels of the dashboard: progress, epochs, log (GPUs: gpu_panel.py), each drawn from a `RunData` for a given size.
 
-They are lines of text whose columns are computed here: training pays for every drawing, and Rich's tables would make it
-three times as expensive.
+They are lines of text whose columns are computed here, as drawing with Rich's tables would take three times as long and
+slow down training.
 """
 
 from __future__ import annotations
