@@ -125,7 +125,7 @@ CASES = {
         learning(3, step=lambda epoch: 100 * epoch, val_loss_ema=lambda epoch: 0.5),
         {}, 1, "spans about 1,000 steps, of 300 so far (limit 1.2)",
     ),
-    "stopped": (learning(12), {"state": "stopped", "exit_code": 75}, 1, "the same command goes on with it"),
+    "stopped": (learning(12), {"state": "stopped", "exit_code": 75}, 1, "the same command continues it"),
     "failed": (learning(12), {"state": "failed", "exit_code": 1, "message": "no more disk"}, 2, "no more disk"),
 }  # fmt: skip
 
