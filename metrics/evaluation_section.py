@@ -140,7 +140,7 @@ def readability_words(evaluation: dict[str, Any]) -> list[str]:
         f"{TOP1.text(entry['real_top1'])})"
         for entry in weak[:SHOWN_CLASSES]
     )
-    each = _each([entry["count"] for entry in evaluation["conditional"]["per_class"]])
+    each = _count_per_class([entry["count"] for entry in evaluation["conditional"]["per_class"]])
     if weak:
         words = f"{len(weak)} class(es) are below {WEAK} of the test images' Top-1, the weakest: {named}, of {each}."
     else:
@@ -156,7 +156,7 @@ def _interval(ends: tuple[float, float]) -> str:
     return TOP1.interval_text(dict(zip(("low", "high"), ends, strict=True)))
 
 
-def _each(counts: Sequence[int]) -> str:
+def _count_per_class(counts: Sequence[int]) -> str:
     few, many = min(counts), max(counts)
     return f"{few:,} characters of each class" if few == many else f"{few:,} to {many:,} characters of each class"
 

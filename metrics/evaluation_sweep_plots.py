@@ -90,8 +90,8 @@ def samplers(evaluation: dict) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 3)))
         axes.set_xlabel("seconds per image")
         _finish_score(axes, key, rows)
-        axes.set_ylim(*_reach([row[key] for row in rows], bound))
-    _place(figure, labels)
+        axes.set_ylim(*_vertical_limits([row[key] for row in rows], bound))
+    _place_labels(figure, labels)
     return figure
 
 
@@ -104,7 +104,7 @@ def _name_point(axes: Axes, name: str, where: tuple[float, float], taken: bool) 
     return label
 
 
-def _reach(estimates: list[dict], bound: list[float | None]) -> tuple[float, float]:
+def _vertical_limits(estimates: list[dict], bound: list[float | None]) -> tuple[float, float]:
     """Limits of the vertical axis: all intervals and `bound`, with room for labels."""
     ends = numbers([*bound, *(estimate[key] for estimate in estimates for key in ("value", "low", "high"))])
     known = ends[~np.isnan(ends)]
@@ -129,7 +129,7 @@ def _finish_score(axes: Axes, key: str, rows: list[dict]) -> None:
     legend_above(axes)
 
 
-def _place(figure: Figure, labels: list[Annotation]) -> None:
+def _place_labels(figure: Figure, labels: list[Annotation]) -> None:
     """Move labels around their points until they hide neither each other nor, if possible, a point."""
     figure.draw_without_rendering()
     taken = [Bbox.from_bounds(*(label.axes.transData.transform(label.xy) - 5), 10, 10) for label in labels]

@@ -119,10 +119,10 @@ def to_html(markdown_path: Path, title: str) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}, renderer_cls=PageRenderer).enable("table")
     markdown.use(front_matter_plugin).use(anchors_plugin, max_level=3)
     tokens = markdown.parse(read_text(markdown_path))
-    script = _beside("page.js")
-    return Template(_beside("page.html")).substitute(
+    script = _read_asset("page.js")
+    return Template(_read_asset("page.html")).substitute(
         title=escape(title),
-        style=_beside("page.css"),
+        style=_read_asset("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         contents=_contents(tokens),
@@ -160,7 +160,7 @@ def write_html(paths: RunPaths) -> Path:
     return write_page(paths.report, f"{paths.run}: training report")
 
 
-def _beside(name: str) -> str:
+def _read_asset(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 

@@ -50,16 +50,16 @@ def find_phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) 
     curve = curve[curve.values > 0]
     if len(curve) < SHORTEST:
         return []
-    edges = _edges(curve.epochs.astype(float), np.log(curve.values))
+    edges = _breakpoints(curve.epochs.astype(float), np.log(curve.values))
     found: list[tuple[int, int, str]] = []
     for start, end in itertools.pairwise(edges):
         kind = _kind(_rate(curve[start:end]))
         if found and found[-1][2] == kind:
             start = found.pop()[0]
         found.append((start, end, kind))
-    standing = _standing_since(curve, window, flat_now, abs(_rate(curve[found[-1][0] :]).value))
-    if standing is not None and found[-1][2] != "plateau":
-        found = [(start, min(end, standing), kind) for start, end, kind in found if standing - start >= SHORTEST]
+    flat_from = _flat_since(curve, window, flat_now, abs(_rate(curve[found[-1][0] :]).value))
+    if flat_from is not None and found[-1][2] != "plateau":
+        found = [(start, min(end, flat_from), kind) for start, end, kind in found if flat_from - start >= SHORTEST]
         found.append((found[-1][1] if found else 0, len(curve), "plateau"))
     return [_phase(curve[start:end], kind) for start, end, kind in found]
 
@@ -87,7 +87,7 @@ def _kind(rate: Slope) -> str:
     return "fast descent" if rate.value < -FAST else "slow descent"
 
 
-def _standing_since(curve: Curve, window: int, flat_now: float, before: float) -> int | None:
+def _flat_since(curve: Curve, window: int, flat_now: float, before: float) -> int | None:
     """The index at which the longest flat part at the end begins; None if the latest `window` values are not flat.
     `before`: absolute rate of the phase that they would be in."""
     since = None
@@ -106,7 +106,7 @@ def _phase(curve: Curve, kind: str) -> Phase:
     return Phase(kind, _rate(curve), float(values[0]), float(values[-1]), mean, deviation)
 
 
-def _edges(x: np.ndarray, y: np.ndarray) -> list[int]:
+def _breakpoints(x: np.ndarray, y: np.ndarray) -> list[int]:
     """The indices at which the best straight lines through (x, y) begin, followed by len(x)."""
     count = len(x)
     places = np.unique(np.linspace(0, count, min(count, PLACES) + 1).round().astype(int))

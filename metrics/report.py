@@ -22,7 +22,7 @@ from metrics import sections
 from metrics.page import Block, Facts, Note, Page, Picture, Section, code, link, to_markdown
 from metrics.run_data import RunData, load_run
 
-LARGE_SAMPLES = 4  # so many sample grids are shown in the report; older ones are linked
+LARGE_SAMPLES = 4  # number of sample grids shown in the report; older ones are linked
 
 
 def report_page(run: RunData) -> Page:

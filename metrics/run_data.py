@@ -246,10 +246,10 @@ class RunReader:
 
     def read(self) -> RunData:
         now = time.time()
-        status = self._fresh(self.paths.status, read_status) or {}
-        events = self._fresh(self.paths.events, read_events) or []
-        document, unreadable = self._fresh(self.paths.json, read_document) or ({}, missing(self.paths))
-        copied, lost = self._fresh(self.paths.csv, read_csv) or ([], None)
+        status = self._read_if_changed(self.paths.status, read_status) or {}
+        events = self._read_if_changed(self.paths.events, read_events) or []
+        document, unreadable = self._read_if_changed(self.paths.json, read_document) or ({}, missing(self.paths))
+        copied, lost = self._read_if_changed(self.paths.csv, read_csv) or ([], None)
         rows = document.get("epochs") or copied
         started = number(status.get("started")) or 0.0
         wrong = faults(self.paths, status, document, unreadable, rows, copied, lost)
@@ -262,7 +262,7 @@ class RunReader:
             findings=[Finding("warning", note) for note in wrong],
         )  # fmt: skip
 
-    def _fresh(self, path: Path, read: Callable[[RunPaths], Any]) -> Any:
+    def _read_if_changed(self, path: Path, read: Callable[[RunPaths], Any]) -> Any:
         try:
             stat = path.stat()
         except OSError:

@@ -14,10 +14,10 @@ import numpy as np
 
 from ddpm.run.metrics import TRAIN_IMAGES, TRAIN_TIME_SEC, Metric
 
-SMOOTH = 5  # a smoothed value is the mean of so many measured ones
-WINDOW = 10  # the present slope is fitted to so many measured values at most
+SMOOTH = 5  # number of measured values whose mean is a smoothed value
+WINDOW = 10  # largest number of measured values to which the present slope is fitted
 SIGNIFICANT = 2.0  # standard errors
-RECENT = 3  # `gap` takes medians of so many values
+RECENT = 3  # number of values in each median of `gap`
 
 
 @dataclass(frozen=True, eq=False)

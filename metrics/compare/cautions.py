@@ -12,8 +12,8 @@ from metrics.compare.figures import ComparedRun, over_seeds, setting_apart, valu
 
 def cautions(runs: Sequence[ComparedRun], metrics: Iterable[Metric]) -> list[str]:
     """Sentences to read before the runs are compared by these figures."""
-    general = (check(runs) for check in (_data, _lengths, _chance, _machines))
-    return [*_not_whole(runs), *_not_comparable(runs, metrics), *itertools.chain.from_iterable(general)]
+    general = (check(runs) for check in (_data, _lengths, _seeds, _machines))
+    return [*_damaged_or_unfinished(runs), *_not_comparable(runs, metrics), *itertools.chain.from_iterable(general)]
 
 
 def listed(runs: Sequence[ComparedRun], names: Iterable[str]) -> str:
@@ -21,7 +21,7 @@ def listed(runs: Sequence[ComparedRun], names: Iterable[str]) -> str:
     return "; ".join(f"`{name}`: {', '.join(values_of(runs, name))}" for name in names)
 
 
-def _not_whole(runs: Sequence[ComparedRun]) -> Iterator[str]:
+def _damaged_or_unfinished(runs: Sequence[ComparedRun]) -> Iterator[str]:
     """Damaged files, and runs that are not finished."""
     for run in runs:
         published = run.published
@@ -66,7 +66,7 @@ def _lengths(runs: Sequence[ComparedRun]) -> Iterator[str]:
         yield f"The runs differ in length ({', '.join(lengths)} epochs): compare them at the same images seen.{early}"
 
 
-def _chance(runs: Sequence[ComparedRun]) -> Iterator[str]:
+def _seeds(runs: Sequence[ComparedRun]) -> Iterator[str]:
     if all(len(values_of(group, "seed")) == 1 for group in over_seeds(runs)):
         yield (
             f"Seeds: {', '.join(values_of(runs, 'seed'))}; no settings were trained with two seeds, so the effect of "

@@ -265,6 +265,6 @@ def sources_section(runs: Sequence[ComparedRun], folder: Path) -> Section:
     rows = []
     for run in runs:
         page = run.paths.report if run.paths.report.exists() else run.paths.json
-        told = link(f"`{run.paths.run}`", page, folder)
-        rows.append((f"`{run.label}`", run.published.data_words, told, run.published.generated or DASH))
+        report = link(f"`{run.paths.run}`", page, folder)
+        rows.append((f"`{run.label}`", run.published.data_words, report, run.published.generated or DASH))
     return Section("The runs", [Table("", ["Run", "Data", "Its report", "Figures of"], rows)])

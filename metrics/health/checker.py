@@ -182,7 +182,7 @@ def _print(health: Health, as_json: bool, page: Path | None) -> None:
 
 @dataclass(frozen=True)
 class HealthConfig(RunCommand):
-    """Judge a run by its published files: is it healthy?"""
+    """Check whether a run is healthy: progress, losses, GPUs, speed, data, model, checkpoints and weights."""
 
     watch: bool = False
     """Check again every few seconds, until Ctrl-C or the end of the run."""

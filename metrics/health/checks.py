@@ -63,7 +63,7 @@ def progress(run: RunData, limits: Thresholds) -> Component:
     """How far the run is, whether it is alive, how often it was started, and what is wrong with its files."""
     findings = [run.condition]
     if run.status:
-        findings.append(fact(_place(run)))
+        findings.append(fact(_position(run)))
     starts = run.document.get("starts") or []
     if starts:
         again = len(starts) - 1
@@ -80,7 +80,7 @@ def progress(run: RunData, limits: Thresholds) -> Component:
     return Component("progress", [*findings, *run.findings], tables)
 
 
-def _place(run: RunData) -> str:
+def _position(run: RunData) -> str:
     words = f"{run.place('epoch', 'batch', 'step')}; {plural(len(run.rows), 'epoch')} with figures, "
     words += f"{count(run.status.get('images_seen'))} images seen"
     eta = f"; time left, by the run's own estimate: {duration(run.status.get('eta_sec'))}"

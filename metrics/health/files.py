@@ -179,7 +179,7 @@ class CheckpointReader:
             if problem and not os.path.lexists(folder):  # pruned by the run in the meantime
                 continue
             pointed = [name for name, target in links.items() if target == real(folder)]
-            found += _judged(folder, problem, pointed)
+            found += _checkpoint_findings(folder, problem, pointed)
             cells.append(_cells(folder, problem, pointed, size))
             whole += [] if problem else [folder]
         found.insert(0, _overall(run, root, whole))
@@ -201,7 +201,7 @@ def _overall(run: RunData, root: Path, whole: Sequence[Path]) -> Finding:
     return fact(f"none in {root}")
 
 
-def _judged(folder: Path, problem: str | None, pointed: Sequence[str]) -> list[Finding]:
+def _checkpoint_findings(folder: Path, problem: str | None, pointed: Sequence[str]) -> list[Finding]:
     """What is wrong with a checkpoint. `pointed`: the links (best, latest) that point to it."""
     from ddpm.training.checkpoint import read_meta
 

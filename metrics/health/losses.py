@@ -56,7 +56,7 @@ def losses(run: RunData, limits: Thresholds) -> Component:
     """All findings about losses, and a table of the last epochs."""
     if not run.rows:
         return Component("losses", [fact("no epoch has figures" if run.ended else "no epoch is done yet")])
-    found = [*_useless(run, limits), *_diverged(run, limits)]
+    found = [*_not_learning(run, limits), *_diverged(run, limits)]
     found += _overfit(run, limits) or _degraded(run, limits)
     found += [*_finite(run, limits), *_trends(run, limits), *_spikes(run, limits)]
     found += [*_average(run, limits), *_rate(run), *_gradients(run), *_quality(run, limits)]
@@ -93,7 +93,7 @@ def _finite(run: RunData, limits: Thresholds) -> list[Finding]:
     return found
 
 
-def _useless(run: RunData, limits: Thresholds) -> list[Finding]:
+def _not_learning(run: RunData, limits: Thresholds) -> list[Finding]:
     zero = "always predicting zero gives about 1"
     training, step = run.curve(LOSS_MEAN).last, STEP.of(run.last) or 0
     if training and training.value > limits.blown_loss:

@@ -74,8 +74,8 @@ def decide(ended: Ended) -> tuple[int, str, str]:
     if status.get("state") == "finished" and ended.code == 0:
         return STANDS, state, "nothing: the run is finished"
     others = [start for start in map(slurm_start, (status, ended.owner)) if start and start[0] == job]
-    told = [int(count) for count in re.findall(r"^\d+$", ended.facts.get("Restarts", ""))]
-    newest = max([restart, *told, *(start[1] for start in others)])
+    counts = [int(count) for count in re.findall(r"^\d+$", ended.facts.get("Restarts", ""))]
+    newest = max([restart, *counts, *(start[1] for start in others)])
     if newest > restart:  # queueing would kill the newer start; a node that Slurm has given up may be alive
         taken = any(start[1] > restart for start in others)
         following = (
@@ -174,14 +174,14 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in ("before", "after"):
         raise RequestError("this is for submit.sh: give before FLAGS, or after CODE SIGNAL FLAGS")
     when, *rest = arguments
-    told, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
+    ended, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
     config = parse_args(flags)
-    if not told:
+    if not ended:
         before(os.environ)
         return 0
     if config.dry_run:
         return STANDS
-    code, signal = told
+    code, signal = ended
     return after(RunPaths(real(config.output_root), config.run), int(code), signal, os.environ)
 
 
