@@ -1,1 +1,1 @@
-"""What is claimed about this project, measured. Each file says what it measures and prints its figures."""
+"""Benchmarks of what the documentation claims. Each file says what it measures and prints its figures."""

@@ -1,7 +1,7 @@
-"""A side of a benchmark in a process of its own, which stands still when it is not its turn.
+"""One side of a benchmark in a process of its own, which is stopped while the other sides are measured.
 
-No side runs with the settings, the memory or the threads of another, and a loader's workers neither slow down the other
-sides nor fill their queues meanwhile.
+So no side shares settings, memory or threads with another, and the workers of a data loader neither slow down the other
+sides nor fill their queues in the meantime.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ class Loop(Protocol):
 
 @dataclass(frozen=True)
 class Turn:
+    """The figures of one turn."""
+
     seconds_per_step: float
     peak_memory_gb: float | None  # GB (2^30 bytes) of the device that these steps needed at most; None on a CPU
 
 
-class Apart:
-    """A loop that trains when it is told to, with all the processes that it starts."""
+class SideProcess:
+    """A training loop in its own process; between turns it is stopped, with all processes that it has started."""
 
     def __init__(
         self, name: str, make: Callable[[DistContext], AbstractContextManager[tuple[Loop, Any]]], device: str = "auto"
     ) -> None:
-        """Begin to load libraries, as several sides do at once.
+        """Start the process, which loads its libraries while other sides load theirs.
 
         Args:
-            make: makes the loop in its process, and whatever is to be known of it; can be pickled.
-            device: what `--device` says.
+            make: called in the process, makes the loop and facts about it; can be pickled, as can the facts.
+            device: value of `--device`.
         """
         self.name = name
         self._pipe, theirs = multiprocessing.Pipe()
@@ -53,16 +55,24 @@ class Apart:
 
     @property
     def pid(self) -> int:
-        """Of its process, and of the group of all that it starts."""
+        """Id of the process, and of the group of all processes that it starts."""
         return self._process.pid
 
     def build(self) -> Any:
-        """Make the loop. Returns what is to be known of it."""
-        self._hear()  # that it has loaded
+        """Make the loop. Returns the facts that `make` gives about it.
+
+        Raises:
+            RequestError: the side has failed.
+        """
+        self._receive()  # wait until it has loaded
         return self._ask("build")
 
     def turn(self, steps: int) -> Turn:
-        """Train so many steps, after one that is not timed."""
+        """Train `steps` steps, after one that is not timed.
+
+        Raises:
+            RequestError: the side has failed.
+        """
         return self._ask(steps)
 
     def close(self) -> None:
@@ -75,13 +85,13 @@ class Apart:
     def _ask(self, what: object) -> Any:
         os.killpg(self.pid, signal.SIGCONT)
         self._pipe.send(what)
-        return self._hear()
+        return self._receive()
 
-    def _hear(self) -> Any:
+    def _receive(self) -> Any:
         try:
             answer = self._pipe.recv()
         except EOFError:
-            raise RequestError(f"side '{self.name}' has failed; why stands above") from None
+            raise RequestError(f"side '{self.name}' has failed, see above") from None
         if isinstance(answer, RequestError):
             raise answer
         os.killpg(self.pid, signal.SIGSTOP)
@@ -91,7 +101,7 @@ class Apart:
 def _serve(
     pipe: Connection, make: Callable[[DistContext], AbstractContextManager[tuple[Loop, Any]]], device: str
 ) -> None:
-    os.setpgrp()  # its workers are stopped with it; if its parent dies, the system wakes and hangs up the group
+    os.setpgrp()  # its workers are stopped with it; if the parent dies, the group gets SIGHUP and SIGCONT
     multiprocessing.set_start_method(None, force=True)  # its workers start as they do in any other process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -103,7 +113,7 @@ def _serve(
                 steps = pipe.recv()
                 loop.steps(1)
                 on_gpu = world.device.type == "cuda"
-                if on_gpu:  # of the steps alone: what was tried out to find the fastest kernels does not count
+                if on_gpu:  # of these steps alone, without the search for the fastest kernels
                     torch.cuda.reset_peak_memory_stats(world.device)
                 taken = seconds(lambda steps=steps: loop.steps(steps), world.device) / steps
                 peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else None
@@ -111,6 +121,6 @@ def _serve(
                     torch.cuda.empty_cache()
                 pipe.send(Turn(taken, peak))
     except (EOFError, BrokenPipeError):
-        pass  # enough
+        pass  # the parent has closed the pipe
     except RequestError as error:
         pipe.send(error)

@@ -1,4 +1,4 @@
-"""How long a checkpoint holds up training: written in the background, against a blocking `torch.save`.
+"""How long a checkpoint delays training: written in the background, against a blocking `torch.save`.
 
     python -m benchmarks.checkpoint_stall --preset large
 
@@ -33,7 +33,7 @@ from ddpm.training.trainer import Trainer
 
 
 def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, list[float]]:
-    """Seconds of each round, by what was measured; the first round is for warming up and is left out."""
+    """Seconds of each round, by what was measured; a warm-up round before them is left out."""
     with connect() as world:
         config = preset(name, batch_size=batch_size, compile=False, log_every=1000, keep_last=1)
         device = world.device

@@ -60,7 +60,7 @@ def some_of(source: Path, target: Path, images: dict[str, int]) -> Path:
 
 
 def train_one(config: TrainConfig, rank: int, port: int, output: Path) -> None:
-    """Be process `rank` of two."""
+    """Run train.py as process `rank` of two; its output goes to `output`."""
     with open(output, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -71,7 +71,7 @@ def train_one(config: TrainConfig, rank: int, port: int, output: Path) -> None:
     sys.exit(train.main(config, train.StopRequest().install()))
 
 
-class Crew:
+class TwoProcesses:
     """The two processes of a run."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -101,18 +101,22 @@ class Crew:
         return any(self.paths.checkpoints.glob(".step_*.tmp"))
 
     def phase(self) -> str:
-        """What the main process says that it is doing, if it has said anything yet."""
+        """The phase that the main process has published, if any."""
         with suppress(OSError, ValueError):
             status = json.loads(self.paths.status.read_text(encoding="utf-8"))
             if status["pid"] == self.processes[0].pid:
                 return status["phase"] + (", saving" if self.saving else "")
         return "before anything is published"
 
-    def kill(self, chance: random.Random) -> None:
-        """Kill both or one; one that is left has to end by itself."""
-        victims = chance.choices([(0, 1), (0,), (1,)], weights=[3, 1, 1])[0]
+    def kill(self, generator: random.Random) -> None:
+        """Kill both or one. The other one has to end by itself.
+
+        Raises:
+            AssertionError: it did not end within `DEADLINE` seconds.
+        """
+        victims = generator.choices([(0, 1), (0,), (1,)], weights=[3, 1, 1])[0]
         if self.phase() in ("before anything is published", "starting"):
-            victims = (0, 1)  # one that waits for the other to appear has half an hour for that
+            victims = (0, 1)  # at the start, a process waits half an hour for the other
         for victim in victims:
             self.processes[victim].kill()
         until = time.monotonic() + DEADLINE
@@ -134,7 +138,7 @@ def outcome(config: TrainConfig) -> tuple[dict[str, torch.Tensor], pd.DataFrame]
 
 
 def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:
-    """In what the run differs from the one that was never interrupted."""
+    """What differs from the uninterrupted run: names of tensors, rows, status, report, files left over."""
     (mine, rows), (expected, expected_rows) = outcome(config), outcome(whole)
     wrong = [name for name in expected if name not in mine or not mine[name].equal(expected[name])]
     paths = RunPaths(config.output_root, config.run)
@@ -145,44 +149,56 @@ def differences(config: TrainConfig, whole: TrainConfig) -> list[str]:
     return wrong + [f"left over: {name}" for name in left_over]
 
 
-def play(config: TrainConfig, seconds: float, chance: random.Random, killed_in: collections.Counter) -> None:
-    """One round: kill the run once or twice, and let it finish. `seconds` is about what the whole run takes."""
-    for _ in range(chance.randint(1, 2)):
-        crew = Crew(config)
-        if chance.random() < 0.4:
-            nth = chance.randint(1, 6)
+def kill_and_finish(
+    config: TrainConfig, seconds: float, generator: random.Random, killed_in: collections.Counter
+) -> None:
+    """One round: kill the run once or twice, and let it finish.
+
+    Args:
+        seconds: about how long an uninterrupted run takes.
+        killed_in: counts the kills by phase.
+
+    Raises:
+        AssertionError: the run did not end well.
+    """
+    for _ in range(generator.randint(1, 2)):
+        processes = TwoProcesses(config)
+        if generator.random() < 0.4:
+            nth = generator.randint(1, 6)
             for _ in range(nth):  # the nth checkpoint of this start
-                while crew.alive and crew.saving:
+                while processes.alive and processes.saving:
                     time.sleep(0.001)
-                while crew.alive and not crew.saving:
+                while processes.alive and not processes.saving:
                     time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.03))
+            time.sleep(generator.uniform(0, 0.03))
         else:
-            until = time.monotonic() + chance.uniform(0, seconds)
-            while crew.alive and time.monotonic() < until:
+            until = time.monotonic() + generator.uniform(0, seconds)
+            while processes.alive and time.monotonic() < until:
                 time.sleep(0.005)
-        if not crew.alive:
+        if not processes.alive:
             break
-        killed_in[crew.phase()] += 1
-        crew.kill(chance)
-    if not Crew(config).wait():
+        killed_in[processes.phase()] += 1
+        processes.kill(generator)
+    if not TwoProcesses(config).wait():
         raise AssertionError(f"the run did not end well: see {config.output_root / config.run}.out")
 
 
 def run_rounds(rounds: int, seed: int, data_root: Path, folder: Path) -> tuple[list[str], collections.Counter]:
-    """Play; returns what was lost, a line a round, and in which phases the runs were killed."""
+    """Run all rounds. Returns a line for each round that was lost, and the number of kills by phase."""
     data_root = some_of(data_root, folder / "data", {"train": 384, "test": 94})
     whole = preset("tiny", **SETTINGS, data_root=data_root, output_root=folder, run_name="uninterrupted")
-    Crew(replace(whole, max_steps=1, samples_per_class=0, run_name="first")).wait()  # the fork server is up after it
+    TwoProcesses(
+        replace(whole, max_steps=1, samples_per_class=0, run_name="first")
+    ).wait()  # the fork server is up after it
     began = time.monotonic()
-    if not Crew(whole).wait():
+    if not TwoProcesses(whole).wait():
         raise AssertionError(f"the uninterrupted run failed: see {folder}/uninterrupted.out")
     seconds = time.monotonic() - began
     lost, killed_in = [], collections.Counter()
     for number in range(rounds):
         config = preset("tiny", **SETTINGS, data_root=data_root, output_root=folder, run_name=f"round_{number}")
         try:
-            play(config, seconds, random.Random(f"{seed} {number}"), killed_in)
+            kill_and_finish(config, seconds, random.Random(f"{seed} {number}"), killed_in)
             wrong = differences(config, whole)
         except (AssertionError, OSError, ValueError, KeyError) as error:
             wrong = [repr(error)]

@@ -8,7 +8,7 @@ device, resized and scaled there. The loader's batches count once they are on th
 many untimed batches as the loader holds ready, so that it is measured at the pace of its workers and not at that of its
 queue; it ends with a pause in which they fill it again, so that they do not work while the other side is measured.
 Starting the workers is not counted. On a CPU batches are cut to 256 images. `--share-of-step` also times train.py's own
-step, on a CPU only where it takes at most 3 TFLOP. Its time is of all that a step is, its batch's delivery included.
+step, on a CPU only where it takes at most 3 TFLOP. That time includes the delivery of the batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ddpm.training.schedule import TrainingSchedule
 CPU_BATCH = 256  # images; larger batches take a CPU long and are no faster per image
 CPU_STEP = 3e12  # FLOP: a longer step is not timed on a CPU
 
-Advance = Callable[[int], None]  # delivers so many batches, or trains on them
+Advance = Callable[[int], None]  # delivers that many batches, or trains on them
 
 
 def our_batches(
@@ -56,12 +56,14 @@ def our_batches(
 def loaded_batches(
     config: TrainConfig, workers: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The same from the loader, its pinned memory copied without waiting where there is a GPU."""
+    """The same from the loader; with a GPU, from pinned memory and without waiting for the copy."""
     for images, labels in endless(pil_loader(config, workers, pinned=device.type == "cuda")):
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def delivered(batches: Iterator) -> Advance:
+    """A function that takes batches from the iterator."""
+
     def advance(count: int) -> None:
         for _ in range(count):
             next(batches)
@@ -70,7 +72,7 @@ def delivered(batches: Iterator) -> Advance:
 
 
 def pace(advance: Advance, at_once: int, at_least: float, device: torch.device) -> float:
-    """Seconds per batch, over at least so many seconds, in calls of `at_once` batches."""
+    """Seconds per batch, over at least `at_least` seconds, in calls of `at_once` batches."""
     spent, done = 0.0, 0
     while spent < at_least:
         spent += seconds(lambda: advance(at_once), device)
@@ -110,7 +112,7 @@ def measure(
 
 
 def figures(config: TrainConfig, taken: dict[str, list[float]]) -> dict:
-    """What is told of a preset, from its rounds."""
+    """The figures of a preset, from its rounds."""
     rates = {side: spread([config.batch_size / each for each in taken[side]]) for side in ("ours", "loader")}
     return {
         "resolution": config.resolution, "batch": config.batch_size, "seconds_per_batch": taken,
@@ -124,13 +126,13 @@ def affordable(config: TrainConfig, device: torch.device) -> bool:
     return device.type != "cpu" or config.batch_size * flops_per_image(config) <= CPU_STEP
 
 
-def table(told: dict[str, dict], workers: int, device: torch.device) -> Table:
+def table(results: dict[str, dict], workers: int, device: torch.device) -> Table:
     cut = f" Batches cut to {CPU_BATCH} on a CPU." if device.type == "cpu" else ""
     page = Table(title="images/s delivered to the model", caption=f"The DataLoader has {workers} workers.{cut}")
     heads = ("ours", f"DataLoader, {workers} workers", "ours is faster", "ours, of a step")
     for head in ("preset", "px", "batch", *heads):
         page.add_column(head, justify="left" if head == "preset" else "right")
-    for name, each in told.items():
+    for name, each in results.items():
         share = each["share_of_step"]
         page.add_row(
             name, str(each["resolution"]), str(each["batch"]), words(each["images_per_sec"]["ours"], 0),
@@ -151,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     if (options.workers or 0) < 0 or options.seconds <= 0:
         parser.error("--workers: at least 0; --seconds: above 0")
     with connect(asked.device) as world:
-        device, about, told = world.device, machine(world.device), {}
+        device, about, results = world.device, machine(world.device), {}
         workers = (2 if device.type == "cpu" else 8) if options.workers is None else options.workers
         for name in options.presets:
             config = parse_args([*flags, "--preset", name])
@@ -160,9 +162,9 @@ def main(argv: list[str] | None = None) -> None:
             config = replace(config, grad_accum=1)
             with_step = options.share_of_step and affordable(config, device)
             taken = measure(config, world, workers, options.rounds, options.seconds, with_step)
-            told[name] = figures(config, taken)
-        document = {"machine": about, "workers": workers, "seconds": options.seconds, "presets": told}
-        publish("input_pipeline", device, document, options.out, table(told, workers, device))
+            results[name] = figures(config, taken)
+        document = {"machine": about, "workers": workers, "seconds": options.seconds, "presets": results}
+        publish("input_pipeline", device, document, options.out, table(results, workers, device))
 
 
 if __name__ == "__main__":

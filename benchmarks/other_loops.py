@@ -1,6 +1,6 @@
 """The training loops that ours is measured against, each written as its kind usually is, on the same UNet and data.
 
-All of them have `steps(count)`, which ends when the device has done them.
+Each has `steps(count)`, which returns when the device has finished them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def target_of(
 
 
 class PlainLoop:
-    """A loop as the reference run had it: PIL loader with workers, NCHW, eager, fp16 with loss scaling (fp32 on a CPU),
+    """A loop like the reference run's: PIL loader with workers, NCHW, eager, fp16 with loss scaling (fp32 on a CPU),
     gradient norm and EMA parameter by parameter in Python, the loss fetched in every step."""
 
     def __init__(self, config: TrainConfig, device: torch.device, workers: int = 8) -> None:
@@ -106,12 +106,12 @@ class PlainLoop:
 
 
 class AccelerateLoop:
-    """A loop as diffusers' example of unconditional training has it: Accelerate, its EMAModel, a learning-rate
-    scheduler, clipping to 1, the loss logged in every step; bf16 on a GPU. The loader has the workers that the example
-    has by default: none."""
+    """A loop like diffusers' example of unconditional training: Accelerate, EMAModel, a learning-rate scheduler,
+    clipping to 1, the loss logged in every step; bf16 on a GPU. As in the example by default, the loader has no
+    workers."""
 
     def __init__(self, config: TrainConfig, device: torch.device, workers: int = 0) -> None:
-        from accelerate import Accelerator  # the one thing here that training itself does not need
+        from accelerate import Accelerator  # here, as training itself does not need it
 
         self.config, self.device = config, device
         self.accelerator = Accelerator(
@@ -158,7 +158,7 @@ class AccelerateLoop:
 
 
 class BareModel:
-    """The floor under our step: forward, backward and optimizer of our model on one batch that never changes, in our
+    """A lower bound for our step: forward, backward and optimizer of our model on one batch that never changes, in our
     precision, layout and compilation; no data, no noise drawn, no norm, no average, no figures."""
 
     def __init__(self, config: TrainConfig, choices: Choices, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""train.py's own loop, stopped after so many steps: what the benchmarks measure is the real thing, not a copy of it."""
+"""train.py's own loop, stopped after a number of steps: the benchmarks measure the program itself, not a copy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOREVER = 10**6  # epochs, so that no step is the last
 
 
 class OurRun:
-    """A run of train.py that trains when it is told to. Its files, heartbeat and log are all there."""
+    """A run of train.py that trains on request, with all of its files, heartbeat and log."""
 
     def __init__(self, run: train.Run) -> None:
         self.run = run
@@ -40,7 +40,7 @@ class OurRun:
 
 
 class Countdown(StopVote):
-    """The vote on stopping of a run; it also stops it after `left` steps."""
+    """The vote on stopping a run, which also stops it after `left` steps."""
 
     left = 0
 
@@ -53,7 +53,7 @@ class Countdown(StopVote):
 
 @contextmanager
 def our_run(config: TrainConfig, world: DistContext, terminal: TextIO | None = None) -> Iterator[OurRun]:
-    """Begin a run of `config` in a folder that is removed afterwards. Meanwhile stdout is `terminal`, or nowhere."""
+    """Begin a run of `config` in a folder that is removed afterwards. stdout goes to `terminal`, or is discarded."""
     with tempfile.TemporaryDirectory() as folder:
         config = replace(
             config, output_root=Path(folder), run_name="benchmark", resume="never", epochs=FOREVER, max_steps=None

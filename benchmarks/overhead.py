@@ -1,11 +1,11 @@
-"""What each thing that a run does beside learning adds to a step, by switching it off.
+"""What the parts of a training step that are not learning cost, measured by switching each off.
 
     python -m benchmarks.overhead --preset tiny --data-root DIR
 
-A run of train.py trains on a pseudo-terminal with its dashboard up. In each round every thing is switched off in turn,
-and all of them at once; what is missing then from the time of a step is what the thing costs. Validation and
-checkpoints come once an epoch: their seconds are measured as such, and spread over an epoch's steps. On a CPU each
-thing is also timed where it stands, which a noisy machine disturbs less.
+A run of train.py trains on a pseudo-terminal that shows its dashboard. In each round every part is switched off in
+turn, and all of them at once; the time that a step then saves is the cost of the part. Validation and checkpoints come
+once an epoch: their seconds are measured directly, and divided by the steps of an epoch. On a CPU each part is also
+timed in place, which is less sensitive to a noisy machine.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from metrics.live.status import StatusPublisher
 from metrics.live.terminal import TerminalView
 
 ROWS, COLUMNS = 40, 120
-IN_PLACE = 3  # times as many steps as in a turn
+IN_PLACE = 3  # steps that are timed in place, as a multiple of the steps of a turn
 
 
-def things(run: train.Run) -> dict[str, tuple[Any, str, Callable]]:
-    """What a step has beside learning, by name: owner and name of the function that does it, and one that does not."""
+def extra_parts(run: train.Run) -> dict[str, tuple[Any, str, Callable]]:
+    """The parts of a step that are not learning, by name: owner and name of the function, and a stub in its place."""
     trainer = run.trainer
     norm = torch.ones((), device=run.world.device)
     return {
@@ -54,8 +54,8 @@ def things(run: train.Run) -> dict[str, tuple[Any, str, Callable]]:
 
 
 def switches(run: train.Run) -> dict[str, Callable[[], AbstractContextManager]]:
-    """What can be switched off, by name: each makes a context in which it does nothing."""
-    off = {name: partial(patch.object, *thing) for name, thing in things(run).items()}
+    """By name of a part, a function that makes a context in which the part is switched off; `ALL`: all of them."""
+    off = {name: partial(patch.object, *part) for name, part in extra_parts(run).items()}
 
     @contextmanager
     def nothing_on() -> Iterator[None]:
@@ -68,11 +68,11 @@ def switches(run: train.Run) -> dict[str, Callable[[], AbstractContextManager]]:
 
 
 def in_place(ours: OurRun, steps: int) -> dict[str, float]:
-    """The share of the time of `steps` steps that each thing takes where it stands, in processor time of its thread.
+    """The share of the time of `steps` steps that each part takes, in processor time of the thread that calls it.
 
-    For a CPU, where a call returns when its work is done; what other threads help with counts once.
+    Only for a CPU, where a call returns when its work is done. The work of other threads is not counted.
     """
-    spent = dict.fromkeys(things(ours.run), 0.0)
+    spent = dict.fromkeys(extra_parts(ours.run), 0.0)
 
     def timed(name: str, function: Callable) -> Callable:
         @wraps(function)
@@ -86,7 +86,7 @@ def in_place(ours: OurRun, steps: int) -> dict[str, float]:
         return call
 
     with ExitStack() as stack:
-        for name, (owner, function, _) in things(ours.run).items():
+        for name, (owner, function, _) in extra_parts(ours.run).items():
             stack.enter_context(patch.object(owner, function, timed(name, getattr(owner, function))))
         whole = seconds(lambda: ours.steps(steps), ours.run.world.device)
     shares = {name: taken / whole for name, taken in spent.items()}
@@ -95,7 +95,7 @@ def in_place(ours: OurRun, steps: int) -> dict[str, float]:
 
 @contextmanager
 def terminal() -> Iterator[TextIO]:
-    """A terminal that nobody looks at."""
+    """A pseudo-terminal whose output is discarded."""
     inside, outside = pty.openpty()
     fcntl.ioctl(outside, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
 
@@ -113,7 +113,7 @@ def terminal() -> Iterator[TextIO]:
 
 
 def per_step(ours: OurRun, rounds: int, passes: int, steps: int) -> dict[str, list[float]]:
-    """Seconds per step of each round, with everything on ("everything") and with each thing off."""
+    """Seconds per step of each round, with everything on ("everything") and with each part off."""
 
     def turn(switch: Callable[[], AbstractContextManager]) -> float:
         with switch():
@@ -166,24 +166,24 @@ def measure(config: TrainConfig, world: DistContext, rounds: int, passes: int, s
 
 
 def shares(measured: dict) -> dict[str, dict[str, float]]:
-    """Of a step's time with everything on: what each thing takes, round by round."""
+    """The share of a step's time (everything on) that each part takes: the spread over the rounds."""
     taken = measured["seconds_per_step"]
     whole, epoch = taken["everything"], measured["steps_per_epoch"]
-    told = {
+    results = {
         name: spread([1 - without / each for without, each in zip(taken[name], whole, strict=True)])
         for name in taken
         if name != "everything"
     }
     for name, cost in measured["seconds_per_epoch"].items():
-        told[name] = spread([each / epoch / step for each, step in zip(cost, whole, strict=True)])
-    return told
+        results[name] = spread([each / epoch / step for each, step in zip(cost, whole, strict=True)])
+    return results
 
 
 def percent(share: dict[str, float]) -> str:
     return words({kind: 100 * value for kind, value in share.items()}, 2, "%")
 
 
-def table(config: TrainConfig, measured: dict, told: dict[str, dict[str, float]]) -> Table:
+def table(config: TrainConfig, measured: dict, results: dict[str, dict[str, float]]) -> Table:
     step = words(spread([1000 * each for each in measured["seconds_per_step"]["everything"]]))
     page = Table(title=f"{config.preset}, batch {config.images_per_step}: {step} ms per step with everything on")
     page.add_column("what")
@@ -191,7 +191,7 @@ def table(config: TrainConfig, measured: dict, told: dict[str, dict[str, float]]
     if measured["in_place"]:
         page.add_column("timed in place", justify="right")
     page.add_column("when")
-    for name, share in told.items():
+    for name, share in results.items():
         each = measured["seconds_per_epoch"].get(name)
         when = f"once an epoch of {measured['steps_per_epoch']} steps: {words(spread(each), 2)} s" if each else "a step"
         cells = [percent(share)]
@@ -212,10 +212,10 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit("error: one process is measured; start it without torchrun")
         about = machine(world.device)
         measured = measure(config, world, options.rounds, options.passes, options.steps, options.warmup)
-        told = shares(measured)
+        results = shares(measured)
         document = {"machine": about, "preset": config.preset, "batch": config.images_per_step,
-                    "passes": options.passes, "steps": options.steps, **measured, "shares": told}  # fmt: skip
-        publish(f"overhead_{config.preset}", world.device, document, options.out, table(config, measured, told))
+                    "passes": options.passes, "steps": options.steps, **measured, "shares": results}  # fmt: skip
+        publish(f"overhead_{config.preset}", world.device, document, options.out, table(config, measured, results))
 
 
 if __name__ == "__main__":

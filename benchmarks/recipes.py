@@ -1,14 +1,14 @@
-"""What does each ingredient of the `tiny` recipe give? Runs at equal time, judged by the reference classifier.
+"""What does each setting of the `tiny` recipe contribute? Runs of equal time, scored by the reference classifier.
 
     python -m benchmarks.recipes --data-root DIR --minutes 5                     every recipe, a table at the end
     python -m benchmarks.recipes --data-root DIR --minutes 10 --recipes tiny --seeds 0 1 2
 
-`tiny` is the preset; each other recipe is what the search for it began with, with some flags changed. How many steps
-fit into the time is measured first, in rounds, for every kind of step that the recipes have: the learning rate has to
-reach zero at the last one. Nothing else should run during that. Then `train.py` takes so many steps, and its final
-weights draw characters with the preset's sampler (DDIM, 20 steps). These trainings may share the machine (`--at-once`):
-their steps are fixed, not their time. Cut short, the same command goes on: what is in the results' file is neither
-measured nor trained again, nor are runs in `--folder` that have finished.
+`tiny` is the preset; each other recipe is the starting point of the search for it, with some flags changed. First, the
+number of steps that fit into the time is measured in rounds, for every kind of step that the recipes have, as the
+learning rate has to reach zero at the last step. Nothing else should run during that. Then `train.py` trains for that
+number of steps, and its final weights draw characters with the preset's sampler (DDIM, 20 steps). These trainings may
+share the machine (`--at-once`): their steps are fixed, not their time. After an interruption, the same command
+continues: what is in the file of results is neither measured nor trained again, nor are finished runs in `--folder`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ddpm.sampling.load import load_model
 from ddpm.training import data, hardware
 from ddpm.training.distributed import connect
 
-BASE = "--batch-size 64 --timestep-power 1"  # what the search began with, and each line below changes
+BASE = "--batch-size 64 --timestep-power 1"  # the starting point of the search; each line below changes it
 CHANGES = {
     "base": "",
     "reference recipe": "--prediction-type epsilon --timestep-sampling uniform --lr 1e-4 --lr-schedule constant "
@@ -81,7 +81,7 @@ MEASURED_STEPS, ROUNDS = 30, 3
 def train(
     flags: str, seed: int, steps: int, data_root: Path, root: Path, name: str, threads: int | None = None
 ) -> dict[str, Any]:
-    """Train `tiny` with `flags` for so many steps; returns the last row of its figures, with the time of all."""
+    """Train `tiny` with `flags` for `steps` steps. Returns the last row, with the training time of all."""
     command = [
         sys.executable, "train.py", "--preset", "tiny", "--data-root", str(data_root), "--output-root", str(root),
         "--run-name", name, "--seed", str(seed), "--max-steps", str(steps), "--epochs", "1000",
@@ -95,8 +95,8 @@ def train(
     return {**rows.iloc[-1].to_dict(), "train_time_sec": rows["train_time_sec"].sum()}
 
 
-class Jury:
-    """Judges trained models, always with the same labels and noise."""
+class CheckpointScorer:
+    """Scores trained models, always with the same labels and noise."""
 
     def __init__(self, data_root: Path, root: Path, per_class: int) -> None:
         config = preset("tiny", data_root=data_root)
@@ -110,7 +110,7 @@ class Jury:
         self.reference = Reference.of(self.classifier, test_set, config.resolution)
         self.labels = torch.arange(NUM_CLASSES).repeat(per_class)
 
-    def judged(self, checkpoint: Path, guidance: list[float]) -> list[dict[str, Any]]:
+    def score(self, checkpoint: Path, guidance: list[float]) -> list[dict[str, Any]]:
         """RCA and Fréchet distance at each guidance scale."""
         console, precision = Console(quiet=True), hardware.pick_precision("auto", self.device)[0]
         generator = ImageGenerator(
@@ -149,14 +149,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def step_flags(recipe: str) -> str:
-    """The flags that make a step of `recipe` cost what it does."""
+    """The flags of `recipe` that change the time of a step."""
     parts = RECIPES[recipe].replace(" --", "\n--").splitlines()
     settings = {part.split()[0]: part for part in parts if part.startswith(CHANGES_THE_STEP)}  # the last one counts
     return " ".join(settings.values())
 
 
 def measure_steps(recipes: list[str], known: dict[str, list[float]], data_root: Path, root: Path) -> None:
-    """Add to `known` the milliseconds of a step in each of some interleaved rounds, by `step_flags`."""
+    """Measure the milliseconds of a step in `ROUNDS` interleaved rounds, and add them to `known`, by `step_flags`."""
     unknown = {step_flags(recipe) for recipe in recipes} - set(known)
     for _ in range(ROUNDS):
         for flags in sorted(unknown):
@@ -191,18 +191,18 @@ def trained(options: argparse.Namespace, document: dict[str, Any], root: Path) -
         yield from (job.result() for job in as_completed([pool.submit(run, *each) for each in asked]))
 
 
-def begun(options: argparse.Namespace, jury: Jury) -> dict[str, Any]:
-    """The results so far, if there are any of as many minutes, else a file of none."""
+def begun(options: argparse.Namespace, scorer: CheckpointScorer) -> dict[str, Any]:
+    """The document in `--out`, if there is one; else a new one. Exits if minutes or images differ."""
     if options.out.exists():
         document = json.loads(options.out.read_text(encoding="utf-8"))
-        if document["minutes"] == options.minutes and document["images_judged"] == len(jury.labels):
+        if document["minutes"] == options.minutes and document["images_judged"] == len(scorer.labels):
             return document
         sys.exit(f"error: {options.out} is of {document['minutes']:g} minutes and {document['images_judged']} images "
                  "judged: give another --out")  # fmt: skip
     return {
         "generated": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": options.minutes,
-        "machine": f"{hardware.device_name(jury.device)}, {os.cpu_count()} threads", "torch": torch.__version__,
-        "classifier_top1": jury.classifier.meta["top1"], "images_judged": len(jury.labels),
+        "machine": f"{hardware.device_name(scorer.device)}, {os.cpu_count()} threads", "torch": torch.__version__,
+        "classifier_top1": scorer.classifier.meta["top1"], "images_judged": len(scorer.labels),
         "ms_per_step": {}, "results": [],
     }  # fmt: skip
 
@@ -222,10 +222,10 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.folder or Path(scratch)).resolve()
-        jury = Jury(options.data_root, root, options.per_class)
-        document = begun(options, jury)
+        scorer = CheckpointScorer(options.data_root, root, options.per_class)
+        document = begun(options, scorer)
         for result, checkpoint in trained(options, document, root):
-            document["results"].append({**result, "figures": jury.judged(checkpoint, options.guidance)})
+            document["results"].append({**result, "figures": scorer.score(checkpoint, options.guidance)})
             atomic_write(options.out, json.dumps(document, indent=2))
             print(table(document["results"][-1:]).splitlines()[-1], flush=True)
     print(table(document["results"]))

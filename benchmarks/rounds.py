@@ -27,7 +27,7 @@ from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training.hardware import device_name, synchronize
 
 RESULTS = PROJECT_ROOT / "benchmarks" / "results"
-ALL = "all of these"  # that a step has beside learning
+ALL = "all of these"  # all parts of a step that are not learning
 WIDTH = 130  # columns of a table, also in a batch job's output
 
 
@@ -41,10 +41,10 @@ def seconds(task: Callable[[], Any], device: torch.device) -> float:
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int, passes: int = 1) -> dict[str, list[float]]:
-    """Call every side in turn, in an order that turns around, so that a slow minute of the machine hits all.
+    """Call every side in turn, and reverse the order each time, so that a slow minute of the machine affects all.
 
     Args:
-        passes: calls of each side in a round. More of them even out the machine's moods within a round.
+        passes: calls of each side in a round. More of them average out the machine's fluctuations.
 
     Returns the mean of what each side returned in a round, by round.
     """
@@ -74,7 +74,7 @@ def words(figure: Mapping[str, float], digits: int = 1, unit: str = "") -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What it was measured on, and with."""
+    """The machine and the versions that are measured."""
     return {
         "device": device_name(device), "cpu": _cpu_name(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": diffusers.__version__,
@@ -83,25 +83,25 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """The processor, with what it has for half precision."""
+    """The processor, with the best instruction set that it has for half precision or vectors."""
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
-    name = re.search(r"model name\s*: (.+)", told)
-    arithmetic = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {flag}" in told), "")
+    name = re.search(r"model name\s*: (.+)", cpuinfo)
+    arithmetic = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {flag}" in cpuinfo), "")
     return f"{name[1] if name else platform.machine()}, {arithmetic}"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
+    """Reports a wrong request in one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The flags that every benchmark has; what it does not know belongs to train.py."""
+    """A parser with the flags of every benchmark; flags that it does not know belong to train.py."""
     parser = Parser(
         description=description, epilog="Other flags are those of train.py: --preset, --data-root, --batch-size, …"
     )
@@ -111,7 +111,7 @@ def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, TrainConfig]:
-    """The benchmark's own flags, and the settings of train.py that the others make."""
+    """The benchmark's own flags, and the settings that the other flags give for train.py."""
     options, rest = parser.parse_known_args(argv)
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
@@ -122,7 +122,7 @@ def settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None)
 
 
 def publish(name: str, device: torch.device, document: Mapping[str, Any], out: Path | None, table: Table) -> Path:
-    """Print the table and keep the figures, with machine and versions, as JSON."""
+    """Print the table, and write the figures, with machine and versions, as JSON. Returns the file's path."""
     place = out or RESULTS / f"{name}_{slug(device)}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     whole = {"benchmark": name, "measured": datetime.now(UTC).isoformat(timespec="seconds"), **document}

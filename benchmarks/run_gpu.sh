@@ -1,10 +1,11 @@
 #!/bin/bash
-# Benchmarks 1 to 5 on one GPU, and one table of them. Made to take under eight minutes on an H200; not timed there yet.
+# Five benchmarks on one GPU, and one table of them. Should take under eight minutes on an H200; not timed there yet.
 #
 #   benchmarks/run_gpu.sh [--out DIR] [flags of train.py: --data-root DIR, --data glyphs]
 #   benchmarks/run_gpu.sh --rehearse     the same with a model of a few thousand weights, also without a GPU
 #
-# PYTHON chooses the interpreter; paths are read from the project's folder. What fails is said and left out of the table; the exit code tells then.
+# PYTHON chooses the interpreter; paths are relative to the project's folder. A benchmark that fails is named and left
+# out of the table, and the exit code is 1.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 

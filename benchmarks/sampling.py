@@ -3,10 +3,10 @@
     python -m benchmarks.sampling --preset tiny --manners ddpm-600 dpm++-20
     python -m benchmarks.sampling --preset large --images 94
 
-Whole samplings are measured, with `ddpm.sampling.pipeline.denoise` as sample.py calls it, of a network with fresh
-weights, which cost what trained ones do. Each side draws once in every round, in turn, after a warm-up of two steps.
-Two passes: the conditional and the unconditional half of each batch go through the network one after the other, all
-else being equal.
+Whole samplings are measured, with the function that sample.py uses (`ddpm.sampling.pipeline.denoise`) and a network
+with initial weights, as training does not change the cost. Each side draws once in every
+round, in turn, after a warm-up of two steps. Two passes: the conditional and the unconditional half of each batch go
+through the network one after the other, all else being equal.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ddpm.training.hardware import choose, set_up
 from ddpm.training.model import build_unet, compiled, flops_per_image, set_layout
 
 MANNERS = [f"{sampler}-{steps}" for sampler, counts in SAMPLERS.items() for steps in counts]
-SLOW, FAST, TARGET = "ddpm-600", "dpm++-20", 25.0  # so many times as long as the fast one is the slow one to take
-INSTEAD = {  # what is told of a side: how many times as long it would take if it were changed in this way
+SLOW, FAST, TARGET = "ddpm-600", "dpm++-20", 25.0  # SLOW is to take at least 25 times as long as FAST
+VARIATIONS = {  # column: changes of a side; the column says how many times as long the changed side takes
     f"{SLOW} takes": {"manner": SLOW},
     "not compiled takes": {"compiled": False},
     "two passes take": {"two_passes": True},
@@ -61,7 +61,7 @@ class Side:
 
 
 class TwoPasses(torch.nn.Module):
-    """A network that looks at the two halves of a batch, with and without labels, one after the other."""
+    """A network that evaluates the two halves of a batch, with and without labels, one after the other."""
 
     def __init__(self, network: UNet2DModel) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ class TwoPasses(torch.nn.Module):
         return (torch.cat([self.network(half, timestep, labels, return_dict)[0] for half, labels in halves]),)
 
 
-class Easel:
-    """A network with all that it takes to draw images on a device."""
+class SamplingSetup:
+    """A network on a device, with everything that sampling needs."""
 
     def __init__(self, config: TrainConfig, images: int, device: torch.device) -> None:
         set_up(device, config.deterministic)
@@ -87,9 +87,9 @@ class Easel:
         self.labels = torch.arange(images, device=device) % NUM_CLASSES
 
     def draw(self, side: Side, steps: int | None = None) -> torch.Tensor:
-        """The images of a side, float32 [images, 1, R, R]; all its steps if left out."""
+        """The images of a side, float32 [images, 1, R, R]. `steps`: instead of the side's own number."""
         config, dtype, network = self.config, self.choices.dtype, self.networks[side.compiled]
-        source = torch.Generator().manual_seed(config.seed)  # on the CPU, as sample.py has it
+        source = torch.Generator().manual_seed(config.seed)  # on the CPU, as in sample.py
         noise = torch.randn(len(self.labels), 1, config.resolution, config.resolution, generator=source)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return sample(
@@ -100,7 +100,7 @@ class Easel:
 
 
 def choose_sides(manners: list[str], config: TrainConfig, compiled: bool) -> dict[str, Side]:
-    """What is measured, by name: every manner, and two passes in the one of the fewest steps, if there is guidance.
+    """The sides to measure, by name: every manner, and with guidance also the one of the fewest steps in two passes.
 
     Raises:
         ValueError: a manner is not sampler-steps, or is one that the model does not know.
@@ -116,29 +116,29 @@ def choose_sides(manners: list[str], config: TrainConfig, compiled: bool) -> dic
     return {str(side): side for side in both}
 
 
-def measure(easel: Easel, sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
+def measure(setup: SamplingSetup, sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
     """Seconds that each side takes to draw all images, by round."""
     for side in sides.values():
-        easel.draw(side, min(WARM_UP, side.steps))
-    draws = {name: lambda side=side: seconds(lambda: easel.draw(side), easel.device) for name, side in sides.items()}
+        setup.draw(side, min(WARM_UP, side.steps))
+    draws = {name: lambda side=side: seconds(lambda: setup.draw(side), setup.device) for name, side in sides.items()}
     return in_turn(draws, rounds)
 
 
 def figures(sides: dict[str, Side], taken: dict[str, list[float]], images: int) -> dict[str, dict]:
-    """What is told of each side, from its rounds; of `INSTEAD` what was measured."""
-    told = {}
+    """The figures of each side, from its rounds; of `VARIATIONS` those that were measured."""
+    results = {}
     for name, side in sides.items():
-        told[name] = {"ms_per_image": spread([1000 * each / images for each in taken[name]])}
-        for what, change in INSTEAD.items():
+        results[name] = {"ms_per_image": spread([1000 * each / images for each in taken[name]])}
+        for what, change in VARIATIONS.items():
             other = replace(side, **change)
             if other != side and str(other) in taken:
-                told[name][what] = ratio(taken[str(other)], taken[name])
-    return told
+                results[name][what] = ratio(taken[str(other)], taken[name])
+    return results
 
 
-def final(told: dict[str, dict]) -> dict[str, dict]:
-    """How many times as long the slow manner takes as the fast one, and whether that is enough, where both are."""
-    times = {name: each[f"{SLOW} takes"] for name, each in told.items() if f"{SLOW} takes" in each}
+def final(results: dict[str, dict]) -> dict[str, dict]:
+    """How many times as long SLOW takes as FAST, and whether that meets the target, where both were measured."""
+    times = {name: each[f"{SLOW} takes"] for name, each in results.items() if f"{SLOW} takes" in each}
     return {
         name: {**times[name], "target": TARGET, "met": times[name]["median"] >= TARGET}
         for name in (str(Side(FAST)), str(Side(FAST, compiled=True)))
@@ -146,15 +146,17 @@ def final(told: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def table(config: TrainConfig, images: int, told: dict[str, dict]) -> Table:
+def table(config: TrainConfig, images: int, results: dict[str, dict]) -> Table:
     page = Table(title=f"drawing {images} images: {config.preset}, {config.resolution} px")
-    for head in ("side", "ms per image", *INSTEAD):
+    for head in ("side", "ms per image", *VARIATIONS):
         page.add_column(head, justify="left" if head == "side" else "right")
-    for name, each in told.items():
+    for name, each in results.items():
         time = each["ms_per_image"]
-        others = [words(each[what], 2, "×") if what in each else "–" for what in INSTEAD]
+        others = [words(each[what], 2, "×") if what in each else "–" for what in VARIATIONS]
         page.add_row(name, words(time, 0 if time["median"] >= 100 else 2), *others)
-    aims = [f"{words(aim, 1, '×')} of {name}, {'met' if aim['met'] else 'missed'}" for name, aim in final(told).items()]
+    aims = [
+        f"{words(aim, 1, '×')} of {name}, {'met' if aim['met'] else 'missed'}" for name, aim in final(results).items()
+    ]
     page.caption = f"target, {SLOW} takes {TARGET:g}×: {'; '.join(aims) or 'not measured'}"
     return page
 
@@ -169,19 +171,19 @@ def main(argv: list[str] | None = None) -> None:
     if images < 1:
         parser.error("--images: at least 1")
     about = machine(device)
-    easel = Easel(config, images, device)
+    setup = SamplingSetup(config, images, device)
     try:
-        sides = choose_sides(options.manners, config, easel.choices.compile)
+        sides = choose_sides(options.manners, config, setup.choices.compile)
     except ValueError as error:
         parser.error(f"--manners: {error}")
-    taken = measure(easel, sides, options.rounds)
-    told = figures(sides, taken, images)
+    taken = measure(setup, sides, options.rounds)
+    results = figures(sides, taken, images)
     document = {
         "machine": about, "preset": config.preset, "resolution": config.resolution, "images": images,
-        "guidance_scale": config.guidance_scale, "choices": easel.choices.in_words(), "seconds": taken,
-        "figures": told, f"{SLOW} over {FAST}": final(told),
+        "guidance_scale": config.guidance_scale, "choices": setup.choices.in_words(), "seconds": taken,
+        "figures": results, f"{SLOW} over {FAST}": final(results),
     }  # fmt: skip
-    publish(f"sampling_{config.preset}", device, document, options.out, table(config, images, told))
+    publish(f"sampling_{config.preset}", device, document, options.out, table(config, images, results))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ TRAIN_ONLY = (
 
 @dataclass(frozen=True)
 class Job:
-    """So many processes with so large a batch each."""
+    """A job of `processes` processes with `batch` images each; `scaling`: weak, strong or one process."""
 
     scaling: str
     processes: int
@@ -58,7 +58,9 @@ def jobs(processes: Sequence[int], batch: int) -> list[Job]:
     many = sorted({each for each in processes if each > 1})
     for each in many:
         if batch % each:
-            raise RequestError(f"--batch-size {batch} cannot be divided among {each} processes: take a multiple of it")
+            raise RequestError(
+                f"--batch-size {batch} cannot be divided among {each} processes: take a multiple of {each}"
+            )
     weak, strong = [Job("weak", each, batch) for each in many], [Job("strong", each, batch // each) for each in many]
     return [Job("one process", 1, batch), *weak, *strong]
 
@@ -88,7 +90,7 @@ def images_per_sec(job: Job, flags: Sequence[str], steps: int, threads: int | No
 
 
 def figures(measured: dict[Job, list[float]], grad_accum: int) -> list[dict]:
-    """What is told of each job. Efficiency is its share of what as many single processes would do, by round."""
+    """The figures of each job. Efficiency: its images/s over those of as many single processes, round by round."""
     alone = next(rates for job, rates in measured.items() if job.processes == 1)
     return [
         {
@@ -100,13 +102,13 @@ def figures(measured: dict[Job, list[float]], grad_accum: int) -> list[dict]:
     ]  # fmt: skip
 
 
-def table(config: TrainConfig, told: list[dict], steps: int, cores: int | None) -> Table:
+def table(config: TrainConfig, results: list[dict], steps: int, cores: int | None) -> Table:
     """`cores`: of the CPU that it was measured on, None for GPUs."""
     page = Table(title=f"scaling of train.py: {config.preset}, {config.resolution} px, {steps} steps")
     page.add_column("scaling")
     for head in ("processes", "batch of each", "of all", "images/s", "speed-up", "efficiency"):
         page.add_column(head, justify="right")
-    for each in told:
+    for each in results:
         crowded = cores and each["processes"] > cores
         efficiency = {key: 100 * value for key, value in each["efficiency"].items()}
         page.add_row(
@@ -118,10 +120,10 @@ def table(config: TrainConfig, told: list[dict], steps: int, cores: int | None) 
 
 
 def check(config: TrainConfig, processes: Sequence[int], steps: int, device: torch.device) -> None:
-    """Find out before anything is measured what cannot be measured here.
+    """Check that everything can be measured here, before anything is measured.
 
     Raises:
-        RequestError: there is such a thing.
+        RequestError: there are too few processes, steps, GPUs or images.
     """
     if min(processes) < 1:
         raise RequestError(f"--processes {min(processes)}: must be 1 or more")
@@ -129,14 +131,14 @@ def check(config: TrainConfig, processes: Sequence[int], steps: int, device: tor
         raise RequestError(f"--steps {steps}: must be 2 or more, as the first one is left out")
     if device.type == "cuda" and max(processes) > torch.cuda.device_count():
         raise RequestError(f"--processes {max(processes)}: there are {torch.cuda.device_count()} GPU(s) here")
-    TrainingSchedule(
-        config, max(processes), count_images(config)
-    )  # are there images enough for the largest global batch?
+    TrainingSchedule(config, max(processes), count_images(config))  # raises if the largest global batch is too large
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=3)
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="default 1 2 4; 1 is always there")
+    parser.add_argument(
+        "--processes", nargs="+", type=int, default=[1, 2, 4], help="default 1 2 4; 1 is always measured"
+    )
     parser.add_argument("--steps", type=int, default=20, help="of each job (default 20)")
     options, config = settings(parser, argv)
     flags, device = parser.parse_known_args(argv)[1], pick_device(config.device)[0]
@@ -150,10 +152,10 @@ def main(argv: list[str] | None = None) -> None:
 
     sides = {job: partial(side, job) for job in jobs(options.processes, config.batch_size)}
     measured = in_turn(sides, options.rounds)
-    told = figures(measured, config.grad_accum)
+    results = figures(measured, config.grad_accum)
     document = {"machine": about, "preset": config.preset, "resolution": config.resolution, "steps": options.steps,
-                "threads_per_process": threads, "usable_cores": cores, "jobs": told}  # fmt: skip
-    page = table(config, told, options.steps, cores)
+                "threads_per_process": threads, "usable_cores": cores, "jobs": results}  # fmt: skip
+    page = table(config, results, options.steps, cores)
     publish(f"scaling_{config.preset}", device, document, options.out, page)
 
 

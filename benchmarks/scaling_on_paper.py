@@ -32,7 +32,7 @@ def assumed(value: float, meaning: str) -> float:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is taken for granted. Links are counted in one direction."""
+    """The assumptions. Speeds of links are those of one direction."""
 
     mfu: float = assumed(0.3, "share of the data sheet's dense bf16 peak that a step on one GPU reaches (MFU)")
     backward_share: float = assumed(0.667, "share of a step that is its backward pass")
@@ -108,7 +108,7 @@ class Expected:
     sent: float
     compute: float
     all_reduce: float
-    exposed: float  # what of the all-reduce does not hide behind the backward pass
+    exposed: float  # part of the all-reduce that does not overlap with the backward pass
 
     @property
     def efficiency(self) -> float:
@@ -134,7 +134,7 @@ def model_row(doing: Work, assume: Assumptions) -> list[str]:
 
 
 def steps_of(works: Sequence[Work], cluster: Cluster, sizes: Sequence[int], assume: Assumptions) -> str:
-    """What is expected of each preset on each number of GPUs, as a table."""
+    """The expected figures of each preset on each number of GPUs, as a Markdown table."""
     heads = ("preset", "GPUs", "global batch", "sent per GPU within a node, MB", "between nodes, MB", "compute, ms",
              "all-reduce, ms", "of it hidden", "exposed, ms", "efficiency", "exposed in bf16, ms",
              "efficiency in bf16")  # fmt: skip
@@ -152,7 +152,7 @@ def steps_of(works: Sequence[Work], cluster: Cluster, sizes: Sequence[int], assu
     return markdown_table(Table("", heads, rows, numbers=True))
 
 
-def doubts(doing: Work, assume: Assumptions) -> Iterator[list[str]]:
+def sensitivity(doing: Work, assume: Assumptions) -> Iterator[list[str]]:
     """The efficiency of a preset if an assumption is wrong."""
     links = {name: getattr(assume, name) / 2 for name in ("pcie_reached", "nvlink_reached", "network_reached")}
     for what, changes in {
@@ -179,8 +179,8 @@ def page(assume: Assumptions) -> str:
         box=steps_of(list(works.values()), l40s(assume), (2, 4), assume),
         h100=steps_of(list(works.values()), h100(assume), (8, 16, 32, 64), assume),
         l40s=steps_of(list(works.values()), l40s(assume), (8, 16, 32, 64), assume),
-        doubts=markdown_table(
-            Table("", ("`large`", "4 L40S", "64 L40S", "64 H100"), doubts(works["large"], assume), numbers=True)
+        sensitivity=markdown_table(
+            Table("", ("`large`", "4 L40S", "64 L40S", "64 H100"), sensitivity(works["large"], assume), numbers=True)
         ),
         only=" ".join(TRAIN_ONLY),
     )
@@ -189,8 +189,8 @@ def page(assume: Assumptions) -> str:
 PAGE = """\
 # What several GPUs should give, on paper
 
-**This is arithmetic, not a measurement**: nothing of it was run on the machines that it speaks of. It is a bound for a
-first measurement to be held against. `python -m benchmarks.scaling_on_paper` writes this page; every assumption is one
+**This is arithmetic, not a measurement**: nothing was run on these machines. It gives a bound with which a first
+measurement can be compared. `python -m benchmarks.scaling_on_paper` writes this page; every assumption is one
 of its flags (`--mfu 0.4`) and a field of `Assumptions` in `benchmarks/scaling_on_paper.py`.
 
 ## What is assumed
@@ -202,15 +202,15 @@ of its flags (`--mfu 0.4`) and a field of `Assumptions` in `benchmarks/scaling_o
   sends as much through all its ports together; the column gives each GPU's part of that.
 - all-reduce = for each bucket, `start_us` + sent / speed. The speed is that of the GPU's link; between nodes it is the
   smaller one of that and of all ports of a node together.
-- exposed = all-reduce of the last bucket, which is ready when the backward pass ends, + what the others take longer
-  than the backward pass (`backward_share` × compute).
+- exposed = all-reduce of the last bucket, which is ready when the backward pass ends, + the time by which the other
+  buckets exceed the backward pass (`backward_share` × compute).
 - efficiency = compute / (compute + exposed), against one GPU with the same batch per GPU (weak scaling). For that
-  compute it is an upper bound: that communication slows the computing beside it, and that processes wait for the
-  slowest, is not counted.
-- A compiled model's backward pass is in pieces too, one for each bucket: what torch does by default under DDP.
+  compute it is an upper bound: it leaves out that communication slows down computing, and that processes wait for
+  the slowest one.
+- A compiled model's backward pass is also split into one piece per bucket, as torch does by default under DDP.
 - bf16: gradients sent in half the bytes. train.py does not do that; DDP's hook `bf16_compress_hook` would.
 
-## What there is to exchange
+## Size of the gradients
 
 Counted on the models themselves. Gradients are fp32, whatever the precision of forward and backward.
 
@@ -233,7 +233,7 @@ Counted on the models themselves. Gradients are fp32, whatever the precision of 
 
 ## If an assumption is wrong
 
-{doubts}
+{sensitivity}
 
 ## How to check it
 
@@ -244,10 +244,10 @@ python -m benchmarks.scaling --preset large --data-root data --processes 1 2 4 -
 ```
 
 Compare its column `efficiency`, rows `weak`, with `efficiency` above. The images/s of its one process give the compute:
-batch / images/s. Where that differs, give the `--mfu` that makes it agree; what then differs is communication.
+batch / images/s. If that differs, give the `--mfu` that makes it agree; any remaining difference is communication.
 `all_reduce_perf` of nccl-tests on the same GPUs prints their bus bandwidth, which here is link × reached.
 
-On several nodes of 4 GPUs, once with one GPU and once with all:
+On nodes of 4 GPUs, once with one GPU and once with two nodes:
 
 ```
 sbatch --gres=gpu:1 submit.sh --preset large --run-name paper_1 --max-steps 500 {only}

@@ -3,9 +3,9 @@
     python -m benchmarks.startup --preset tiny --data-root DIR
     python -m benchmarks.startup --preset large --data-root DIR --warm-cache     with compilation too
 
-Each start is a process of its own that does what train.py does, with train.py's `main`, and ends when the device has
-done the first step. Every moment since the process was asked for counts to one phase, so that they add up to the whole.
-Packages are read from memory where the system still has them there: the first start after booting takes longer.
+Each start is a process of its own that calls train.py's `main`, and ends when the device has done the first step. All
+time from the start of the process on belongs to exactly one phase, so the phases add up to the total. Packages may come
+from the system's file cache: the first start after booting takes longer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PHASES = (
     "model and optimizer", "log and figures", "anything else", "first step",
 )  # fmt: skip
 EAGER, COLD, WARM = "not compiled", "compiled, empty cache", "compiled, filled cache"
-TARGETS = {"cpu": {EAGER: 8.0}, "cuda": {EAGER: 15.0, WARM: 30.0}}  # seconds; on two CPU cores
+TARGETS = {"cpu": {EAGER: 8.0}, "cuda": {EAGER: 15.0, WARM: 30.0}}  # seconds; cpu: two cores
 
 
 class FirstStepDone(BaseException):
@@ -47,7 +47,7 @@ class PhaseClock:
         self._phase = PHASES[0]
 
     def enter(self, phase: str) -> str:
-        """What follows counts to `phase`. Returns the phase before."""
+        """Time from now on belongs to `phase`. Returns the previous phase."""
         now, before = time.monotonic(), self._phase
         self.seconds[before] += now - self._since
         self._phase, self._since = phase, now
@@ -55,7 +55,7 @@ class PhaseClock:
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """What is done meanwhile counts to `phase`."""
+        """Context manager: adds the elapsed time to `phase`."""
         before = self.enter(phase)
         try:
             yield
@@ -63,7 +63,7 @@ class PhaseClock:
             self.enter(before)
 
     def watch(self, owner: Any, name: str, phase: str) -> None:
-        """Calls of `owner.name` count to `phase` from now on."""
+        """Add the time of every call of `owner.name` to `phase`."""
         function = getattr(owner, name)
 
         @wraps(function)
@@ -73,14 +73,14 @@ class PhaseClock:
 
         setattr(owner, name, timed)
 
-    def told(self) -> dict[str, float]:
-        """Seconds of each phase until now, and from the beginning on."""
+    def totals(self) -> dict[str, float]:
+        """Seconds of each phase until now, and their total."""
         self.enter(self._phase)
         return {**self.seconds, "total": self._since - self._began}
 
 
 def child(file: str, began: str, _: str, *flags: str) -> int:
-    """Be train.py with `flags` until the first step is done; leave the seconds of each phase in `file`."""
+    """Run train.py with `flags` until the first step is done; write the seconds of each phase to `file`."""
     clock = PhaseClock(float(began))
     clock.enter("arguments")
     from ddpm.run.arguments import parse_args
@@ -99,7 +99,7 @@ def child(file: str, began: str, _: str, *flags: str) -> int:
     try:
         return train.main(config, stop) or 1
     except FirstStepDone:
-        Path(file).write_text(json.dumps(clock.told()), encoding="utf-8")
+        Path(file).write_text(json.dumps(clock.totals()), encoding="utf-8")
         return 0
 
 
@@ -132,8 +132,8 @@ def watch_train(train: Any, clock: PhaseClock) -> None:
 
 
 def start(flags: Sequence[str], environment: dict[str, str]) -> dict[str, float]:
-    """Start train.py with `flags` once: seconds of each phase, and in total. Ends with the start's exit code if that
-    does not come to its first step."""
+    """Start train.py with `flags` once: seconds of each phase, and in total. Exits with its exit code if it fails
+    before the end of its first step."""
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "output", "w+", encoding="utf-8") as output:
         phases = Path(folder) / "phases.json"
         command = [sys.executable, "-m", "benchmarks.startup", "--child", str(phases), repr(time.monotonic()), "--"]
@@ -149,7 +149,7 @@ def start(flags: Sequence[str], environment: dict[str, str]) -> dict[str, float]
 
 
 def measure(flags: Sequence[str], rounds: int, compiled: bool) -> dict[str, dict[str, list[float]]]:
-    """What `start` tells, by side, phase and round. Each round has its own cache of compiled code, empty at first."""
+    """The seconds of `start` by side, phase and round. Each round has its own cache for compilation, empty at first."""
     seconds = {side: defaultdict(list) for side in ((EAGER, COLD, WARM) if compiled else (EAGER,))}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
@@ -160,7 +160,7 @@ def measure(flags: Sequence[str], rounds: int, compiled: bool) -> dict[str, dict
     return seconds
 
 
-def table(preset: str, told: dict[str, dict], targets: dict[str, dict]) -> Table:
+def table(preset: str, results: dict[str, dict], targets: dict[str, dict]) -> Table:
     from rich.table import Table
 
     from benchmarks.rounds import words
@@ -168,11 +168,11 @@ def table(preset: str, told: dict[str, dict], targets: dict[str, dict]) -> Table
     aims = [f"{side}: {'met' if aim['met'] else 'missed'}, {aim['seconds']:g} s" for side, aim in targets.items()]
     page = Table("phase", title=f"from the command to the end of the first step: {preset}")
     page.caption = "target, " + "; ".join(aims)
-    for side in told:
+    for side in results:
         page.add_column(f"{side}, s", justify="right")
     for phase in (*PHASES, "total"):
-        shares = [each[phase]["median"] / each["total"]["median"] for each in told.values()]
-        cells = [f"{words(each[phase], 2)} {share:5.0%}" for each, share in zip(told.values(), shares, strict=True)]
+        shares = [each[phase]["median"] / each["total"]["median"] for each in results.values()]
+        cells = [f"{words(each[phase], 2)} {share:5.0%}" for each, share in zip(results.values(), shares, strict=True)]
         page.add_row(phase, *cells, end_section=phase == PHASES[-1])
     return page
 
@@ -189,13 +189,13 @@ def main(argv: list[str] | None = None) -> None:
     flags, device = parser.parse_known_args(argv)[1], pick_device(config.device)[0]
     about = machine(device)
     seconds = measure(flags, options.rounds, options.warm_cache)
-    told = {side: {phase: spread(values) for phase, values in each.items()} for side, each in seconds.items()}
-    totals = {side: each["total"]["median"] for side, each in told.items()}
+    results = {side: {phase: spread(values) for phase, values in each.items()} for side, each in seconds.items()}
+    totals = {side: each["total"]["median"] for side, each in results.items()}
     targets = {side: {"seconds": most, "met": totals[side] <= most}
                for side, most in TARGETS[device.type].items() if side in totals}  # fmt: skip
-    document = {"machine": about, "preset": config.preset, "seconds": seconds, "figures": told,
+    document = {"machine": about, "preset": config.preset, "seconds": seconds, "figures": results,
                 "targets": targets}  # fmt: skip
-    publish(f"startup_{config.preset}", device, document, options.out, table(config.preset, told, targets))
+    publish(f"startup_{config.preset}", device, document, options.out, table(config.preset, results, targets))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One table of what the other benchmarks have measured, beside what is to be reached.
+"""One table of the other benchmarks' figures, with their targets.
 
 python -m benchmarks.summary                 the files in benchmarks/results/
 python -m benchmarks.summary --folder DIR    others
@@ -29,7 +29,7 @@ class Aim:
     figure: str
     benchmark: str
     read: Callable[[dict], float]
-    cpu: float | None = None  # what is to be reached on two cores, and on an H200; None: nothing
+    cpu: float | None = None  # target on two cores; `gpu`: on an H200; None: no target
     gpu: float | None = None
     at_least: bool = True
     unit: str = "×"
@@ -48,7 +48,7 @@ def memory_of_ours(document: dict) -> float:
 
 
 def beside_learning(document: dict) -> float:
-    """The share of a step that is not learning: as timed in place where it was, for whole steps are noisy."""
+    """The share of a step that is not learning; timed in place if possible, as whole steps are noisy."""
     in_place = document.get("in_place")
     return statistics.median(in_place[ALL]) if in_place else document["shares"][ALL]["median"]
 
@@ -66,7 +66,7 @@ def percent(read: Callable[[dict], float]) -> Callable[[dict], float]:
 
 
 def steps_of(preset: str, plain: dict, accelerate: dict, utilisation: float | None) -> list[Aim]:
-    """What is to be reached by a training step of `preset`."""
+    """The targets of a training step of `preset`."""
     file, least = f"train_step_{preset}", {"at_least": False}
     return [
         Aim(f"{preset}: ours / plain loop, images/s", file, faster_than("plain loop"), **plain),
@@ -102,7 +102,7 @@ AIMS = [
 
 
 def read(folder: Path) -> dict[tuple[str, str], dict]:
-    """The files by benchmark and the device that they are of."""
+    """The files' content by benchmark and device."""
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     return {
         (each["benchmark"], each["machine"]["device"]): each
@@ -112,8 +112,8 @@ def read(folder: Path) -> dict[tuple[str, str], dict]:
 
 
 def rows(documents: dict[tuple[str, str], dict]) -> list[tuple[str, ...]]:
-    """Figure, device, target, measured value, and whether that is enough; of those that were measured."""
-    told = []
+    """Figure, device, target, value, and whether the target is reached, of all figures that were measured."""
+    results = []
     for aim in AIMS:
         for (benchmark, device), document in documents.items():
             if benchmark != aim.benchmark:
@@ -124,21 +124,21 @@ def rows(documents: dict[tuple[str, str], dict]) -> list[tuple[str, ...]]:
             except (KeyError, TypeError, StopIteration, ZeroDivisionError):
                 continue
             wanted = f"{'≥' if aim.at_least else '≤'} {target:g}{aim.unit}" if target is not None else "–"
-            prediction = "–" if target is None else "reached" if aim.reached(value, target) else "missed"
-            told.append((aim.figure, device, wanted, f"{value:.3g}{aim.unit}", prediction))
-    return told
+            verdict = "–" if target is None else "reached" if aim.reached(value, target) else "missed"
+            results.append((aim.figure, device, wanted, f"{value:.3g}{aim.unit}", verdict))
+    return results
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=RESULTS, help="that holds the benchmarks' JSON files")
     folder = parser.parse_args(argv).folder
-    told = rows(read(folder))
-    if not told:
+    results = rows(read(folder))
+    if not results:
         print(f"error: {folder} holds no figures: run the benchmarks first, or give --folder", file=sys.stderr)
         return 2
-    page = Table("figure", "device", "to reach", "measured", "", title="what the benchmarks have measured")
-    for row in told:
+    page = Table("figure", "device", "target", "measured", "", title="what the benchmarks have measured")
+    for row in results:
         page.add_row(*row)
     Console(width=max(WIDTH, Console().width)).print(page)
     return 0

@@ -2,9 +2,9 @@
 
     python -m benchmarks.threads --preset tiny --data-root DIR
 
-Each measurement is a process of its own, in which train.py's loop trains: how OpenMP's threads wait for each other is
-settled when they are loaded. The busy processes are loops in Python. Beside k of them, a fair share is what one thread
-gets on an idle machine times cores / (k + 1), at most all of it. "All" is what torch does unless it is told otherwise.
+Each measurement is a process of its own, in which train.py's loop trains, as OpenMP reads only when it is loaded how
+its threads wait for each other. The busy processes are loops in Python. Beside k of them, a fair share is what one
+thread gets on an idle machine times cores / (k + 1), at most all of it. "All" is torch's default.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n  for _ in rang
 
 
 class Busy:
-    """Processes that do nothing but take time, when they are let."""
+    """Processes that only use processor time; `let` runs and stops them."""
 
     def __init__(self, count: int) -> None:
         command = [sys.executable, "-S", "-c", LOOP, str(os.getpid())]
@@ -55,7 +55,7 @@ class Busy:
 
 @contextmanager
 def busy(count: int) -> Iterator[Busy]:
-    """`count` busy processes, at rest at first; none is left afterwards."""
+    """Context manager: `count` busy processes, stopped at first, and ended afterwards."""
     crowd = Busy(count)
     try:
         crowd.let(False)
@@ -65,8 +65,8 @@ def busy(count: int) -> Iterator[Busy]:
 
 
 def child(side: str, flags: Sequence[str]) -> None:
-    """Train as `side` of the comparison. Says when it is warm; then trains for as long as it is told, and says how fast
-    that was."""
+    """Train as `side` of the comparison. Prints "warm" after the warm-up, reads the seconds to settle and to measure
+    from stdin, and prints images/s and threads as JSON."""
     if side == CHOSEN:
         limit_spinning()
     from ddpm.run.arguments import parse_args
@@ -87,8 +87,8 @@ def child(side: str, flags: Sequence[str]) -> None:
             ours.steps(1)
             steps += 1
         rate = steps * ours.run.schedule.global_batch / (time.monotonic() - began)
-        told = {"images_per_sec": rate, "threads": ours.run.threads.number}
-        print(json.dumps(told), file=sys.__stdout__, flush=True)
+        results = {"images_per_sec": rate, "threads": ours.run.threads.number}
+        print(json.dumps(results), file=sys.__stdout__, flush=True)
 
 
 def measure(
@@ -107,7 +107,7 @@ def measure(
     if side != CHOSEN:
         environment["OMP_NUM_THREADS"] = str(1 if side == ONE_THREAD else len(usable_cores()))
     command = [sys.executable, "-m", "benchmarks.threads", "--child", side, *flags]
-    crowd.let(case == BUSY and side == CHOSEN)  # which looks at them as it starts; to the others, they are a delay
+    crowd.let(case == BUSY and side == CHOSEN)  # only this side looks at them as it starts
     with subprocess.Popen(
         command, cwd=Path(__file__).parents[1], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -121,28 +121,28 @@ def measure(
             crowd.let(False)
     if process.returncode or not ready:
         raise RequestError((why.strip().splitlines() or ["a measurement failed"])[-1].removeprefix("error: "))
-    told = json.loads(said.splitlines()[-1])
-    threads.setdefault(f"{case}: {side}", []).append(told["threads"])
-    return told["images_per_sec"]
+    results = json.loads(said.splitlines()[-1])
+    threads.setdefault(f"{case}: {side}", []).append(results["threads"])
+    return results["images_per_sec"]
 
 
 def figures(rates: dict[str, list[float]], cores: int, others: int) -> dict[str, dict[str, Any]]:
-    """Of each case and side: images per second, and its ratios to the fair share and to all threads, by round."""
+    """Images per second of each case and side, and the ratios to the fair share and to all threads, round by round."""
     from benchmarks.rounds import ratio, spread
 
     alone = rates[f"{IDLE}: {ONE_THREAD}"]
-    told = {}
+    results = {}
     for name, each in rates.items():
         case, _, side = name.partition(": ")
-        told[name] = {"images_per_sec": spread(each)}
+        results[name] = {"images_per_sec": spread(each)}
         if case != IDLE:
-            told[name]["of_fair_share"] = ratio(each, [rate * min(1, cores / (others + 1)) for rate in alone])
+            results[name]["of_fair_share"] = ratio(each, [rate * min(1, cores / (others + 1)) for rate in alone])
         if side != ALL_THREADS:
-            told[name]["of_all_threads"] = ratio(each, rates[f"{IDLE if case == IDLE else BUSY}: {ALL_THREADS}"])
-    return told
+            results[name]["of_all_threads"] = ratio(each, rates[f"{IDLE if case == IDLE else BUSY}: {ALL_THREADS}"])
+    return results
 
 
-def table(preset: str, told: dict[str, dict[str, Any]], threads: dict[str, list[int]], others: int) -> Table:
+def table(preset: str, results: dict[str, dict[str, Any]], threads: dict[str, list[int]], others: int) -> Table:
     from rich.table import Table
 
     from benchmarks.rounds import words
@@ -152,7 +152,7 @@ def table(preset: str, told: dict[str, dict[str, Any]], threads: dict[str, list[
     page.add_column("threads")
     for head in ("number", "images/s", "of the fair share", "of all threads there"):
         page.add_column(head, justify="right")
-    for name, each in told.items():
+    for name, each in results.items():
         case, _, side = name.partition(": ")
         numbers = ", ".join(map(str, sorted(set(threads[name]))))
         ratios = [words(each[key], 2) if key in each else "–" for key in ("of_fair_share", "of_all_threads")]
@@ -186,11 +186,11 @@ def main(argv: list[str] | None = None) -> None:
             rates = in_turn(sides, options.rounds)
         except RequestError as error:
             parser.error(str(error))
-    told = figures(rates, cores, options.busy)
+    results = figures(rates, cores, options.busy)
     document = {"machine": about, "preset": config.preset, "batch": config.images_per_step, "usable_cores": cores,
-                "busy": options.busy, "rounds": rates, "threads": threads, "figures": told}  # fmt: skip
+                "busy": options.busy, "rounds": rates, "threads": threads, "figures": results}  # fmt: skip
     publish(
-        f"threads_{config.preset}", device, document, options.out, table(config.preset, told, threads, options.busy)
+        f"threads_{config.preset}", device, document, options.out, table(config.preset, results, threads, options.busy)
     )
 
 

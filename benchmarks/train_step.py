@@ -4,8 +4,8 @@
     python -m benchmarks.train_step --preset large --data-root DIR --steps 20
 
 Ours is the loop of train.py itself. All sides train the same UNet on the same data in the same batch and take turns in
-each round, after a warm-up; each is a process of its own, which stands still in the others' turns, its workers too.
-Where a process's memory comes to lie can make it some percent faster or slower on a CPU: `--sittings` starts them anew.
+each round, after a warm-up. Each is a process of its own, which is stopped, with its workers, in the others' turns. On
+a CPU, the memory layout of a process can change its speed by some percent: `--sittings` starts all of them again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 import torch
 from rich.table import Table
 
-from benchmarks.apart import Apart, Loop
+from benchmarks.apart import Loop, SideProcess
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
@@ -57,7 +57,7 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def measure(config: TrainConfig, names: Sequence[str], options: Namespace) -> dict:
-    """Seconds per step of each side by round, over all sittings, and what else there is to know of each.
+    """Seconds per step of each side by round, over all sittings; the choices of ours; the peak memory of each side.
 
     Raises:
         RequestError: a side has failed.
@@ -74,14 +74,15 @@ def sitting(config: TrainConfig, names: Sequence[str], options: Namespace) -> tu
     """All rounds of one start of the sides: seconds per step by round, what they chose, the memory they needed."""
     with ExitStack() as stack:
         sides = [
-            stack.enter_context(closing(Apart(name, partial(side, name, config), config.device))) for name in names
+            stack.enter_context(closing(SideProcess(name, partial(side, name, config), config.device)))
+            for name in names
         ]
         chosen, peaks = {}, {}
         for each in sides:
             chosen[each.name] = each.build()
             each.turn(options.warmup)
 
-        def turn(side: Apart) -> float:
+        def turn(side: SideProcess) -> float:
             taken = side.turn(options.steps)
             peaks[side.name] = taken.peak_memory_gb
             return taken.seconds_per_step
@@ -91,7 +92,7 @@ def sitting(config: TrainConfig, names: Sequence[str], options: Namespace) -> tu
 
 
 def limits(config: TrainConfig, device: torch.device) -> dict:
-    """What the model costs, and what the device can do."""
+    """FLOP per image of the model, and FLOP/s of the device: in a matrix product, and by its data sheet."""
     flops = flops_per_image(config)
     return {
         "flops_per_image": flops,
@@ -101,12 +102,12 @@ def limits(config: TrainConfig, device: torch.device) -> dict:
 
 
 def figures(measured: dict, batch: int) -> dict[str, dict]:
-    """What is told of each side, from its rounds."""
-    told = {}
+    """The figures of each side, from its rounds."""
+    results = {}
     for name, taken in measured["seconds_per_step"].items():
         rates = [batch / each for each in taken]
         tflops = spread(rates)["median"] * measured["flops_per_image"] / 1e12
-        told[name] = {
+        results[name] = {
             "ms_per_step": spread([1000 * each for each in taken]),
             "images_per_sec": spread(rates),
             "tflops": tflops,
@@ -115,10 +116,10 @@ def figures(measured: dict, batch: int) -> dict[str, dict]:
             "peak_memory_gb": measured["peak_memory_gb"][name],
             "ours_is_faster": ratio(taken, measured["seconds_per_step"]["ours"]),
         }
-    return told
+    return results
 
 
-def table(config: TrainConfig, told: dict[str, dict]) -> Table:
+def table(config: TrainConfig, results: dict[str, dict]) -> Table:
     page = Table(title=f"a training step: {config.preset}, batch {config.images_per_step}, {config.resolution} px")
     columns = {
         "images/s": lambda each: words(each["images_per_sec"]),
@@ -127,15 +128,15 @@ def table(config: TrainConfig, told: dict[str, dict]) -> Table:
         "of matmul": lambda each: f"{each['share_of_matmul']:.1%}",
         "ours is faster": lambda each: words(each["ours_is_faster"], 2, "×"),
     }
-    if all(each["mfu"] for each in told.values()):
+    if all(each["mfu"] for each in results.values()):
         columns["of data sheet"] = lambda each: f"{each['mfu']:.1%}"
-    if all(each["peak_memory_gb"] for each in told.values()):  # a CPU's is not known
+    if all(each["peak_memory_gb"] for each in results.values()):  # a CPU's is not known
         columns["peak GB"] = lambda each: f"{each['peak_memory_gb']:.2f}"
     page.add_column("side")
     for head in columns:
         page.add_column(head, justify="right")
-    for name, each in told.items():
-        page.add_row(name, *(told_of(each) for told_of in columns.values()))
+    for name, each in results.items():
+        page.add_row(name, *(cell_of(each) for cell_of in columns.values()))
     return page
 
 
@@ -160,10 +161,10 @@ def main(argv: list[str] | None = None) -> None:
         except RequestError as error:
             parser.error(str(error))
         measured |= limits(config, world.device)
-        told = figures(measured, config.images_per_step)
-        document |= {**measured, "figures": told}
+        results = figures(measured, config.images_per_step)
+        document |= {**measured, "figures": results}
         name = f"train_step_{config.preset}" + ("" if config.precision == "auto" else f"_{config.precision}")
-        publish(name, world.device, document, options.out, table(config, told))
+        publish(name, world.device, document, options.out, table(config, results))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python -m metrics.curves RUN [RUN ...] [--columns loss_mean val_loss_ema ...] [--log] [--output-root DIR]
 
-Needs only `training_metrics.json` of each run, also of one in progress. Off a terminal there are no colours, and where
-the encoding knows no line drawing, the charts are ASCII.
+Reads each run's published files, also of one in progress. Output to a file or pipe has no colours; if its encoding is
+not UTF, the charts are ASCII.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from metrics.run_data import FIGURES, RunData, load_run
 from metrics.trends import Curve
 
 USUAL = headline()
-TOGETHER = {  # figures of one unit share a chart: its title
+TOGETHER = {  # title of a chart: figures of one unit that share it
     "loss": select(group="loss") + select(group="loss_by_noise_level"),
     "quality": select(group="quality", better="higher"),
     "gradient norm": (GRAD_NORM, GRAD_NORM_MAX),
@@ -61,12 +61,12 @@ def chart(
 ) -> str:
     """A text chart of `curves` by their names, with a line of title and legend above.
 
-    Epochs without a value are bridged; on a logarithmic axis values that are not positive are left out, which the title
-    says. A sentence stands for a chart without values.
+    The line continues across epochs without a value. A logarithmic axis leaves out values that are not positive; the
+    title says so. If no values are left, a sentence is returned instead.
 
     Args:
         width, height: of the chart itself, in characters.
-        colour: tell the curves apart by colour, with the terminal's escape codes; else by the characters they are of.
+        colour: distinguish curves by colour, with escape codes; otherwise by the character they are drawn with.
     """
     known = {name: curve[curve.values > 0] if log else curve for name, curve in curves.items()}
     dropped = sum(map(len, curves.values())) - sum(map(len, known.values()))
@@ -99,7 +99,7 @@ def chart(
 
 
 def _ticks(figure: Any, curves: Iterable[Curve], log: bool, height: int) -> None:
-    """Whole epochs below, values with four digits at the side, lines apart; a curve of one point has room about it."""
+    """Set ticks and limits: whole epochs on x, values with four digits on y, room around a curve of one value."""
     values = np.concatenate([curve.values for curve in curves])
     epochs = np.concatenate([curve.epochs for curve in curves])
     first, last, low, high = epochs.min(), epochs.max(), values.min(), values.max()
@@ -122,7 +122,7 @@ def charts(runs: Mapping[str, RunData], metrics: Sequence[Metric], log: bool | N
     figure has a chart with a curve per run. What no run has measured is left out.
 
     Args:
-        log: None for a logarithmic axis where the values ask for it.
+        log: None for a logarithmic axis where the values span decades.
         look: width, height, colour, ascii_only, as `chart` takes them.
     """
     curves = {metric: {name: run.curve(metric) for name, run in runs.items()} for metric in metrics}

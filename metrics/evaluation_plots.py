@@ -19,7 +19,7 @@ from ddpm.run.evaluation_figures import IMBALANCE, TOP1, VERY_CLOSE
 from metrics.evaluation_sweep_plots import guidance, numbers, samplers
 from metrics.style import BLUE, GOLD, GREEN, MUTED, NOTE, ORANGE, PAGE, PANEL, PINK, TEXT, headed_figure, legend_above
 
-CONFUSIONS = 15  # of the strongest, spelled out
+CONFUSIONS = 15  # strongest confusions that are named
 
 
 def sampler_words(evaluation: dict) -> str:

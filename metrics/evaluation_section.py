@@ -22,7 +22,7 @@ from metrics.evaluation_plots import EVALUATION_PLOTS, plots_of_evaluation, samp
 from metrics.page import Block, Facts, Note, Picture, Section, Table, code
 from metrics.style import STYLE, png
 
-SHOWN_CLASSES = 3  # of the weak ones
+SHOWN_CLASSES = 3  # weakest classes that are named
 CAPTIONS = {
     "worst": "The classifier's most confident misreadings: the class asked for, and the class read.",
     "per_class": "Top-1 of each class, with 95% intervals.",
@@ -38,7 +38,7 @@ CAPTIONS = {
 def write_evaluation_plots(paths: RunPaths) -> list[Path]:
     """Draw the plots of a run's evaluation into `evaluation/`, each replaced in one step; returns their paths.
 
-    Plots of sweeps that the evaluation does not have are removed: they would be of an earlier one. Without an
+    Plots of sweeps that the evaluation does not have are removed: they would show an earlier one. Without an
     evaluation, or with a damaged one, nothing is drawn or removed.
 
     Raises:
@@ -47,7 +47,7 @@ def write_evaluation_plots(paths: RunPaths) -> list[Path]:
     try:
         evaluation = load_evaluation(paths)
     except ValueError:
-        return []  # the report says it
+        return []  # evaluation_section reports the damage
     if evaluation is None:
         return []
     paths.evaluation_files.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def evaluation_section(paths: RunPaths) -> Section | None:
 
 
 def lead(evaluation: dict[str, Any]) -> list[str]:
-    """The check of the classifier first, then what it makes of the model."""
+    """First the classifier's own accuracy, then its results for the model's characters."""
     classifier, generated, distances = (evaluation[part] for part in ("classifier", "conditional", "distances"))
     usual = " (with all 112,800 training images of EMNIST Balanced, 88 to 91% is usual; with fewer it is less)"
     return [
@@ -127,7 +127,7 @@ def lead(evaluation: dict[str, Any]) -> list[str]:
 def test_images_sentence(evaluation: dict[str, Any]) -> str:
     images = evaluation["test_images"]
     if images is None:
-        return "Images that validation uses may be among them: this evaluation was made before they were kept apart."
+        return "Some may also be used for validation: this evaluation was made before the two sets were separated."
     return f"Test images, here and below, are {real_images_words(images)}."
 
 
@@ -139,7 +139,7 @@ def readability_words(evaluation: dict[str, Any]) -> list[str]:
         f"{TOP1.text(entry['real_top1'])})"
         for entry in weak[:SHOWN_CLASSES]
     )
-    each = _each([entry["count"] for entry in evaluation["conditional"]["per_class"]])
+    each = _count_per_class([entry["count"] for entry in evaluation["conditional"]["per_class"]])
     if weak:
         words = f"{len(weak)} class(es) are below {WEAK} of the test images' Top-1, the weakest: {named}, of {each}."
     else:
@@ -155,7 +155,7 @@ def _interval(ends: tuple[float, float]) -> str:
     return TOP1.interval_text(dict(zip(("low", "high"), ends, strict=True)))
 
 
-def _each(counts: Sequence[int]) -> str:
+def _count_per_class(counts: Sequence[int]) -> str:
     few, many = min(counts), max(counts)
     return f"{few:,} characters of each class" if few == many else f"{few:,} to {many:,} characters of each class"
 
@@ -184,8 +184,8 @@ def copying_words(evaluation: dict[str, Any]) -> str:
     )
     heldout = sum(evaluation["memorisation"]["histogram"]["heldout"])
     return {
-        "more than chance": f"{words} That is more: look at the closest pairs. Copies are one cause. Another are "
-        "characters plainer than real ones, as strong guidance makes them: these are close to many.",
+        "more than chance": f"{words} This is more: look at the closest pairs. One cause is copying. Another is strong "
+        "guidance: it makes characters plainer than real ones, and plain characters are close to many images.",
         "near chance": f"{words} There is no sign of copying.",
         "too few to tell": f"{words} {estimate['count']:,} characters and {heldout:,} test images are too few to tell "
         f"whether it is less than {NEAR_CHANCE:.0%}.",
@@ -207,7 +207,7 @@ def recommended_words(evaluation: dict[str, Any]) -> str:
 
 
 def guidance_words(evaluation: dict[str, Any]) -> str:
-    """The best guidance scale by RCA and by Fréchet distance, and the scales that cannot be told from it."""
+    """The best guidance scale by RCA and by Fréchet distance, and the scales that cannot be distinguished from it."""
     rows = evaluation["guidance"]
     if not rows:
         return "Guidance scales were not compared (evaluate.py --sweeps does)."
@@ -217,7 +217,7 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
         if best is None:
             continue
         scales = ", ".join(f"{row['guidance_scale']:g}" for row in others)
-        apart = f"{scales} cannot be told from it" if others else "it can be told from all others"
+        apart = f"{scales} cannot be distinguished from it" if others else "it differs significantly from all others"
         scale, value = f"{best['guidance_scale']:g}", figure.words_of(best)
         sentences.append(f"Guidance {scale} has the {what}, {value}; {apart}.")
     count = f"Each was measured on {RCA.of(rows[0])['count']:,} characters."

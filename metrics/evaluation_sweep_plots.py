@@ -89,13 +89,13 @@ def samplers(evaluation: dict) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 3)))
         axes.set_xlabel("seconds per image")
         _finish_score(axes, score, rows)
-        axes.set_ylim(*_reach([score.of(row) for row in rows], bound))
-    _place(figure, labels)
+        axes.set_ylim(*_vertical_limits([score.of(row) for row in rows], bound))
+    _place_labels(figure, labels)
     return figure
 
 
 def _name_point(axes: Axes, name: str, where: tuple[float, float], taken: bool) -> Annotation:
-    outline = [withStroke(linewidth=3, foreground=PANEL)]  # readable also across a line
+    outline = [withStroke(linewidth=3, foreground=PANEL)]  # readable on top of a line
     style = {"color": GOLD if taken else TEXT, "fontweight": "bold" if taken else "normal", "fontsize": 9}
     offset = {"xytext": (7, 6), "textcoords": "offset points"}
     label = axes.annotate(name, where, **offset, path_effects=outline, zorder=6, **style)
@@ -103,8 +103,8 @@ def _name_point(axes: Axes, name: str, where: tuple[float, float], taken: bool) 
     return label
 
 
-def _reach(estimates: list[dict], bound: list[float | None]) -> tuple[float, float]:
-    """From below the lowest interval to above the highest, `bound` included, with room for names."""
+def _vertical_limits(estimates: list[dict], bound: list[float | None]) -> tuple[float, float]:
+    """Limits of the vertical axis: all intervals and `bound`, with room for labels."""
     ends = numbers([*bound, *(estimate[key] for estimate in estimates for key in ("value", "low", "high"))])
     known = ends[~np.isnan(ends)]
     if not len(known):
@@ -128,7 +128,7 @@ def _finish_score(axes: Axes, score: EvaluationFigure, rows: list[dict]) -> None
     legend_above(axes)
 
 
-def _place(figure: Figure, labels: list[Annotation]) -> None:
+def _place_labels(figure: Figure, labels: list[Annotation]) -> None:
     """Move labels around their points until they hide neither each other nor, if possible, a point."""
     figure.draw_without_rendering()
     taken = [Bbox.from_bounds(*(label.axes.transData.transform(label.xy) - 5), 10, 10) for label in labels]

@@ -1,6 +1,6 @@
 """The files that a run publishes, read back: training_metrics.json and .csv, status.json, events.jsonl, gpus/*.json.
 
-Nothing here raises for what lies there: what is missing, torn or of another kind is read as missing.
+No function raises for a bad file: what is missing, torn or of the wrong kind is read as missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metrics.tracker import summarise
 SEVERITIES = ("debug", "info", "success", "warning", "error")
 ENDED = ("finished", "stopped", "failed")
 TAIL_BYTES = 64 * 1024
-NOW = {"loss": LOSS_MEAN} | {metric.name: metric for metric in (LR, GRAD_NORM, SAMPLES_PER_SEC)}  # of the moment
+NOW = {"loss": LOSS_MEAN} | {metric.name: metric for metric in (LR, GRAD_NORM, SAMPLES_PER_SEC)}  # of the latest steps
 STATUS = kinds.record(
     state=kinds.one_of("running", *ENDED),
     **dict.fromkeys(("run", "data", "phase", "message", "host", "slurm_job_id", "slurm_restart", "device"), kinds.text),
@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_status(paths: RunPaths) -> dict[str, Any] | None:
-    """What `status.json` says, None when it is not there or names no state; a field of another kind is None."""
+    """The content of `status.json`; None if it is missing or has no state. A field of the wrong kind is None."""
     status = STATUS(read_json(paths.status))
     return status if status and status.get("state") else None
 
@@ -114,9 +114,9 @@ def read_epochs(paths: RunPaths, last: int | None = None) -> list[dict[str, Any]
 
 
 def read_csv(paths: RunPaths) -> tuple[list[dict[str, Any]], str | None]:
-    """The rows of the CSV, as `kinds.rows` has them, and in words what of the file cannot be read, if anything.
+    """The rows of the CSV, validated by `kinds.rows`, and a sentence about what cannot be read (None if all can).
 
-    A last line without an end is still being written, and is no damage.
+    A last line without a line end is still being written and is not damage.
     """
     try:
         text = read_text(paths.csv)
@@ -124,7 +124,7 @@ def read_csv(paths: RunPaths) -> tuple[list[dict[str, Any]], str | None]:
     except FileNotFoundError:
         return [], None
     except (OSError, ValueError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text of comma-separated values"
+        why = error.strerror if isinstance(error, OSError) else "it is not a CSV text"
         return [], f"{paths.csv.name} cannot be read: {why}"
     heads = lines[0] if lines else []
     if lines and ("epoch" not in heads or len(set(heads)) < len(heads)):
@@ -142,7 +142,7 @@ def _cell(text: str) -> int | float | str | None:
 
 
 def read_gpus(paths: RunPaths) -> list[dict[str, Any]]:
-    """What every node says of its GPUs, in the order of the nodes' names; a file that names none is left out."""
+    """The content of every node's GPU file, in the order of their names; a file without a node's name is left out."""
     try:
         files = sorted(paths.gpus.glob("*.json"))
     except OSError:
@@ -167,29 +167,29 @@ def mean_utilization(starts: Iterable[dict[str, Any]]) -> tuple[float | None, in
 
 
 def energy_wh(starts: Iterable[dict[str, Any]]) -> float | None:
-    """The energy in watt-hours that GPUs used in `starts`: of each its mean power times its duration, up to the latest
-    reading. None if no power was read."""
+    """The energy in watt-hours that GPUs used in `starts`: the sum of mean power × duration up to the latest reading.
+    None if no power was read."""
     known = [(finite(start.get("mean_power_w")), finite(start.get("seconds"))) for start in starts]
     joules = [watts * seconds for watts, seconds in known if None not in (watts, seconds) and min(watts, seconds) >= 0]
     return sum(joules) / 3600 if joules else None
 
 
 def last_words(status: dict[str, Any] | None) -> str:
-    """How the start that left `status` ended: why the run is started again."""
+    """How the start that wrote `status` ended, as the cause of the next start."""
     if status is None:
-        return "nothing is known of the start before"
+        return "nothing is known about the previous start"
     job = f" (Slurm job {status['slurm_job_id']})" if status.get("slurm_job_id") else ""
     if status.get("state") == "running":
-        return f"killed without a word at step {status.get('step')} or later, on {status.get('host')}{job}"
+        return f"killed without a message at step {status.get('step')} or later, on {status.get('host')}{job}"
     message = (status.get("message") or "").partition("; ")[0]
     return f"{message or status.get('state')}{job}"
 
 
 def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
-    """What `training_metrics.json` holds, and why it cannot be read if so (then it is empty).
+    """The content of `training_metrics.json`, and None; or an empty one, and why it cannot be read.
 
-    Parts and figures that are missing or of another kind are there and empty. The run is called as its folder is: that
-    is the name one types. `damaged` says what was left out of `epochs`; the summary is made anew where nothing was.
+    Parts and figures that are missing or of the wrong kind are empty. `run` is the folder's name, as commands take it.
+    `damaged` says which rows of `epochs` were left out; if none were, the summary is computed again from the rows.
     """
     try:
         document = read_json(paths.json)
@@ -207,13 +207,13 @@ def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
     parts = {name: kind(document.get(name)) or {} for name, kind in PARTS.items()}
     parts |= {"starts": STARTS(document.get("starts")), "generated": kinds.text(document.get("generated"))}
     class_names = parts["data_summary"].get("class_names")
-    for name in ("train_counts", "test_counts"):  # counts of other classes than those that are named say nothing
+    for name in ("train_counts", "test_counts"):  # counts that do not match the class names are useless
         if class_names is not None and len(parts["data_summary"].get(name) or class_names) != len(class_names):
             parts["data_summary"][name] = []
     parts["epochs"], lost = kinds.rows(document["epochs"])
     summary = {name: kinds.amount(value) for name, value in document["summary"].items()}
     summary |= {} if lost else summarise(parts["epochs"], parts["starts"])
-    if "total_time_human" in summary:  # a text, so made anew
+    if "total_time_human" in summary:  # a text cannot be validated as an amount
         summary["total_time_human"] = duration(summary.get("total_time_sec"))
     damaged = f"{' and '.join(lost)} of {paths.json.name} cannot be read and are left out" if lost else None
     return {**document, **parts, "summary": summary, "run": paths.run, "damaged": damaged}, None
@@ -227,11 +227,12 @@ def faults(
     paths: RunPaths, status: dict[str, Any], document: dict[str, Any], unreadable: str | None,
     rows: list[dict[str, Any]], copied: list[dict[str, Any]], lost: str | None,
 ) -> list[str]:  # fmt: skip
-    """What of a run's files is missing, damaged, or contradicts another one.
+    """Sentences about a run's files that are missing, damaged, or contradict each other.
 
     Args:
-        document, unreadable: as `read_document` gives them.
-        rows: those that count; `copied` are those of the CSV, of which `lost` cannot be read.
+        document, unreadable: as `read_document` returns them.
+        rows: the epochs of the document, or those of the CSV if it has none.
+        copied, lost: as `read_csv` returns them.
     """
     found, ended = [], status.get("state") in ENDED
     for path in (paths.status, paths.events, paths.csv):

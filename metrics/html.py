@@ -1,9 +1,9 @@
-"""A run's Markdown page as one web page that needs nothing besides: pictures inside, light and dark, on phones too.
+"""A run's Markdown page as one self-contained web page: pictures embedded, light and dark, also for phones.
 
 python -m metrics.html RUN [--output-root DIR]        training_report.html from the run's training_report.md
 python -m metrics.html PAGE.md                        PAGE.html from another page, such as health.md
 
-The page asks no host for anything, which its Content-Security-Policy also enforces; markup in names and log texts is
+The page loads nothing from any host, and its Content-Security-Policy enforces that; markup in names and log texts is
 shown as text.
 """
 
@@ -38,13 +38,13 @@ from ddpm.run.files import atomic_write, read_file, read_text, why
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
 
-PLOT = "plot"  # what plots call themselves in their PNG files (metrics/style.py)
+PLOT = "plot"  # `Description` of the PNG files of plots (metrics/style.py)
 AS_IT_IS = 256 * 1024  # bytes; a larger picture is put into the page as WebP, which is two to six times smaller
 WEBP_QUALITY = 85
-SHORT = 25  # characters that a cell keeps on one line, such as 2026-05-04T01:00:00+00:00
+SHORT = 25  # characters; shorter cells are not wrapped: 2026-05-04T01:00:00+00:00 is the longest
 DETAILS = re.compile(r"<details>\s*<summary>(.*)</summary>")
 COMMENT = re.compile(r"<!--((?!-->).)*-->", re.DOTALL)
-NO_PICTURE = (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError)  # what Pillow says of damage
+NO_PICTURE = (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError)  # what a damaged file raises
 
 
 class PageRenderer(RendererHTML):
@@ -71,13 +71,12 @@ class PageRenderer(RendererHTML):
         return f"<details><summary>Show the JSON ({tokens[idx].content.count(chr(10))} lines)</summary>{code}</details>"
 
     def image(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        """The picture inside a link to its file, which `page.js` makes a view to enlarge it; else a line that says
-        that it could not be shown."""
+        """The picture in a link to its file, which `page.js` opens in a viewer; text if it cannot be shown."""
         token = tokens[idx]
         place = str(token.attrs["src"])
         name = escape(self.renderInlineAsText(token.children, options, env))
         if urlsplit(place).scheme or urlsplit(place).netloc:
-            return f'<a href="{escape(place)}" rel="noreferrer">{name}</a>'  # of another host: never fetched unasked
+            return f'<a href="{escape(place)}" rel="noreferrer">{name}</a>'  # on another host: never fetched unasked
         try:
             source, (width, height), is_plot = embedded(env["folder"] / unquote(place))
         except NO_PICTURE as error:
@@ -97,7 +96,7 @@ def embedded(path: Path) -> tuple[str, tuple[int, int], bool]:
     """
     content = read_file(path)
     with Image.open(io.BytesIO(content)) as picture:
-        picture.load()  # half a file is found out here
+        picture.load()  # raises for a truncated file
         kind, size, is_plot = Image.MIME[picture.format], picture.size, picture.info.get("Description") == PLOT
         if len(content) > AS_IT_IS:
             smaller = io.BytesIO()
@@ -110,8 +109,8 @@ def to_html(markdown_path: Path, title: str) -> str:
     """A Markdown page (CommonMark and tables; front matter is left out) as one web page.
 
     Pictures are looked for by their paths from the page's folder; one that is missing or damaged becomes a line that
-    says so. Links stay as they are. Of HTML only a folded part is known (`<details><summary>…</summary>` and
-    `</details>` as paragraphs), and comments are left out; all else is shown as the text that it is.
+    says so. Links stay as they are. HTML is shown as text, except for folded parts (the paragraphs
+    `<details><summary>…</summary>` and `</details>`) and comments, which are left out.
 
     Raises:
         OSError: `markdown_path` cannot be read.
@@ -120,10 +119,10 @@ def to_html(markdown_path: Path, title: str) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}, renderer_cls=PageRenderer).enable("table")
     markdown.use(front_matter_plugin).use(anchors_plugin, max_level=3)
     tokens = markdown.parse(read_text(markdown_path))
-    script = _beside("page.js")
-    return Template(_beside("page.html")).substitute(
+    script = _read_asset("page.js")
+    return Template(_read_asset("page.html")).substitute(
         title=escape(title),
-        style=_beside("page.css"),
+        style=_read_asset("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         contents=_contents(tokens),
@@ -161,7 +160,7 @@ def write_html(paths: RunPaths) -> Path:
     return write_page(paths.report, f"{paths.run}: training report")
 
 
-def _beside(name: str) -> str:
+def _read_asset(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
@@ -177,8 +176,8 @@ def _contents(tokens: Sequence[Token]) -> str:
 
 def _folded(tokens: list[Token]) -> list[Token]:
     """The tokens, with each pair of the paragraphs `<details><summary>…</summary>` and `</details>` made a part that
-    folds, and without comments. HTML is off for the sake of run names and log texts, so this is where it is let
-    through."""
+    folds, and without comments. The parser escapes HTML, as run names and log texts may contain some; these parts are
+    allowed here."""
 
     def replace(place: int, html: str) -> None:
         tokens[place - 1].hidden = tokens[place + 1].hidden = True  # the paragraph around it

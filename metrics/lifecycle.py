@@ -39,7 +39,7 @@ from metrics.files import last_words, read_status
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
-ENOUGH_LOSSES = 25  # steps of an epoch whose mean loss can be compared with an epoch's
+ENOUGH_LOSSES = 25  # from this many steps on, the mean loss of an unfinished epoch is judged
 
 
 class RunLifecycle:
@@ -77,7 +77,7 @@ class RunLifecycle:
 
         def look() -> tuple:
             status, root = read_status(self.paths), self.paths.checkpoints
-            resume = "auto" if self.world.restarted else self.config.resume  # what it began with is behind it
+            resume = "auto" if self.world.restarted else self.config.resume  # started again by torchrun
             start, damaged = choose_start(root, resume, self.identity)
             was_finished = status is not None and status.get("state") == "finished"
             notes = [*self.without_baseline()]
@@ -107,6 +107,7 @@ class RunLifecycle:
                 yield f"--baseline {self.config.baseline}: {error}; training_log.md compares with it once it is there"
 
     def nothing_to_do(self) -> int:
+        """Say that the run is finished, and write its report if that is missing or older than its figures."""
         if self.world.is_main:
             old: tuple[str, ...] = ()
             report, figures = self.paths.report, self.paths.json
@@ -114,7 +115,7 @@ class RunLifecycle:
                 try:
                     from metrics.report import write_report  # here, as the first step need not wait for what draws it
 
-                    write_report(self.paths)  # it was killed meanwhile
+                    write_report(self.paths)  # the last start was killed before it could
                 except Exception as error:
                     old, again = REPORTED, self.paths.command("python -m metrics.report")
                     print(f"could not write the report (later: {again}): {error}", file=sys.stderr)
@@ -127,7 +128,7 @@ class RunLifecycle:
         return 0
 
     def build(self) -> None:
-        """Make the model, and take up the checkpoint that the run continues from."""
+        """Build the model, and load the checkpoint that the run continues from."""
         config = self.config
         self.threads = Threads(self.world.device, self.world.gather)
         self.trainer = Trainer(config, self.choices, self.world)
@@ -144,7 +145,7 @@ class RunLifecycle:
         self.progress.start_clock()
 
     def open_files(self) -> None:
-        """Take up the files of checkpoints and figures, and say what is trained (main process only)."""
+        """Open the files of checkpoints and figures, and log what is trained (main process only)."""
         config, start = self.config, self.start
         description = describe_run(
             config, self.choices, self.world, self.schedule, self.flops_per_image, self.train_set, self.test_set,
@@ -166,13 +167,13 @@ class RunLifecycle:
         if start:
             self.save()  # here too, if --resume took it from another run's folder
 
-    # ---- now and then ------------------------------------------------------------------------------------------------
+    # ---- while it trains ---------------------------------------------------------------------------------------------
 
     def publish(self, phase: str, epoch: int, **figures: float | None) -> None:
         self.logger.progress(phase, epoch, self.progress.step, **figures)
 
     def publish_row(self, row: dict) -> None:
-        """Publish an epoch's figures, and learn from all of them whether the run has stopped getting better."""
+        """Publish an epoch's figures, and decide whether the state is unsound or the run is to stop early."""
         if self.world.is_main:
             judged = (metric.name for metric in (LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA))
             losses = {name: row[name] for name in judged if name in row}
@@ -196,7 +197,7 @@ class RunLifecycle:
 
     @property
     def unsound(self) -> str | None:
-        """What steps and losses say against the present state (main process only); None if they say nothing."""
+        """Why the present state is unsound, judged by its steps and losses (main process only); None if it is sound."""
         progress, unsound = self.progress, self.trainer.record.unsound or self.blown_up
         if unsound or len(progress.losses) < ENOUGH_LOSSES:
             return unsound
@@ -233,7 +234,7 @@ class RunLifecycle:
         return self.logger.end("failed" if unsaved else "finished", 1 if unsaved else 0, unsaved or self.ended_early)
 
     def stopped(self) -> int:
-        """Save first: the cluster may give no more than half a minute."""
+        """End a run that was asked to stop. It saves first: the cluster may give no more than half a minute."""
         self.vote.close()
         self.publish("saving", self.progress.step // self.schedule.steps_per_epoch)
         self.save()

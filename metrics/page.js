@@ -1,4 +1,4 @@
-// Pictures are enlarged in a dialog; Escape closes it, the arrow keys lead on, a click enlarges it further, and back.
+// Pictures are enlarged in a dialog; Escape closes it, arrow keys show the next one, a click toggles full size.
 const links = [...document.querySelectorAll("a.picture")];
 const viewer = document.getElementById("viewer");
 const stage = viewer.querySelector(".stage");
@@ -14,7 +14,7 @@ function show(index) {
   const everyPixel = picture.naturalWidth / devicePixelRatio;
   enlarged.style.setProperty("--full", `${Math.max(everyPixel, 2 * picture.clientWidth)}px`);
   document.getElementById("caption").textContent = `${picture.alt} (${shown + 1} of ${links.length})`;
-  stage.classList.toggle("full", innerWidth < 700); // a phone's width it has in the page already
+  stage.classList.toggle("full", innerWidth < 700); // on a phone, the page shows it as wide as the screen already
   stage.scrollTo(0, 0);
   if (!viewer.open) viewer.showModal();
 }
@@ -31,7 +31,7 @@ viewer.addEventListener("click", (event) => {
 });
 viewer.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (step && !stage.classList.contains("full")) { // there they scroll
+  if (step && !stage.classList.contains("full")) { // at full size the arrow keys scroll
     event.preventDefault();
     show(shown + step);
   }

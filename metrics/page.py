@@ -20,12 +20,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-Status = Literal["healthy", "warning", "unhealthy", "–"]  # the last: told, not judged
+Status = Literal["healthy", "warning", "unhealthy", "–"]  # the last: reported, not judged
 ORDER: tuple[Status, ...] = ("–", "healthy", "warning", "unhealthy")
 MARKS = {"–": "·", "healthy": "✓", "warning": "▲", "unhealthy": "✗"}
 STYLES = {"–": "bright_black", "healthy": "green", "warning": "yellow", "unhealthy": "bold red"}
 OF_MARKS = {mark: STYLES[status] for status, mark in MARKS.items()}
-SHORT = 12  # letters of a cell that is not broken on a terminal
+SHORT = 12  # characters; a column of shorter cells is not wrapped on a terminal
 INLINE = re.compile(r"\*\*(?P<bold>.+?)\*\*|`(?P<code>[^`]+)`|\[(?P<words>[^\]\n]*)\]\((?P<target>[^)\s]*)\)")
 SPECIAL = re.compile(r"[\\*<>\[\]~`]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -62,7 +62,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells. A `folded` table is long: folded in Markdown, not on a terminal. `numbers`: set to the right."""
+    """Rows of cells. A `folded` table is long: folded in Markdown, left out on a terminal. `numbers`: aligned right."""
 
     title: str
     heads: Sequence[str]
@@ -82,7 +82,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """Text shown as it is, in `language` if that is named."""
+    """Text shown as it is; `language`, such as json, is for highlighting."""
 
     text: str
     language: str = ""
@@ -114,7 +114,7 @@ def worst(statuses: Iterable[Status]) -> Status:
 
 
 def code(text: Any) -> str:
-    """`text` as code, whatever stands in it."""
+    """`text` as Markdown code in one line; backticks in it become apostrophes."""
     return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
 
 
@@ -235,7 +235,7 @@ def _rich(block: Block) -> RenderableType:
 
 
 def rich_table(table: Table) -> RichTable:
-    """A table for a terminal; the first column, of names, and those of short cells, as numbers are, are not broken."""
+    """A table for a terminal. The first column (names) and columns of short cells (numbers) are not wrapped."""
     grid = RichTable(box=box.SIMPLE_HEAD, title=table.title or None, title_justify="left", pad_edge=False)
     for index, head in enumerate(table.heads):
         justify = "right" if table.numbers else "left"

@@ -10,13 +10,13 @@ import numpy as np
 
 from metrics.trends import WINDOW, Curve, Slope, fit_line
 
-SHORTEST, MOST = 3, 4  # measured values in a phase at least, and phases at most
+SHORTEST, MOST = 3, 4  # least number of measured values in a phase; most phases
 PLACES = 200  # where a phase may end: after each value, or in a longer curve at this many, evenly spread
 WIGGLE = 0.002  # relative deviations from a straight line below this are no reason for another phase
 FAST = 0.05  # relative change per epoch: more is a fast descent
 FLAT, FLAT_IN_ALL = 0.001, 0.05  # relative change per epoch, and over all of a phase: less is a plateau
 FLAT_NOW = 0.01  # relative change over the latest values: less, and they are a plateau
-UNSURE = 0.005  # standard error per epoch: an insignificant slope is a plateau below it, above it nothing is known
+UNSURE = 0.005  # standard error per epoch: below it an insignificant slope is a plateau, above it nothing is known
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Phase:
 
 
 def find_phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) -> list[Phase]:
-    """The phases of a curve of positive values (others are left out), found from it alone.
+    """The phases of a curve; values that are not positive are left out.
 
     At most `MOST` straight lines are fitted to its logarithm, each to `SHORTEST` values or more, by least squares over
     all places where they may meet (Bellman 1961); how many is decided by the Bayesian information criterion (Schwarz
-    1978). Neighbours of one kind become one phase. Where the latest values stand still, they are a plateau of their
-    own, however the line through them began. Empty if there are fewer than `SHORTEST` values.
+    1978). Neighbours of one kind become one phase. If the latest values hardly change, they become a plateau of
+    their own, even if the line fitted to them began earlier. Empty if there are fewer than `SHORTEST` values.
 
     Args:
         window, flat_now: the latest values are a plateau if the line through at least `window` of them changes by a
@@ -50,16 +50,16 @@ def find_phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) 
     curve = curve[curve.values > 0]
     if len(curve) < SHORTEST:
         return []
-    edges = _edges(curve.epochs.astype(float), np.log(curve.values))
+    edges = _breakpoints(curve.epochs.astype(float), np.log(curve.values))
     found: list[tuple[int, int, str]] = []
     for start, end in itertools.pairwise(edges):
         kind = _kind(_rate(curve[start:end]))
         if found and found[-1][2] == kind:
             start = found.pop()[0]
         found.append((start, end, kind))
-    standing = _standing_since(curve, window, flat_now, abs(_rate(curve[found[-1][0] :]).value))
-    if standing is not None and found[-1][2] != "plateau":
-        found = [(start, min(end, standing), kind) for start, end, kind in found if standing - start >= SHORTEST]
+    flat_from = _flat_since(curve, window, flat_now, abs(_rate(curve[found[-1][0] :]).value))
+    if flat_from is not None and found[-1][2] != "plateau":
+        found = [(start, min(end, flat_from), kind) for start, end, kind in found if flat_from - start >= SHORTEST]
         found.append((found[-1][1] if found else 0, len(curve), "plateau"))
     return [_phase(curve[start:end], kind) for start, end, kind in found]
 
@@ -87,9 +87,9 @@ def _kind(rate: Slope) -> str:
     return "fast descent" if rate.value < -FAST else "slow descent"
 
 
-def _standing_since(curve: Curve, window: int, flat_now: float, before: float) -> int | None:
-    """Where the longest part at the end begins that stands still, compared with the rate `before` it; None if the
-    latest `window` values do not."""
+def _flat_since(curve: Curve, window: int, flat_now: float, before: float) -> int | None:
+    """The index at which the longest flat part at the end begins; None if the latest `window` values are not flat.
+    `before`: absolute rate of the phase that they would be in."""
     since = None
     for start in range(len(curve) - max(window, SHORTEST), -1, -1):
         rate = _rate(curve[start:])
@@ -106,8 +106,8 @@ def _phase(curve: Curve, kind: str) -> Phase:
     return Phase(kind, _rate(curve), float(values[0]), float(values[-1]), mean, deviation)
 
 
-def _edges(x: np.ndarray, y: np.ndarray) -> list[int]:
-    """Where the best straight lines through (x, y) begin, as places in the arrays, and their length at the end."""
+def _breakpoints(x: np.ndarray, y: np.ndarray) -> list[int]:
+    """The indices at which the best straight lines through (x, y) begin, followed by len(x)."""
     count = len(x)
     places = np.unique(np.linspace(0, count, min(count, PLACES) + 1).round().astype(int))
     cost = _residuals(x - x.mean(), y - y.mean(), places)

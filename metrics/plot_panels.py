@@ -64,7 +64,7 @@ from metrics.trends import over_epochs
 Panel = Callable[[Axes, RunData], None]
 NO_LOSS = "no epoch has a finite loss"
 ERROR = "mean squared error"
-# colour and line, as some readers see no colours
+# colour and line style, so that colour is not needed to tell curves apart
 VALIDATION = {
     VAL_LOSS: (ORANGE, "--"),
     VAL_LOSS_EMA: (GREEN, "-"),
@@ -74,7 +74,8 @@ LINES = ("-", "--", "-.", ":")
 
 
 def panel(title: str, unit: str, metric: Metric, missing: str) -> Callable[[Panel], Panel]:
-    """Make a panel of a function that draws: title, axes, and words where `metric` is empty or constant."""
+    """Decorator that makes a drawing function a panel: adds title, y label (`unit`), axes and restarts, and a note if
+    `metric` is constant; without values of `metric` the panel shows the text `missing`."""
 
     def decorate(draw: Panel) -> Panel:
         @wraps(draw)
@@ -122,7 +123,7 @@ def draw_losses(axes: Axes, run: RunData) -> None:
 @panel("Loss", ERROR, LOSS_MEAN, NO_LOSS)
 def loss_linear(axes: Axes, run: RunData) -> None:
     draw_losses(axes, run)
-    # The first batches and a young EMA reach far above the rest: cut there and say so; the log plot has it all.
+    # The losses of the first batches and of an EMA of few steps are much larger: cut them; the log plot shows all.
     curves = several(run, *VALIDATION)
     band = run.series(LOSS_MAX).quantile(0.9, interpolation="lower")
     top = 1.08 * np.nanmax([run.series(LOSS_MEAN).max(), band, *curves.quantile(0.9, interpolation="higher")])
@@ -288,7 +289,7 @@ PANELS: dict[str, Panel] = {
         epoch_timing, loss_derivative,
     )
 }  # fmt: skip
-MEASURED: dict[str, tuple[Panel, ...]] = {  # plots of what not every run measures
+MEASURED: dict[str, tuple[Panel, ...]] = {  # plots of figures that only some runs have
     "loss_by_noise_level": (loss_by_noise_level,),
     "quality": (readability, feature_distance),
 }

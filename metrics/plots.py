@@ -1,6 +1,6 @@
 """The plots of a run, drawn from its figures and nothing else.
 
-A plot is a panel or two (`metrics/plot_panels.py`) on a figure of their own; the dashboard is most of them on one.
+A plot is a figure with one or two panels (`metrics/plot_panels.py`); `dashboard` has most of them on one figure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TITLES = {
 
 
 def plots_of(run: RunData) -> tuple[str, ...]:
-    """The plots that a run has: the 11 of every run with an epoch, and those of what was measured in it besides."""
+    """Names of a run's plots: 11 of every run with an epoch, and those of `MEASURED` for which it has values."""
     if not run.rows:
         return ()
     measured = (name for name, columns in NEEDS.items() if run.frame[list(columns)].notna().to_numpy().any())
@@ -45,7 +45,7 @@ def new_figure(width: float, height: float, run: RunData) -> Figure:
 
 
 def draw_plot(name: str, run: RunData) -> Figure:
-    """A plot's panels, mostly one, on a figure of their own."""
+    """A plot: one panel, or two side by side."""
     panels = MEASURED.get(name) or (PANELS[name],)
     figure = new_figure(10 if len(panels) == 1 else 13, 5, run)
     for place, panel in enumerate(panels, 1):

@@ -22,13 +22,13 @@ from metrics import sections
 from metrics.page import Block, Facts, Note, Page, Picture, Section, code, link, to_markdown
 from metrics.run_data import RunData, load_run
 
-LARGE_SAMPLES = 4  # the newest sample grids stand in the report, older ones are linked
+LARGE_SAMPLES = 4  # number of sample grids shown in the report; older ones are linked
 
 
 def report_page(run: RunData) -> Page:
     """The report. Pictures are shown if they are there: draw them first."""
     from ddpm.sampling.model_card import card_data
-    from metrics import samples as grids  # here and below, as what draws takes a while to load
+    from metrics import samples as grids  # here and below, as Matplotlib takes a while to load
     from metrics.evaluation_section import evaluation_section, model_index
     from metrics.plots import TITLES, plots_of
 
@@ -37,7 +37,7 @@ def report_page(run: RunData) -> Page:
     history = paths.plots / f"{grids.NAME}.png"
     blocks: list[Block | None] = [*head(run)]
     if os.path.isfile(history):
-        blocks.append(Picture(history, history.stem, "What the same noise became as training went on."))
+        blocks.append(Picture(history, history.stem, "Characters drawn from the same noise at different epochs."))
     blocks += [_grid(picture, "The newest sample grid: a row per class, EMA weights.") for picture in newest]
     blocks.append(sections.summary(run))
     drawn = [name for name in plots_of(run) if os.path.isfile(paths.plots / f"{name}.png")]
@@ -50,14 +50,14 @@ def report_page(run: RunData) -> Page:
         earlier = [Section(_epoch_of(picture), [_grid(picture)]) for picture in large]
         links = ", ".join(link(_epoch_of(picture), picture, paths.metrics) for picture in linked)
         blocks.append(Section("Samples", [*earlier, f"Earlier: {links}" if linked else None]))
-    written = {"report": paths.report, "report (HTML)": paths.report_html}  # in a moment
+    written = {"report": paths.report, "report (HTML)": paths.report_html}  # about to be written
     blocks += [sections.data(run), sections.artifacts(run, written)]
     front_matter = card_data(run.run, run.document["data"], model_index(paths)).to_yaml()
     return Page(f"Training Report: {run.run}", blocks, f"---\n{front_matter}\n---")
 
 
 def head(run: RunData) -> list[Block]:
-    """What must not be overlooked, and where the run ran."""
+    """Warnings, and facts about the run and its machine."""
     known, paths = run.environment, run.paths
     versions = [f"{name} {known[name]}" for name in ("python", "diffusers") if known.get(name)]
     facts = {

@@ -1,6 +1,6 @@
-"""A run as its files tell it, read once: settings, rows, status, messages, starts, GPUs, checkpoints.
+"""A run as its files describe it, read once: settings, rows, status, messages, starts, GPUs.
 
-`training_metrics.json` is the truth, the CSV its copy; events fill in what a killed start could not write. What is
+`training_metrics.json` takes precedence over its copy, the CSV; events add what a killed start could not write. What is
 missing, damaged or contradictory is a finding. Whether the run is alive is decided here, once. Needs no torch and no
 pandas, as the dashboard reads every second.
 """
@@ -35,7 +35,7 @@ FIGURES = tuple(name for name in METRICS if name not in ("epoch", "data"))
 
 @dataclass(frozen=True)
 class Limits:
-    """Ages in seconds at which a run that says that it runs is no longer believed."""
+    """Seconds after which a run whose state is `running` counts as dead or stalled."""
 
     heartbeat_sec: float = 45.0  # it comes every 5, and a network file system may hold it back for some 30
     step_sec: float = 300.0  # without a step, in the phase `training`
@@ -44,10 +44,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything a run has published, at the time `now`; `heartbeat_age` is in seconds.
+    """Everything a run has published, at the time `now` (seconds since 1970); `heartbeat_age` is in seconds.
 
-    `document` is what `training_metrics.json` holds, every part there and empty if it is missing; `unreadable` says why
-    there is no such file. `trouble`: what the run itself could not write.
+    `document` is the content of `training_metrics.json`, missing parts empty; `unreadable` says why it cannot be read.
+    `rows`: an epoch each; `logs`: log events; `nodes`: GPU files. `trouble`: what the run itself could not write.
     """
 
     paths: RunPaths
@@ -157,7 +157,7 @@ class RunData:
 
     @property
     def silent(self) -> bool:
-        """It says that it runs, but nobody has renewed that for a while."""
+        """Its state is `running`, but the heartbeat is too old."""
         return bool(self.status) and not self.ended and self.heartbeat_age > self.limits.heartbeat_sec
 
     @property
@@ -166,7 +166,7 @@ class RunData:
 
     @property
     def idle_sec(self) -> float:
-        """Seconds since the last step while training, in any other phase since it began."""
+        """Seconds since the last step while training; in any other phase, since the phase began."""
         since = number(self.status.get("progress_time" if self.phase == "training" else "phase_time"))
         return self.now - max(since or self.now, number(self.status.get("phase_time")) or 0.0)
 
@@ -176,7 +176,7 @@ class RunData:
 
     @property
     def stalled(self) -> bool:
-        """It lives, but makes no step."""
+        """It is alive, but makes no progress."""
         most = self.limits.step_sec if self.phase == "training" else self.limits.phase_sec
         return self.lives and self.idle_sec > most
 
@@ -189,7 +189,7 @@ class RunData:
 
     @property
     def stopped_early(self) -> str | None:
-        """What is said of a run that `--early-stop-patience` ended before its last epoch; None of any other run."""
+        """A sentence about a run that `--early-stop-patience` ended before its last epoch; None for any other run."""
         done, planned = self.last.get("epoch"), self.planned_epochs
         if self.document.get("state") != "finished" or not (done and planned) or done >= planned:
             return None
@@ -201,22 +201,22 @@ class RunData:
         """Is it alive, and if not, how did it end?"""
         status, beat = self.status, timestamp(self.status.get("heartbeat"))
         if not status:
-            missing = "status.json is not there or cannot be read: the run has not begun, or its folder is not whole"
+            missing = "status.json is not there or cannot be read: the run has not begun, or its folder is incomplete"
             return Finding("warning", self.trouble or missing)
         said = f": {status['message']}" if status.get("message") else ""
         if self.ended:
             code = f" (exit code {status['exit_code']})" if status.get("exit_code") is not None else ""
-            again = "; the same command goes on with it" if self.state == "stopped" else ""
+            again = "; the same command continues it" if self.state == "stopped" else ""
             judged = {"finished": "healthy", "stopped": "warning", "failed": "unhealthy"}[self.state]
             return Finding(judged, f"{self.state}{code} at {beat}{said}{again}")
         known = {"node": status.get("host"), "pid": status.get("pid"), "Slurm job": status.get("slurm_job_id")}
         who = ", ".join(f"{what} {value}" for what, value in known.items() if value) or "on an unknown node"
         if self.silent:
             note = f"no heartbeat for {duration(self.heartbeat_age)}, since {beat}: the job ({who}) has probably died"
-            return Finding("unhealthy", f"{note}; the same command goes on from its last checkpoint")
+            return Finding("unhealthy", f"{note}; the same command continues from its last checkpoint")
         heart = f"the heartbeat is {duration(self.heartbeat_age)} old"
         if self.stalled:
-            note = f"the job ({who}) lives ({heart}) but has stalled: no step for {duration(self.idle_sec)}"
+            note = f"the job ({who}) is alive ({heart}) but has stalled: no step for {duration(self.idle_sec)}"
             return Finding("unhealthy", f"{note}, in phase {self.phase!r}")
         return Finding("healthy", f"running, phase {self.phase!r} ({who}); {heart}")
 
@@ -242,10 +242,10 @@ class RunReader:
 
     def read(self) -> RunData:
         now = time.time()
-        status = self._fresh(self.paths.status, read_status) or {}
-        events = self._fresh(self.paths.events, read_events) or []
-        document, unreadable = self._fresh(self.paths.json, read_document) or ({}, missing(self.paths))
-        copied, lost = self._fresh(self.paths.csv, read_csv) or ([], None)
+        status = self._read_if_changed(self.paths.status, read_status) or {}
+        events = self._read_if_changed(self.paths.events, read_events) or []
+        document, unreadable = self._read_if_changed(self.paths.json, read_document) or ({}, missing(self.paths))
+        copied, lost = self._read_if_changed(self.paths.csv, read_csv) or ([], None)
         rows = document.get("epochs") or copied
         started = number(status.get("started")) or 0.0
         wrong = faults(self.paths, status, document, unreadable, rows, copied, lost)
@@ -258,7 +258,7 @@ class RunReader:
             findings=[Finding("warning", note) for note in wrong],
         )  # fmt: skip
 
-    def _fresh(self, path: Path, read: Callable[[RunPaths], Any]) -> Any:
+    def _read_if_changed(self, path: Path, read: Callable[[RunPaths], Any]) -> Any:
         try:
             stat = path.stat()
         except OSError:
@@ -269,9 +269,9 @@ class RunReader:
         return self._cache[path][1]
 
     def _age(self, status: dict[str, Any], now: float) -> float:
-        """Seconds since the last heartbeat: by its stamp at first, by our own clock once we saw it beat.
+        """Seconds since the last heartbeat: by its time stamp at first, by our own clock once it has changed.
 
-        The job's node and ours may disagree about the time; a heart that beats before our eyes is alive all the same.
+        The clocks of the job's node and of ours may differ, but a heartbeat that changes proves that the run is alive.
         """
         heartbeat = number(status.get("heartbeat"))
         if heartbeat is None:
@@ -283,7 +283,7 @@ class RunReader:
 
 
 def read_run(paths: RunPaths) -> RunData:
-    """The run as its files tell it now."""
+    """The run as its files describe it now."""
     return RunReader(paths).read()
 
 

@@ -1,4 +1,4 @@
-"""The sample grids of a run as one picture: what the same noise became as training went on."""
+"""The sample grids of a run as one picture: characters drawn from the same noise at different epochs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_row(file: Path) -> np.ndarray | None:
         with np.load(io.BytesIO(read_file(file))) as arrays:
             pixels, classes = arrays["x"], list(arrays["y"])
             row = pixels[[classes.index(CLASS_NAMES.index(name)) for name in SHOWN]]
-    except Exception:  # zipfile, zlib and NumPy each have their own for what is damaged
+    except Exception:  # zipfile, zlib and NumPy raise different ones for damaged files
         return None
     return row if row.ndim == 3 and row.dtype == np.uint8 and row.size else None
 

@@ -16,9 +16,9 @@ from metrics.trends import best
 SUMMARY = {  # row: (format, what it is)
     "total_epochs": (".0f", "epochs with a row below"),
     "total_samples": (",.0f", "training images seen until the last of them, repeats included, by all processes"),
-    "total_time_sec": (",.1f", "seconds of these epochs, with validation, samples and checkpoints; all that was "
-                               "computed stands under Starts"),
-    "total_time_human": ("", "the same, to read"),
+    "total_time_sec": (",.1f", "seconds of these epochs, with validation, samples and checkpoints; the time of all "
+                               "starts is under Starts"),
+    "total_time_human": ("", "the same in hours, minutes and seconds"),
     "best_epoch": (".0f", "the epoch of `best_loss`"),
     "best_loss": (".5f", "smallest mean training loss of an epoch"),
     "final_loss": (".5f", "mean training loss of the last epoch"),
@@ -26,25 +26,25 @@ SUMMARY = {  # row: (format, what it is)
     "avg_throughput_sps": (",.1f", "images per second of training of the whole job: sum of images / sum of seconds"),
     "peak_gpu_mem_mb": (",.0f", "most memory allocated on one GPU, in MB of 2^20 bytes"),
     "best_val_epoch": (".0f", "the epoch of `best_val_loss_ema`"),
-    "best_val_loss_ema": (".5f", "smallest validation loss of the EMA weights; decides what is `best` unless --best-by "
-                                 "does"),
+    "best_val_loss_ema": (".5f", "smallest validation loss of the EMA weights; chooses the checkpoint `best`, unless "
+                                 "--best-by is given"),
     "best_swa_epoch": (".0f", "the epoch of `best_val_loss_swa`"),
     "best_val_loss_swa": (".5f", "smallest validation loss of the SWA weights, averaged from --swa-start-epoch on"),
     "final_rca": (".3f", "RCA of the last evaluation in training: Top-1 of drawn characters / of test images"),
-    "best_rca": (".3f", "the largest of them"),
-    "final_fid_features": (".3f", "Fréchet distance to test images in the classifier's features, of that evaluation"),
+    "best_rca": (".3f", "largest RCA of the evaluations in training"),
+    "final_fid_features": (".3f", "Fréchet distance to test images in the classifier's features, last evaluation"),
     "nonfinite_steps": (".0f", "steps that were skipped because the gradient was not finite"),
     "restarts": (".0f", "how often the run was continued"),
 }  # fmt: skip
 
 
 def warnings(run: RunData) -> list[Note]:
-    """What must not be overlooked: glyphs for data, damaged files, a run that is dead or has stalled."""
+    """Warnings: trained on glyphs, damaged files, a run that is dead or has stalled."""
     notes = []
     if run.data == "glyphs":
         words = "The characters were drawn from fonts; no figure here says anything about handwriting."
         notes.append(Note(f"**Trained on the embedded glyphs, not EMNIST.** {words}"))
-    notes += [Note(f"**{finding.note}**: the page is of what can be read.") for finding in run.findings]
+    notes += [Note(f"**{finding.note}**: this page shows what can be read.") for finding in run.findings]
     if run.condition.status == "unhealthy":
         notes.append(Note(f"**Warning:** {run.condition.note}."))
     return notes
@@ -66,7 +66,7 @@ def machine(run: RunData) -> str:
 
 
 def best_checkpoint(run: RunData) -> str | None:
-    """Which checkpoint `best` is and why; None where there is none of an epoch of this run."""
+    """Which checkpoint `best` is and why; None if it does not belong to an epoch of this run."""
     step = real(run.paths.checkpoints / "best").name
     row = next((row for row in run.rows if step == f"step_{row.get('step') or 0:08}"), None)
     by = run.settings.get("best_by") or VAL_LOSS.name
@@ -112,7 +112,7 @@ def epochs(run: RunData) -> Section:
 
 
 def starts(run: RunData) -> Section:
-    """Every start to its last sign of life: why it was needed, what it computed, and what was trained twice."""
+    """Every start up to its last heartbeat: why it was needed, what it computed, and what was trained twice."""
     heads = ["Began", "Cause", "From step", "Images trained", "Time", "GPU-hours"]
     rows = [
         (timestamp(start.began), start.cause or DASH, count(start.began_at), count(start.images),
@@ -123,7 +123,7 @@ def starts(run: RunData) -> Section:
     total = computed(run.starts, seen)
     words = []
     if total.seconds is not None:
-        words.append(f"All starts computed for {duration(total.seconds)}, each to its last sign of life.")
+        words.append(f"All starts together took {duration(total.seconds)}, each up to its last heartbeat.")
     if total.repeated:
         words.append(
             f"Of {count(total.images)} images, {count(total.repeated)} were trained again after an interruption."
@@ -165,7 +165,7 @@ def _balance(split: str, counts: list[int], names: list[str]) -> str:
 
 
 def artifacts(run: RunData, written: dict[str, Any]) -> Section:
-    """Links to what exists, by paths relative to the output root; `written` is about to be: label → path."""
+    """Links to what exists, by paths relative to the output root. `written`: label → path, about to be written."""
     root, folder = run.paths.root, run.paths.metrics
     places = {label: path.relative_to(root) for label, path in written.items()}
     places |= {**(run.document.get("artifacts") or {}), **run.paths.artifacts()}

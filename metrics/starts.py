@@ -1,6 +1,6 @@
-"""The starts of a run: when each began and was last heard of, what it computed, and what was trained twice.
+"""The starts of a run: when each began, its last heartbeat, what it computed, and what was trained twice.
 
-A start counts from when it began to publish to its last sign of life, so what a killed one did is counted too. Read
+A start counts from when it began to publish up to its last heartbeat, so the work of a killed one counts too. Read
 from status.json, the `start` events of events.jsonl, and `starts` of training_metrics.json.
 """
 
@@ -21,18 +21,18 @@ from metrics.files import read_status
 
 @dataclass(frozen=True)
 class Start:
-    """What a start of a run has said of itself.
+    """One start of a run, as its files describe it.
 
     Attributes:
-        slurm: Slurm job and restart, None if it was none.
+        slurm: Slurm job and restart, None outside Slurm.
         began: when, in seconds since 1970; None if it is not known.
-        seconds: from its first sign of life to its last; None if no file says.
+        seconds: from its beginning to its last heartbeat; None if no file says.
         gpu_seconds: the same, times the GPUs that it trained on.
-        began_at: the step at which it began to train, None if it did not come so far.
-        images: that it has trained, also those that were lost as it was killed before it saved them.
-        cause: why it was needed: how the start before it ended.
+        began_at: the step at which it began to train, None if it never trained.
+        images: images trained, with those that were lost because it was killed before it saved.
+        cause: why it was needed, that is, how the start before it ended.
         epoch: epochs that were done when it began.
-        last: what it said last, in the words of `status.json`.
+        last: its last status, with the fields of `status.json`.
     """
 
     slurm: tuple[str, int] | None = None
@@ -48,8 +48,8 @@ class Start:
 
 @dataclass(frozen=True)
 class Computed:
-    """All starts of a run together: `repeated` images were trained again, as the start that first did was killed or the
-    run went back. None where a start did not say."""
+    """All starts of a run together. `repeated` images were trained again, because a start was killed before it saved or
+    the run went back. A figure that a start lacks is None."""
 
     seconds: float | None
     gpu_seconds: float
@@ -58,13 +58,13 @@ class Computed:
 
 
 def published_starts(paths: RunPaths, status: Mapping[str, Any] | None = None) -> list[Start]:
-    """All starts that have said something of themselves, also those that never trained, the oldest first.
+    """All starts that published a status, also those that never trained, the oldest first.
 
     Args:
-        status: what status.json says, where that has been read already.
+        status: content of status.json, if it has been read already.
     """
     grouped: dict[Any, list[Mapping[str, Any]]] = {}
-    for record in _records(paths, status):  # two of one start, if another process told how it ended
+    for record in _records(paths, status):  # two of one start, if another process wrote how it ended
         grouped.setdefault(slurm_start(record) or finite(record.get("started")), []).append(record)
     return [_start(records) for records in grouped.values()]
 
@@ -74,7 +74,7 @@ def training_starts(paths: RunPaths, told: Sequence[Mapping[str, Any]], status: 
 
     Args:
         told: `starts` of training_metrics.json: why each was needed.
-        status: what status.json says.
+        status: content of status.json.
     """
     known, starts = published_starts(paths, status), []
     for entry in told:
@@ -106,7 +106,7 @@ def stamp_of(text: Any) -> float | None:
 
 
 def _contains(start: Start, time: float | None) -> bool:
-    """Did the start begin its figures at `time`, which has whole seconds?"""
+    """Was `time` (in whole seconds) within the start?"""
     last = finite(start.last.get("heartbeat"))
     return None not in (start.began, time, last) and start.began - 1 <= time <= last + 1
 

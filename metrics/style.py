@@ -1,4 +1,4 @@
-"""What plots are made of: the frame, the dark style, words for people, the head, and lines, bands and marks on axes."""
+"""Parts of all plots: the dark style, a figure with a head, and lines, bands and marks on axes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from metrics.trends import Curve, best
 PAGE, PANEL, GRID, TEXT, MUTED = "#0d1117", "#131a24", "#263041", "#e6edf3", "#95a2b3"
 BLUE, ORANGE, GREEN, PURPLE, PINK, RED = "#4ea1ff", "#ffa14a", "#4fd6a0", "#b392f0", "#ff7eb6", "#ff5c5c"
 GOLD = "#ffd166"
-STYLE = ["default", {  # whatever the process, or a file of its user, has set
+STYLE = ["default", {  # "default" first: the user's own matplotlibrc has no effect
     "figure.facecolor": PAGE, "savefig.facecolor": PAGE, "axes.facecolor": PANEL, "axes.edgecolor": GRID,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False,
@@ -39,7 +39,7 @@ FEW = 40  # up to this many epochs each is drawn apart: a marker, a bar of its o
 
 
 def headed_figure(width: float, height: float, document: dict, line: str) -> Figure:
-    """A figure (inches) headed by the run's name, a `line` of facts and, never to be missed, its data.
+    """A figure (inches) headed by the run's name, a `line` of facts, and its data in a box (gold for glyphs).
 
     Args:
         document: `run` and `data` are read from it.
@@ -81,8 +81,8 @@ def draw_line(axes: Axes, series: pd.Series, colour: str, label: str | None = No
 
 
 def draw_span(axes: Axes, low: pd.Series, high: pd.Series, colour: str, label: str, alpha: float) -> None:
-    """From `low` to `high`, each epoch as wide as it is: visible for a single one, and fast for a thousand."""
-    half = min(0.36, 0.06 * len(low))  # so that one epoch is a bar and not a wall
+    """Fill from `low` to `high`: a bar for each epoch, or one area for more than `FEW`, which draws fast."""
+    half = min(0.36, 0.06 * len(low))  # so that the bar of a single epoch is not too wide
     edges = [-half, half, half] if len(low) <= FEW else [-0.5, 0.5]
     x = np.add.outer(low.index.to_numpy(float), edges).ravel()
     bottom, top = (np.repeat(series.to_numpy(float)[:, None], len(edges), axis=1) for series in (low, high))
@@ -100,7 +100,7 @@ def draw_best(axes: Axes, curve: Curve, colour: str, name: str) -> None:
 
 
 def draw_restarts(axes: Axes, run: RunData) -> None:
-    """A dotted line where the job was started again: by its step, with each epoch half to the left of its mark."""
+    """A dotted line at the step of each restart; epoch N covers the axis from N - 0.5 to N + 0.5."""
     starts = run.document.get("starts") or []
     steps = [start["step"] for start in starts[1:] if start.get("step") is not None]
     known = run.series(STEP).dropna()

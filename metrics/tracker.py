@@ -116,7 +116,7 @@ class MetricsTracker:
         """
         Args:
             description: settings, environment, data and model, as they stand in the JSON file.
-            step: optimizer steps that the run has behind it.
+            step: optimizer steps done so far.
             rows: the epochs' figures up to there, from the checkpoint.
             cause: how the start before this one ended, if there was one.
         """
@@ -144,7 +144,7 @@ class MetricsTracker:
             OSError: no room or no permission. The row is not lost: it is written with the next one.
         """
         row = plain({name: row.get(name) for name in METRICS})
-        if self.rows and self.rows[-1]["epoch"] == row["epoch"]:  # --max-steps had cut it short, and now it went on
+        if self.rows and self.rows[-1]["epoch"] == row["epoch"]:  # --max-steps had cut it short; now it is complete
             self.rows.pop()
             self._csv_whole = False
         self.rows.append(row)
@@ -182,7 +182,7 @@ def _csv(rows: list[dict[str, Any]], header: bool) -> str:
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:
-    """The earlier starts that a JSON file tells of; none if it cannot be read: figures are not worth a training."""
+    """The earlier starts in a JSON file; none if it cannot be read, as that must not end a training."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return [start for start in read_json(path)["starts"] if isinstance(start, dict)]
     return []

@@ -1,6 +1,6 @@
-"""What a curve does, defined once: best, smoothed best, slope with error, forecast of a target, gap.
+"""Properties of a curve, each defined once: best, smoothed best, slope with error, forecast of a target, gap.
 
-Pure functions on a `Curve`. Health, training log, comparison and dashboard word what they find; none computes its own.
+Pure functions on a `Curve`. Health check, training log, comparison and dashboard use them; none computes its own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 from ddpm.run.metrics import TRAIN_IMAGES, TRAIN_TIME_SEC, Metric
 
-SMOOTH = 5  # measured values that a smoothed one is the mean of
-WINDOW = 10  # measured values at most that the present slope is of
+SMOOTH = 5  # number of measured values whose mean is a smoothed value
+WINDOW = 10  # largest number of measured values to which the present slope is fitted
 SIGNIFICANT = 2.0  # standard errors
-RECENT = 3  # values that the medians of `gap` are of
+RECENT = 3  # number of values in each median of `gap`
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +89,9 @@ class Smoothed:
 
 @dataclass(frozen=True)
 class TargetForecast:
-    """A curve and a target. `epoch`: the first that is as good as it. Else `slope` over the latest values, None if they
-    are too few, and the epochs at which a straight line with that slope, and with the slope two standard errors steeper
-    and less steep, would get there from the last value; all None unless the curve significantly goes that way."""
+    """When a curve reaches a target. `epoch`: the first that did. If none did: `slope` of the latest values (None if
+    too few), and the epochs at which a straight line from the last value reaches it: `expected` with that slope,
+    `earliest` and `latest` with two standard errors more or less; None unless it goes that way significantly."""
 
     epoch: int | None
     slope: Slope | None = None
@@ -163,8 +163,8 @@ def new_bests(curve: Curve) -> Curve:
 
 
 def thinned(curve: Curve, most: int) -> Curve:
-    """At most `most` of the values: the first, the last, and between them those that come first in each of equal steps
-    of the epoch's logarithm, as curves fall fast at first and then ever more slowly."""
+    """At most `most` of the values: the first, the last, and some between, evenly by the logarithm of the epoch, as
+    curves fall fast at first and then more slowly."""
     if len(curve) <= most:
         return curve
     steps = np.geomspace(max(curve.epochs[0], 1), curve.epochs[-1], most)
@@ -173,7 +173,7 @@ def thinned(curve: Curve, most: int) -> Curve:
 
 
 def over_best(curve: Curve) -> float:
-    """How many times its best value (of figures of which smaller is better) the last one is; 1 without values."""
+    """The last value over the best one, for figures where smaller is better; 1 without values."""
     found = best(curve)
     return curve.last.value / found.value if found and found.value > 0 else 1.0
 

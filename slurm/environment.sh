@@ -80,7 +80,7 @@ take_container() {
     say "CONTAINER=$image: $(tail -n 1 <<<"$found")"
 }
 
-# The folder of the active environment: the first of them in PATH. Conda's base does not count: in many shells it is
+# The folder of the active environment; of several, the first in PATH. Conda's base does not count: in many shells it is
 # active by default.
 active_environment() {
     local folder folders
@@ -120,7 +120,7 @@ load_modules() {
 passed_over() { say "$fault"; return 1; }
 
 for name in PYTHONHOME PYTHONSAFEPATH PYTHONINSPECT; do
-    [ -z "${!name:-}" ] || say "unsetting $name=${!name}, with which no environment works"
+    [ -z "${!name:-}" ] || say "unsetting $name=${!name}, as it breaks every environment"
     unset "$name"
 done
 active=$(active_environment) # before a module puts its own Python first

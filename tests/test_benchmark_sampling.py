@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 
 from benchmarks import sampling
-from benchmarks.sampling import Easel, Side
+from benchmarks.sampling import SamplingSetup, Side
 from ddpm.run.config import TrainConfig
 from ddpm.sampling.pipeline import CharacterPipeline
 from tests.conftest import as_arguments, replace
@@ -84,29 +84,29 @@ def test_compiled_sides_are_measured_where_compilation_is_on(little: TrainConfig
 
 @pytest.mark.parametrize("manner", ["ddpm-4", "ddim-4", "dpm++-4"])
 def test_it_draws_as_the_pipeline_does_and_in_two_passes_the_same(little: TrainConfig, manner: str):
-    easel = Easel(little, images=3, device=CPU)
+    setup = SamplingSetup(little, images=3, device=CPU)
     side = Side(manner)
     with torch.no_grad():
-        easel.networks[False].class_embedding.weight *= 30  # fresh ones say next to nothing
-    pipeline = CharacterPipeline(easel.networks[False], easel.scheduler)
+        setup.networks[False].class_embedding.weight *= 30  # fresh ones say next to nothing
+    pipeline = CharacterPipeline(setup.networks[False], setup.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = easel.draw(side)
+    drawn = setup.draw(side)
     expected = pipeline(
         [0, 1, 2], sampler=side.sampler, num_inference_steps=side.steps, guidance_scale=little.guidance_scale,
         generator=torch.Generator().manual_seed(little.seed), output_type="pt",
     ).images  # fmt: skip
     assert drawn.std() > 0.1
     torch.testing.assert_close(drawn, expected)
-    torch.testing.assert_close(easel.draw(replace(side, two_passes=True)), drawn, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(setup.draw(replace(side, two_passes=True)), drawn, rtol=1e-4, atol=1e-4)
 
 
 def test_two_passes_are_two_of_half_the_size(little: TrainConfig):
-    easel, sizes = Easel(little, images=3, device=CPU), []
-    easel.networks[False].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    easel.draw(Side("ddim-5"))
+    setup, sizes = SamplingSetup(little, images=3, device=CPU), []
+    setup.networks[False].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    setup.draw(Side("ddim-5"))
     assert sizes == [6] * 5
     sizes.clear()
-    easel.draw(Side("ddim-5", two_passes=True))
+    setup.draw(Side("ddim-5", two_passes=True))
     assert sizes == [3] * 10
 
 

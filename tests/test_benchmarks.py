@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import overhead, train_step
-from benchmarks.apart import Apart
+from benchmarks.apart import SideProcess
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import in_turn
@@ -129,7 +129,7 @@ def alive(group: int) -> bool:
 
 
 def test_a_side_stands_still_until_its_turn_and_ends_with_the_benchmark(tiny):
-    side = Apart("plain loop", partial(train_step.side, "plain loop", tiny))
+    side = SideProcess("plain loop", partial(train_step.side, "plain loop", tiny))
     with closing(side):
         side.build()
         assert side.turn(2).seconds_per_step > 0
@@ -143,10 +143,11 @@ def test_a_side_stands_still_until_its_turn_and_ends_with_the_benchmark(tiny):
 
 def test_a_side_does_not_outlive_a_killed_benchmark(tiny):
     script = (
-        "from benchmarks.apart import Apart; from benchmarks.train_step import side; from functools import partial\n"
+        "from functools import partial; from benchmarks.apart import SideProcess; "
+        "from benchmarks.train_step import side\n"
         "import os, time\n"
         "if __name__ == '__main__':\n"
-        "    print(Apart('plain loop', partial(side, 'plain loop', None)).pid, flush=True); time.sleep(60)\n"
+        "    print(SideProcess('plain loop', partial(side, 'plain loop', None)).pid, flush=True); time.sleep(60)\n"
     )
     benchmark = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     group = int(benchmark.stdout.readline())

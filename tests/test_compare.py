@@ -353,7 +353,7 @@ def test_what_makes_a_comparison_doubtful_is_said(root: Path, changes: dict, wor
 def test_that_losses_cannot_be_compared_is_said_also_where_something_else_ranks_the_runs(root: Path):
     make_run(root, "coarse", resolution=16)
     page = page_of(root, "slow", "fast", "coarse", "--rank-by", "samples_per_sec")
-    (line,) = [line for line in page.splitlines() if "these settings differ: `resolution`: 96, 16." in line]
+    (line,) = [line for line in page.splitlines() if "they change what is measured: `resolution`: 96, 16." in line]
     assert "validation loss (EMA)" in line and "training loss" in line and "images per second" not in line
 
 
@@ -412,7 +412,7 @@ def test_the_work_of_a_start_that_was_killed_is_counted_and_what_was_trained_twi
                         "start_images": 1000, "images_seen": int(images) + 500, "state": "stopped"}  # fmt: skip
     paths.status.write_text(json.dumps(stopped))
     save(paths, json.loads(paths.json.read_text()) | {"starts": []})
-    costs = table_headed(page_of(root, "slow", "fast").split("## What they took")[1], "slow")
+    costs = table_headed(page_of(root, "slow", "fast").split("## Time and compute")[1], "slow")
     assert costs["time of the epochs"]["slow"] == duration(seconds)
     assert costs["computed time"]["slow"] == duration(seconds + 600)
     assert costs["images trained twice"]["slow"] == "4,000", "500 are of an epoch that is half done"
@@ -427,7 +427,7 @@ def test_a_figure_reads_as_on_every_other_page(root: Path):
         save(RunPaths(root, run), document)
     page = page_of(root, "slow", "fast", "--rank-by", "mfu")
     assert table_headed(page, "Behind")["fast"]["MFU"] == "41.2%"
-    costs = table_headed(page.split("## What they took")[1], "slow")
+    costs = table_headed(page.split("## Time and compute")[1], "slow")
     assert costs[MFU.label] == {"": MFU.label, "slow": "41.2%", "fast": "41.2%"}
 
 
@@ -440,7 +440,7 @@ def test_older_runs_without_the_newer_columns_and_settings_are_compared_all_the_
     save(paths, document)
     page = page_of(root, "slow", "fast")
     assert table_headed(page, "Behind")["slow"]["Val EMA"] == "–"
-    assert "Not recorded by all" in page
+    assert "Not recorded by all runs" in page
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------

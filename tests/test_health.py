@@ -125,7 +125,7 @@ CASES = {
         learning(3, step=lambda epoch: 100 * epoch, val_loss_ema=lambda epoch: 0.5),
         {}, 1, "spans about 1,000 steps, of 300 so far (limit 1.2)",
     ),
-    "stopped": (learning(12), {"state": "stopped", "exit_code": 75}, 1, "the same command goes on with it"),
+    "stopped": (learning(12), {"state": "stopped", "exit_code": 75}, 1, "the same command continues it"),
     "failed": (learning(12), {"state": "failed", "exit_code": 1, "message": "no more disk"}, 2, "no more disk"),
 }  # fmt: skip
 
@@ -219,7 +219,7 @@ def test_slow_epochs_and_slow_processes_are_named(tmp_path: Path) -> None:
         ({"throttle": ["sw_power_cap"]}, 0, "as is usual under full load"),
         ({"memory_used_mb": 45_900.0}, 1, "memory 100% full"),
         ({"utilization": 7}, 1, "in use 7%"),
-        (dict.fromkeys(GPU, None), 0, "NVML gives no figures of it"),
+        (dict.fromkeys(GPU, None), 0, "NVML gives no figures for it"),
     ],
 )
 def test_gpus(tmp_path: Path, trouble: dict, code: int, words: str) -> None:

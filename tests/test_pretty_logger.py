@@ -551,7 +551,7 @@ def test_attached_to_a_run_whose_process_died(paths):
 def test_attached_to_a_run_that_lives_but_does_not_step(paths):
     publish(paths, progress_time=time.time() - 700, phase_time=time.time() - 900)
     flat = " ".join(view(paths).stdout.split())
-    assert "the job (node vn1, pid 123, Slurm job 7) lives" in flat
+    assert "the job (node vn1, pid 123, Slurm job 7) is alive" in flat
     assert re.search("no step for 11m 4[0-9]s, in phase 'training'", flat)
     publish(paths, phase="compiling", progress_time=0, phase_time=time.time() - 60)
     assert "no step" not in view(paths).stdout

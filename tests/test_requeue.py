@@ -27,7 +27,7 @@ ENDED = Ended(("41", 0), 1, status=STOPPED, said=SAID, saved=12, max_requeues=2)
 
 @pytest.mark.parametrize(("changes", "verdict", "words"), [
     ({"code": 0}, AGAIN, "go on from step 12"),
-    ({"status": KILLED}, AGAIN, "killed without a word"),
+    ({"status": KILLED}, AGAIN, "killed without a message"),
     ({"status": CRASHED}, AGAIN, "failed"),
     ({"slurm": ("41", 1), "status": STOPPED | {"slurm_restart": "1"}}, AGAIN, "restarts: 1"),
     ({"slurm": ("41", 2), "status": STOPPED | {"slurm_restart": "2"}}, UNFINISHED, "MAX_REQUEUES is 2"),

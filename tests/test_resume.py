@@ -159,7 +159,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_place(smal
     assert not list(paths_of(config).metrics.parent.glob("small.before-*"))
     first, second = causes(config)
     assert first == "started"
-    assert re.match(r"killed without a word at step \d+ or later, on ", second)
+    assert re.match(r"killed without a message at step \d+ or later, on ", second)
 
 
 def test_checkpoint_minutes_save_within_an_epoch(small: TrainConfig):

@@ -154,7 +154,7 @@ def test_starts_tell_their_causes(tmp_path):
     starts = [
         {"time": START, "step": 0, "epoch": 0, "cause": "started"},
         {"time": "2026-05-04T02:00:00+00:00", "step": 3 * 293, "epoch": 3, "cause": "stopped by SIGTERM (Slurm job 7)"},
-        {"time": "2026-05-04T03:00:00+00:00", "step": 4 * 293 + 50, "epoch": 4, "cause": "killed without a word"},
+        {"time": "2026-05-04T03:00:00+00:00", "step": 4 * 293 + 50, "epoch": 4, "cause": "killed without a message"},
     ]
     page = written(tmp_path, make_document(6, starts=starts))
     rows, told = rows_of(tmp_path), [row for row in table_of(page, "Milestones") if "start" in row[-1]]
@@ -163,7 +163,7 @@ def test_starts_tell_their_causes(tmp_path):
     at_row = [duration(rows.loc[3, "total_time_sec"]), "3", f"{3 * 293 * batch:,}"]
     assert told[1] == ["2026-05-04 02:00:00 UTC", *at_row, "start 2, from step 879: stopped by SIGTERM (Slurm job 7)"]
     within = ["–", "4", f"{(4 * 293 + 50) * batch:,}"]
-    assert told[2] == ["2026-05-04 03:00:00 UTC", *within, "start 3, from step 1,222: killed without a word"]
+    assert told[2] == ["2026-05-04 03:00:00 UTC", *within, "start 3, from step 1,222: killed without a message"]
 
 
 def test_the_first_checkpoint_is_where_the_events_say(tmp_path):

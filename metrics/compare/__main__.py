@@ -20,15 +20,15 @@ from ddpm.run.program import run_program
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Compare runs: a Markdown page with plots, and a summary here."""
+    """Compare runs: write a Markdown page with plots, and print a summary."""
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN RUN [RUN ...]", help_behavior_hint="(required)")]
     """Names of runs, or their folders under metrics/output/."""
     out: Path | None = None
     """Folder for page and plots. Left out: metrics/comparisons/<names>/ under the output root."""
     rank_by: Annotated[str | None, arg(metavar="COLUMN")] = None
-    """Column of training_metrics.csv that decides the ranking; lr:up or lr:down where neither direction is known to be
-    better. Left out: val_loss_ema, if the runs have it."""
+    """Column of training_metrics.csv that decides the ranking. A column without a better direction needs one: lr:up or
+    lr:down. Left out: val_loss_ema, if the runs have it."""
     loss_levels: Annotated[tuple[float, ...] | None, arg(metavar="LOSS [LOSS ...]")] = None
     """Losses for which the page says when each run reached them. Left out: chosen from the runs."""
     output_root: Path = PROJECT_ROOT
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = [find_run(name, config.output_root) for name in config.runs]
     try:
         print(compare(places, config.out or default_folder(places), config.rank_by, config.loss_levels or ()))
-    except BrokenPipeError:  # not the folder: whoever read the summary has seen enough
+    except BrokenPipeError:  # stdout was closed, as by `| head`; the folder is fine
         raise
     except OSError as error:
         raise RequestError(f"cannot write the comparison: {why(error)}; choose another folder with --out") from error

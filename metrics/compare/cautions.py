@@ -1,4 +1,4 @@
-"""What has to be known before runs are compared, for the page of a comparison and for a baseline."""
+"""Warnings to read before runs are compared, for the page of a comparison and for a baseline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from metrics.compare.figures import ComparedRun, over_seeds, setting_apart, valu
 
 
 def cautions(runs: Sequence[ComparedRun], metrics: Iterable[Metric]) -> list[str]:
-    """What has to be known before the runs are compared by these figures, in sentences."""
-    general = (check(runs) for check in (_data, _lengths, _chance, _machines))
-    return [*_not_whole(runs), *_not_comparable(runs, metrics), *itertools.chain.from_iterable(general)]
+    """Sentences to read before the runs are compared by these figures."""
+    general = (check(runs) for check in (_data, _lengths, _seeds, _machines))
+    return [*_damaged_or_unfinished(runs), *_not_comparable(runs, metrics), *itertools.chain.from_iterable(general)]
 
 
 def listed(runs: Sequence[ComparedRun], names: Iterable[str]) -> str:
@@ -21,7 +21,7 @@ def listed(runs: Sequence[ComparedRun], names: Iterable[str]) -> str:
     return "; ".join(f"`{name}`: {', '.join(values_of(runs, name))}" for name in names)
 
 
-def _not_whole(runs: Sequence[ComparedRun]) -> Iterator[str]:
+def _damaged_or_unfinished(runs: Sequence[ComparedRun]) -> Iterator[str]:
     """Damaged files, and runs that are not finished."""
     for run in runs:
         published = run.published
@@ -38,8 +38,8 @@ def _not_comparable(runs: Sequence[ComparedRun], metrics: Iterable[Metric]) -> I
             apart.setdefault(tuple(names), []).append(metric.label)
     for names, labels in apart.items():
         yield (
-            f"**Not all of these runs are comparable** by {', '.join(labels)}: other things are measured where these "
-            f"settings differ: {listed(runs, names)}."
+            f"**Not all of these runs are comparable** by {', '.join(labels)}: these settings differ, and they "
+            f"change what is measured: {listed(runs, names)}."
         )
 
 
@@ -50,13 +50,13 @@ def _data(runs: Sequence[ComparedRun]) -> Iterator[str]:
     if len(values_of(runs, DATA.name)) > 1:
         glyphs = ", ".join(f"`{run.label}`" for run in runs if run.setting(DATA.name) != "emnist")
         yield (
-            f"**Data differ**: {glyphs} trained on the embedded glyphs, not EMNIST; losses and quality say nothing "
-            "about the others."
+            f"**Data differ**: {glyphs} trained on the embedded glyphs, not EMNIST; their losses and quality cannot "
+            "be compared with those of the others."
         )
     elif len(trained) > 1:
         yield f"The numbers of training images differ: {', '.join(trained)}."
     if len(validated) > 1:
-        yield f"Validation losses are of different numbers of test images: {', '.join(validated)}."
+        yield f"Validation losses were measured on different numbers of test images: {', '.join(validated)}."
 
 
 def _lengths(runs: Sequence[ComparedRun]) -> Iterator[str]:
@@ -66,18 +66,18 @@ def _lengths(runs: Sequence[ComparedRun]) -> Iterator[str]:
         yield f"The runs differ in length ({', '.join(lengths)} epochs): compare them at the same images seen.{early}"
 
 
-def _chance(runs: Sequence[ComparedRun]) -> Iterator[str]:
+def _seeds(runs: Sequence[ComparedRun]) -> Iterator[str]:
     if all(len(values_of(group, "seed")) == 1 for group in over_seeds(runs)):
         yield (
-            f"Seeds: {', '.join(values_of(runs, 'seed'))}; no settings were trained with two seeds, so how far chance "
-            "alone moves a figure was not measured here."
+            f"Seeds: {', '.join(values_of(runs, 'seed'))}; no settings were trained with two seeds, so the effect of "
+            "chance on a figure was not measured."
         )
 
 
 def _machines(runs: Sequence[ComparedRun]) -> Iterator[str]:
     devices = recorded(_device(run.published.environment) for run in runs)
     if len(devices) > 1:
-        yield f"Times and throughput are of different machines: {'; '.join(devices)}."
+        yield f"Times and throughput were measured on different machines: {'; '.join(devices)}."
 
 
 def _device(environment: dict[str, Any]) -> str | None:

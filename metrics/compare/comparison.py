@@ -1,4 +1,4 @@
-"""Runs side by side, as a Markdown page with plots: what differs, who is best and by how much, what it took.
+"""Runs side by side, as a Markdown page with plots: settings that differ, a ranking, and the cost of each run.
 
 python -m metrics.compare RUN RUN [RUN ...] [--rank-by COLUMN] [--loss-levels LOSS ...] [--out FOLDER]
 """
@@ -31,14 +31,14 @@ def default_folder(places: Sequence[RunPaths]) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises RequestError if `folder` holds something else than a comparison."""
+    """Raises RequestError if `folder` holds something other than a comparison."""
     try:
         if not folder.exists() or not any(folder.iterdir()) or read_text(folder / PAGE).startswith(MARK):
             return
     except (OSError, ValueError):
         pass
     raise RequestError(
-        f"{folder} is there and is not a comparison's folder: nothing is written over; choose another --out"
+        f"{folder} exists and does not hold a comparison, so it is not overwritten; choose another --out"
     )
 
 
@@ -47,7 +47,7 @@ def compare(places: Sequence[RunPaths], folder: Path, rank_by: str | None = None
 
     Raises:
         RequestError: fewer than two runs have figures, `rank_by` is no column with values, or `folder` holds something
-            else; nothing has been written then.
+            else. Nothing has been written then.
         OSError: `folder` cannot be written.
         BrokenPipeError: nobody reads the summary any more; the page is written.
     """
@@ -57,10 +57,10 @@ def compare(places: Sequence[RunPaths], folder: Path, rank_by: str | None = None
     plots = draw_plots(runs, ranking.metric)
     folder.mkdir(parents=True, exist_ok=True)
     page = make_page(runs, left_out, ranking, levels, folder, list(plots))
-    atomic_write(folder / PAGE, to_markdown(page, folder))  # first: it is the mark
+    atomic_write(folder / PAGE, to_markdown(page, folder))  # first: its MARK shows that the folder is a comparison's
     save_plots(plots, runs, folder / "plots")
     console = Console()
-    with console.capture() as told:  # where nobody reads on, Rich would end the process itself
+    with console.capture() as captured:  # Rich itself would end the process on a closed pipe
         console.print(to_rich(summary(runs, left_out, ranking)))
-    print(told.get(), flush=True)
+    print(captured.get(), flush=True)
     return folder / PAGE

@@ -1,4 +1,4 @@
-"""What is compared: runs and their figures, which of these are comparable, who is best, when losses were reached."""
+"""The runs of a comparison: their figures, which of them are comparable, their ranking, when losses were reached."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfi
 class ComparedRun:
     """A run under the name that it has in the comparison.
 
-    `short` is the name for crowded tables and plots: without a long beginning that all names share.
+    `short`: the name without a long prefix that all names share, for crowded tables and plots.
     """
 
     label: str
@@ -57,7 +57,7 @@ class ComparedRun:
         return self.published.data if name == DATA.name else self.published.settings.get(name, DEFAULTS[name])
 
     def said(self, name: str) -> str:
-        """A setting as people read it; glyphs are never taken for EMNIST."""
+        """A setting as text; for the data, words that say clearly whether they are EMNIST or glyphs."""
         return self.published.data_words if name == DATA.name else setting_words(self.setting(name))
 
     @property
@@ -72,7 +72,7 @@ class ComparedRun:
         return self.published.document["model"].get("flops_per_image") or math.nan
 
     def figure(self, metric: Metric) -> Figure:
-        """The figure of the whole run: of losses and quality the best epoch's, else as `metric.over_epochs` says."""
+        """The figure of the whole run: of losses and quality the best epoch's, otherwise by `metric.over_epochs`."""
         if metric.over_epochs == "best":
             found = trends.best(self.published.curve(metric))
             return Figure(self, found.value, found.epoch) if found else Figure(self)
@@ -87,7 +87,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a run: NaN if nothing was measured; `epoch` if it is of one."""
+    """A figure of a run. `value` is NaN if nothing was measured; `epoch` is None if it covers all epochs."""
 
     run: ComparedRun
     value: float = math.nan
@@ -108,7 +108,7 @@ def setting_words(value: Any) -> str:
 
 
 def gap_words(metric: Metric, gap: float) -> str:
-    """The distance between two values, with three digits of its own."""
+    """The difference of two values as text, with three significant digits."""
     return metric.text(gap) if metric.format.endswith("%") else significant(gap, 3)
 
 
@@ -149,7 +149,7 @@ def why_not(run: RunData) -> str | None:
 
 
 def named(published: Sequence[RunData]) -> list[ComparedRun]:
-    """The runs under names that differ, though some may be of several output roots and called the same."""
+    """The runs with unique names: runs of one name (from several output roots) are numbered."""
     names = [run.run for run in published]
     again = [names[:place].count(name) for place, name in enumerate(names)]
     labels = [f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True)]
@@ -157,7 +157,7 @@ def named(published: Sequence[RunData]) -> list[ComparedRun]:
 
 
 def short_names(labels: Sequence[str]) -> list[str]:
-    """The names without a beginning of more than 12 letters that they share."""
+    """The names without the prefix that they share, if it is longer than 12 letters."""
     alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*labels, strict=False))
     shared = re.match(r".*[_-]|", "".join(letters[0] for letters in alike))[0]
     return [f"…{label[len(shared) :]}" if len(shared) > 12 else label for label in labels]
@@ -171,27 +171,27 @@ def has_values(runs: Iterable[ComparedRun], metric: Metric) -> bool:
 
 
 def main_loss(runs: Sequence[ComparedRun]) -> Metric:
-    """The loss that most says how good a run is, of those that were measured."""
+    """The most telling loss that was measured: validation loss of the EMA weights, of the live ones, training loss."""
     return next((metric for metric in (VAL_LOSS_EMA, VAL_LOSS) if has_values(runs, metric)), LOSS_MEAN)
 
 
 def values_of(runs: Iterable[ComparedRun], name: str) -> list[str]:
-    """The different values that a setting has, as people read them."""
+    """The different values of a setting, as text."""
     return list(dict.fromkeys(run.said(name) for run in runs))
 
 
 def setting_apart(runs: Iterable[ComparedRun], metric: Metric) -> list[str]:
-    """The settings that make the figure measure other things in some of the runs."""
+    """The settings that differ between the runs and change what the figure measures."""
     return [name for name in metric.same if len(values_of(runs, name)) > 1]
 
 
 def comparable(runs: Sequence[ComparedRun], metric: Metric) -> list[list[ComparedRun]]:
-    """The runs in groups in which the figure measures the same."""
+    """The runs in groups; within a group the figure measures the same thing."""
     return _grouped(runs, [tuple(run.said(name) for name in metric.same) for run in runs])
 
 
 def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
-    """The runs in groups that differ in nothing but the seed."""
+    """The runs in groups; within a group only the seed differs."""
     return _grouped(runs, [str(sorted((run.recipe | {"seed": None}).items())) for run in runs])
 
 
@@ -221,10 +221,10 @@ def best_first(value: float, larger: bool) -> tuple[bool, float]:
 
 
 def parse_rank_by(text: str) -> tuple[Metric, bool]:
-    """`rca`, `grad_norm:down` or `lr:up` as figure and whether larger is better.
+    """Parse `rca`, `grad_norm:down` or `lr:up` into the figure and whether larger is better.
 
     Raises:
-        RequestError: no such column of figures, or it is not known what is better.
+        RequestError: no such column of figures, or its better direction is neither known nor given.
     """
     column, _, direction = text.partition(":")
     if column not in FIGURES:
@@ -257,8 +257,8 @@ def rank(runs: Sequence[ComparedRun], rank_by: str | None = None) -> Ranking:
 
 
 def loss_levels(runs: Sequence[ComparedRun], loss: Metric) -> list[float]:
-    """Losses that tell the runs apart, largest first, rounded up to three digits: one on the way, the best of the
-    worst run (which all reach), the best of all, and one between."""
+    """Up to four losses at which the runs differ, largest first, rounded up to three digits: the worst run's best (all
+    reach it), the best of all runs, one between these two, and one between the first epoch and the worst run's best."""
     curves = [run.published.curve(loss) for run in runs]
     measured = [values for curve in curves if len(values := curve.values[curve.values > 0])]
     if not measured:
@@ -286,7 +286,7 @@ def reached(run: ComparedRun, loss: Metric, level: float) -> dict[str, float]:
 
 
 def differing(sections: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str], int]:
-    """Of mappings of one kind: the names whose values differ, those that not all have, and the number of the others."""
+    """Compare mappings. Returns names whose values differ, other names that some lack, and the number of equal ones."""
     names = dict.fromkeys(name for section in sections for name in section)
     partly = [name for name in names if any(name not in section for section in sections)]
     differ = [name for name in names if len({str(section[name]) for section in sections if name in section}) > 1]

@@ -1,4 +1,4 @@
-"""The page of a comparison as sections; who is best is said by `ranking.py`, what to beware of by `cautions.py`."""
+"""The page of a comparison as sections. Its ranking is made in `ranking.py`, its warnings in `cautions.py`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,13 @@ def make_page(
     runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking, levels: Sequence[float], folder: Path,
     plots: Sequence[str],
 ) -> Page:  # fmt: skip
-    """The comparison, to lie in `folder`; `plots` are the names of the pictures in its folder `plots/`."""
+    """The page of a comparison.
+
+    Args:
+        levels: losses for the section "When losses were reached"; if empty, they are chosen from the runs.
+        folder: where the page will be saved.
+        plots: names of the pictures in `folder/plots/`.
+    """
     pictures = [Picture(folder / "plots" / f"{name}.png", name, caption(name)) for name in plots]
     blocks = [
         *summary(runs, left_out, ranking),
@@ -87,7 +93,7 @@ def make_page(
 
 
 def summary(runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking) -> list[Block]:
-    """What a terminal shows as well: the data, what to beware of, and the ranking."""
+    """The part that is also printed on the terminal: data, warnings and ranking."""
     metrics = [metric for metric in (ranking.metric, *headline()) if has_values(runs, metric)]
     warned = [*(f"Left out: {line}." for line in left_out), *cautions(runs, metrics)]
     trained_on = f"Trained on: {'; '.join(values_of(runs, DATA.name))}."
@@ -95,8 +101,8 @@ def summary(runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranki
 
 
 def runs_tables(runs: Sequence[ComparedRun], columns: Mapping[str, Sequence[str]]) -> list[Table]:
-    """The cells of each run by their heading: a row per run, or a column per run where these are few; very wide tables
-    come in parts."""
+    """Tables of `columns` (heading → a cell of each run): a column per run, or a row per run if there are many; very
+    wide tables are split."""
     labels = [f"`{run.short}`" for run in runs]
     if len(runs) <= MANY:
         return [Table("", ["", *labels], [[head, *cells] for head, cells in columns.items()])] if columns else []
@@ -118,7 +124,7 @@ def settings_section(runs: Sequence[ComparedRun]) -> Section:
         blocks += [*runs_tables(runs, cells), f"{same} {what} are the same."]
         if partly:
             names = ", ".join(f"`{name}`" for name in partly)
-            blocks.append(f"Not recorded by all of them, as older runs lack newer settings: {names}.")
+            blocks.append(f"Not recorded by all runs, as older ones lack newer settings: {names}.")
     return Section("Settings that differ", blocks)
 
 
@@ -134,10 +140,10 @@ def _machine(run: ComparedRun) -> dict[str, Any]:
 
 
 def figures_section(runs: Sequence[ComparedRun]) -> Section:
-    """Best and final of every measured loss and quality, with the distance from the first run."""
+    """Best and final value of every measured loss and quality, with the difference from the first run."""
     first = f"`{runs[0].label}`"
     blocks: list[Block] = [
-        f"In brackets: the distance from {first}, of runs that can be compared with it. Bold: the best, if all can be."
+        f"In brackets: the difference from {first}, where a run is comparable with it. Bold: the best, where all are."
     ]
     for title, metrics in FIGURES.items():
         cells = {}
@@ -192,7 +198,7 @@ def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
     return Section("Evaluations by `evaluate.py`", blocks) if blocks else None
 
 
-# ---- what it took ----------------------------------------------------------------------------------------------------
+# ---- time and compute ------------------------------------------------------------------------------------------------
 
 
 def cost_section(runs: Sequence[ComparedRun]) -> Section:
@@ -201,14 +207,14 @@ def cost_section(runs: Sequence[ComparedRun]) -> Section:
     measured = {name: each for name, each in cells.items() if set(each) != {DASH}}
     note = (
         "Time of the epochs: the sum over all epochs that have figures, everything included; its known parts follow. "
-        "Computed time: the sum over all starts, each from its first to its last sign of life, so that work which was "
-        "lost and done again counts too. FLOP: images seen × FLOP per image, forward and backward, training alone."
+        "Computed time: the sum over all starts, each up to its last heartbeat, so work that was lost and repeated "
+        "counts too. FLOP: images seen × FLOP per image, forward and backward, training alone."
     )
-    return Section("What they took", [note, *runs_tables(runs, measured)])
+    return Section("Time and compute", [note, *runs_tables(runs, measured)])
 
 
 def _costs(run: ComparedRun) -> dict[str, str]:
-    """Heading → what it took the run."""
+    """Time, data and compute of a run as text, by heading."""
     rows, starts, last = run.rows, run.published.starts, run.published.last
     images = run.published.status.get(IMAGES_SEEN.name) or IMAGES_SEEN.of(last)  # an epoch may be half done
     spent = computed(starts, images)
@@ -239,8 +245,7 @@ def levels_section(runs: Sequence[ComparedRun], asked: Sequence[float]) -> Secti
     """Time, images and FLOP until losses were reached, of each group of runs whose losses can be compared."""
     loss = main_loss(runs)
     blocks: list[Block] = [
-        f"Until the end of the first epoch whose {loss.label} was at most the value at the head of the column; {DASH}: "
-        "not reached."
+        f"At the end of the first epoch whose {loss.label} was at most the value in the heading; {DASH}: not reached."
     ]
     kinds: dict[str, tuple[str, Callable[[float], str]]] = {
         "Time": ("seconds", duration), "Images": ("images", count), "FLOP": ("flop", flop_words),
@@ -261,6 +266,6 @@ def sources_section(runs: Sequence[ComparedRun], folder: Path) -> Section:
     rows = []
     for run in runs:
         page = run.paths.report if run.paths.report.exists() else run.paths.json
-        told = link(f"`{run.paths.run}`", page, folder)
-        rows.append((f"`{run.label}`", run.published.data_words, told, run.published.generated or DASH))
+        report = link(f"`{run.paths.run}`", page, folder)
+        rows.append((f"`{run.label}`", run.published.data_words, report, run.published.generated or DASH))
     return Section("The runs", [Table("", ["Run", "Data", "Its report", "Figures of"], rows)])

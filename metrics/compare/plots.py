@@ -110,7 +110,7 @@ def names_of(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def head(figure: Figure, title: str, runs: Sequence[ComparedRun]) -> None:
-    """The title and, never to be missed, the data."""
+    """Title and data of a figure; glyphs stand out in gold."""
     glyphs = any(run.published.data != "emnist" for run in runs)
     data = "; ".join(values_of(runs, DATA.name))
     top = 1 - 0.09 / figure.get_figheight()
@@ -149,7 +149,7 @@ def draw_curves(runs: Sequence[ComparedRun], metric: Metric) -> Figure:
 def draw_curve(
     axes: Axes, rows: Iterable[dict], over: Metric, metric: Metric, size: float, number: int, label: str
 ) -> None:
-    """The values of `metric` at those of `over`, divided by `size`, in the look of curve `number`."""
+    """Draw `metric` over `over` / `size`, in the colour, line and marker of curve `number`."""
     pairs = [(over.of(row), metric.of(row)) for row in rows]
     pairs = [(place / size, value) for place, value in pairs if None not in (place, value)]
     look = {"color": COLOURS, "linestyle": LINES, "marker": MARKERS}
@@ -159,9 +159,9 @@ def draw_curve(
 
 
 def scale_values(axes: Axes, curves: Sequence[np.ndarray], metric: Metric) -> None:
-    """Losses and what spans decades on a logarithmic axis, anything else from zero; `curves`: float64 [N] of each run.
+    """Scale the axis: logarithmic for losses and values that span decades, else from zero. `curves`: float64 [N] each.
 
-    A young run's losses reach far above those that tell runs apart: cut there, which a note says.
+    The losses of the first epochs are far above the differences between runs: the axis is cut, and a note says so.
     """
     every = np.concatenate(curves)
     low, high = every.min(), every.max()
@@ -191,8 +191,8 @@ def compact(value: float) -> str:
 
 
 def draw_samples(runs: Sequence[ComparedRun]) -> Figure | None:
-    """A row per run with the same classes: of the latest epoch of which all have a sample grid, else of each one's
-    latest. None if no run has one that can be read."""
+    """A row of characters per run, of the same classes: from the latest epoch at which all runs have a sample grid,
+    else from each run's latest grid. None if no grid can be read."""
     grids = [grids_of(run) for run in runs]
     having = [set(files) for files in grids if files]
     common = set.intersection(*having) if having else set()
@@ -220,7 +220,7 @@ def draw_samples(runs: Sequence[ComparedRun]) -> Figure | None:
 
 
 def grids_of(run: ComparedRun) -> dict[int, Path]:
-    """The arrays beside the sample grids, by epoch."""
+    """The `.npz` files beside the sample grids, by epoch."""
     found = {file: re.search(r"_epoch_(\d+)$", file.stem) for file in run.paths.samples.glob("*.npz")}
     return {int(match[1]): file for file, match in found.items() if match}
 

@@ -1,4 +1,4 @@
-"""Who is best in a comparison and by how much: runs, and settings over their seeds."""
+"""The ranking of a comparison: single runs, and settings averaged over their seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metrics.page import Block, Section, Table
 
 
 def told_apart(groups: Sequence[Sequence[ComparedRun]], names: Sequence[str]) -> list[str]:
-    """For each group of comparable runs the settings that set it apart, "`resolution` 28"; "" if there is but one."""
+    """For each group of comparable runs, the settings that other groups do not have, "`resolution` 28"; "" if alone."""
     names = [name for name in names if len({str(runs[0].setting(name)) for runs in groups}) > 1]
     return [", ".join(f"`{name}` {runs[0].said(name)}" for name in names) for runs in groups]
 
@@ -38,7 +38,7 @@ def share_behind(value: float, best: float) -> str:
 
 
 def ranking_section(ranking: Ranking) -> Section:
-    """The winner in sentences and everybody's place, for each group of runs that can be compared."""
+    """For each group of comparable runs: the winner in sentences, and a table of all places."""
     metric = ranking.metric
     heads = ["", "Run", metric.heading, "Epoch", "Behind", "% of best", "Time", "State"]
     blocks: list[Block] = []
@@ -55,9 +55,9 @@ def ranking_section(ranking: Ranking) -> Section:
 
 
 def verdicts(ranking: Ranking) -> list[str]:
-    """For each group of runs that can be compared: who is best, and by how much.
+    """For each group of comparable runs: which is best, and by how much.
 
-    Where all settings were trained with two seeds or more, it is the settings that win, by their means.
+    If all settings were trained with two seeds or more, settings are ranked by their means instead of single runs.
     """
     apart = told_apart([[figure.run for figure in group] for group in ranking.groups], ranking.metric.same)
     return [
@@ -129,7 +129,7 @@ def by_settings(ranking: Ranking, group: Sequence[Figure]) -> list[Seeds]:
 
 
 def _best_settings(ranking: Ranking, group: Sequence[Figure]) -> str | None:
-    """Which settings win over their seeds; None where some have no two of them, or there is nothing to win against."""
+    """The settings with the best mean over seeds, in sentences; None if some have one seed only, or none differ."""
     settings = by_settings(ranking, group)
     if len(settings) < 2 or not all(seeds.several for seeds in settings):
         return None

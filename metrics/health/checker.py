@@ -4,8 +4,8 @@ Works on running, finished and crashed runs, from any machine that can read the 
 
 python -m metrics.health RUN [--watch | --json] [--checkpoint step_…] [--threshold name=value …] [--output-root DIR]
 
-Ends with 0 (healthy), 1 (warnings) or 2 (unhealthy, or the request is wrong). Writes `health.md` beside the report, and
-nothing else. With --watch it looks again every few seconds, until Ctrl-C or until the run has ended.
+Exit codes: 0 healthy, 1 warnings, 2 unhealthy or a wrong request. Writes `health.md` beside the report, and nothing
+else. With --watch it checks every few seconds until Ctrl-C (130 before the first check) or the end of the run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class HealthChecker:
         return Health(run, now, [*components, weights], limits, chosen.name if chosen else None, figures)
 
     def _read(self) -> RunData:
-        """The run. A heartbeat that is only a little too old may be a clock's fault: does it beat?"""
+        """The run. A heartbeat that is a little too old may come from a wrong clock: wait and see if it is renewed."""
         run = self._reader.read()
         if not run.ended and 0 < run.heartbeat_age - self._limits.heartbeat_sec < CLOCK_SKEW:
             time.sleep(BEAT)
@@ -100,7 +100,7 @@ class HealthChecker:
     def _weights_component(self, chosen: Path | None) -> tuple[checks.Component, dict[str, Any] | None]:
         if chosen is None:
             return checks.Component("weights", [checks.fact("no checkpoint to examine")]), None
-        from metrics.health.tensors import read_weights  # with torch, which the dashboard does without
+        from metrics.health.tensors import read_weights  # here, as it loads torch, which the dashboard does not need
         from metrics.health.weights import weights_component
 
         try:
@@ -121,7 +121,7 @@ class HealthChecker:
 
 
 def find_checkpoint(paths: RunPaths, name: str | None) -> Path | None:
-    """The checkpoint folder that `--checkpoint` names: one of the run's, or any; None if it names none.
+    """The folder that `--checkpoint` names, a checkpoint of the run or any path; None if `name` is None.
 
     Raises:
         RequestError: there is no such folder; the message lists those there are.
@@ -136,7 +136,7 @@ def find_checkpoint(paths: RunPaths, name: str | None) -> Path | None:
 
 
 def write_page(paths: RunPaths, health: Health) -> str | None:
-    """Write health.md beside the report; why it could not be written, if so: the check goes on all the same."""
+    """Write health.md beside the report. Returns a warning if it could not be written, else None."""
     page = paths.health
     try:
         atomic_write(page, to_markdown(to_page(health), paths.metrics))
@@ -173,16 +173,16 @@ def _print(health: Health, as_json: bool, page: Path | None) -> None:
         print(strict_json(to_json(health), indent=2))
     else:
         console = _console()
-        with console.capture() as told:  # as Rich ends the process itself where nobody reads on
+        with console.capture() as captured:  # Rich itself would end the process on a closed pipe
             console.print(to_console(health))
-        print(told.get(), end="")
+        print(captured.get(), end="")
         if page:
             print(f"\nas a page: {page}")
 
 
 @dataclass(frozen=True)
 class HealthConfig(RunCommand):
-    """Judge a run by its published files: is it healthy?"""
+    """Check whether a run is healthy: progress, losses, GPUs, speed, data, model, checkpoints and weights."""
 
     watch: bool = False
     """Check again every few seconds, until Ctrl-C or the end of the run."""
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problem = write_page(paths, health)
     try:
         _print(health, config.json, None if problem else paths.health)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough; the exit code tells the rest
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe; the exit code still counts
         flush()
     if problem:
         print(problem, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the published state of a run says about its progress and its GPUs: functions from a `RunData` to findings.
+"""Checks of a run's progress and GPUs, from its published state: functions from a `RunData` to findings.
 
 They read no files, and need neither torch nor pandas: the dashboard asks them every second.
 """
@@ -14,7 +14,7 @@ from metrics.health.thresholds import Thresholds
 from metrics.page import Finding, Section, Status, Table, worst
 from metrics.run_data import CLOCK_SKEW, RunData
 
-THROTTLING = ("hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal")  # abnormal reasons
+THROTTLING = ("hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal")  # the reasons that are not normal
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Component:
 
     @property
     def note(self) -> str:
-        """Its worst finding, and how many more there are as bad."""
+        """The first of the worst findings, and how many more are as bad."""
         alike = [finding.note for finding in self.findings if finding.status == self.status]
         more = f" (and {len(alike) - 1} more)" if self.status in ("warning", "unhealthy") and alike[1:] else ""
         return alike[0] + more if alike else ""
 
     @property
     def section(self) -> Section:
-        """It as a section of a page."""
+        """The component as a section of a page."""
         return Section(f"{self.name[0].upper()}{self.name[1:]}", [*self.findings, *self.tables])
 
 
@@ -55,15 +55,15 @@ def unhealthy(note: str) -> Finding:
 
 
 def fact(note: str) -> Finding:
-    """A figure that is told and not judged."""
+    """A figure that is reported but not judged."""
     return Finding("–", note)
 
 
 def progress(run: RunData, limits: Thresholds) -> Component:
-    """Where the run is, whether it lives, how often it was started, and what is wrong with its files."""
+    """How far the run is, whether it is alive, how often it was started, and what is wrong with its files."""
     findings = [run.condition]
     if run.status:
-        findings.append(fact(_place(run)))
+        findings.append(fact(_position(run)))
     starts = run.document.get("starts") or []
     if starts:
         again = len(starts) - 1
@@ -80,7 +80,7 @@ def progress(run: RunData, limits: Thresholds) -> Component:
     return Component("progress", [*findings, *run.findings], tables)
 
 
-def _place(run: RunData) -> str:
+def _position(run: RunData) -> str:
     words = f"{run.place('epoch', 'batch', 'step')}; {plural(len(run.rows), 'epoch')} with figures, "
     words += f"{count(run.status.get('images_seen'))} images seen"
     eta = f"; time left, by the run's own estimate: {duration(run.status.get('eta_sec'))}"
@@ -109,16 +109,16 @@ def gpus(run: RunData, limits: Thresholds) -> Component:
 
 
 def _gpu(gpu: dict[str, Any], training: bool, limits: Thresholds) -> list[tuple[Status, str]]:
-    """What is to be said of one GPU."""
+    """Status and note of each finding about one GPU."""
     use, heat = number(gpu.get("utilization")), number(gpu.get("temperature_c"))
     used, total = number(gpu.get("memory_used_mb")), number(gpu.get("memory_total_mb"))
     said = _heat(heat, limits)
     if training and use is not None and use < limits.utilization:
-        said.append(("warning", f"in use {use:.0f}% of the last moment of training (limit {limits.utilization:g}%)"))
+        said.append(("warning", f"in use {use:.0f}% of the time at the last reading (limit {limits.utilization:g}%)"))
     if used and total and used / total > limits.gpu_memory:
         said.append(("warning", f"memory {used / total:.0%} full (limit {limits.gpu_memory:.0%})"))
     said += _throttling(gpu.get("throttle") or []) + _memory_errors(gpu)
-    return said or ([("–", "NVML gives no figures of it")] if {use, heat, used} == {None} else [])
+    return said or ([("–", "NVML gives no figures for it")] if {use, heat, used} == {None} else [])
 
 
 def _heat(heat: float | None, limits: Thresholds) -> list[tuple[Status, str]]:

@@ -1,4 +1,4 @@
-"""The health of what lies on disk: the data set, the model as the run describes it, and the checkpoints."""
+"""Checks of the data set, of the model as the run describes it, and of the checkpoints."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _images(name: str, folder: Path, identity: dict[str, Any], limits: Threshold
     Raises:
         RequestError: a file is missing or damaged.
     """
-    from ddpm.training.data import data_root  # torch is slow to import, and the dashboard never comes here
+    from ddpm.training.data import data_root  # here, as it imports torch, which is slow and not needed by the dashboard
 
     root = data_root(SimpleNamespace(data=name, data_root=folder))
     images, labels = {}, {}
@@ -100,7 +100,7 @@ def _pixels(name: str, images: np.ndarray, limits: Thresholds) -> Finding:
 
 
 def _digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """As `ddpm.training.data.agreed_sha256` has it: of the upright pixels, then of the labels as int64."""
+    """The same SHA-256 as `ddpm.training.data.agreed_sha256`: of the upright pixels, then of the labels as int64."""
     content = hashlib.sha256(np.ascontiguousarray(images.transpose(0, 2, 1)))
     content.update(labels.astype(np.int64))
     return content.hexdigest()
@@ -116,7 +116,7 @@ def _duplicates(images: dict[str, np.ndarray], limits: Thresholds) -> Finding:
 
 
 def model(run: RunData) -> Component:
-    """Size, arithmetic, precision and memory."""
+    """Size, FLOP, precision and memory of the model."""
     about, machine = run.document.get("model") or {}, run.environment
     parameters, flops = about.get("parameters"), about.get("flops_per_image")
     if parameters is None:
@@ -157,7 +157,7 @@ class CheckpointReader:
         return self._known[key]
 
     def newest(self) -> Path | None:
-        """The folder of the newest checkpoint: `latest`, or one beyond it whose state is unsound."""
+        """The folder of the newest checkpoint: `latest`, or a later one whose state is unsound."""
         return max(self._paths.checkpoints.glob("step_*"), default=None)
 
     def component(self, run: RunData, chosen: Path | None) -> Component:
@@ -179,14 +179,14 @@ class CheckpointReader:
             if problem and not os.path.lexists(folder):  # pruned by the run in the meantime
                 continue
             pointed = [name for name, target in links.items() if target == real(folder)]
-            found += _judged(folder, problem, pointed)
+            found += _checkpoint_findings(folder, problem, pointed)
             cells.append(_cells(folder, problem, pointed, size))
             whole += [] if problem else [folder]
         found.insert(0, _overall(run, root, whole))
         for pattern, what in {"damaged_*": "as damaged", "abandoned-*": "when it went back"}.items():
             if aside := sorted(path.name for path in root.glob(pattern)):
                 found.append(fact(f"set aside {what} by an earlier start: {', '.join(aside)}"))
-        heads = ["Checkpoint", "Epochs done", "Size", "Is", VAL_LOSS_EMA.heading, "Whole", "Sound"]
+        heads = ["Checkpoint", "Epochs done", "Size", "Links", VAL_LOSS_EMA.heading, "Whole", "Sound"]
         tables = [Table("Checkpoints", heads, cells)] if cells else []
         return Component("checkpoints", found, tables + (_contents(chosen) if chosen else []))
 
@@ -201,8 +201,8 @@ def _overall(run: RunData, root: Path, whole: Sequence[Path]) -> Finding:
     return fact(f"none in {root}")
 
 
-def _judged(folder: Path, problem: str | None, pointed: Sequence[str]) -> list[Finding]:
-    """What is wrong with a checkpoint, which the links `pointed` name."""
+def _checkpoint_findings(folder: Path, problem: str | None, pointed: Sequence[str]) -> list[Finding]:
+    """What is wrong with a checkpoint. `pointed`: the links (best, latest) that point to it."""
     from ddpm.training.checkpoint import read_meta
 
     found, unsound = [], read_meta(folder).get("unsound")

@@ -1,8 +1,8 @@
-"""What the rows of a run say about its losses, in words that each carry their figures.
+"""Checks of a run's losses, from its rows: findings with their figures.
 
 The validation loss is measured on the same images with the same noise each time, so its values can be compared from
 epoch to epoch. Training and validation loss differ in how timesteps are drawn and weighted, and EMA weights lag behind
-the live ones: between those, trends are compared, not levels.
+the live ones: their trends are compared, not their levels.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ JUDGED: dict[str, Status] = {"fast descent": "healthy", "slow descent": "healthy
 
 
 def losses(run: RunData, limits: Thresholds) -> Component:
-    """The key observations."""
+    """All findings about losses, and a table of the last epochs."""
     if not run.rows:
         return Component("losses", [fact("no epoch has figures" if run.ended else "no epoch is done yet")])
-    found = [*_useless(run, limits), *_diverged(run, limits)]
+    found = [*_not_learning(run, limits), *_diverged(run, limits)]
     found += _overfit(run, limits) or _degraded(run, limits)
     found += [*_finite(run, limits), *_trends(run, limits), *_spikes(run, limits)]
     found += [*_average(run, limits), *_rate(run), *_gradients(run), *_quality(run, limits)]
@@ -93,8 +93,8 @@ def _finite(run: RunData, limits: Thresholds) -> list[Finding]:
     return found
 
 
-def _useless(run: RunData, limits: Thresholds) -> list[Finding]:
-    zero = "answering zero to everything gives about 1"
+def _not_learning(run: RunData, limits: Thresholds) -> list[Finding]:
+    zero = "always predicting zero gives about 1"
     training, step = run.curve(LOSS_MEAN).last, STEP.of(run.last) or 0
     if training and training.value > limits.blown_loss:
         note = f"blown up: training loss {training.value:.4g} in epoch {training.epoch} (limit {limits.blown_loss:g}"
@@ -114,7 +114,7 @@ def _diverged(run: RunData, limits: Thresholds) -> list[Finding]:
         curve = run.curve(metric)
         times = trends.over_best(curve)
         if times <= limits.diverged_factor or (metric is not LOSS_MEAN and _still_learning(run)):
-            continue  # where training goes on to fall, that is overfitting
+            continue  # while the training loss still falls, this is overfitting
         best, last = trends.best(curve), curve.last
         note = f"diverging: {metric.label} {last.value:.4g} at epoch {last.epoch}, {times:.2f} times its best, "
         note += f"{best.value:.4g} at epoch {best.epoch} (limit {limits.diverged_factor:g})"
@@ -158,7 +158,7 @@ def _degraded(run: RunData, limits: Thresholds) -> list[Finding]:
 
 
 def _trends(run: RunData, limits: Thresholds) -> list[Finding]:
-    """Where each loss is heading: the last of its phases, as the training log has them too."""
+    """The latest phase of each loss; the training log shows the same phases."""
     rates = run.curve(LR)
     annealed = bool(len(rates)) and rates.last.value < limits.annealed_lr * rates.values.max()
     leading = next((metric for metric in headline() if metric in SERIES and len(run.curve(metric))), None)
@@ -176,7 +176,7 @@ def _trends(run: RunData, limits: Thresholds) -> list[Finding]:
         note = f"{metric.label}: {phase.kind} since epoch {phase.rate.first} ({rate_words(phase.rate)})"
         status = JUDGED.get(phase.kind, "–")
         if phase.kind == "plateau":
-            status = "warning" if metric is leading and not annealed else "–"  # the others may stop before it does
+            status = "warning" if metric is leading and not annealed else "–"  # other losses may level off earlier
             lower = "a lower one, or --lr-schedule cosine, may go further"
             note += f" at {metric.text(phase.mean)}; the learning rate is {LR.text_of(run.last)}: "
             note += "a plateau is expected" if annealed else lower

@@ -17,12 +17,12 @@ from metrics.run_data import RunData
 VERDICTS = {"–": "healthy", "healthy": "healthy", "warning": "warnings", "unhealthy": "unhealthy"}
 EXIT_CODES = {"healthy": 0, "warnings": 1, "unhealthy": 2}
 COLOURS = {"healthy": STYLES["healthy"], "warnings": f"bold {STYLES['warning']}", "unhealthy": STYLES["unhealthy"]}
-LEGEND = "✓ healthy, ▲ warning, ✗ unhealthy, · a figure that is not judged; – is what was not measured."
+LEGEND = "✓ healthy, ▲ warning, ✗ unhealthy, · not judged, – not measured."
 
 
 @dataclass(frozen=True)
 class Health:
-    """What a health check of `run` has found; `weights` are the figures of every tensor of the `checkpoint`."""
+    """The result of a health check of `run`. `weights`: the figures of every tensor of the `checkpoint`."""
 
     run: RunData
     when: str
@@ -42,7 +42,7 @@ class Health:
 
     @property
     def reasons(self) -> list[str]:
-        """What stands against the run, the worst first."""
+        """The findings that are not healthy, the worst first."""
         return reasons(self.components)
 
     @property
@@ -65,7 +65,7 @@ def verdict(components: Iterable[Component]) -> str:
 
 
 def reasons(components: Iterable[Component]) -> list[str]:
-    """What stands against the run, the worst first."""
+    """The findings that are not healthy, the worst first."""
     components = list(components)
     return [
         f"{MARKS[kind]} {component.name}: {finding.note}"
@@ -77,7 +77,7 @@ def reasons(components: Iterable[Component]) -> list[str]:
 
 
 def to_page(health: Health) -> Page:
-    """health.md."""
+    """The page `health.md`."""
     run, title = health.run, f"**{health.in_words}**"
     checked = f"Checked {health.when}; the run is {run.state}, trained on {run.data_words}; checkpoint: "
     checked += f"{health.checkpoint or '–'}. {code(run.paths.command('python -m metrics.health'))} checks it again."
@@ -96,7 +96,7 @@ def to_page(health: Health) -> Page:
 
 
 def to_json(health: Health) -> dict[str, Any]:
-    """All of it, with numbers that JSON knows."""
+    """The whole check as one JSON object."""
     return {
         "run": health.run.run,
         "verdict": health.verdict,

@@ -25,7 +25,7 @@ from metrics.run_data import RunData
 from metrics.sections import time_shares
 from metrics.trends import over_epochs
 
-PARTS = select(group="time", over_epochs="sum")  # what seconds went into
+PARTS = select(group="time", over_epochs="sum")  # the timed parts of an epoch
 
 
 def performance(run: RunData, limits: Thresholds) -> Component:
@@ -40,10 +40,10 @@ def performance(run: RunData, limits: Thresholds) -> Component:
     findings = [healthy(note), *_slower(run, limits)]
     unknown, shares = time_shares(run)
     if unknown:
-        findings.append(fact(f"not timed apart in this run, and part of other: {', '.join(unknown)}"))
+        findings.append(fact(f"not timed separately in this run, so counted as other: {', '.join(unknown)}"))
     findings += [*_train_share(run, limits), *_slow_epochs(run, limits), *_slow_ranks(run, limits)]
-    loading = "all images lie on the device as bytes, and each step gathers its own, which counts as training"
-    findings.append(fact(f"loading data has no share of its own: {loading}"))
+    loading = "all images are on the device, and selecting a batch there is part of the training step"
+    findings.append(fact(f"loading data is not timed: {loading}"))
     return Component("performance", findings, [shares])
 
 
@@ -67,7 +67,7 @@ def _train_share(run: RunData, limits: Thresholds) -> list[Finding]:
 
 
 def _slow_epochs(run: RunData, limits: Thresholds) -> list[Finding]:
-    """The epochs that took much longer than the median one, and in which part; the first, which compiles, aside."""
+    """The epochs that took much longer than the median, and the part that took longer; without the first."""
     seconds = _values(run, EPOCH_TIME_SEC)
     if len(seconds) < 4 or not np.isfinite(seconds).any():
         return []

@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint: its figures, and what they say. Only safe formats are read."""
+"""The figures of every tensor of a checkpoint. Only formats that are safe to load are read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TensorFigures:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint's weights and optimizer are like; `averages` maps a folder (unet is EMA) to its bad tensors."""
+    """Figures of a checkpoint's weights and optimizer; `averages` maps a folder (unet is EMA) to its bad tensors."""
 
     step: int
     tensors: list[TensorFigures]
@@ -78,7 +78,7 @@ def read_weights(folder: Path, limits: Thresholds) -> Weights:
         raise RequestError(
             f"{folder}: its weights cannot be read ({_first_line(error)}); give another --checkpoint"
         ) from error
-    except Exception as error:  # pickle's refusals have a class of their own in each version
+    except Exception as error:  # what torch raises for an unsafe pickle depends on its version
         raise RequestError(
             f"{folder / STATE} is not a training state that is safe to load ({_first_line(error)}); give another "
             "--checkpoint"

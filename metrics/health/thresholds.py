@@ -1,4 +1,4 @@
-"""What the health check takes for a warning and what for worse: one table, every entry of which can be set.
+"""The limits of the health check. Each can be changed:
 
 python -m metrics.health RUN --threshold temperature_warning_c=80 --threshold window=20
 """
@@ -26,9 +26,9 @@ class Thresholds:
     """The limits of the health check; `as_table` lists them with their units and reasons."""
 
     # fmt: off
-    heartbeat_sec: float = limit(Limits.heartbeat_sec, "s", "age of the heartbeat, which comes every 5 s and which a "
-        "network file system may hold back for 30: above this nobody is there (unhealthy)")
-    step_sec: float = limit(Limits.step_sec, "s", "without a step while training: a hang (unhealthy)")
+    heartbeat_sec: float = limit(Limits.heartbeat_sec, "s", "age of the heartbeat, written every 5 s; a network "
+        "file system may delay it by 30 s. Above this the run counts as dead (unhealthy)")
+    step_sec: float = limit(Limits.step_sec, "s", "without a step while training: above this the run hangs (unhealthy)")
     phase_sec: float = limit(Limits.phase_sec, "s", "the same in other phases: start, validation … (unhealthy)")
     restarts: int = limit(10, "restarts", "above this, find out why (warning)")
     window: int = limit(trends.WINDOW, "epochs", "measured epochs that recent figures are taken over")
@@ -36,7 +36,7 @@ class Thresholds:
     plateau_change: float = limit(phases.FLAT_NOW, "share", "change of a loss over its last `window` measured epochs "
         "or more: below this it has reached a plateau (warning while the learning rate is high)")
     annealed_lr: float = limit(0.1, "share", "of the peak learning rate: below it a plateau is expected")
-    degraded_epochs: int = limit(3, "epochs", "without a new best before a loss above the best counts")
+    degraded_epochs: int = limit(3, "epochs", "without a new best, from which on a loss above its best is judged")
     degraded_change: float = limit(0.02, "share", "above the best validation loss (warning)")
     overfit_change: float = limit(0.2, "share", "validation loss above its best, while training falls (unhealthy)")
     diverged_factor: float = limit(1.5, "ratio", "a loss over its best: above this it has diverged (unhealthy)")
@@ -46,13 +46,13 @@ class Thresholds:
     blown_loss: float = limit(3.0, "", "mean training loss of an epoch: above this it has blown up (unhealthy)")
     spike_factor: float = limit(5.0, "ratio", "largest batch loss of an epoch over its median one, from the second "
         "epoch on (warning)")
-    nonfinite_share: float = limit(0.01, "share", "of the window's steps skipped as not finite (unhealthy); any after "
+    nonfinite_share: float = limit(0.01, "share", "of the window's steps skipped as not finite (unhealthy); one after "
         "the first epoch is a warning, as fp16 begins with some")
     ema_lag: float = limit(1.2, "ratio", "validation loss of EMA over live weights: the average lags (warning)")
     quality_drop: float = limit(0.1, "share", "of the best RCA, lost since (warning)")
     temperature_warning_c: float = limit(85, "°C", "data-centre GPUs slow down at about 87 to 92 (warning)")
-    temperature_unhealthy_c: float = limit(92, "°C", "where they do, and shut down not far above (unhealthy)")
-    gpu_memory: float = limit(0.97, "share", "of the memory in use: the next larger batch or sample fails (warning)")
+    temperature_unhealthy_c: float = limit(92, "°C", "they slow down here, and shut down not far above (unhealthy)")
+    gpu_memory: float = limit(0.97, "share", "of the memory in use: a larger batch or sample may not fit (warning)")
     utilization: float = limit(50, "%", "of a GPU in the phase `training`: below it, something keeps it waiting "
         "(warning)")
     gpu_silent_sec: float = limit(120, "s", "a node writes its GPUs' state every 2 s (warning)")
@@ -71,10 +71,10 @@ class Thresholds:
     weight_max: float = limit(50.0, "", "largest absolute weight (warning)")
     weight_blown: float = limit(1e3, "", "largest absolute weight (unhealthy)")
     ema_distance: float = limit(0.5, "share", "distance of EMA and live weights over the norm of the live ones: above "
-        "this the live ones have run away (warning)")
+        "this the live ones have moved far from their average (warning)")
     dead_share: float = limit(0.05, "share", "of a tensor's output channels whose weights are all near zero (warning)")
-    dead_channel: float = limit(1e-3, "ratio", "norm of a channel over that of the median one: below it is dead")
-    fresh_steps: int = limit(20, "steps", "before these, constant tensors and unmoved averages are expected")
+    dead_channel: float = limit(1e-3, "ratio", "norm of a channel over the median channel's: below this it is dead")
+    fresh_steps: int = limit(20, "steps", "up to here constant tensors and unchanged averages are expected")
     # fmt: on
 
     def as_table(self) -> Table:
@@ -114,5 +114,5 @@ def parse_thresholds(changes: Iterable[str]) -> Thresholds:
             )
         values[name] = value
     if min(values.get("window", 3), values.get("trend_points", 3)) < 3:
-        raise RequestError("--threshold: window and trend_points must be 3 or more, or a slope has no error")
+        raise RequestError("--threshold: window and trend_points must be 3 or more, as a slope needs three values")
     return Thresholds(**values)

@@ -1,4 +1,4 @@
-"""What the figures of a checkpoint's tensors say: which are not normal, and which only look it."""
+"""Checks of a checkpoint's weights: which tensors are not normal, and which only look abnormal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from metrics.page import Finding, Table
 
 OUTLIERS = 5  # tensors in the table of outliers, of each kind
 NAMED = 3  # tensors in a sentence
-REASONS = {  # part of a tensor's name: why it stands out, where that is in its nature
+REASONS = {  # part of a tensor's name: why unusual figures are normal for it
     "conv_in.weight": "sees the image itself, nine numbers for each output: its weights are large from the start",
     "conv_out.weight": "writes the prediction; its scale is that of the output",
     "class_embedding": "drawn from N(0, 1), a row for each class: entries of 3 to 4 are there from the start",
@@ -25,7 +25,7 @@ REASONS = {  # part of a tensor's name: why it stands out, where that is in its 
 
 
 def weights_component(weights: Weights, where: str, limits: Thresholds) -> Component:
-    """What is to be said of the weights of the checkpoint called `where`."""
+    """Findings about the weights of the checkpoint called `where`, and tables of its tensors."""
     tensors, fresh = weights.tensors, weights.step < limits.fresh_steps
     numbers = sum(tensor.numbers for tensor in tensors)
     found = [
@@ -39,7 +39,7 @@ def weights_component(weights: Weights, where: str, limits: Thresholds) -> Compo
 
 
 def _outliers(tensors: list[TensorFigures], limits: Thresholds) -> Table:
-    """The tensors that stand out, each kind of it from the top, and whether that is normal."""
+    """The tensors with the most extreme figures of each kind, and whether that is normal."""
     kinds = {"largest": lambda t: t.largest, "most grown": lambda t: t.growth or 0, "most uneven": lambda t: t.peak}
     why: dict[str, list[str]] = {}
     for kind, measure in kinds.items():
@@ -195,7 +195,7 @@ def _averages(weights: Weights, fresh: bool, limits: Thresholds) -> list[Finding
     if weights.ema_distance == 0 and not fresh:
         return [fact("EMA and live weights are equal: --ema-decay is 0, or averaging does not work")]
     if weights.ema_distance > limits.ema_distance:
-        return [warning(f"{words}, limit {limits.ema_distance:.0%}: the live ones have run away")]
+        return [warning(f"{words}, limit {limits.ema_distance:.0%}: the live ones have moved far from their average")]
     return [healthy(words)]
 
 

@@ -1,7 +1,7 @@
 """Summary of a start of a Slurm job, a few lines for the job's output, which metrics/jobs/requeue.py prints.
 
 Everything is read from the run's files: status.json, the `start` events of events.jsonl, gpus/*.json. A start lasts
-from its first to its last sign of life, so a killed one counts too.
+from its beginning to its last heartbeat, so a killed one counts too.
 """
 
 from __future__ import annotations

@@ -70,12 +70,12 @@ def decide(ended: Ended) -> tuple[int, str, str]:
     message = str(status.get("message") or "").strip()
     state = f"{status.get('state')}" + (f": {message}" if message else "")
     if status.get("state") == "running":
-        state = f"killed without a word, at step {status.get('step')} or later"
+        state = f"killed without a message at step {status.get('step')} or later"
     if status.get("state") == "finished" and ended.code == 0:
         return STANDS, state, "nothing: the run is finished"
     others = [start for start in map(slurm_start, (status, ended.owner)) if start and start[0] == job]
-    told = [int(count) for count in re.findall(r"^\d+$", ended.facts.get("Restarts", ""))]
-    newest = max([restart, *told, *(start[1] for start in others)])
+    counts = [int(count) for count in re.findall(r"^\d+$", ended.facts.get("Restarts", ""))]
+    newest = max([restart, *counts, *(start[1] for start in others)])
     if newest > restart:  # queueing would kill the newer start; a node that Slurm has given up may be alive
         taken = any(start[1] > restart for start in others)
         following = (
@@ -89,13 +89,13 @@ def decide(ended: Ended) -> tuple[int, str, str]:
         if other and slurm_start(other) != ended.slurm:
             return UNFINISHED, f"overtaken: {whose(other)} has taken the run over", "not queued again"
     if status.get("state") == "finished":
-        return STANDS, state, f"not queued again: the run is finished, though what ran it ended with {ended.code}"
+        return STANDS, state, f"not queued again: the run is finished, though its launcher ended with {ended.code}"
     if status.get("retry") is not True:
         return UNFINISHED, state, "not queued again: the same command would fail again"
-    return _of_one_that_can_go_on(ended, state)
+    return _decide_resumable(ended, state)
 
 
-def _of_one_that_can_go_on(ended: Ended, state: str) -> tuple[int, str, str]:
+def _decide_resumable(ended: Ended, state: str) -> tuple[int, str, str]:
     """As `decide`, for a run that the same command can continue."""
     restart, began_at = ended.slurm[1], ended.said.began_at
     if began_at is None or ended.saved is None or ended.saved <= began_at:
@@ -174,14 +174,14 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in ("before", "after"):
         raise RequestError("this is for submit.sh: give before FLAGS, or after CODE SIGNAL FLAGS")
     when, *rest = arguments
-    told, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
+    ended, flags = ([], rest) if when == "before" else (rest[:2], rest[2:])
     config = parse_args(flags)
-    if not told:
+    if not ended:
         before(os.environ)
         return 0
     if config.dry_run:
         return STANDS
-    code, signal = told
+    code, signal = ended
     return after(RunPaths(real(config.output_root), config.run), int(code), signal, os.environ)
 
 

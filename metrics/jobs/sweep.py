@@ -202,14 +202,14 @@ def submit(plan: RunPlan, at_once: int | None, nproc_per_node: int | None, optio
         raise RequestError("--submit: sbatch refused the runs, see above; nothing was queued") from error
     if job:
         atomic_write(plan.submissions, "\n".join([*read_submissions(plan), job]) + "\n")
-    named = any(option.split("=")[0] in ("-o", "--output") for option in options)  # then the output is not where we say
+    named = any(option.split("=")[0] in ("-o", "--output") for option in options)  # then OUTPUT does not hold
     for number, run in enumerate(plan.runs):
         array = queued.get(number, job)
         output = "" if named else f", output in {OUTPUT.replace('%A', array or '').replace('%a', str(number))}"
         state = f"{array}_{number}{' already' if number in queued else ''}{output}"
         print(f"{run.name}: {'finished' if number in finished else state}")
     if job is None:
-        print("nothing is queued: the comparison of those jobs comes once they have ended")
+        print("nothing is queued: these jobs will be compared once they have ended")
         return 0
     try:
         then = _queue(comparison_command(plan, sorted({job, *queued.values()}), options), nproc_per_node)

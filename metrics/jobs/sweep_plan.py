@@ -181,7 +181,7 @@ def _variants(path: Path, content: dict[str, Any]) -> list[tuple[list[str], dict
             raise RequestError(
                 f"{path}, grid: {name}: must be a list of values, such as [0.001, 0.003], not {values!r}"
             )
-        axes.append([([f"{name}={_word(value)}"], {name: value}) for value in values])
+        axes.append([([f"{name}={_value_in_name(value)}"], {name: value}) for value in values])
     variants = []
     for choice in itertools.product(*axes):
         words, changes = [word for part, _ in choice for word in part], {}
@@ -191,7 +191,7 @@ def _variants(path: Path, content: dict[str, Any]) -> list[tuple[list[str], dict
     return variants
 
 
-def _word(value: Any) -> str:
+def _value_in_name(value: Any) -> str:
     """A value in a run's name: `0.001`, `16x32x64`."""
     text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^\w.+=-]", "_", text)

@@ -124,7 +124,7 @@ def _state(run: RunData) -> Text:
 
 
 def _head(run: RunData, width: int, height: int, verdict: Verdict | None) -> list[Text]:
-    """The run's name and state, what is wrong, and where there is room why its health is not called good."""
+    """The run's name and state, what is wrong, and, if there is room, why it is not healthy."""
     data = run.status.get("data")
     badge = _badge(run, verdict)
     title = Text.assemble((" ▚ ", ACCENT), (run.run, "bold"), (f"  {data}" if data else "", ACCENT))

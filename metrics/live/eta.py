@@ -8,14 +8,14 @@ from typing import Any
 from ddpm.run.format import finite
 from ddpm.run.metrics import SAMPLES_PER_SEC, TRAIN_TIME_SEC, select
 
-MEMORY = 600.0  # seconds of training that the speed is a mean of
-MOST = 60.0  # seconds that a single interval counts for: it may have had a pause, as by Ctrl-Z
+MEMORY = 600.0  # seconds of training over which the mean speed is taken
+MOST = 60.0  # seconds at most that one interval counts: it may contain a pause (Ctrl-Z)
 PARTS = select(group="time", over_epochs="sum")  # columns that say what an epoch's time went into
 
 
 class RemainingTime:
-    """Seconds to the end of a run: images left, at the mean speed of this start's last `MEMORY` seconds of training,
-    and in proportion what `rows` spent on validation, evaluation, sample grids and checkpoints."""
+    """Seconds to the end of a run: the images left at the mean speed of this start's last `MEMORY` seconds of training,
+    times the ratio of all time to training time in `rows` (with validation, evaluation, sample grids, checkpoints)."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._seconds = self._images = 0.0  # of training, in this start
@@ -46,7 +46,7 @@ class RemainingTime:
         return images * self._seconds / self._images * (self._everything / self._training if self._training else 1.0)
 
     def _add(self, images: float, seconds: float) -> None:
-        """Take in an interval; what is known from before fades as far as it exceeds `MEMORY` seconds."""
+        """Add an interval; earlier ones are scaled down so that all together count at most `MEMORY` seconds."""
         weight = min(1.0, MOST / seconds)
         fade = min(1.0, (MEMORY - weight * seconds) / self._seconds) if self._seconds else 1.0
         self._seconds = fade * self._seconds + weight * seconds

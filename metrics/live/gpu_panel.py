@@ -15,8 +15,8 @@ from metrics.live.panels import BLOCKS, bar, line, panel
 from metrics.run_data import RunData
 
 Gpu = tuple[str, dict[str, Any]]  # the node's name, and the figures that it gives
-LIMITS = Thresholds()  # what stands out here is what the health check warns of
-NODE_WIDTH = 28  # columns that a node takes at least, where several stand in a row
+LIMITS = Thresholds()  # the panel marks what the health check warns of
+NODE_WIDTH = 28  # columns that a node needs, where several share a row
 NAME_WIDTH = 18
 
 
@@ -49,7 +49,7 @@ def gpu_panel(run: RunData, width: int, rows: int) -> Panel:
 def gpu_summary(gpus: Sequence[Gpu], title: str, width: int) -> Text:
     """Several GPUs in a line: mean utilisation, highest temperature, and the least used GPU if it is below the limit;
     where they fit also the memory of the fullest and the power of all."""
-    use, heat, memory, watts = _together(gpus)
+    use, heat, memory, watts = _summary_figures(gpus)
     busy = [(value, f"{node}:{_index(gpu)}") for node, gpu in gpus if (value := _use(gpu)) is not None]
     least, where = min(busy, default=(LIMITS.utilization, ""))
     text = f"{title}  {use}  {_celsius(heat)}"
@@ -132,7 +132,7 @@ def _node_cell(run: RunData, node: dict[str, Any], width: int) -> Text:
             idle = use is not None and use < LIMITS.utilization
             cell.append(block, style="bold red" if idle else "bright_black" if use is None else "green")
         cell.append("…" if len(gpus) > blocks else "")
-        use, heat, memory, watts = _together(gpus)
+        use, heat, memory, watts = _summary_figures(gpus)
         cell.append(f" {use:>5} ").append(f"{_celsius(heat):>5} ", style=_heat(heat))
         for figure in (f"{memory:>13} ", f"{watts:>9} "):
             if cell.cell_len + len(figure) <= width - 1:
@@ -141,7 +141,7 @@ def _node_cell(run: RunData, node: dict[str, Any], width: int) -> Text:
     return cell
 
 
-def _together(gpus: Sequence[Gpu]) -> tuple[str, float | None, str, str]:
+def _summary_figures(gpus: Sequence[Gpu]) -> tuple[str, float | None, str, str]:
     """Of several GPUs: mean utilisation, the highest temperature, the memory of the fullest, the power of all."""
 
     def values(name: str) -> list[float]:

@@ -59,7 +59,7 @@ class GpuSampler:
         self.uuids = list(uuids)
         self._nvml = nvml
         self._interval = interval
-        self._starts: list[dict[str, Any]] = []  # the last one is this
+        self._starts: list[dict[str, Any]] = []  # this start is the last one
         self._writer = SafeWriter()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpus", daemon=True)
@@ -90,8 +90,8 @@ class GpuSampler:
                     for i, (handle, uuid) in enumerate(zip(handles, self.uuids, strict=True))
                 ]
                 watts = _known(gpus, "power_w")
-                _add(start, "mean_power_w", "power_readings", [sum(watts)] if watts else [])
-                _add(start, "mean_utilization", "readings", _known(gpus, "utilization"))
+                _update_mean(start, "mean_power_w", "power_readings", [sum(watts)] if watts else [])
+                _update_mean(start, "mean_utilization", "readings", _known(gpus, "utilization"))
                 start["seconds"] = round(time.monotonic() - began, 3)
                 self._publish(gpus, note=None)
                 self._closing.wait(self._interval)
@@ -123,7 +123,7 @@ def _known(gpus: Sequence[dict[str, Any]], figure: str) -> list[float]:
     return [gpu[figure] for gpu in gpus if gpu[figure] is not None]
 
 
-def _add(start: dict[str, Any], mean: str, count: str, values: Sequence[float]) -> None:
+def _update_mean(start: dict[str, Any], mean: str, count: str, values: Sequence[float]) -> None:
     """Update `start[mean]`, the mean of `start[count]` values, by further ones."""
     if values:
         total = (start[mean] or 0.0) * start[count] + sum(values)
@@ -174,11 +174,11 @@ def _sample(nvml: Any, handle: Any | None, uuid: str, position: int) -> dict[str
         "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
         "power_w": scaled(ask("nvmlDeviceGetPowerUsage"), 1000),
         "power_limit_w": scaled(ask("nvmlDeviceGetEnforcedPowerLimit"), 1000),
-        **_troubles(ask),
+        **_throttling_and_errors(ask),
     }
 
 
-def _troubles(ask: Callable[..., Any]) -> dict[str, Any]:
+def _throttling_and_errors(ask: Callable[..., Any]) -> dict[str, Any]:
     """`throttle`: what slows the clock down, names of `THROTTLE`; `ecc_corrected`, `ecc_uncorrected`: memory errors
     since the driver was loaded. Left out if NVML does not support them or refuses."""
     bits = ask("nvmlDeviceGetCurrentClocksEventReasons")

@@ -39,8 +39,8 @@ class PrettyLogger:
     Args:
         paths: the run's files.
         status_fields: initial values of `status.json` (`data`, `device`, `world_size`, `nodes`, `epochs`, ...).
-        rank: of this process. On ranks other than 0 every method does nothing,
-        local_rank: except that local rank 0 of every node samples the node's GPUs.
+        rank: of this process. On ranks other than 0 the methods publish nothing.
+        local_rank: of this process. Local rank 0 of every node samples the node's GPUs, whatever its rank.
         node: name of this node, unique in the job; by default the host's name.
         gpu_uuids: the GPUs that the job uses on this node.
         live: show the dashboard? By default if stdout is a terminal.
@@ -150,7 +150,7 @@ class PrettyLogger:
             say(line)
 
     def _open_view(self) -> None:
-        from metrics.live.terminal import TerminalView  # here, as a batch job does without Rich
+        from metrics.live.terminal import TerminalView  # here, as a batch job does not need Rich
         from metrics.run_data import RunReader
 
         reader = RunReader(self.paths, lambda: self._publisher.writer.trouble or self._log_writer.trouble)
@@ -202,7 +202,7 @@ class PrettyLogger:
 class LineCatcher(io.TextIOBase):
     """Replaces stdout or stderr (`behind`) while the dashboard is shown, and passes each line to `emit`.
 
-    What libraries print then neither spoils the dashboard nor gets lost.
+    So what libraries print goes to the log and does not disturb the dashboard.
     """
 
     def __init__(self, behind: TextIO, emit: Callable[[str], None]) -> None:
@@ -243,6 +243,6 @@ def on_terminal(stream: TextIO) -> bool:
 
 
 def say(text: str) -> None:
-    """Print at once; that nobody reads any more does not end a training."""
+    """Print at once. A closed pipe is ignored, so that it does not end the training."""
     with suppress(OSError, ValueError):
         print(text, flush=True)

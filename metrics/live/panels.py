@@ -1,7 +1,7 @@
 """Panels of the dashboard: progress, epochs, log (GPUs: gpu_panel.py), each drawn from a `RunData` for a given size.
 
-They are lines of text whose columns are computed here: training pays for every drawing, and Rich's tables would make it
-three times as expensive.
+They are lines of text whose columns are computed here, as drawing with Rich's tables would take three times as long and
+slow down training.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def eta(run: RunData) -> str:
         starts = f" in {len(run.starts)} starts" if len(run.starts) > 1 else ""
         return f"took {duration(computed(run.starts, None).seconds or _since_start(run))}{starts}"
     if run.silent:
-        return f"silent since {clock(status.get('heartbeat'), _day(run.heartbeat_age))}"
+        return f"silent since {clock(status.get('heartbeat'), _clock_format(run.heartbeat_age))}"
     left = number(status.get("eta_sec"))
     if left is None:
         return f"ETA {DASH}"
-    return f"ETA {duration(left)} ({clock((number(status.get('progress_time')) or 0.0) + left, _day(left))})"
+    return f"ETA {duration(left)} ({clock((number(status.get('progress_time')) or 0.0) + left, _clock_format(left))})"
 
 
 def _since_start(run: RunData) -> float:
@@ -118,12 +118,12 @@ def _since_start(run: RunData) -> float:
     return last - started
 
 
-def _day(seconds: float) -> str:
+def _clock_format(seconds: float) -> str:
     """The format of a time that is `seconds` away: the weekday beyond a day, the date beyond a week."""
     return "%H:%M" if seconds < 86400 else "%a %H:%M" if seconds < 7 * 86400 else "%Y-%m-%d"
 
 
-def _where(run: RunData) -> list[str]:
+def _machine_facts(run: RunData) -> list[str]:
     """`vn1`, `4 x cuda`, `2 nodes`, `Slurm 7`, and while it runs `up 1h 02m 03s`."""
     status = run.status
     host, device = status.get("host") or DASH, status.get("device") or DASH
@@ -156,7 +156,7 @@ def progress_panel(run: RunData, width: int) -> Panel:
         )
         for name, done, share, style, more in rows
     ]
-    where = " · ".join(fitting(_where(run), width - 8, " · "))
+    where = " · ".join(fitting(_machine_facts(run), width - 8, " · "))
     return panel(Group(*bars, _figures(run, width - 4), _trend(run, width - 4)), "progress", where)
 
 

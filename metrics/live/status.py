@@ -55,7 +55,7 @@ class SafeWriter:
         except OSError as error:
             self.trouble = f"cannot write {path}: {error.strerror or error}"
             if not self._warned:
-                self._warned = True  # first, as stderr may lead back here
+                self._warned = True  # before printing, as stderr may be logged and so be written here
                 print(f"warning: {self.trouble}; training goes on, and writing is tried again", file=sys.stderr)
             return False
         self.trouble = None
@@ -178,7 +178,7 @@ class StatusPublisher:
             with open_regular(self.paths.events) as file:
                 file.seek(-1, os.SEEK_END)
                 torn = file.read(1) != b"\n"
-        except OSError:  # no events yet, or none at all in the file
+        except OSError:  # no file yet, or an empty one
             return
         if torn:
             self.writer.write(append_line, self.paths.events, "")

@@ -48,10 +48,10 @@ class HealthWord:
 
 def _judge(run: RunData) -> Verdict | None:
     try:
-        from metrics.health.checker import verdict_of  # here, as the rest of the dashboard does without it
+        from metrics.health.checker import verdict_of  # here, as only the verdict needs it
 
         return verdict_of(run)
-    except Exception:  # a dashboard does not fail because a judgement does
+    except Exception:  # a failed health check must not end the dashboard
         return None
 
 
@@ -68,7 +68,7 @@ class TerminalView:
         self._hint = hint
         self._drawn = -REDRAW
         self._size = (0, 0)
-        # All is decided here: Rich would otherwise let FORCE_COLOR, COLUMNS and the like decide.
+        # Everything is set here, as Rich would otherwise follow FORCE_COLOR, COLUMNS and the like.
         self.console = Console(
             file=out, force_terminal=True, force_interactive=True, force_jupyter=False, legacy_windows=False
         )

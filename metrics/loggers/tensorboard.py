@@ -31,7 +31,7 @@ class TensorBoardLogger(Logger):
             description: settings, environment, data and model, as in the JSON file, for HPARAMS and TEXT. HPARAMS keeps
                 the settings of the first start: TensorBoard ignores later ones.
         """
-        # in every start, as TensorBoard hides nothing at the first such mark in a folder, only at later ones
+        # purge_step in every start, the first one too: TensorBoard ignores the first purge_step of a folder
         self._writer = SummaryWriter(str(paths.tensorboard), purge_step=images_seen + 1)
         # not add_hparams: it writes to a folder of its own, which TensorBoard shows as a second run
         experiment, start, self._success = hparams(_flat(description), dict.fromkeys(HPARAM_METRICS, 0.0))

@@ -37,14 +37,14 @@ def _target_words(run: RunData, target: str) -> str:
         return f"The {metric.label} has not been measured yet."
     known = f"best {metric.label} is {_at(metric, top)}, the last {_at(metric, curve.last)}."
     if there := first_as_good(curve, value):
-        what = f"{metric.label} {metric.text(there.value)}, after {_effort(run, there.epoch)}"
+        what = f"{metric.label} {metric.text(there.value)}, after {_images_and_time(run, there.epoch)}"
         return f"**Reached at epoch {there.epoch}**: {what}. The {known}"
-    off = _off(metric, top.value / value) if value > 0 and top.value > 0 else ""
+    off = _distance_words(metric, top.value / value) if value > 0 and top.value > 0 else ""
     ahead = _forecast_words(forecast(curve, value), len(curve), run.planned_epochs)
     return f"**Not reached.** The {known}{off} {ahead}"
 
 
-def _off(metric: Metric, ratio: float) -> str:
+def _distance_words(metric: Metric, ratio: float) -> str:
     """How far the best value is from the target, as a share of it or, where it is farther, as a multiple."""
     if ratio > 2:
         return f" The best is {significant(ratio, 3)} times the target."
@@ -73,7 +73,7 @@ def _at(metric: Metric, point: Point) -> str:
     return f"{metric.text(point.value)} (epoch {point.epoch})"
 
 
-def _effort(run: RunData, epoch: int) -> str:
+def _images_and_time(run: RunData, epoch: int) -> str:
     """Images and time up to the end of an epoch."""
     row = run.row(epoch)
     return f"{count(IMAGES_SEEN.of(row))} images and {duration(TOTAL_TIME_SEC.of(row))}"
@@ -128,7 +128,8 @@ def _first_as_good(metric: Metric, run: RunData, other: RunData) -> str:
     """When this run was first as good as the baseline ever was."""
     top = best(other.curve(metric))
     there = first_as_good(run.curve(metric), top.value)
-    as_good = f"as good as the baseline's best {metric.label}, {metric.text(top.value)} ({_effort(other, top.epoch)})"
+    needed = _images_and_time(other, top.epoch)
+    as_good = f"as good as the baseline's best {metric.label}, {metric.text(top.value)} ({needed})"
     if there is None:
         return f"This run has not been {as_good}."
-    return f"This run was {as_good} first at epoch {there.epoch} ({_effort(run, there.epoch)})."
+    return f"This run was {as_good} first at epoch {there.epoch} ({_images_and_time(run, there.epoch)})."

@@ -1,4 +1,4 @@
-"""`training_log.md`: what a researcher would write down after a night of training. Milestones, phases, words, curves.
+"""`training_log.md`: notes on a run for researchers: milestones, best results, phases, target, baseline, curves.
 
 Training writes it after every epoch. It is made from `training_metrics.json` and, for the times of milestones,
 `events.jsonl` and `status.json` beside it.
@@ -42,10 +42,10 @@ COMMANDS = {
     "python pretty_logger.py": "the dashboard, live",
     "python -m metrics.health": "is it healthy?",
     "python -m metrics.curves": "the curves in this terminal",
-    "python -m metrics.report": "report and plots anew",
-    "python -m metrics.training_log": "this page anew",
+    "python -m metrics.report": "rebuild report and plots",
+    "python -m metrics.training_log": "rebuild this page",
     "python sample.py": "draw characters",
-    "python evaluate.py": "how good they are",
+    "python evaluate.py": "measure how good they are",
 }
 PHASES_NOTE = (
     "Found by straight lines through the logarithm, as many as the Bayesian information criterion asks for. Change: "
@@ -58,10 +58,10 @@ PHASES_NOTE = (
 
 
 def write_training_log(paths: RunPaths, target: str | None = None, baseline: RunPaths | None = None) -> Path:
-    """Write `training_log.md` beside the report; returns its path. Odd figures become dashes.
+    """Write `training_log.md` beside the report; returns its path. Figures that are missing become dashes.
 
     Args:
-        target, baseline: in place of the settings of these names.
+        target, baseline: used instead of the settings of these names.
 
     Raises:
         RequestError: `training_metrics.json` is missing or is not one; nothing is written then.
@@ -98,7 +98,7 @@ def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Pag
 
 
 def main_loss(run: RunData, least: int = 1) -> Metric:
-    """The loss that most says how good the run is, of those with `least` values."""
+    """The most telling loss with at least `least` values: validation of the EMA weights, of the live ones, training."""
     return next(
         (metric for metric in (VAL_LOSS_EMA, VAL_LOSS) if len(run.curve(metric)) >= least),
         LOSS_MEAN,
@@ -125,7 +125,7 @@ def quick_reference(run: RunData) -> Section:
 
 
 def _time_words(run: RunData) -> str:
-    """What the starts took, and what is to come."""
+    """The time that all starts took, and an estimate of the time left."""
     took = computed(run.starts, None).seconds
     words = [f"{duration(took)} over {plural(len(run.starts), 'start')}"] if took is not None else []
     each = run.curve(EPOCH_TIME_SEC).values[-trends.WINDOW :]

@@ -26,15 +26,15 @@ from metrics.starts import stamp_of
 from metrics.trends import forecast, new_bests, thinned
 
 T = TypeVar("T")
-MOST = 8  # new bests that are told; 1000 epochs may have 1000
-MOST_OF_A_KIND = 12  # starts or changes of the learning rate that are told
-CHANGE = 0.01  # relative change of the learning rate from row to row that is told, where the schedule has steps
-LOGGED = (b'"kind": "epoch"', b'"checkpoint: ')  # what lines of events.jsonl are read for
+MOST = 8  # new bests that are shown; 1000 epochs may have 1000
+MOST_OF_A_KIND = 12  # starts, or changes of the learning rate, that are shown
+CHANGE = 0.01  # a larger relative change of the learning rate between rows is shown, unless the schedule is smooth
+LOGGED = (b'"kind": "epoch"', b'"checkpoint: ')  # only lines of events.jsonl with these texts are parsed
 
 
 @dataclass(frozen=True)
 class Milestone:
-    """`time` is a stamp (seconds since 1970), `seconds` are of the epochs' time up to there; None if not known."""
+    """`time`: seconds since 1970; `seconds`: time of all epochs up to here; None if not known."""
 
     what: str
     time: float | None = None
@@ -45,7 +45,7 @@ class Milestone:
 
 @dataclass(frozen=True)
 class Clock:
-    """When epochs ended and the first checkpoint of a run was whole, as stamps; `saved` is that one's (time, step)."""
+    """When epochs ended, in seconds since 1970; `saved`: time and step of the run's first complete checkpoint."""
 
     epochs: dict[int, float] = field(default_factory=dict)
     saved: tuple[float, int] | None = None
@@ -86,13 +86,13 @@ class MilestoneCollector:
         return sorted(self.milestones, key=lambda one: (math.inf if one.images is None else one.images, one.time or 0))
 
     def at_epoch(self, epoch: int, what: str) -> None:
-        """It happened at the end of an epoch that has a row, or within it."""
+        """Add what happened within an epoch that has a row, or at its end."""
         row = self._rows[epoch]
         time = self._clock.epochs.get(epoch)
         self.milestones.append(Milestone(what, time, TOTAL_TIME_SEC.of(row), epoch, IMAGES_SEEN.of(row)))
 
     def at_step(self, step: float | None, what: str, time: float | None) -> None:
-        """It happened after a step. The time of training is known where a row was made there, and before the first."""
+        """Add what happened after a step. The epochs' time is known only at step 0 and at the step of a row."""
         if step is None:
             self.milestones.append(Milestone(what, time))
             return
@@ -131,7 +131,7 @@ class MilestoneCollector:
     def learning_rate(self) -> None:
         """The rate at the ends of epochs: after warm-up, where it rose or fell, when a cosine was down to half.
 
-        What it was between them is not told: no row has it, and earlier starts may have had other settings.
+        The rate between these is not known: no row has it, and earlier starts may have had other settings.
         """
         settings, rates = self._run.settings, self._run.curve(LR)
         warmup = settings.get("warmup_steps") or 0
@@ -186,7 +186,7 @@ class MilestoneCollector:
                 self.at_epoch(epoch, f"target reached: {words}")
 
     def end(self) -> None:
-        """How the run ended, if it has, in the words of its status where that is of this end."""
+        """How the run ended, if it has; with the message of its status, if that is about the same end."""
         run, state = self._run, self._run.document.get("state")
         if state not in ENDED:
             return
@@ -210,7 +210,7 @@ def milestones_section(
     """The milestones as a table, by images seen.
 
     Args:
-        best_of: the loss whose new bests are told.
+        best_of: the loss whose new bests are shown.
         metric: the loss that has the `phases`.
     """
     collector = MilestoneCollector(run, read_clock(run.paths))
