@@ -11,6 +11,7 @@ ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, how a run begins and 
 that is logged in metrics/run_logger.py. This file calls them in order.
 """
 
+import math
 import os
 import sys
 from datetime import timedelta
@@ -59,9 +60,6 @@ from ddpm.run.metrics import (
     EMA_DELTA_NORM,
     EPOCH,
     EVAL_TIME_SEC,
-    GPU_MEM_ALLOCATED_MB,
-    GPU_MEM_PEAK_MB,
-    GPU_MEM_RESERVED_MB,
     IMAGES_SEEN,
     LR,
     MFU,
@@ -72,6 +70,7 @@ from ddpm.run.metrics import (
     VAL_LOSS_SWA,
     VAL_TIME_SEC,
     Metric,
+    select,
 )  # fmt: skip
 from ddpm.run.paths import RunPaths
 from ddpm.training import data, hardware
@@ -82,8 +81,6 @@ from metrics.live.status import publish_failure
 from metrics.loggers import wandb
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
-
-MEMORY_COLUMNS = (GPU_MEM_ALLOCATED_MB, GPU_MEM_RESERVED_MB, GPU_MEM_PEAK_MB)
 
 
 class Run(RunLifecycle):
@@ -114,8 +111,9 @@ class Run(RunLifecycle):
     def train(self) -> int:
         """Train epoch by epoch from the current step. Returns the exit code."""
         self.vote.passed()  # its result comes a call later: a request to stop is known before the first step
-        begun = -(-self.progress.step // self.schedule.steps_per_epoch)
-        for epoch in range(max(begun - 1, 0), self.schedule.epochs):  # the last one begun may lack its row or samples
+        epochs_begun = math.ceil(self.progress.step / self.schedule.steps_per_epoch)
+        first = max(epochs_begun - 1, 0)  # the last epoch that was begun: its row or samples may be missing
+        for epoch in range(first, self.schedule.epochs):
             if not (self.train_epoch(epoch) and self.finish_epoch(epoch)):
                 return self.stopped()
             if self.ended_early:
@@ -174,7 +172,7 @@ class Run(RunLifecycle):
         """
         config, progress = self.config, self.progress
 
-        def last() -> bool:
+        def last() -> bool:  # the row that is published below may end the run early
             return progress.step == self.schedule.total_steps or self.ended_early is not None
 
         def due(every: int) -> bool:
@@ -205,20 +203,23 @@ class Run(RunLifecycle):
                     losses = self.validation(*models, interrupted=self.vote.passed)
                 if losses is None:
                     return None
-                weights = (VAL_LOSS, VAL_LOSS_EMA, VAL_LOSS_SWA)
-                figures = {metric: loss.mean for metric, loss in zip(weights, losses, strict=False)}
-                figures |= dict(zip(BANDS, losses[1].bands, strict=True)) | self.validation.slowest_rank()
+                live, ema, *swa = losses
+                figures = {VAL_LOSS: live.mean, VAL_LOSS_EMA: ema.mean}
+                figures |= {VAL_LOSS_SWA: swa[0].mean} if swa else {}
+                figures |= dict(zip(BANDS, ema.bands, strict=True)) | self.validation.slowest_rank()
             if evaluate:
                 with self.progress.spending(EVAL_TIME_SEC):
-                    scores = self.evaluate(epoch)
+                    scores = self.evaluate_samples(epoch)
                 if scores is None:
                     return None
                 figures |= scores
         return figures
 
-    def evaluate(self, epoch: int) -> dict[Metric, float] | None:
-        """Evaluate drawn characters. Every process calls it. None if asked to stop. The first call may train the
-        classifier, which is not done at the start of the run so that the first step does not wait for it."""
+    def evaluate_samples(self, epoch: int) -> dict[Metric, float] | None:
+        """Judge drawn characters by a classifier. Every process calls it. None if asked to stop.
+
+        The first call may train the classifier. Doing so at the start of the run would delay the first step.
+        """
         self.publish("preparing", epoch)
         where, asked = self.paths.classifiers, lambda: self.vote.requested
         if not self.evaluation.prepare(where, self.logger.log, interrupted=asked):
@@ -241,7 +242,7 @@ class Run(RunLifecycle):
             SAMPLES_PER_SEC: rate,
             BATCHES_PER_SEC: rate / schedule.global_batch,
             MFU: hardware.flop_utilisation(self.flops_per_image, rate, world.device, world.world_size),
-            **dict(zip(MEMORY_COLUMNS, memory, strict=True)),
+            **dict(zip(select(group="memory"), memory, strict=True)),
             EMA_DELTA_NORM: trainer.ema.delta_norm(),
             **progress.times(),
             DATA: self.config.data,

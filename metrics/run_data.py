@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -275,6 +276,8 @@ class RunReader:
         """
         heartbeat = number(status.get("heartbeat"))
         if heartbeat is None:
+            with suppress(OSError):  # it lives as long as somebody writes the file
+                return max(0.0, now - self.paths.status.stat().st_mtime)
             return 0.0
         if self._beat is None or self._beat[0] != heartbeat:
             self._beat = (heartbeat, time.monotonic())

@@ -26,8 +26,8 @@ SUMMARY = {  # row: (format, what it is)
     "avg_throughput_sps": (",.1f", "images per second of training of the whole job: sum of images / sum of seconds"),
     "peak_gpu_mem_mb": (",.0f", "most memory allocated on one GPU, in MB of 2^20 bytes"),
     "best_val_epoch": (".0f", "the epoch of `best_val_loss_ema`"),
-    "best_val_loss_ema": (".5f", "smallest validation loss of the EMA weights; chooses the checkpoint `best`, unless "
-                                 "--best-by is given"),
+    "best_val_loss_ema": (".5f", "smallest validation loss of the EMA weights; `best` is the saved checkpoint in "
+                                 "which it is smallest, unless --best-by is given"),
     "best_swa_epoch": (".0f", "the epoch of `best_val_loss_swa`"),
     "best_val_loss_swa": (".5f", "smallest validation loss of the SWA weights, averaged from --swa-start-epoch on"),
     "final_rca": (".3f", "RCA of the last evaluation in training: Top-1 of drawn characters / of test images"),

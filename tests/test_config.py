@@ -162,9 +162,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong_and_exits_with_2():
     )
     assert ended.returncode == 2
     assert ended.stdout == ""
-    assert ended.stderr.splitlines() == [
-        "error: --preset huge: no such preset; there are tiny, small, medium, large, xl"
-    ]
+    assert ended.stderr.splitlines() == [f"error: --preset huge: no such preset; there are {', '.join(PRESETS)}"]
 
 
 def test_help_explains_every_field_and_needs_no_torch():

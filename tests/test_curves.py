@@ -120,9 +120,7 @@ def test_odd_rows_are_read_as_far_as_they_go(tmp_path, capsys):
     found = run.curve(LOSS_MEAN)
     assert (found.epochs.tolist(), found.values.tolist()) == ([2], [0.4])
     assert curves.main(["odd", "--output-root", str(tmp_path)]) == 0
-    assert (
-        "3 epochs; 3 row(s) of epochs and 1 cell(s) of training_metrics.json cannot be read" in capsys.readouterr().out
-    )
+    assert "3 epochs; 3 rows of epochs and 1 cell of training_metrics.json cannot be read" in capsys.readouterr().out
 
 
 def test_the_command_draws_runs_without_torch_matplotlib_or_pandas(tmp_path):

@@ -1,12 +1,14 @@
 """Samplers, guidance, and the pipeline that draws characters."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from ddpm.run.config import NULL_CLASS, TrainConfig, preset
+from ddpm.sampling.options import SamplerName
 from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline, denoise, make_sampler, sample, to_bytes
 from ddpm.training import data
 from ddpm.training.data import CLASS_NAMES
@@ -32,6 +34,10 @@ def pipeline_of(config: TrainConfig) -> CharacterPipeline:
     pipeline = CharacterPipeline(build_unet(config).eval(), make_scheduler(config), num_inference_steps=4)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def test_every_sampler_can_be_asked_for():
+    assert get_args(SamplerName) == tuple(SAMPLERS)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -112,7 +112,7 @@ POISONS = {
     ),
     "no gradient": (
         lambda state: [state["optimizer"]["state"][0][name].zero_() for name in ("exp_avg", "exp_avg_sq")],
-        "warning", "1 tensor(s) never had a gradient: conv_in.weight",
+        "warning", "1 tensor never had a gradient: conv_in.weight",
     ),
     "constant": (fill("conv_in.weight", 0.1), "warning", "zero variance, which have learned nothing: conv_in.weight"),
     "dead channels": (fill("conv_in.weight", 0.0, 0, 3), "warning", "conv_in.weight (37.5%)"),
@@ -129,7 +129,7 @@ def test_what_is_wrong_is_named(checkpoint: Path, change: Callable, status: str,
 
 def test_averaged_weights_are_looked_at_too(checkpoint: Path) -> None:
     poison(checkpoint, lambda ema: ema["conv_in.bias"].fill_(float("nan")), WEIGHTS)
-    assert said(judged(checkpoint), "averaged weights in unet/: 1 bad tensor(s): conv_in.bias (8 NaN") == "unhealthy"
+    assert said(judged(checkpoint), "averaged weights in unet/: 1 bad tensor: conv_in.bias (8 NaN") == "unhealthy"
 
 
 def test_constant_tensors_are_normal_at_the_start_only(checkpoint: Path) -> None:

@@ -36,6 +36,7 @@ NO_RECIPE = (  # say nothing of what is trained
     *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb",
 )  # fmt: skip
 
+DataName = Literal["emnist", "glyphs"]
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
 
 
@@ -45,7 +46,7 @@ class TrainConfig:
 
     preset: PresetName = "large"
     """Model size, resolution and batch size; sets the defaults of the flags below. tiny trains on two CPU cores."""
-    data: Literal["emnist", "glyphs"] = "emnist"
+    data: DataName = "emnist"
     """EMNIST Balanced, or the embedded data set of characters drawn from fonts (needs no download)."""
     data_root: Path = PROJECT_ROOT / "data"
     """Folder that contains EMNIST/raw/ (emnist) or glyphs/ (drawn on first use)."""

@@ -84,8 +84,8 @@ def clock(stamp: Any, form: str = "%H:%M:%S") -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 epoch`, `2 epochs`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    """`1 epoch`, `2 epochs`, `2 classes`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def clean(message: Any) -> list[str]:

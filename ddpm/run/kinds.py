@@ -13,13 +13,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ddpm.run.config import TrainConfig
+from ddpm.run.config import DataName, TrainConfig
 from ddpm.run.metrics import DATA as DATA_SET
 from ddpm.run.metrics import METRICS, names
 
 Kind = Callable[[Any], Any]
 
-DATA = ("emnist", "glyphs")
+DATA = get_args(DataName)
 LAST_STAMP = 2.5e11  # seconds since 1970, in the year 9892: Python's dates end with the year 9999
 
 
@@ -169,8 +169,8 @@ def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
     odd |= {index - 1 for index in odd}
     kept = [row for index, row in enumerate(ordered) if index not in odd]
     lost += len(odd)
-    words = [f"{lost} row(s) of epochs"] if lost else []
-    return kept, words + ([f"{cells} cell(s)"] if cells else [])
+    words = [f"{lost} row{'s' * (lost != 1)} of epochs"] if lost else []
+    return kept, words + ([f"{cells} cell{'s' * (cells != 1)}"] if cells else [])
 
 
 def _below(value: float | None, before: float | None) -> bool:

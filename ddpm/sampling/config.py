@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,15 @@ from typing import Literal
 from tyro.conf import Positional
 
 from ddpm.run.errors import RequestError
-from ddpm.run.paths import PROJECT_ROOT
+from ddpm.sampling.options import DrawingOptions
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(DrawingOptions):
     """Draw characters, or a text in handwriting, with a trained model."""
 
     model: Positional[str | None] = None
     """A run (its best checkpoint), or the folder of a checkpoint or an export. Left out: the only run there is."""
-    weights: Literal["ema", "swa"] = "ema"
-    """ema: the moving average of the weights. swa: the average over epochs, from runs with --swa-start-epoch."""
     chars: str | None = None
     """Characters of a sheet, ranges allowed, such as 0-9A-F. Left out: all 47 classes."""
     text: str | None = None
@@ -43,41 +40,17 @@ class SampleConfig:
     out: Path | None = None
     """File of the picture (.png, .gif, .mp4); an existing one is replaced. Left out: a new file in samples/."""
 
-    sampler: Literal["ddpm", "ddim", "dpm++"] | None = None
-    """Left out: the sampler of the run's sample grids, ddim."""
-    steps: int | None = None
-    """Denoising steps. Left out: as in the run's sample grids."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance: 1 is none; larger is more typical, less varied. Left out: as in the sample grids."""
-    seed: int = 0
-    """The same seed draws the same pictures at any batch size; on another device they differ by rounding."""
-    batch_size: int | None = None
-    """Images in one forward pass. Left out: chosen for the resolution and the device."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast type of the model; auto: bf16 where the device supports it."""
-    compile: bool = False
-    """torch.compile the model: takes about a minute, worth it for many images of a big preset on a GPU."""
-    output_root: Path = PROJECT_ROOT
-    """Folder with checkpoints/ and samples/."""
-
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least_one(("width", "per_class"))
         for wrong, message in self._mistakes():
             if wrong:
                 raise RequestError(message)
 
     def _mistakes(self) -> list[tuple[bool, str]]:
         """The rules as pairs (is it broken, message)."""
-        counts = ("width", "per_class", "steps", "batch_size")
-        guidance, suffix = self.guidance_scale, self.suffix
+        suffix = self.suffix
         return [
-            *(
-                (value is not None and value < 1, f"--{name.replace('_', '-')} {value}: must be 1 or more")
-                for name, value in ((name, getattr(self, name)) for name in counts)
-            ),
-            (guidance is not None and not 0 <= guidance < math.inf, f"--guidance-scale {guidance}: must be 0 or more"),
-            (not 0 <= self.seed < 2**63, f"--seed {self.seed}: must be 0 or more, and below 2^63"),
             (
                 None not in (self.chars, self.text),
                 "--chars and --text: give one of them; --text with --grid makes a sheet",

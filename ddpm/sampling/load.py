@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
@@ -14,12 +14,12 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.meta import checked_meta
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, readable_folder
+from ddpm.sampling.options import Weights
 from ddpm.sampling.pipeline import CharacterPipeline, make_sampler
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of
 from ddpm.training.data import CLASS_NAMES
 from ddpm.training.model import set_layout
 
-Weights = Literal["ema", "swa"]
 NEEDED = (  # parts of meta.json that loading, sampling and the model card read
     *("run", "data", "files", "metrics"),
     *(f"progress.{name}" for name in ("epoch", "step", "global_batch", "images_seen")),

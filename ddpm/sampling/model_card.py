@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -19,6 +19,7 @@ from ddpm.run.evaluation_figures import FIGURES, at, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
 from ddpm.run.metrics import DASH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
+from ddpm.sampling.options import SamplerName
 from ddpm.training.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -107,6 +108,7 @@ def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]
         "small_letters": " ".join(name for name in CLASS_NAMES if name.islower()),
         "merged": " ".join(MERGED),
         "steps": min(100, settings["diffusion_steps"]),
+        "samplers": ", ".join(f'`"{name}"`' for name in get_args(SamplerName)),
         "last_timestep": settings["diffusion_steps"] - 1,
         "predicts_noise": settings["prediction_type"] == "epsilon",
         "cosine_schedule": settings["beta_schedule"] == "squaredcos_cap_v2",

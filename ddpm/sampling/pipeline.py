@@ -188,7 +188,7 @@ class CharacterPipeline(DiffusionPipeline):
 
         Args:
             characters: a text, blanks ignored, or labels; the label after the last class means "any".
-            sampler: ddpm, ddim or dpm++.
+            sampler: one of SAMPLERS.
             generator: source of all randomness; one on the CPU gives the same images on every device.
             batch_size: images in one forward pass; the result does not depend on it.
             output_type: "pil", "np" for uint8 [N, R, R], or "pt" for float32 [N, 1, R, R] in [-1, 1].

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from ddpm.run.config import NULL_CLASS, TrainConfig, beta_range
-from ddpm.run.metrics import SLOWEST_RANK, SLOWEST_RANK_RATIO, Metric
+from ddpm.run.metrics import BANDS, SLOWEST_RANK, SLOWEST_RANK_RATIO, Metric
 from ddpm.training.data import Images, split_test, to_model_input
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import synchronize
@@ -131,7 +131,6 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.
 
 
 VALIDATION_CHUNK = 250  # test images in one forward pass; fixed, so that the loss is the same for any world size
-BANDS = 4  # equal parts of the timesteps, from the least noise to the most
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class ValidationLoss:
     """The loss over the validation images, and by noise level."""
 
     mean: float
-    bands: tuple[float, ...]  # [BANDS], each over the images whose timestep lies in the band; NaN if there are none
+    bands: tuple[float, ...]  # [bands], each over the images whose timestep lies in the band; NaN if there are none
 
 
 class Validation:
@@ -154,7 +153,7 @@ class Validation:
         spread = (torch.arange(len(self._images), device=world.device) + 0.5) / len(self._images)
         self._timesteps = (spread * config.diffusion_steps).long()
         self._seconds_per_chunk: float | None = None  # of this process, in the latest call; None if it had no chunk
-        self._in_band = F.one_hot(self._timesteps * BANDS // config.diffusion_steps, BANDS).double()
+        self._in_band = F.one_hot(self._timesteps * len(BANDS) // config.diffusion_steps, len(BANDS)).double()
 
     @torch.no_grad()
     def __call__(
@@ -169,7 +168,7 @@ class Validation:
         """
         chunks = range(0, len(self._images), VALIDATION_CHUNK)
         seconds: list[float] = []
-        sums = torch.zeros(len(models), len(chunks), BANDS, dtype=torch.float64, device=self._world.device)
+        sums = torch.zeros(len(models), len(chunks), len(BANDS), dtype=torch.float64, device=self._world.device)
         for first in range(0, len(chunks), self._world.world_size):
             if interrupted():
                 return None

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ddpm.run.format import plural
 from metrics.health.checks import Component
 from metrics.health.thresholds import Thresholds
 from metrics.page import MARKS, STYLES, Bullets, Note, Page, Section, Table, code, plain, rich_table, to_rich, worst
@@ -49,7 +50,7 @@ class Health:
     def in_words(self) -> str:
         """The verdict as a sentence."""
         kinds = [finding.status for component in self.components for finding in component.findings]
-        counts = f"{kinds.count('unhealthy')} unhealthy finding(s), {kinds.count('warning')} warning(s)"
+        counts = f"{plural(kinds.count('unhealthy'), 'unhealthy finding')}, {plural(kinds.count('warning'), 'warning')}"
         return f"Verdict: {self.verdict}" + (f" ({counts})" if self.reasons else "")
 
     @property

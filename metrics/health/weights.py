@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ddpm.run.format import shown
+from ddpm.run.format import plural, shown
 from metrics.health.checks import Component, fact, healthy, unhealthy, warning
 from metrics.health.tensors import CLASSES, TensorFigures, Weights
 from metrics.health.thresholds import Thresholds
@@ -126,7 +126,7 @@ def _finite(weights: Weights) -> list[Finding]:
     for folder, troubles in weights.averages.items():
         if troubles:
             named = ", ".join(f"{name} ({what})" for name, what in list(troubles.items())[:NAMED])
-            found.append(unhealthy(f"averaged weights in {folder}/: {len(troubles)} bad tensor(s): {named}"))
+            found.append(unhealthy(f"averaged weights in {folder}/: {plural(len(troubles), 'bad tensor')}: {named}"))
     if "unet" not in weights.averages:
         found.append(unhealthy("there are no averaged weights in unet/"))
     if not found:
@@ -139,10 +139,10 @@ def _constant(tensors: list[TensorFigures], fresh: bool) -> list[Finding]:
     if not constant:
         return [healthy("no tensor is constant")]
     if fresh:
-        return [fact(f"{len(constant)} constant tensor(s), as biases and GroupNorm are at the start")]
+        return [fact(f"{plural(len(constant), 'constant tensor')}, as biases and GroupNorm are at the start")]
     return [
         warning(
-            f"{len(constant)} tensor(s) of zero variance, which have learned nothing: "
+            f"{plural(len(constant), 'tensor')} of zero variance, which have learned nothing: "
             f"{_names(constant, 'all about {t.largest:.4g}')}"
         )
     ]
@@ -164,7 +164,7 @@ def _sizes(tensors: list[TensorFigures], limits: Thresholds) -> list[Finding]:
     if grown:
         found.append(
             warning(
-                f"{len(grown)} tensor(s) grown above {limits.weight_growth:g} times their initial "
+                f"{plural(len(grown), 'tensor')} grown above {limits.weight_growth:g} times their initial "
                 f"size: {_names(grown, '{t.growth:.1f} times')}"
             )
         )
@@ -176,7 +176,7 @@ def _channels(tensors: list[TensorFigures], limits: Thresholds) -> list[Finding]
     if dead:
         return [
             warning(
-                f"dead output channels in {len(dead)} tensor(s) (limit {limits.dead_share:.0%}): "
+                f"dead output channels in {plural(len(dead), 'tensor')} (limit {limits.dead_share:.0%}): "
                 f"{_names(dead, '{t.dead:.1%}')}"
             )
         ]
@@ -207,12 +207,12 @@ def _optimizer(weights: Weights, fresh: bool) -> list[Finding]:
     if bad := [tensor for tensor in with_moments if tensor.moments_bad]:
         found.append(
             unhealthy(
-                f"AdamW's moments are not finite, or squares below zero, in {len(bad)} tensor(s): "
+                f"AdamW's moments are not finite, or squares below zero, in {plural(len(bad), 'tensor')}: "
                 f"{_names(bad, '{t.moments_bad:,} numbers')}"
             )
         )
     if idle := [tensor for tensor in with_moments if tensor.moment_sq == 0]:
-        found.append(warning(f"{len(idle)} tensor(s) never had a gradient: {_names(idle, 'moments 0')}"))
+        found.append(warning(f"{plural(len(idle), 'tensor')} never had a gradient: {_names(idle, 'moments 0')}"))
     skipped = weights.step - (weights.optimizer_steps or 0)
     note = f"AdamW has made {weights.optimizer_steps:,} of {weights.step:,} steps ({skipped:,} skipped)"
     top = max(with_moments, key=lambda tensor: tensor.moment_sq)

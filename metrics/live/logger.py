@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.format import clean, clock
 from ddpm.run.paths import RunPaths
 from metrics.files import SEVERITIES, read_epochs, read_events
@@ -138,7 +139,7 @@ class PrettyLogger:
             self.stop("stopped", 130, "interrupted")
         elif isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            self.stop({0: "finished", 75: "stopped"}.get(code, "failed"), code)
+            self.stop({0: "finished", EXIT_STOPPED: "stopped"}.get(code, "failed"), code)
         else:
             self.stop("failed", 1, " ".join(clean(f"{kind.__name__}: {error}")))
 

@@ -1,0 +1,60 @@
+"""How a trained model draws: the flags that sample.py and evaluate.py have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ddpm.run.cli import flag
+from ddpm.run.errors import RequestError
+from ddpm.run.paths import PROJECT_ROOT
+
+SamplerName = Literal["ddpm", "ddim", "dpm++"]
+Weights = Literal["ema", "swa"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """Base class of a command line that draws with a trained model."""
+
+    weights: Weights = "ema"
+    """ema: the moving average of the weights. swa: the average over epochs, from runs with --swa-start-epoch."""
+    sampler: SamplerName | None = None
+    """Left out: the sampler of the run's sample grids, ddim."""
+    steps: int | None = None
+    """Denoising steps. Left out: as in the run's sample grids."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance: 1 is none, 0 ignores the class; larger is more typical, less varied. Left out: as in
+    the run's sample grids."""
+    seed: int = 0
+    """The same seed draws the same images at any batch size; on another device they differ by rounding."""
+    batch_size: int | None = None
+    """Images in one forward pass. Left out: chosen for the resolution and the device."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Autocast type of the model; auto: bf16 where the device supports it."""
+    compile: bool = False
+    """torch.compile the model: takes about a minute, worth it for many images of a big preset on a GPU."""
+    output_root: Path = PROJECT_ROOT
+    """Folder with checkpoints/, metrics/output/ and samples/."""
+
+    def __post_init__(self) -> None:
+        self.at_least_one(("steps", "batch_size"))
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
+            raise RequestError(f"--guidance-scale {self.guidance_scale}: must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"--seed {self.seed}: must be 0 or more, and below 2^63")
+
+    def at_least_one(self, names: Iterable[str]) -> None:
+        """
+        Raises:
+            RequestError: one of these settings is given and below 1.
+        """
+        for name in names:
+            value: Any = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{flag(name)} {value}: must be 1 or more")
