@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ddpm.run import cli
 from ddpm.run.errors import RequestError
@@ -27,7 +27,7 @@ from ddpm.run.program import run_program
 class ExportConfig:
     """Export a trained model: a folder that diffusers loads, with sample pictures and a model card."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="RUN")]
     """A run (its best checkpoint is taken) or the folder of a checkpoint."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ddpm.run.config import DataName
 from ddpm.sampling.options import DrawingOptions, SamplerName
@@ -15,7 +16,7 @@ from ddpm.sampling.options import DrawingOptions, SamplerName
 class EvaluateConfig(DrawingOptions):
     """Measure how good the characters of a trained model are; docs/evaluation.md explains the figures."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="RUN")]
     """A run (its best checkpoint), or the folder of a checkpoint or an export."""
     samples_per_class: int = 100
     """Characters of each class to draw and classify."""
@@ -25,7 +26,7 @@ class EvaluateConfig(DrawingOptions):
     """Folder that holds EMNIST/raw/ (emnist) or glyphs/. Left out: the one that the model was trained from."""
     download: bool = False
     """Fetch EMNIST into --data-root if it is not there."""
-    sampler: SamplerName = "ddim"
+    sampler: SamplerName = field(default="ddim", kw_only=True)
     """The sampler that removes the noise."""
     sweeps: bool = True
     """Also compare guidance scales and samplers, and recommend a sampler. On a CPU this takes long."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ddpm.run.errors import RequestError
 from ddpm.sampling.options import DrawingOptions
@@ -17,7 +17,7 @@ from ddpm.sampling.options import DrawingOptions
 class SampleConfig(DrawingOptions):
     """Draw characters, or a text in handwriting, with a trained model."""
 
-    model: Positional[str | None] = None
+    model: Annotated[Positional[str | None], arg(metavar="[RUN]")] = None
     """A run (its best checkpoint), or the folder of a checkpoint or an export. Left out: the only run there is."""
     chars: str | None = None
     """Characters of a sheet, ranges allowed, such as 0-9A-F. Left out: all 47 classes."""
