@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.run.config import NUM_CLASSES, TrainConfig
@@ -131,6 +133,20 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
     # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
     return torch.compile(model, dynamic=False)
+
+
+def cut_at_buckets(network: DistributedDataParallel) -> DistributedDataParallel:
+    """Let torch.compile cut the model into as many graphs as DDP has buckets of gradients, not one per parameter.
+
+    It ends a graph where the parameters in it fill a bucket, so that the exchange of one overlaps with the backward
+    pass of the next. For the size of a parameter it takes that of its storage, and here all parameters share one (EMA).
+    Each graph then gets as many parameters as a bucket holds on average. Call it before the first forward pass.
+    """
+    parameters = list(network.parameters())
+    size = parameters[0].untyped_storage().nbytes()
+    graphs = max(1, size // network.bucket_bytes_cap)
+    network.bucket_bytes_cap = math.ceil(len(parameters) / graphs) * size  # read by the compiler only: DDP has its own
+    return network
 
 
 class TracedGroupNorm(torch.nn.GroupNorm):

@@ -22,7 +22,7 @@ from ddpm.training.data import Images, to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices, set_up
-from ddpm.training.model import EMA, build_unet, compiled, set_layout, skip_unit_scales
+from ddpm.training.model import EMA, build_unet, compiled, cut_at_buckets, set_layout, skip_unit_scales
 from ddpm.training.soundness import skipping
 
 MAX_NONFINITE_IN_A_ROW = 25
@@ -57,11 +57,8 @@ class Trainer:
         if self.world.world_size == 1:
             return network
         on_gpu = self.world.device.type == "cuda"
-        return DistributedDataParallel(
-            network,
-            device_ids=[self.world.device.index] if on_gpu else None,
-            gradient_as_bucket_view=True,
-        )
+        device_ids = [self.world.device.index] if on_gpu else None
+        return cut_at_buckets(DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True))
 
     def _new_average(self) -> AveragedModel:
         """A copy of the model that averages weights (SWA), with none averaged yet."""
