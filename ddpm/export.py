@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 from ddpm.run import cli
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_file import load_evaluation
-from ddpm.run.files import why
+from ddpm.run.files import why_and_cure
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
 
@@ -67,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = export(trained, config.out, evaluation, damage, config.license)
     except OSError as error:
-        raise RequestError(
-            f"the export could not be written ({why(error)}): make room, or give another --out"
-        ) from error
+        raise RequestError(f"the export cannot be written: {why_and_cure(error)}; or give another --out") from error
     print(f"export: {folder}\nmodel card: {folder / 'README.md'}\nsamples: {folder / 'samples.png'}")
     if config.push_to_hub:
         print(f"on the Hub: {push(folder, config.push_to_hub, config.private)}")

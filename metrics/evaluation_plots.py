@@ -99,6 +99,9 @@ def per_class(evaluation: dict) -> Figure:
     for which, colour, hatch, label in ((~weak, BLUE, "", "generated"), (weak, PINK, "//", shown_weak)):
         if which.any():
             axes.bar(np.flatnonzero(which), generated[which], color=colour, hatch=hatch, width=0.68, label=label)
+    if (none := weak & (generated == 0)).any():  # a bar of no height has no colour
+        crosses = {"color": PINK, "markersize": 7, "linestyle": "none", "clip_on": False, "zorder": 5}
+        axes.plot(np.flatnonzero(none), np.zeros(none.sum()), "X", label="none is read as its class", **crosses)
     reach = np.maximum([generated - low, high - generated], 0)
     bars = {"fmt": "none", "ecolor": TEXT, "elinewidth": 1, "capsize": 2, "label": "95% interval"}
     axes.errorbar(range(len(classes)), generated, reach, **bars)

@@ -192,17 +192,17 @@ def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
     `damaged` says which rows of `epochs` were left out; if none were, the summary is computed again from the rows.
     """
     try:
-        document = read_json(paths.json)
+        document = parse_json(read_file(paths.json))
         for name, kind in {"data": str, "state": str, "epochs": list, "summary": dict}.items():
-            if not isinstance(document[name], kind):
-                raise TypeError(f"{name!r} is not a {kind.__name__}")
+            if not isinstance(document, dict) or not isinstance(document.get(name), kind):
+                raise ValueError(f"{name!r} is not there, or of the wrong kind")
         if document["data"] not in kinds.DATA or document["state"] not in ("running", *ENDED):
             raise ValueError(f"data {document['data']!r:.30}, state {document['state']!r:.30}")
     except FileNotFoundError:
         return {}, missing(paths)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         fix = "restore it from a backup, or let the run write it again at the end of its next epoch"
-        words = why(error) if isinstance(error, OSError) else repr(error)
+        words = why(error) if isinstance(error, OSError) else str(error)
         return {}, f"{paths.json} cannot be read as metrics ({words}); {fix}"
     parts = {name: kind(document.get(name)) or {} for name, kind in PARTS.items()}
     parts |= {"starts": STARTS(document.get("starts")), "generated": kinds.text(document.get("generated"))}
@@ -248,9 +248,12 @@ def faults(
         found.append(unreadable)
     elif document.get("damaged"):
         found.append(document["damaged"])
-    if lost and not found:
+    csv_said = any(note.startswith(paths.csv.name) for note in found)
+    if lost and not csv_said:
         found.append(lost)
-    if ended and not unreadable and len(copied) < len(rows) and not found:
+        csv_said = True
+    finished = ended or document.get("state") in ENDED
+    if finished and not unreadable and len(copied) < len(rows) and not csv_said:
         found.append(f"{paths.csv.name} has {len(copied)} of {plural(len(rows), 'row')}; {paths.json.name} has all")
     done, batch = number(status.get("epoch")) or 0, number(status.get("batch")) or 0
     if ended and not rows and (done > 1 or (done == 1 and batch and batch == status.get("batches"))):

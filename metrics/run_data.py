@@ -202,12 +202,13 @@ class RunData:
         """Is it alive, and if not, how did it end?"""
         status, beat = self.status, timestamp(self.status.get("heartbeat"))
         if not status:
-            missing = "status.json is not there or cannot be read: the run has not begun, or its folder is incomplete"
-            return Finding("warning", self.trouble or missing)
+            known = f"training_metrics.json says {self.state}" if self.document else "the run may not have begun"
+            return Finding("warning", self.trouble or f"status.json is not there or cannot be read; {known}")
         said = f": {status['message']}" if status.get("message") else ""
         if self.ended:
             code = f" (exit code {status['exit_code']})" if status.get("exit_code") is not None else ""
-            again = "; the same command continues it" if self.state == "stopped" else ""
+            resumable = self.state == "stopped" and "same command" not in said
+            again = "; the same command continues it" if resumable else ""
             judged = {"finished": "healthy", "stopped": "warning", "failed": "unhealthy"}[self.state]
             return Finding(judged, f"{self.state}{code} at {beat}{said}{again}")
         known = {"node": status.get("host"), "pid": status.get("pid"), "Slurm job": status.get("slurm_job_id")}

@@ -29,6 +29,7 @@ from ddpm.training.hardware import device_name, gpu_uuid
 from ddpm.training.schedule import TrainingSchedule
 from metrics.live.logger import PrettyLogger
 from metrics.loggers.group import LoggerGroup
+from metrics.starts import why_started
 from metrics.tracker import MetricsTracker
 
 
@@ -76,7 +77,7 @@ class RunLogger:
         images = self._schedule.images_seen(step)
         self._logger.set_progress(start_step=step, start_images=images, step=step, images_seen=images)
         self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
-        why = self._tracker.starts[-1]["cause"]
+        why = why_started(self._tracker.starts[-1]["cause"])
         self.log(f"begins at step {step} of {self._schedule.total_steps} ({why})", "success")
         self._loggers = LoggerGroup(self.paths, description, images, self.log)
 

@@ -10,7 +10,7 @@ from ddpm.run.format import DASH, count, duration, shown, timestamp
 from ddpm.run.metrics import EPOCH_TABLE, EPOCH_TIME_SEC, VAL_LOSS, VAL_LOSS_SWA, chosen_by, select
 from metrics.page import Block, Bullets, Code, Note, Section, Table, code, link
 from metrics.run_data import RunData
-from metrics.starts import computed
+from metrics.starts import computed, why_started
 from metrics.trends import best
 
 SUMMARY = {  # row: (format, what it is)
@@ -115,7 +115,7 @@ def starts(run: RunData) -> Section:
     """Every start up to its last heartbeat: why it was needed, what it computed, and what was trained twice."""
     heads = ["Began", "Cause", "From step", "Images trained", "Time", "GPU-hours"]
     rows = [
-        (timestamp(start.began), start.cause or DASH, count(start.began_at), count(start.images),
+        (timestamp(start.began), why_started(start.cause), count(start.began_at), count(start.images),
          duration(start.seconds), shown(start.gpu_seconds / 3600 or None, ",.2f"))
         for start in run.starts
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ddpm.run.files import parse_json, read_file
-from ddpm.run.format import finite
+from ddpm.run.format import DASH, finite
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
 from metrics.files import read_status
@@ -95,6 +95,13 @@ def computed(starts: Sequence[Start], images_seen: int | None) -> Computed:
     repeated = None if total is None or images_seen is None else max(0, total - images_seen)
     time = None if None in seconds or not seconds else sum(seconds)
     return Computed(time, sum(start.gpu_seconds for start in starts), total, repeated)
+
+
+def why_started(cause: str | None) -> str:
+    """Why a start was needed: `started` for the first one, otherwise how the one before it ended."""
+    if cause in (None, "started"):
+        return cause or DASH
+    return f"the start before: {cause}"
 
 
 def stamp_of(text: Any) -> float | None:

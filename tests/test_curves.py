@@ -156,7 +156,7 @@ def test_the_command_draws_runs_without_torch_matplotlib_or_pandas(tmp_path):
         (["no_such_run"], "no run called 'no_such_run'"),
         (["one", "--columns", "loss"], "no such column of figures; there are step, images_seen, loss_mean"),
         (["one", "--width", "10"], "--width 40"),
-        (["torn"], "cannot be read as metrics"),
+        (["torn"], "cannot be read as metrics (Unterminated string"),
         (["empty"], "has the run 'empty' begun to train?"),
     ],
 )

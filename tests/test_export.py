@@ -42,6 +42,15 @@ def small_run(tmp_path: Path) -> TrainConfig:
     return leave_checkpoint(preset("tiny", **SMALL | {"sample_steps": 1}, output_root=tmp_path, run_name="small"))
 
 
+def test_the_export_of_a_copied_run_is_its_own(small_run: TrainConfig, capsys):
+    """Though meta.json still names the run that it was copied from."""
+    checkpoints = RunPaths(small_run.output_root, small_run.run).checkpoints
+    shutil.copytree(checkpoints, checkpoints.parent / "copy", symlinks=True)
+    assert main(["copy", "--output-root", str(small_run.output_root)]) == 0
+    assert (checkpoints.parent / "copy" / "export" / "README.md").is_file()
+    assert not (checkpoints / "export").exists()
+
+
 def leave_checkpoint(config: TrainConfig, **parts: dict) -> TrainConfig:
     """Leave a checkpoint; `parts` are further ones of its meta.json."""
     unet = build_unet(config)

@@ -374,6 +374,15 @@ def test_a_finished_run_without_its_figures_is_not_called_healthy(
         assert "best 0." in page  # the figures of the file that is left
 
 
+def test_every_damaged_file_of_a_run_is_named(tmp_path: Path) -> None:
+    paths = publish(tmp_path, learning(12))
+    paths.csv.write_text(paths.csv.read_text()[:500])
+    paths.status.write_text('{"sta')
+    code, page = check(paths)
+    assert code == 1 and "training_metrics.csv has" in page and "status.json is damaged" in page
+    assert "the run may not have begun" not in page and "training_metrics.json says finished" in page
+
+
 def test_a_finished_run_without_any_figures_is_not_called_healthy(tmp_path: Path) -> None:
     paths = publish(tmp_path, learning(12))
     paths.csv.unlink(), paths.json.unlink()

@@ -108,6 +108,12 @@ def test_a_wrong_command_line_is_refused_in_one_line(command, told):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and told in done.stderr
 
 
+def test_ctrl_c_ends_a_program_in_one_line():
+    code = "import sys, ddpm.run.program as p\ndef main(): raise KeyboardInterrupt\nsys.exit(p.run_program(main))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.parametrize("program", ["metrics/report.py", "metrics/compare/__main__.py", "metrics/sweep.py"])
 def test_a_program_that_loads_matplotlib_at_once_does_not_depend_on_its_backend(program):
     assert run_all([[program, "--help"]], MPLBACKEND="nonsense")[0] == {program: [0, "legible"]}

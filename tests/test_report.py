@@ -129,14 +129,15 @@ def test_glyphs_are_announced_before_the_first_figure(tmp_path: Path) -> None:
 def test_title_hyperparameters_and_starts_are_those_of_the_document(tmp_path: Path) -> None:
     starts = [
         {"time": "2026-05-04T01:00:00+00:00", "step": 0, "epoch": 0, "cause": "started"},
-        {"time": "2026-05-04T02:00:00+00:00", "step": 586, "epoch": 2, "cause": "resumed from step_00000586"},
+        {"time": "2026-05-04T02:00:00+00:00", "step": 586, "epoch": 2, "cause": "stopped by SIGTERM"},
     ]
     document = make_document(4, starts=starts)
     report = report_of(publish(tmp_path, document))
     assert f"\n# Training Report: {document['run']}\n" in report
     assert json.loads(report.split("```json\n")[1].split("```")[0]) == document["hyperparameters"]
     assert [row[:3] for row in rows_of(section(report, "Starts"))[2:]] == [
-        ["2026-05-04 01:00:00 UTC", "started", "0"], ["2026-05-04 02:00:00 UTC", "resumed from step_00000586", "586"],
+        ["2026-05-04 01:00:00 UTC", "started", "0"],
+        ["2026-05-04 02:00:00 UTC", "the start before: stopped by SIGTERM", "586"],
     ]  # fmt: skip
     for fact in ("node7", "Linux-6.8-x86_64", "2.14.1", "4 × NVIDIA L40S"):
         assert fact in report

@@ -161,9 +161,17 @@ def test_starts_tell_their_causes(tmp_path):
     batch = 4 * 96
     assert told[0] == ["2026-05-04 01:00:00 UTC", "0s", "0", "0", "started"]
     at_row = [duration(rows.loc[3, "total_time_sec"]), "3", f"{3 * 293 * batch:,}"]
-    assert told[1] == ["2026-05-04 02:00:00 UTC", *at_row, "start 2, from step 879: stopped by SIGTERM (Slurm job 7)"]
+    assert told[1] == [
+        "2026-05-04 02:00:00 UTC",
+        *at_row,
+        "start 2, from step 879; the start before: stopped by SIGTERM (Slurm job 7)",
+    ]
     within = ["–", "4", f"{(4 * 293 + 50) * batch:,}"]
-    assert told[2] == ["2026-05-04 03:00:00 UTC", *within, "start 3, from step 1,222: killed without a message"]
+    assert told[2] == [
+        "2026-05-04 03:00:00 UTC",
+        *within,
+        "start 3, from step 1,222; the start before: killed without a message",
+    ]
 
 
 def test_the_first_checkpoint_is_where_the_events_say(tmp_path):
@@ -244,7 +252,7 @@ def test_a_run_that_stopped_before_its_first_epoch_is_told_in_order(tmp_path):
     assert told == [
         ("01:00:00", "0", "started"),
         ("02:00:00", "0", "first checkpoint: `step_00000000`"),
-        ("02:30:00", "0", "start 2, from step 0: stopped by SIGINT"),
+        ("02:30:00", "0", "start 2, from step 0; the start before: stopped by SIGINT"),
         ("03:02:01", "1,792", message),
     ]
 

@@ -29,14 +29,17 @@ MATPLOTLIB = {
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Call the `main` of a program and return its exit code: its own, 2 for a wrong request, 141 (as for SIGPIPE) if
-    the reader of its output has left."""
+    """Call the `main` of a program and return its exit code: its own, 2 for a wrong request, 130 for Ctrl-C, 141 (as
+    for SIGPIPE) if the reader of its output has left."""
     try:
         prepare()
         return main() or 0
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         if not any(map(_reader_left, (sys.stdout, sys.stderr))):
             raise  # it was another pipe

@@ -62,8 +62,10 @@ class TrainedModel:
     @property
     def paths(self) -> RunPaths:
         """The files of its run: under the root that `folder` lies in, otherwise under the root of the training."""
-        roots = [parent.parent for parent in real(self.folder).parents if parent.name == "checkpoints"]
-        return RunPaths(roots[0] if roots else Path(self.meta["settings"]["output_root"]), self.run)
+        for folder in (real(self.folder), *real(self.folder).parents):
+            if folder.parent.name == "checkpoints":  # a copy of a run may be called otherwise than in its meta.json
+                return RunPaths(folder.parents[1], folder.name)
+        return RunPaths(Path(self.meta["settings"]["output_root"]), self.run)
 
 
 def load_model(

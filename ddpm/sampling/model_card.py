@@ -103,7 +103,7 @@ def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]
         "folder": json.dumps(facts.folder),
         "size": facts.unet["sample_size"],
         "original_size": IMAGE_SIZE,
-        "parameters": f"{facts.parameters / 1e6:.1f}",
+        "parameters": f"{facts.parameters:,}",
         "classes": len(CLASS_NAMES),
         "small_letters": " ".join(name for name in CLASS_NAMES if name.islower()),
         "merged": " ".join(MERGED),

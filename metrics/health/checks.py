@@ -13,6 +13,7 @@ from ddpm.run.format import DASH, count, duration, number, plural, shown, timest
 from metrics.health.thresholds import Thresholds
 from metrics.page import Finding, Section, Status, Table, worst
 from metrics.run_data import CLOCK_SKEW, RunData
+from metrics.starts import stamp_of, why_started
 
 THROTTLING = ("hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal")  # the reasons that are not normal
 
@@ -75,7 +76,11 @@ def progress(run: RunData, limits: Thresholds) -> Component:
     if errors:
         last = f"{timestamp(errors[-1]['time'])}: {errors[-1]['message']}"
         findings.append(warning(f"{plural(len(errors), 'error')} in the log since this start, the last at {last}"))
-    rows = [[start.get(name, DASH) for name in ("time", "step", "epoch", "cause")] for start in starts]
+    rows = [
+        [timestamp(stamp_of(start.get("time"))), start.get("step", DASH), start.get("epoch", DASH),
+         why_started(start.get("cause"))]
+        for start in starts
+    ]  # fmt: skip
     tables = [Table("Starts", ["Start", "Step", "Epoch", "Cause"], rows)] if len(rows) > 1 else []
     return Component("progress", [*findings, *run.findings], tables)
 

@@ -206,7 +206,7 @@ def _average(run: RunData, limits: Thresholds) -> list[Finding]:
     if ratio <= limits.ema_lag:
         return [healthy(words)]
     horizon, steps = 1 / max(1 - decay, 1e-9), STEP.of(last) or 0
-    words += f": the average lags behind, as it spans about {horizon:,.0f} steps, of {steps:,.0f} so far"
+    words += f": the average lags behind, as it spans about {plural(round(horizon), 'step')}, of {steps:,.0f} so far"
     if steps < 3 * horizon and not run.ended:
         return [fact(f"{words}; this passes")]
     return [warning(f"{words} (limit {limits.ema_lag:g}): train longer or lower --ema-decay")]
@@ -223,7 +223,7 @@ def _gradients(run: RunData) -> list[Finding]:
     if not len(norms):
         return []
     over = f"{int((norms.values > clip).sum())} of {plural(len(norms), 'epoch')}" if clip else ""
-    clipped = f"; {over} have a mean above --grad-clip {clip:g}" if clip else ""
+    clipped = f"; the mean is above --grad-clip {clip:g} in {over}" if clip else ""
     middle = f"{np.median(norms.values):.4g} in the median epoch"
     return [fact(f"gradient norm {norms.last.value:.4g} (mean of epoch {norms.last.epoch}), {middle}{clipped}")]
 

@@ -22,7 +22,7 @@ from metrics.files import ENDED, read_event
 from metrics.page import Section, Table
 from metrics.phases import Phase
 from metrics.run_data import RunData
-from metrics.starts import stamp_of
+from metrics.starts import stamp_of, why_started
 from metrics.trends import forecast, new_bests, thinned
 
 T = TypeVar("T")
@@ -105,8 +105,8 @@ class MilestoneCollector:
         """Every start, and why it was needed; of many the first and the last, and some between."""
         starts = self._run.document.get("starts") or []
         for place, start in self._few(list(enumerate(starts)), "starts"):
-            step, cause = start.get("step"), start.get("cause") or "the cause is not known"
-            what = "started" if place == 0 and not step else f"start {place + 1}, from step {count(step)}: {cause}"
+            step, why = start.get("step"), why_started(start.get("cause"))
+            what = "started" if place == 0 and not step else f"start {place + 1}, from step {count(step)}; {why}"
             self.at_step(step, what, stamp_of(start.get("time")))
 
     def first_checkpoint(self) -> None:
