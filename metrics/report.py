@@ -15,12 +15,13 @@ from pathlib import Path
 from ddpm.run import cli
 from ddpm.run.command import RunCommand
 from ddpm.run.files import atomic_write
-from ddpm.run.format import DASH, count
+from ddpm.run.format import DASH, count, timestamp
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
 from metrics import sections
 from metrics.page import Block, Facts, Note, Page, Picture, Section, code, link, to_markdown
 from metrics.run_data import RunData, load_run
+from metrics.starts import stamp_of
 
 LARGE_SAMPLES = 4  # number of sample grids shown in the report; older ones are linked
 
@@ -61,7 +62,7 @@ def head(run: RunData) -> list[Block]:
     known, paths = run.environment, run.paths
     versions = [f"{name} {known[name]}" for name in ("python", "diffusers") if known.get(name)]
     facts = {
-        "Generated": run.generated, "Data": run.data_words, "Host": known.get("host"),
+        "Figures as of": timestamp(stamp_of(run.generated)), "Data": run.data_words, "Host": known.get("host"),
         "Platform": known.get("platform"), "PyTorch": known.get("torch"), "Other versions": ", ".join(versions),
         "GPU": sections.machine(run) if known.get("gpu") else "none (CPU)",
         "Processes": f"{known.get('world_size') or DASH} on {known.get('nodes') or DASH} node(s)",
@@ -74,7 +75,7 @@ def head(run: RunData) -> list[Block]:
     notes = sections.warnings(run)
     if state == "running":
         again = code(paths.command("python -m metrics.report"))
-        notes.append(Note(f"**In progress** as of {run.generated or DASH}: {done}. {again} updates this report."))
+        notes.append(Note(f"**In progress** as of {sections.as_of(run)}: {done}. {again} updates this report."))
     elif state != "finished":
         notes.append(Note(f"**The run {state} before its end**: {done}."))
     elif run.stopped_early:

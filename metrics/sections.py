@@ -10,7 +10,7 @@ from ddpm.run.format import DASH, count, duration, shown, timestamp
 from ddpm.run.metrics import EPOCH_TABLE, EPOCH_TIME_SEC, VAL_LOSS, VAL_LOSS_SWA, chosen_by, select
 from metrics.page import Block, Bullets, Code, Note, Section, Table, code, link
 from metrics.run_data import RunData
-from metrics.starts import computed, why_started
+from metrics.starts import computed, stamp_of, why_started
 from metrics.trends import best
 
 SUMMARY = {  # row: (format, what it is)
@@ -48,6 +48,11 @@ def warnings(run: RunData) -> list[Note]:
     if run.condition.status == "unhealthy":
         notes.append(Note(f"**Warning:** {run.condition.note}."))
     return notes
+
+
+def as_of(run: RunData) -> str:
+    """The time at which the run was as far as `progress` says."""
+    return timestamp(run.status.get("heartbeat") or stamp_of(run.generated))
 
 
 def progress(run: RunData) -> str:

@@ -20,6 +20,7 @@ import sys
 import termios
 import time
 import types
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,11 @@ from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.files import read_events, read_gpus, read_status
 from metrics.live.dashboard import render
 from metrics.live.logger import PrettyLogger
+from metrics.live.panels import eta
 from metrics.live.status import StatusPublisher, append_line
 from metrics.live.terminal import HealthWord, snapshot
 from metrics.run_data import RunData, RunReader, read_run
+from tests.metrics_documents import make_document, make_run
 
 HINT = "q leaves"
 ENTER, LEAVE, HIDE, SHOW = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25l", "\x1b[?25h"
@@ -348,6 +351,14 @@ def test_the_speed_of_a_run_that_ended_is_images_over_seconds_of_all_epochs(path
     document = {"data": "glyphs", "state": "finished", "epochs": rows, "summary": {}}
     paths.json.write_text(json.dumps(document))
     assert "images/s 50.0 " in shown(read_run(paths), (120, 40))
+
+
+def test_the_time_of_a_run_is_a_dash_if_a_start_left_no_trace(tmp_path):
+    starts = [{"time": f"2026-05-04T0{hour}:00:00+00:00", "step": hour, "epoch": 0} for hour in (1, 2)]
+    began = datetime.fromisoformat(starts[1]["time"]).timestamp()
+    status = {"state": "finished", "started": began, "heartbeat": began + 90, "start_step": 2}
+    assert eta(make_run(make_document(2, starts=starts[1:]), tmp_path, status=status)) == "took 1m 30s"
+    assert eta(make_run(make_document(2, starts=starts), tmp_path, status=status)) == "took – in 2 starts"
 
 
 @pytest.mark.parametrize(("degrees", "colour"), [(84, "green"), (85, "yellow"), (91, "yellow"), (92, "red")])

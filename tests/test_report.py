@@ -161,7 +161,7 @@ def test_a_run_that_stopped_early_says_so_first_and_why(tmp_path: Path) -> None:
     paths.status.write_text(json.dumps({"state": "finished", "message": message}))
     report = report_of(paths)
     assert f"{told}: val_loss has not improved for 2 epochs.\n" in report
-    assert report.index("Stopped early") < report.index("Generated")
+    assert report.index("Stopped early") < report.index("Figures as of")
     paths.status.write_text(json.dumps({"state": "failed", "message": "OSError: of a later start"}))
     assert f"{told}.\n" in report_of(paths)
 

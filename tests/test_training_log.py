@@ -273,7 +273,7 @@ def test_a_run_in_progress_says_so_and_a_dead_one_too(tmp_path):
     paths = put(tmp_path, make_document(10, state="running"))
     page, rows = write_training_log(paths).read_text(), rows_of(tmp_path)
     median = rows["epoch_time_sec"].median()
-    assert "in progress as of 2026-05-04T03:02:01+00:00: epoch 10 of 100" in page
+    assert "in progress as of 2026-05-04 03:02:01 UTC: epoch 10 of 100" in page
     assert f"the last 10 epochs took {median:.1f} s each (median), so the 90 to come would take" in page
     assert duration(90 * median) in page and "Warning" not in page
     old = {"state": "running", "host": "node7", "pid": 5, "heartbeat": time.time() - 7200, "phase": "training"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1
 from ddpm.run.evaluation_file import load_evaluation
-from ddpm.run.format import count, duration, significant
+from ddpm.run.format import count, duration, significant, timestamp
 from ddpm.run.metrics import (
     DASH,
     DATA,
@@ -47,7 +47,7 @@ from metrics.compare.figures import (
 from metrics.compare.plots import caption
 from metrics.compare.ranking import ranking_section, seeds_section, told_apart
 from metrics.page import Block, Note, Page, Picture, Section, Table, link
-from metrics.starts import computed
+from metrics.starts import computed, stamp_of
 from metrics.trends import over_epochs
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
@@ -267,5 +267,5 @@ def sources_section(runs: Sequence[ComparedRun], folder: Path) -> Section:
     for run in runs:
         page = run.paths.report if run.paths.report.exists() else run.paths.json
         report = link(f"`{run.paths.run}`", page, folder)
-        rows.append((f"`{run.label}`", run.published.data_words, report, run.published.generated or DASH))
+        rows.append((f"`{run.label}`", run.published.data_words, report, timestamp(stamp_of(run.published.generated))))
     return Section("The runs", [Table("", ["Run", "Data", "Its report", "Figures of"], rows)])

@@ -103,19 +103,13 @@ def eta(run: RunData) -> str:
     status = run.status
     if run.ended:
         starts = f" in {len(run.starts)} starts" if len(run.starts) > 1 else ""
-        return f"took {duration(computed(run.starts, None).seconds or _since_start(run))}{starts}"
+        return f"took {duration(computed(run.starts, None).seconds)}{starts}"
     if run.silent:
         return f"silent since {clock(status.get('heartbeat'), _clock_format(run.heartbeat_age))}"
     left = number(status.get("eta_sec"))
     if left is None:
         return f"ETA {DASH}"
     return f"ETA {duration(left)} ({clock((number(status.get('progress_time')) or 0.0) + left, _clock_format(left))})"
-
-
-def _since_start(run: RunData) -> float:
-    """Seconds from the latest start to its last heartbeat."""
-    last, started = (number(run.status.get(name)) or 0.0 for name in ("heartbeat", "started"))
-    return last - started
 
 
 def _clock_format(seconds: float) -> str:

@@ -108,7 +108,7 @@ def main_loss(run: RunData, least: int = 1) -> Metric:
 def quick_reference(run: RunData) -> Section:
     paths, known = run.paths, run.environment
     state = run.document["state"]
-    shown = f"in progress as of {run.generated or DASH}" if state == "running" else state
+    shown = f"in progress as of {sections.as_of(run)}" if state == "running" else state
     facts = {
         "Run": f"`{run.run}`, {run.data_words}",
         "State": f"{shown}: {sections.progress(run)}",
