@@ -65,8 +65,8 @@ def find_phases(curve: Curve, window: int = WINDOW, flat_now: float = FLAT_NOW) 
 
 
 def rate_words(rate: Slope) -> str:
-    """A relative change per epoch: `-0.11 % ± 0.0004 % per epoch`."""
-    return f"{100 * rate.value:+.3g} % ± {100 * rate.error:.2g} % per epoch"
+    """A relative change per epoch: `-0.11% ± 0.0004% per epoch`."""
+    return f"{100 * rate.value:+.3g}% ± {100 * rate.error:.2g}% per epoch"
 
 
 def _rate(curve: Curve) -> Slope:

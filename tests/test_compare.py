@@ -159,8 +159,8 @@ def test_the_best_rca_is_the_largest_and_the_final_one_the_last_that_was_measure
         "`slow` is best by RCA**, larger is better: 0.900 (epoch 3). Next is `fast` with 0.750, 0.15 less (16.67% of "
         "the best)." in page
     )
-    assert "| best RCA | **0.900**, epoch 3 | 0.750 (−0.15), epoch 6 |" in page
-    assert "| final RCA | **0.800** | 0.750 (−0.05) |" in page
+    assert "| best RCA | **0.900**, epoch 3 | 0.750 (-0.15), epoch 6 |" in page
+    assert "| final RCA | **0.800** | 0.750 (-0.05) |" in page
 
 
 def test_best_and_final_figures_and_their_distance_from_the_first_run(root: Path):
@@ -173,7 +173,7 @@ def test_best_and_final_figures_and_their_distance_from_the_first_run(root: Path
         values = {r: v.min() if pick == "min" else v.iloc[-1] for r, v in values.items()}
         for run, value in values.items():
             assert number(row[run]) == pytest.approx(value, abs=5e-6)
-        delta = float(re.search(r"\(−([\d.e-]+)\)", row["fast"])[1])
+        delta = float(re.search(r"\(-([\d.e-]+)\)", row["fast"])[1])
         assert delta == pytest.approx(values["slow"] - values["fast"], rel=1e-2)
 
 

@@ -164,7 +164,7 @@ def test_the_figures_can_be_recomputed_from_the_csv(tmp_path: Path) -> None:
     page = check(paths)[1]
     rows = pd.read_csv(paths.csv)
 
-    first, percent = re.search(r"validation loss \(EMA\): \S+ descent since epoch (\d+) \((\S+) %", page).groups()
+    first, percent = re.search(r"validation loss \(EMA\): \S+ descent since epoch (\d+) \((\S+)% ±", page).groups()
     phase = rows[rows["epoch"] >= int(first)]
     slope = np.polyfit(phase["epoch"], np.log(phase["val_loss_ema"]), 1)[0]
     assert float(percent) == pytest.approx(100 * np.expm1(slope), rel=0.01)

@@ -122,7 +122,7 @@ def test_phases_are_fitted_to_the_csv(tmp_path):
         part = curve.loc[slice(*map(int, epochs.split("–")))]
         (slope, _), covariance = np.polyfit(part.index, np.log(part), 1, cov=True)
         error = 100 * math.exp(slope) * math.sqrt(covariance[0, 0])
-        assert rate == f"{100 * math.expm1(slope):+.3g} % ± {error:.2g} % per epoch"
+        assert rate == f"{100 * math.expm1(slope):+.3g}% ± {error:.2g}% per epoch"
         assert values == f"{part.iloc[0]:.5f} → {part.iloc[-1]:.5f}"
         if "plateau" in what:
             assert what == f"plateau at {part.mean():.5f} ± {part.std():.2g}"
@@ -343,9 +343,9 @@ def test_a_baseline_is_compared_at_the_same_images_and_at_the_best(tmp_path):
     told = [row[1:] for row in table_of(page, "Baseline: before") if row[0] == "validation loss (EMA)"]
     images = rows_of(tmp_path)["images_seen"]
     assert told == [
-        [f"up to {images[4]:,} images", "0.35000 (epoch 4)", "0.38000 (epoch 4)", "−0.03 (−7.9%), better"],
-        ["last", "0.35000 (epoch 4)", "0.36000 (epoch 6)", "−0.01 (−2.8%), better"],
-        ["best", "0.30000 (epoch 3)", "0.33000 (epoch 5)", "−0.03 (−9.1%), better"],
+        [f"up to {images[4]:,} images", "0.35000 (epoch 4)", "0.38000 (epoch 4)", "-0.03 (-7.9%), better"],
+        ["last", "0.35000 (epoch 4)", "0.36000 (epoch 6)", "-0.01 (-2.8%), better"],
+        ["best", "0.30000 (epoch 3)", "0.33000 (epoch 5)", "-0.03 (-9.1%), better"],
     ]
     words = section(page, "Baseline: before")
     assert f"first at epoch 3 ({images[3]:,} images and " in words

@@ -113,8 +113,8 @@ def gap_words(metric: Metric, gap: float) -> str:
 
 
 def delta(metric: Metric, value: float, reference: float) -> str:
-    """`−0.0123`: how much `value` is above (+) or below (−) `reference`."""
-    sign = "+" if value > reference else "−" if value < reference else "±"
+    """`-0.0123`: how much `value` is above (+) or below (-) `reference`."""
+    sign = "+" if value > reference else "-" if value < reference else "±"
     return sign + gap_words(metric, abs(value - reference))
 
 

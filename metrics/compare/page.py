@@ -160,7 +160,7 @@ def figures_section(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _cells(metric: Metric, figures: Sequence[Figure]) -> list[str]:
-    """`0.12560 (−0.0024), epoch 5` for each run."""
+    """`0.12560 (-0.0024), epoch 5` for each run."""
     values = [figure.value for figure in figures if figure.known]
     groups = comparable([figure.run for figure in figures], metric)
     like_first, reference = groups[0], figures[0].value  # the first run is in the first group

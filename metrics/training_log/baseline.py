@@ -118,7 +118,7 @@ def _rows(metric: Metric, both: Sequence[RunData]) -> list[tuple[str, ...]]:
 
 def _row(metric: Metric, where: str, ours: Point, theirs: Point) -> tuple[str, ...]:
     one, two = ours.value, theirs.value
-    share = f" ({one / two - 1:+.1%})".replace("-", "−") if two else ""
+    share = f" ({one / two - 1:+.1%})" if two else ""
     verdict = "better" if (one > two) == metric.larger_is_better else "worse"
     difference = "none" if one == two else f"{delta(metric, one, two)}{share}, {verdict}"
     return metric.label, where, _at(metric, ours), _at(metric, theirs), difference
