@@ -1,7 +1,8 @@
 """The registry of a run's figures: every column of `training_metrics.csv`, declared once.
 
 CSV, JSON, TensorBoard, report, log, dashboard, health, comparison, settings and metrics/README.md are made from it. To
-add a figure, declare it at the end of the columns and measure it in `train.py` (`epoch_row`).
+add a figure, declare it at the end of the columns and measure it in `train.py` (`epoch_row`, `measure`), or in
+`loss_statistics` of metrics/tracker.py; then renew the table in metrics/README.md.
 
     python -m ddpm.run.metrics      the table of metrics/README.md
 """
