@@ -75,7 +75,8 @@ class RunLogger:
         for note in notes:
             self.log(note, "warning")
         images = self._schedule.images_seen(step)
-        self._logger.set_progress(start_step=step, start_images=images, step=step, images_seen=images)
+        done = rows[-1]["epoch"] if rows else 0
+        self._logger.set_progress(start_step=step, start_images=images, epoch=done, step=step, images_seen=images)
         self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
         why = why_started(self._tracker.starts[-1]["cause"])
         self.log(f"begins at step {step} of {self._schedule.total_steps} ({why})", "success")

@@ -56,6 +56,14 @@ def test_a_report_that_could_not_be_written_is_said_at_the_end_and_no_path_of_it
     assert "python -m metrics.report small" in status(config)["message"]
 
 
+def test_a_finished_run_whose_status_is_lost_says_again_how_far_it_is(small, quick_reports: None):
+    assert run(small) == 0
+    RunPaths(small.output_root, "small").status.write_text('{"sta')
+    assert run(small) == 0
+    told = status(small)
+    assert (told["state"], told["epoch"], told["step"]) == ("finished", 2, told["total_steps"])
+
+
 def test_an_empty_folder_is_no_artifact(tmp_path):
     paths = RunPaths(tmp_path, "small")
     paths.prepare(afresh=True)
