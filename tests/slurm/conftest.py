@@ -185,7 +185,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in (*PROJECT_ROOT.glob("*.py"), PROJECT_ROOT / "submit.sh"):
         shutil.copy(file, folder)
     shutil.copy(PROJECT_ROOT / "requirements.txt", folder)
-    for package in ("ddpm", "judge", "metrics", "slurm"):
+    for package in ("ddpm", "metrics", "slurm"):
         shutil.copytree(PROJECT_ROOT / package, folder / package, ignore=shutil.ignore_patterns("output"))
     for file, lines in CHANGES.items():
         with (folder / file).open("a") as module:
