@@ -45,7 +45,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     document = {"run": paths.run, "data": files[-1].stem.split("_epoch_")[0]}
     with style.context(STYLE):
         figure = _draw([rows[files[index]] for index in chosen], [_epoch(files[index]) for index in chosen], document)
-        content = png(figure, document, NAME)
+        content = png(figure, document, NAME, kind="characters")
     paths.plots.mkdir(parents=True, exist_ok=True)
     atomic_write(picture, content)
     return picture

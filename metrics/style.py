@@ -63,11 +63,11 @@ def headed_figure(width: float, height: float, document: dict, line: str) -> Fig
     return figure
 
 
-def png(figure: Figure, document: dict, name: str) -> bytes:
-    """The figure as the content of a PNG file that says what it shows."""
+def png(figure: Figure, document: dict, name: str, kind: str = "plot") -> bytes:
+    """The figure as the content of a PNG file that says what it shows; a `plot` is shown in the page's theme."""
     picture = io.BytesIO()
     title = f"{document['run']}: {name}, {data_words(document['data'])}"
-    about = {"Title": title, "Description": "plot", "Software": None}
+    about = {"Title": title, "Description": kind, "Software": None}
     figure.savefig(picture, format="png", dpi=DPI, metadata=about)
     return picture.getvalue()
 

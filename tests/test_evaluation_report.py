@@ -445,7 +445,7 @@ def test_the_strip_shows_twelve_epochs_from_the_first_to_the_last(tmp_path: Path
         save_grid(paths, 5 * (index + 1), 10 * index)
     drawn = {}
     monkeypatch.setattr("metrics.samples._draw", lambda rows, epochs, document: drawn.update(rows=rows, epochs=epochs))
-    monkeypatch.setattr("metrics.samples.png", lambda *_: b"")
+    monkeypatch.setattr("metrics.samples.png", lambda *_, **__: b"")
     samples_through_training(paths)
     assert len(drawn["epochs"]) == 12 and drawn["epochs"][0] == 5 and drawn["epochs"][-1] == 100
     for row, epoch in zip(drawn["rows"], drawn["epochs"], strict=True):
@@ -458,6 +458,7 @@ def test_the_strip_passes_over_what_it_cannot_read(tmp_path: Path) -> None:
     (paths.samples / "emnist_epoch_0020.npz").write_bytes(first.read_bytes()[:200])
     np.savez(paths.samples / "emnist_epoch_0025.npz", x=np.zeros((3, 28, 28), np.uint8), y=np.arange(3))
     picture = samples_through_training(paths)
+    assert Image.open(picture).info["Description"] == "characters", "shown as they are, as sample grids"
     assert picture == paths.plots / "samples_through_training.png"
     with Image.open(picture) as opened:
         grey = set(np.unique(np.asarray(opened.convert("L"))))
