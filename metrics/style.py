@@ -129,7 +129,7 @@ def log_scale(axes: Axes, values: pd.DataFrame | pd.Series | np.ndarray) -> None
     low, high = positive.min(), positive.max()
     axes.set_yscale("log")
     axes.set_ylim(low / 1.15, high * 1.15)
-    subs = (1, 1.5, 2, 3, 4, 5, 7) if high < 8 * low else (1, 2, 5) if high < 3e3 * low else (1,)
+    subs = (1, 1.5, 2, 3, 5, 7) if high < 30 * low else (1, 2, 5) if high < 3e3 * low else (1,)
     axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12) if high > 2 * low else MaxNLocator(6))
     axes.yaxis.set_minor_locator(NullLocator())
 
