@@ -107,7 +107,8 @@ class CheckpointScorer:
         self.classifier: ReferenceClassifier = load_or_train(
             train_set, test_set, folder, lambda said: print(said, flush=True)
         )
-        self.reference = Reference.of(self.classifier, test_set, config.resolution)
+        _, unseen = data.split_test(test_set, config.val_images)  # validation has the others
+        self.reference = Reference.of(self.classifier, unseen, config.resolution)
         self.labels = torch.arange(NUM_CLASSES).repeat(per_class)
 
     def score(self, checkpoint: Path, guidance: list[float]) -> list[dict[str, Any]]:

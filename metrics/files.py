@@ -234,26 +234,25 @@ def faults(
         rows: the epochs of the document, or those of the CSV if it has none.
         copied, lost: as `read_csv` returns them.
     """
-    found, ended = [], status.get("state") in ENDED
+    found, unopened, ended = [], set(), status.get("state") in ENDED
     for path in (paths.status, paths.events, paths.csv):
         try:
             open_regular(path).close()
         except FileNotFoundError:
             continue
         except OSError as error:
+            unopened.add(path)
             found.append(f"{path.name} cannot be read: {error.strerror}")
-    if not found and not status and os.path.lexists(paths.status):
+    if paths.status not in unopened and not status and os.path.lexists(paths.status):
         found.append(f"{paths.status.name} is damaged: it names no state")
     if unreadable and (os.path.lexists(paths.json) or ended):
         found.append(unreadable)
     elif document.get("damaged"):
         found.append(document["damaged"])
-    csv_said = any(note.startswith(paths.csv.name) for note in found)
-    if lost and not csv_said:
-        found.append(lost)
-        csv_said = True
     finished = ended or document.get("state") in ENDED
-    if finished and not unreadable and len(copied) < len(rows) and not csv_said:
+    if lost and paths.csv not in unopened:
+        found.append(lost)
+    elif finished and not unreadable and len(copied) < len(rows) and paths.csv not in unopened:
         found.append(f"{paths.csv.name} has {len(copied)} of {plural(len(rows), 'row')}; {paths.json.name} has all")
     done, batch = number(status.get("epoch")) or 0, number(status.get("batch")) or 0
     if ended and not rows and (done > 1 or (done == 1 and batch and batch == status.get("batches"))):

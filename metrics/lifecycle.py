@@ -210,7 +210,7 @@ class RunLifecycle:
 
         False if asked to stop meanwhile.
         """
-        path = self.paths.samples / f"{self.config.data}_epoch_{epoch + 1:04d}.png"
+        path = self.paths.sample_grid(self.config.data, epoch + 1)
         if self.world.broadcast_result(path.exists, here=self.world.is_main):
             return True
         self.publish("sampling", epoch)

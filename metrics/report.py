@@ -16,7 +16,7 @@ from ddpm.run import cli
 from ddpm.run.command import RunCommand
 from ddpm.run.files import atomic_write
 from ddpm.run.format import DASH, count, timestamp
-from ddpm.run.paths import RunPaths
+from ddpm.run.paths import RunPaths, grid_epoch
 from ddpm.run.program import run_program
 from metrics import sections
 from metrics.page import Block, Facts, Note, Page, Picture, Section, code, link, to_markdown
@@ -94,8 +94,8 @@ def _grid(picture: Path, caption: str = "") -> Picture:
 
 def _epoch_of(picture: Path) -> str:
     """`Epoch 10`, of a sample grid's file; its name where that says no epoch."""
-    epoch = picture.stem.rpartition("_epoch_")[2]
-    return f"Epoch {int(epoch)}" if epoch.isdecimal() else picture.stem
+    epoch = grid_epoch(picture)
+    return picture.stem if epoch is None else f"Epoch {epoch}"
 
 
 def write_report(paths: RunPaths) -> Path:

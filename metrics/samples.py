@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from ddpm.run.files import atomic_write, read_file
-from ddpm.run.paths import RunPaths
+from ddpm.run.paths import RunPaths, grid_epoch
 from ddpm.training.emnist import CLASS_NAMES
 from metrics.style import STYLE, headed_figure, png
 
@@ -33,7 +32,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     Raises:
         OSError: the folder of plots cannot be written.
     """
-    read = {file: read_row(file) for file in sorted(paths.samples.glob("*_epoch_*.npz"))}
+    read = {file: read_row(file) for file in sorted(paths.samples.glob("*.npz")) if grid_epoch(file) is not None}
     rows = {file: row for file, row in read.items() if row is not None}
     rows = {file: row for file, row in rows.items() if row.shape == list(rows.values())[-1].shape}
     picture = paths.plots / f"{NAME}.png"
@@ -44,15 +43,12 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_ROWS)).round().astype(int))
     document = {"run": paths.run, "data": files[-1].stem.split("_epoch_")[0]}
     with style.context(STYLE):
-        figure = _draw([rows[files[index]] for index in chosen], [_epoch(files[index]) for index in chosen], document)
+        shown = [files[index] for index in chosen]
+        figure = _draw([rows[file] for file in shown], [grid_epoch(file) for file in shown], document)
         content = png(figure, document, NAME, kind="characters")
     paths.plots.mkdir(parents=True, exist_ok=True)
     atomic_write(picture, content)
     return picture
-
-
-def _epoch(file: Path) -> int:
-    return int(re.search(r"_epoch_(\d+)", file.stem)[1])
 
 
 def read_row(file: Path) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.run.metrics import TRAIN_IMAGES, TRAIN_TIME_SEC, Metric
+from ddpm.run.metrics import LOSS_MEAN, TRAIN_IMAGES, TRAIN_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA, Metric
 
 SMOOTH = 5  # number of measured values whose mean is a smoothed value
 WINDOW = 10  # largest number of measured values to which the present slope is fitted
@@ -130,6 +130,14 @@ def first_as_good(curve: Curve, target: float) -> Point | None:
     """The first value that is as good as `target`; None if there is none."""
     there = np.flatnonzero(curve.costs <= (-target if curve.metric.larger_is_better else target))
     return curve.point(int(there[0])) if len(there) else None
+
+
+def main_loss(runs: Iterable[Sequence[Mapping[str, Any]]], least: int = 1) -> Metric:
+    """The most telling loss of which the rows of a run have at least `least` values: validation loss of the EMA
+    weights, of the live ones, training loss."""
+    known = list(runs)
+    enough = (each for each in (VAL_LOSS_EMA, VAL_LOSS) if any(len(Curve.of(rows, each)) >= least for rows in known))
+    return next(enough, LOSS_MEAN)
 
 
 def over_epochs(rows: Sequence[Mapping[str, Any]], metric: Metric) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -457,6 +458,7 @@ def test_the_strip_passes_over_what_it_cannot_read(tmp_path: Path) -> None:
     first, last = save_grid(paths, 10, 60), save_grid(paths, 30, 180)
     (paths.samples / "emnist_epoch_0020.npz").write_bytes(first.read_bytes()[:200])
     np.savez(paths.samples / "emnist_epoch_0025.npz", x=np.zeros((3, 28, 28), np.uint8), y=np.arange(3))
+    shutil.copy(first, paths.samples / "emnist_epoch_last.npz")  # somebody's own
     picture = samples_through_training(paths)
     assert Image.open(picture).info["Description"] == "characters", "shown as they are, as sample grids"
     assert picture == paths.plots / "samples_through_training.png"

@@ -90,6 +90,10 @@ class RunPaths:
     def samples(self) -> Path:
         return self.metrics / "samples"
 
+    def sample_grid(self, data: str, epoch: int) -> Path:
+        """The sample grid drawn after `epoch`, counted from 1; its images are beside it, as `.npz`."""
+        return self.samples / f"{data}_epoch_{epoch:04d}.png"
+
     @property
     def evaluation(self) -> Path:
         return self.metrics / "evaluation.json"
@@ -197,6 +201,12 @@ def readable_folder(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def grid_epoch(file: Path) -> int | None:
+    """The epoch of a sample grid, or of its `.npz`, by its name; None if that is not one of a grid."""
+    found = re.search(r"_epoch_(\d+)$", file.stem)
+    return int(found[1]) if found else None
 
 
 def find_run(name: str, output_root: Path | None = None) -> RunPaths:

@@ -18,7 +18,7 @@ from typing import Any
 from ddpm.run.config import BETAS, NUM_CLASSES, TrainConfig, beta_range, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json, real, why_and_cure
-from ddpm.run.paths import RunPaths, readable_folder
+from ddpm.run.paths import RunPaths, grid_epoch, readable_folder
 from ddpm.training.checkpoint import Checkpoint, inspect, point_latest, read_meta, sound_folders
 from ddpm.training.distributed import DistContext
 from ddpm.training.schedule import TrainingSchedule
@@ -198,7 +198,7 @@ def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
 
 def later_pictures(paths: RunPaths, epochs: int) -> list[str]:
     """Move sample grids of epochs after `epochs`, which are trained again. Returns messages."""
-    later = [path for path in sorted(paths.samples.glob("*_epoch_*.*")) if _epoch(path) > epochs]
+    later = [path for path in sorted(paths.samples.glob("*_epoch_*.*")) if (grid_epoch(path) or 0) > epochs]
     where = {str(_move(path).parent) for path in later}
     return [f"sample grids from epoch {epochs + 1} on moved to {where.pop()}"] if later else []
 
@@ -226,12 +226,6 @@ def _step(file: Path, *keys: str) -> int | None:
             document = document[key]
         return int(document["step"])
     return None
-
-
-def _epoch(picture: Path) -> int:
-    """The epoch in the name of a sample grid; 0 if there is none."""
-    number = picture.stem.rpartition("_")[2]
-    return int(number) if number.isdigit() else 0
 
 
 # ---- after a failure -------------------------------------------------------------------------------------------------

@@ -18,11 +18,8 @@ from ddpm.run.metrics import (
     DASH,
     DATA,
     IMAGES_SEEN,
-    LOSS_MEAN,
     METRICS,
     TOTAL_TIME_SEC,
-    VAL_LOSS,
-    VAL_LOSS_EMA,
     Metric,
     headline,
 )
@@ -170,11 +167,6 @@ def has_values(runs: Iterable[ComparedRun], metric: Metric) -> bool:
     return any(metric.of(row) is not None for run in runs for row in run.rows)
 
 
-def main_loss(runs: Sequence[ComparedRun]) -> Metric:
-    """The most telling loss that was measured: validation loss of the EMA weights, of the live ones, training loss."""
-    return next((metric for metric in (VAL_LOSS_EMA, VAL_LOSS) if has_values(runs, metric)), LOSS_MEAN)
-
-
 def values_of(runs: Iterable[ComparedRun], name: str) -> list[str]:
     """The different values of a setting, as text."""
     return list(dict.fromkeys(run.said(name) for run in runs))
@@ -243,7 +235,7 @@ def rank(runs: Sequence[ComparedRun], rank_by: str | None = None) -> Ranking:
     Raises:
         RequestError: no such column, or no run has a value there.
     """
-    metric, larger = parse_rank_by(rank_by or main_loss(runs).name)
+    metric, larger = parse_rank_by(rank_by or trends.main_loss([run.rows for run in runs]).name)
     if not has_values(runs, metric):
         there = ", ".join(other.name for other in headline() if has_values(runs, other))
         there = f"there are values of {there}" if there else "none has a loss either"

@@ -39,7 +39,6 @@ from metrics.compare.figures import (
     differing,
     has_values,
     loss_levels,
-    main_loss,
     reached,
     setting_words,
     values_of,
@@ -48,7 +47,7 @@ from metrics.compare.plots import caption
 from metrics.compare.ranking import ranking_section, seeds_section, told_apart
 from metrics.page import Block, Note, Page, Picture, Section, Table, link
 from metrics.starts import computed, stamp_of
-from metrics.trends import over_epochs
+from metrics.trends import main_loss, over_epochs
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 MARK = "<!-- a comparison, written by metrics.compare -->"
@@ -243,7 +242,7 @@ def flop_words(value: float) -> str:
 
 def levels_section(runs: Sequence[ComparedRun], asked: Sequence[float]) -> Section:
     """Time, images and FLOP until losses were reached, of each group of runs whose losses can be compared."""
-    loss = main_loss(runs)
+    loss = main_loss([run.rows for run in runs])
     blocks: list[Block] = [
         f"At the end of the first epoch whose {loss.label} was at most the value in the heading; {DASH}: not reached."
     ]

@@ -29,6 +29,7 @@ from ddpm.run.metrics import (
     VAL_LOSS_EMA,
     Metric,
 )
+from ddpm.run.paths import grid_epoch
 from metrics.compare.figures import ComparedRun, comparable, has_values, values_of
 from metrics.samples import GAP, SHOWN, read_row
 from metrics.style import (
@@ -221,8 +222,8 @@ def draw_samples(runs: Sequence[ComparedRun]) -> Figure | None:
 
 def grids_of(run: ComparedRun) -> dict[int, Path]:
     """The `.npz` files beside the sample grids, by epoch."""
-    found = {file: re.search(r"_epoch_(\d+)$", file.stem) for file in run.paths.samples.glob("*.npz")}
-    return {int(match[1]): file for file, match in found.items() if match}
+    found = {grid_epoch(file): file for file in run.paths.samples.glob("*.npz")}
+    return {epoch: file for epoch, file in found.items() if epoch is not None}
 
 
 def draw_row(axes: Axes, row: np.ndarray, label: str, named: bool) -> None:

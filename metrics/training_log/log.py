@@ -16,12 +16,9 @@ from ddpm.run.format import DASH, duration, plural
 from ddpm.run.metrics import (
     BANDS,
     EPOCH_TIME_SEC,
-    LOSS_MEAN,
     LR,
     RCA,
     SAMPLES_PER_SEC,
-    VAL_LOSS,
-    VAL_LOSS_EMA,
     Metric,
     headline,
     names,
@@ -77,7 +74,7 @@ def write_training_log(paths: RunPaths, target: str | None = None, baseline: Run
 
 def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Page:
     """The page."""
-    metric = main_loss(run, SHORTEST)
+    metric = trends.main_loss([run.rows], SHORTEST)
     phases = find_phases(run.curve(metric))
     status, state = run.status, run.document["state"]
     later = status.get("state") in ENDED and status["state"] != state and state != "running"
@@ -87,7 +84,7 @@ def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Pag
         Note(f"The latest start {status['state']}{said}.") if later else None,
         quick_reference(run),
         best_results(run),
-        milestones_section(run, main_loss(run), metric, phases, target),
+        milestones_section(run, trends.main_loss([run.rows]), metric, phases, target),
         phases_section(run, metric, phases),
         target_section(run, target) if target else None,
         baseline_section(run, baseline) if baseline else None,
@@ -95,14 +92,6 @@ def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Pag
         curves_section(run),
     ]
     return Page(f"Training log: {run.run}", blocks)
-
-
-def main_loss(run: RunData, least: int = 1) -> Metric:
-    """The most telling loss with at least `least` values: validation of the EMA weights, of the live ones, training."""
-    return next(
-        (metric for metric in (VAL_LOSS_EMA, VAL_LOSS) if len(run.curve(metric)) >= least),
-        LOSS_MEAN,
-    )
 
 
 def quick_reference(run: RunData) -> Section:
@@ -144,7 +133,7 @@ def _time_words(run: RunData) -> str:
 
 
 def _best_words(run: RunData) -> str | None:
-    found = {metric: trends.best(run.curve(metric)) for metric in (main_loss(run), RCA)}
+    found = {metric: trends.best(run.curve(metric)) for metric in (trends.main_loss([run.rows]), RCA)}
     shown = (f"`{metric.name}` {metric.text(at.value)} (epoch {at.epoch})" for metric, at in found.items() if at)
     return ", ".join(shown) or None
 
