@@ -31,11 +31,11 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from ddpm.data import emnist
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.metrics import names
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from ddpm.training import emnist
 from ddpm.training.checkpoint import STATE, WEIGHTS
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -19,10 +19,11 @@ from torchvision import transforms
 from torchvision.datasets import EMNIST
 
 from ddpm.run.config import NULL_CLASS, TrainConfig
+from ddpm.training.compilation import compiled
 from ddpm.training.data import data_root
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.hardware import Choices, synchronize
-from ddpm.training.model import build_unet, compiled, set_layout, skip_unit_scales
+from ddpm.training.model import build_unet, set_layout, skip_unit_scales
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -25,10 +25,11 @@ from ddpm.run.config import NUM_CLASSES, TrainConfig
 from ddpm.run.program import run_program
 from ddpm.sampling.pipeline import make_sampler, sample
 from ddpm.sampling.sheets import images_at_once
+from ddpm.training.compilation import compiled
 from ddpm.training.device import pick_device
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.hardware import choose, set_up
-from ddpm.training.model import build_unet, compiled, flops_per_image, set_layout
+from ddpm.training.model import build_unet, flops_per_image, set_layout
 
 MANNERS = [f"{sampler}-{steps}" for sampler, counts in SAMPLERS.items() for steps in counts]
 SLOW, FAST, TARGET = "ddpm-600", "dpm++-20", 25.0  # SLOW is to take at least 25 times as long as FAST

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from importlib.util import find_spec
 import torch
 from rich.table import Table
 
+from benchmarks import variants
 from benchmarks.apart import Loop, SideProcess
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
@@ -32,6 +34,7 @@ from ddpm.training.hardware import DTYPES, choose, peak_flops, set_up
 from ddpm.training.model import flops_per_image
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")
+COMPILED_AT_ONCE = 4  # sides that compile at the same time, on a GPU
 
 
 @contextmanager
@@ -39,8 +42,8 @@ def side(name: str, config: TrainConfig, world: DistContext) -> Iterator[tuple[L
     """The loop of that name, and what it chose for the device."""
     flops = flops_per_image(config)
     choices = choose(config, world.device, flops)
-    if name == "ours":
-        with our_run(config, world) as ours:
+    if name == "ours" or name in variants.NAMES:
+        with variants.variant(name, world.device), our_run(config, world) as ours:
             yield ours, choices.in_words()
     elif name == "bare model":
         set_up(world.device, config.deterministic)
@@ -77,10 +80,17 @@ def sitting(config: TrainConfig, names: Sequence[str], options: Namespace) -> tu
             stack.enter_context(closing(SideProcess(name, partial(side, name, config), config.device)))
             for name in names
         ]
-        chosen, peaks = {}, {}
-        for each in sides:
-            chosen[each.name] = each.build()
-            each.turn(options.warmup)
+        peaks: dict[str, float | None] = {}
+
+        def begin(side: SideProcess) -> dict[str, str]:
+            choices = side.build()
+            side.turn(options.warmup)
+            return choices
+
+        with ThreadPoolExecutor(
+            1 if config.device == "cpu" or not torch.cuda.is_available() else COMPILED_AT_ONCE
+        ) as pool:
+            chosen = dict(zip(names, pool.map(begin, sides), strict=True))
 
         def turn(side: SideProcess) -> float:
             taken = side.turn(options.steps)
@@ -146,9 +156,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sittings", type=int, default=1, help="starts of all sides, with --rounds each (default 1)")
     parser.add_argument("--steps", type=int, default=20, help="of a side in a turn (default 20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps of each side before the rounds (default 5)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="ours is always among them")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        choices=(*SIDES, *variants.NAMES),
+        default=list(SIDES),
+        help="default: the first four; ours is always among them",
+    )
     options, config = settings(parser, argv)
-    names = [name for name in SIDES if name in {"ours", *options.sides}]
+    names = [name for name in (*SIDES, *variants.NAMES) if name in {"ours", *options.sides}]
     if "accelerate loop" in names and not find_spec("accelerate"):
         print("the Accelerate loop is left out: it needs `pip install accelerate`", file=sys.stderr)
         names.remove("accelerate loop")

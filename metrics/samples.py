@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.files import atomic_write, read_file
 from ddpm.run.paths import RunPaths, grid_epoch
-from ddpm.training.emnist import CLASS_NAMES
 from metrics.style import STYLE, headed_figure, png
 
 SHOWN = "0258ABEGKMQRSagt"  # shapes that differ, some of them hard

@@ -9,12 +9,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: several processes sha
 import pytest
 import torch
 
+from ddpm.data import glyphs
+from ddpm.data.emnist import split_files, write_idx
 from ddpm.run.config import PRESETS, TrainConfig, preset
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training import glyphs
 from ddpm.training.data import Images
 from ddpm.training.distributed import DistContext
-from ddpm.training.emnist import split_files, write_idx
 
 for name in ("VENV", "TORCH", "CONDA_ENV", "CONTAINER", "MODULES", "NPROC_PER_NODE", "MAX_REQUEUES"):
     os.environ.pop(name, None)  # `make VENV=… test` hands it on, and submit.sh would take it for the user's wish

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.format import duration, timestamp
 from ddpm.run.metrics import (
     GPU_MEM_PEAK_MB,
@@ -29,7 +30,6 @@ from ddpm.run.metrics import (
     VAL_LOSS_EMA,
 )
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
-from ddpm.training.emnist import CLASS_NAMES
 from metrics.compare.__main__ import main
 from metrics.compare.comparison import PAGE
 from metrics.compare.figures import loss_levels, reached, read_runs

@@ -7,9 +7,10 @@ import torch
 from torchvision import transforms
 from torchvision.datasets import EMNIST
 
+from ddpm.data import emnist
 from ddpm.run.config import PRESETS, preset
 from ddpm.run.errors import RequestError
-from ddpm.training import data, emnist
+from ddpm.training import data
 from ddpm.training.distributed import DistContext, connect
 from tests.conftest import ONE, replace
 from tests.processes import in_processes

@@ -12,7 +12,8 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm.run.config import PRESETS, preset
-from ddpm.training.model import EMA, build_unet, cut_at_buckets, set_layout
+from ddpm.training.compilation import cut_at_buckets
+from ddpm.training.model import EMA, build_unet, set_layout
 
 SIDE = 32  # pixels; the graphs are the same at any resolution
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ddpm.data.glyphs import GlyphsConfig
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.export import ExportConfig
 from ddpm.run import cli
@@ -19,7 +20,6 @@ from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.sampling.config import SampleConfig
-from ddpm.training.glyphs import GlyphsConfig
 from metrics.compare.__main__ import CompareConfig
 from metrics.curves import CurvesConfig
 from metrics.health.checker import HealthConfig
@@ -38,7 +38,7 @@ PAGES = [
 ]
 CONFIGS = {
     "train.py": TrainConfig, "submit.sh": TrainConfig, "sample.py": SampleConfig, "evaluate.py": EvaluateConfig,
-    "pretty_logger.py": ViewConfig, "ddpm.export": ExportConfig, "ddpm.training.glyphs": GlyphsConfig,
+    "pretty_logger.py": ViewConfig, "ddpm.export": ExportConfig, "ddpm.data.glyphs": GlyphsConfig,
     "metrics.compare": CompareConfig, "metrics.curves": CurvesConfig, "metrics.health": HealthConfig,
     "metrics.html": HtmlConfig, "metrics.report": ReportConfig, "metrics.sweep": SweepConfig,
     "metrics.training_log": TrainingLogConfig,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import EMNIST
 
+from ddpm.data import emnist
 from ddpm.run.errors import RequestError
-from ddpm.training import emnist
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import run_rounds
+from ddpm.data import emnist
+from ddpm.data.emnist import split_files, write_idx
 from ddpm.run.config import TrainConfig
-from ddpm.training import emnist, trainer
-from ddpm.training.emnist import split_files, write_idx
+from ddpm.training import trainer
 from tests.conftest import replace
 from tests.disks import make_read_only, small_disk
 from tests.processes import in_processes

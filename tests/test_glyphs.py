@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import EMNIST
 
+from ddpm.data import emnist, glyph_drawing, glyphs
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training import emnist, glyph_drawing, glyphs
 
 REAL = PROJECT_ROOT.parent / "shared" / "emnist"
 FEW = {"train_per_class": 6, "test_per_class": 3}
@@ -178,7 +178,7 @@ def test_other_parameters_are_drawn_anew(drawn: Path, key: str) -> None:
 
 
 def test_a_set_whose_drawing_was_killed_is_drawn_again(drawn: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "ddpm.training.glyphs", "--root", tmp_path], cwd=PROJECT_ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "ddpm.data.glyphs", "--root", tmp_path], cwd=PROJECT_ROOT)
     try:
         deadline = time.monotonic() + 30
         while not note_of(tmp_path).exists() and time.monotonic() < deadline:
@@ -235,7 +235,7 @@ def test_the_command_draws_the_default_set_in_time_and_a_contact_sheet(tmp_path:
     command = [
         sys.executable,
         "-m",
-        "ddpm.training.glyphs",
+        "ddpm.data.glyphs",
         "--root",
         tmp_path / "data",
         "--seed",
@@ -255,7 +255,7 @@ def test_the_command_draws_the_default_set_in_time_and_a_contact_sheet(tmp_path:
 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "ddpm.training.glyphs", "--root", tmp_path / "file"]
+    command = [sys.executable, "-m", "ddpm.data.glyphs", "--root", tmp_path / "file"]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

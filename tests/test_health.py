@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ddpm.data.emnist import read_idx, split_files, write_idx
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
-from ddpm.training.emnist import read_idx, split_files, write_idx
 from metrics.health.checker import main, verdict_of
 from metrics.health.thresholds import Thresholds, parse_thresholds
 from metrics.live.gpus import GpuSampler

@@ -97,7 +97,7 @@ def test_help_comes_before_anything_heavy_is_loaded(program):
         (["-m", "metrics.compare", "a_run", "--rank-bye", "rca"], "did you mean --rank-by?"),
         (["-m", "metrics.sweep", "plan.yaml", "--at-once", "0"], "--at-once 0: must be 1 or more"),
         (["-m", "metrics.sweep", "plan.yaml", "--", "--time=1"], "need --submit"),
-        (["-m", "ddpm.training.glyphs", "--seeds", "1"], "did you mean --seed?"),
+        (["-m", "ddpm.data.glyphs", "--seeds", "1"], "did you mean --seed?"),
         (["-m", "metrics.jobs.requeue"], "give before FLAGS"),
         (["pretty_logger.py", "a_run", "--onec"], "did you mean --once?"),
     ],

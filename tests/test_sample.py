@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import sample
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
@@ -19,7 +20,6 @@ from ddpm.sampling.load import load_model
 from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Contents
 from ddpm.training.diffusion import make_scheduler
-from ddpm.training.emnist import CLASS_NAMES
 from ddpm.training.model import build_unet
 from tests.conftest import SMALL
 

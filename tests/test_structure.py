@@ -10,6 +10,7 @@ from ddpm.run.paths import PROJECT_ROOT
 
 LAYERS = (  # from the bottom up; a module belongs to the longest of these names it begins with, a script to the top
     ("ddpm.run",),
+    ("ddpm.data",),
     ("ddpm.training",),
     ("ddpm.sampling",),
     ("ddpm.evaluation",),

@@ -18,8 +18,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm.data.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 from ddpm.run.fonts import font_file
-from ddpm.training.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 
 # Fonts that matplotlib ships, and the characters to leave out of each: forms that hardly anyone writes by hand (zeros
 # with a dot, "a" and "g" of two storeys, digits below the baseline, wide serifs), and dots on i and j that vanish.

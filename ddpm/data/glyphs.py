@@ -1,6 +1,6 @@
 """`--data glyphs`: the embedded data set, 47 characters drawn from fonts, in files of EMNIST's names and format.
 
-python -m ddpm.training.glyphs [--root DIR] [--seed N] [--sheet PNG]
+python -m ddpm.data.glyphs [--root DIR] [--seed N] [--sheet PNG]
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 from tyro.conf import arg
 
+from ddpm.data.emnist import CLASS_NAMES, IMAGE_SIZE, check_split, read_idx, split_files, write_idx
+from ddpm.data.glyph_drawing import draw
 from ddpm.run import cli
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, read_json
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.program import run_program
-from ddpm.training.emnist import CLASS_NAMES, IMAGE_SIZE, check_split, read_idx, split_files, write_idx
-from ddpm.training.glyph_drawing import draw
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 400, 80
 VERSION = 1  # of the pictures: raise it when a change of glyph_drawing.py changes them
@@ -43,14 +43,14 @@ def ensure_glyphs(
         OSError: the folder cannot be written.
     """
     note = Path(root) / "EMNIST" / "raw" / "glyphs.json"
-    wanted = {"generator": "ddpm.training.glyphs", "version": VERSION, "seed": seed}
+    wanted = {"generator": "ddpm.data.glyphs", "version": VERSION, "seed": seed}
     wanted |= {"train_per_class": train_per_class, "test_per_class": test_per_class}
     if is_whole(Path(root), note, wanted):
         return
     foreign = [file for split in ("train", "test") for file in split_files(root, split) if os.path.lexists(file)]
     if foreign and not os.path.lexists(note):
         raise RequestError(
-            f"{foreign[0]} was not drawn by ddpm.training.glyphs and is kept: give glyphs a folder of their own"
+            f"{foreign[0]} was not drawn by ddpm.data.glyphs and is kept: give glyphs a folder of their own"
         )
     note.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(note, json.dumps(wanted | {"whole": False}, indent=2))
@@ -95,7 +95,7 @@ class GlyphsConfig:
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the data set, and the contact sheet if asked for. Returns 0, or 2 for a wrong request."""
-    config = cli.parse(GlyphsConfig, arguments, "python -m ddpm.training.glyphs")
+    config = cli.parse(GlyphsConfig, arguments, "python -m ddpm.data.glyphs")
     ensure_glyphs(config.root, config.seed)
     print(f"glyphs: {config.root / 'EMNIST' / 'raw'}")
     if config.sheet:

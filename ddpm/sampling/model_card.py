@@ -14,13 +14,13 @@ from typing import Any, get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ddpm.data.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 from ddpm.run.config import data_words
 from ddpm.run.evaluation_figures import FIGURES, at, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
 from ddpm.run.metrics import DASH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
 from ddpm.sampling.options import SamplerName
-from ddpm.training.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TASK = "unconditional-image-generation"  # the closest task of the Hub: it has none for drawing by class

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.datasets import EMNIST
 
+from ddpm.data import emnist, glyphs
 from ddpm.run.config import USUAL_VAL_IMAGES, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import why_and_cure
-from ddpm.training import emnist, glyphs
 from ddpm.training.distributed import DistContext
 from ddpm.training.seeding import Stream, generator
 

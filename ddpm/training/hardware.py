@@ -17,6 +17,7 @@ from ddpm.run.config import EVALUATED, NUM_CLASSES, USUAL_EVAL_EVERY, USUAL_VAL_
 # counts. A GPU that is not here gets no MFU rather than a guess.
 PEAK_TFLOPS = {
     "B200": 2250.0,
+    "H200 NVL": 835.0,
     "H200": 989.0,
     "GH200": 989.0,
     "H100 PCIe": 756.0,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.training.layers import replace_layers
 from ddpm.training.seeding import Stream, derive
 
 
@@ -121,50 +119,13 @@ def set_layout(model: torch.nn.Module, channels_last: bool) -> None:
     """Let a UNet2DModel keep its activations in NHWC if `channels_last`; its parameters stay the same objects."""
     if channels_last:
         model.to(memory_format=torch.channels_last)
+        for parameter in model.parameters():
+            if parameter.dim() == 4:  # the step above passes over 1×1 kernels, and DDP would copy their gradients
+                strides = torch.empty(parameter.shape, device="meta", memory_format=torch.channels_last).stride()
+                parameter.data = parameter.data.as_strided(parameter.shape, strides)
         # In training mode diffusers' shortcuts go back to NCHW. Nothing else differs, as there is no dropout.
         model.eval()
-    for norm in model.modules():
-        if type(norm) is torch.nn.GroupNorm:
-            norm.__class__ = TracedGroupNorm
-
-
-def compiled(model: torch.nn.Module) -> torch.nn.Module:
-    """The model compiled separately for each batch shape, which is faster than one version for all shapes."""
-    # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
-    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
-    return torch.compile(model, dynamic=False)
-
-
-def cut_at_buckets(network: DistributedDataParallel) -> DistributedDataParallel:
-    """Let torch.compile cut the model into as many graphs as DDP has buckets of gradients, not one per parameter.
-
-    It ends a graph where the parameters in it fill a bucket, so that the exchange of one overlaps with the backward
-    pass of the next. For the size of a parameter it takes that of its storage, and here all parameters share one (EMA).
-    Each graph then gets as many parameters as a bucket holds on average. Call it before the first forward pass.
-    """
-    parameters = list(network.parameters())
-    size = parameters[0].untyped_storage().nbytes()
-    graphs = max(1, size // network.bucket_bytes_cap)
-    network.bucket_bytes_cap = math.ceil(len(parameters) / graphs) * size  # read by the compiler only: DDP has its own
-    return network
-
-
-class TracedGroupNorm(torch.nn.GroupNorm):
-    """A GroupNorm that torch.compile sees as arithmetic, which it fuses and keeps in the memory layout of the input.
-
-    On a GPU, torch's GroupNorm copies its input to NCHW, even if traced, and the convolution after it copies back.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[B, C, …] of any dtype → the same shape; while tracing float32, as autocast has it on a GPU."""
-        if not torch.compiler.is_compiling():
-            return super().forward(input)
-        grouped = input.float().unflatten(1, (self.num_groups, -1))
-        inner = tuple(range(2, grouped.dim()))
-        variance, mean = torch.var_mean(grouped, dim=inner, correction=0, keepdim=True)
-        normalized = ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
-        per_channel = (-1, *[1] * (input.dim() - 2))
-        return normalized * self.weight.view(per_channel) + self.bias.view(per_channel)
+    replace_layers(model, channels_last)
 
 
 def skip_unit_scales(model: torch.nn.Module) -> None:

@@ -18,11 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import TrainingFailed
+from ddpm.training.compilation import averaging, compiled
 from ddpm.training.data import Images, to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices, set_up
-from ddpm.training.model import EMA, build_unet, compiled, cut_at_buckets, set_layout, skip_unit_scales
+from ddpm.training.model import EMA, build_unet, set_layout, skip_unit_scales
 from ddpm.training.soundness import skipping
 
 MAX_NONFINITE_IN_A_ROW = 25
@@ -49,16 +50,8 @@ class Trainer:
         self._parameters = list(self.model.parameters())
         self._draws = StepDraws(config, world)
         self._dtype = choices.dtype
-        self._network = self._for_training(choices)
-
-    def _for_training(self, choices: Choices) -> torch.nn.Module:
-        """The model as the step calls it: compiled, and with gradients averaged over the processes."""
         network = compiled(self.model) if choices.compile else self.model
-        if self.world.world_size == 1:
-            return network
-        on_gpu = self.world.device.type == "cuda"
-        device_ids = [self.world.device.index] if on_gpu else None
-        return cut_at_buckets(DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True))
+        self._network = averaging(network, world.device)  # as the step calls it
 
     def _new_average(self) -> AveragedModel:
         """A copy of the model that averages weights (SWA), with none averaged yet."""

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.data.emnist import CLASS_NAMES, check_split, read_idx, split_files
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why
 from ddpm.run.format import DASH, plural, shown
 from ddpm.run.metrics import GPU_MEM_PEAK_MB, VAL_LOSS_EMA
 from ddpm.run.paths import RunPaths, readable_folder
-from ddpm.training.emnist import CLASS_NAMES, check_split, read_idx, split_files
 from metrics.health.checks import Component, fact, healthy, unhealthy, warning
 from metrics.health.thresholds import Thresholds
 from metrics.page import Finding, Table
