@@ -1,18 +1,21 @@
 """A training step: ours against a plain loop, an Accelerate loop, and the bare model.
 
     python -m benchmarks.train_step --preset tiny --data-root DIR
-    python -m benchmarks.train_step --preset large --data-root DIR --steps 20
+    python -m benchmarks.train_step --presets large small --data-root DIR --sides ours "plain loop" "ours under DDP"
 
 Ours is the loop of train.py itself. All sides train the same UNet on the same data in the same batch and take turns in
 each round, after a warm-up. Each is a process of its own, which is stopped, with its workers, in the others' turns. On
 a CPU, the memory layout of a process can change its speed by some percent: `--sittings` starts all of them again.
+Other sides are ours without one of its changes, or under DDP (benchmarks/variants.py).
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -26,7 +29,8 @@ from benchmarks.apart import Loop, SideProcess
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
-from ddpm.run.config import TrainConfig
+from ddpm.run.arguments import parse_args
+from ddpm.run.config import PRESETS, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.program import run_program
 from ddpm.training.distributed import DistContext, connect
@@ -34,7 +38,8 @@ from ddpm.training.hardware import DTYPES, choose, peak_flops, set_up
 from ddpm.training.model import flops_per_image
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")
-COMPILED_AT_ONCE = 4  # sides that compile at the same time, on a GPU
+ALL_SIDES = (*SIDES, *variants.NAMES)
+COMPILED_AT_ONCE = 6  # sides that compile at the same time, on a GPU
 
 
 @contextmanager
@@ -59,46 +64,65 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(11))
 
 
-def measure(config: TrainConfig, names: Sequence[str], options: Namespace) -> dict:
-    """Seconds per step of each side by round, over all sittings; the choices of ours; the peak memory of each side.
+def measure(
+    configs: Mapping[str, TrainConfig], sides: Sequence[tuple[str, str]], options: Namespace
+) -> dict[str, dict]:
+    """By preset: seconds per step of each side by round, over all sittings; seconds until a side had done its first
+    steps; the choices of ours; the peak memory of each side.
+
+    Args:
+        sides: (preset, side).
 
     Raises:
         RequestError: a side has failed.
     """
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    measured = {
+        preset: {"choices": {}, "seconds_to_begin": {}, "seconds_per_step": defaultdict(list), "peak_memory_gb": {}}
+        for preset in configs
+    }
     for _ in range(options.sittings):
-        rounds, chosen, peaks = sitting(config, names, options)
-        for name, seconds_per_step in rounds.items():
-            taken[name] += seconds_per_step
-    return {"choices": chosen["ours"], "seconds_per_step": taken, "peak_memory_gb": peaks}
+        with ExitStack() as stack:
+            processes = {
+                (preset, name): stack.enter_context(
+                    closing(SideProcess(name, partial(side, name, configs[preset]), configs[preset].device))
+                )
+                for preset, name in sides
+            }
+            begin(processes, measured, options.warmup)
+            for preset, found in measured.items():
+                turns = {
+                    name: partial(turn, process, options.steps, found["peak_memory_gb"])
+                    for (of, name), process in processes.items()
+                    if of == preset
+                }
+                for name, taken in in_turn(turns, options.rounds, options.passes).items():
+                    found["seconds_per_step"][name] += taken
+    return measured
 
 
-def sitting(config: TrainConfig, names: Sequence[str], options: Namespace) -> tuple[dict, dict, dict]:
-    """All rounds of one start of the sides: seconds per step by round, what they chose, the memory they needed."""
-    with ExitStack() as stack:
-        sides = [
-            stack.enter_context(closing(SideProcess(name, partial(side, name, config), config.device)))
-            for name in names
-        ]
-        peaks: dict[str, float | None] = {}
+def begin(processes: Mapping[tuple[str, str], SideProcess], measured: dict[str, dict], warmup: int) -> None:
+    """Build every side and let it warm up, several at once on a GPU, where that is mostly compilation on the CPU. The
+    bare models come last, as they find what the others have compiled."""
 
-        def begin(side: SideProcess) -> dict[str, str]:
-            choices = side.build()
-            side.turn(options.warmup)
-            return choices
+    def one(key: tuple[str, str]) -> None:
+        preset, name = key
+        began = time.monotonic()
+        choices = processes[key].build()
+        processes[key].turn(warmup)
+        measured[preset]["seconds_to_begin"][name] = time.monotonic() - began
+        if name == "ours":
+            measured[preset]["choices"] = choices
 
-        with ThreadPoolExecutor(
-            1 if config.device == "cpu" or not torch.cuda.is_available() else COMPILED_AT_ONCE
-        ) as pool:
-            chosen = dict(zip(names, pool.map(begin, sides), strict=True))
+    at_once = COMPILED_AT_ONCE if torch.cuda.is_available() else 1
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(one, sorted(processes, key=lambda key: key[1] == "bare model")))
 
-        def turn(side: SideProcess) -> float:
-            taken = side.turn(options.steps)
-            peaks[side.name] = taken.peak_memory_gb
-            return taken.seconds_per_step
 
-        turns = {each.name: partial(turn, each) for each in sides}
-        return in_turn(turns, options.rounds, options.passes), chosen, peaks
+def turn(process: SideProcess, steps: int, peaks: dict[str, float | None]) -> float:
+    """Let a side train; notes the memory that it needed. Returns the seconds per step."""
+    taken = process.turn(steps)
+    peaks[process.name] = taken.peak_memory_gb
+    return taken.seconds_per_step
 
 
 def limits(config: TrainConfig, device: torch.device) -> dict:
@@ -150,37 +174,58 @@ def table(config: TrainConfig, results: dict[str, dict]) -> Table:
     return page
 
 
+def asked_sides(asked: Sequence[str], presets: Sequence[str]) -> list[tuple[str, str]]:
+    """(preset, side) of each: `SIDE` is measured for every preset, `PRESET:SIDE` for that one; ours always is.
+
+    Raises:
+        RequestError: there is no such side or preset here.
+    """
+    wanted = {(preset, "ours") for preset in presets}
+    for each in asked:
+        preset, _, name = each.rpartition(":")
+        if name not in ALL_SIDES or preset not in ("", *presets):
+            raise RequestError(f"--sides: '{each}' is none of {', '.join(ALL_SIDES)}, or one of these after a preset:")
+        wanted |= {(of, name) for of in ([preset] if preset else presets)}
+    if any(name == "accelerate loop" for _, name in wanted) and not find_spec("accelerate"):
+        print("the Accelerate loop is left out: it needs `pip install accelerate`", file=sys.stderr)
+        wanted = {(preset, name) for preset, name in wanted if name != "accelerate loop"}
+    return sorted(wanted, key=lambda key: (presets.index(key[0]), ALL_SIDES.index(key[1])))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--passes", type=int, default=3, help="turns of each side in a round (default 3)")
     parser.add_argument("--sittings", type=int, default=1, help="starts of all sides, with --rounds each (default 1)")
     parser.add_argument("--steps", type=int, default=20, help="of a side in a turn (default 20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps of each side before the rounds (default 5)")
-    parser.add_argument(
-        "--sides",
-        nargs="+",
-        choices=(*SIDES, *variants.NAMES),
-        default=list(SIDES),
-        help="default: the first four; ours is always among them",
-    )
+    parser.add_argument("--sides", nargs="+", default=list(SIDES),
+                        help=f"default: {', '.join(SIDES)}. Others: {', '.join(variants.NAMES)}. PRESET:SIDE for one "
+                        "of several presets")  # fmt: skip
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, help="several, whose sides start together")
     options, config = settings(parser, argv)
-    names = [name for name in (*SIDES, *variants.NAMES) if name in {"ours", *options.sides}]
-    if "accelerate loop" in names and not find_spec("accelerate"):
-        print("the Accelerate loop is left out: it needs `pip install accelerate`", file=sys.stderr)
-        names.remove("accelerate loop")
+    presets, flags = options.presets or [config.preset], parser.parse_known_args(argv)[1]
+    configs = {preset: parse_args([*flags, "--preset", preset]) for preset in presets}
     with connect(config.device) as world:
-        document = {"machine": machine(world.device), "preset": config.preset, "resolution": config.resolution,
-                    "batch": config.images_per_step, "sittings": options.sittings, "passes": options.passes,
-                    "steps": options.steps}  # fmt: skip
         try:
-            measured = measure(config, names, options)
+            sides = asked_sides(options.sides, presets)
+            every = measure(configs, sides, options)
         except RequestError as error:
             parser.error(str(error))
-        measured |= limits(config, world.device)
-        results = figures(measured, config.images_per_step)
-        document |= {**measured, "figures": results}
-        name = f"train_step_{config.preset}" + ("" if config.precision == "auto" else f"_{config.precision}")
-        publish(name, world.device, document, options.out, table(config, results))
+        for preset, measured in every.items():
+            tell(configs[preset], measured, world.device, options)
+
+
+def tell(config: TrainConfig, measured: dict, device: torch.device, options: Namespace) -> None:
+    """Print and write what was measured for one preset."""
+    measured |= limits(config, device)
+    results = figures(measured, config.images_per_step)
+    document = {"machine": machine(device), "preset": config.preset, "resolution": config.resolution,
+                "batch": config.images_per_step, "sittings": options.sittings, "passes": options.passes,
+                "steps": options.steps, **measured, "figures": results}  # fmt: skip
+    name = f"train_step_{config.preset}" + ("" if config.precision == "auto" else f"_{config.precision}")
+    several = options.out and len(options.presets or ()) > 1
+    out = options.out.with_stem(f"{options.out.stem}_{config.preset}") if several else options.out
+    publish(name, device, document, out, table(config, results))
 
 
 if __name__ == "__main__":

@@ -59,9 +59,12 @@ def derived_group_norm(self: torch.nn.GroupNorm, input: torch.Tensor) -> torch.T
     return normalized * self.weight.view(per_channel) + self.bias.view(per_channel)
 
 
+class DerivedGroupNorm(torch.nn.GroupNorm):
+    forward = derived_group_norm
+
+
 def only_norms(network: torch.nn.Module, channels_last: bool) -> None:
     """Let the norms be arithmetic with a derived gradient, and the other layers torch's and diffusers'."""
-    layers.GroupNorm.forward = derived_group_norm
     for layer in network.modules():
         if type(layer) is torch.nn.GroupNorm:
-            layer.__class__ = layers.GroupNorm
+            layer.__class__ = DerivedGroupNorm

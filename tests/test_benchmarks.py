@@ -14,12 +14,14 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import overhead, train_step
+from benchmarks import overhead, train_step, variants
 from benchmarks.apart import SideProcess
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import in_turn
 from ddpm.run.config import TrainConfig
+from ddpm.run.errors import RequestError
+from ddpm.training import compilation, layers, model
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
 from tests.conftest import ONE, as_arguments, replace
@@ -216,3 +218,41 @@ def test_a_wrong_flag_is_one_line(capsys):
         train_step.main(["--preset", "tiny", "--batch-size", "0"])
     assert ended.value.code == 2
     assert "--batch-size" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_sides_are_named_for_all_presets_or_one():
+    asked = train_step.asked_sides(["plain loop", "small:ours fusing less"], ["large", "small"])
+    assert asked == [
+        ("large", "ours"), ("large", "plain loop"), ("small", "ours"), ("small", "plain loop"),
+        ("small", "ours fusing less"),
+    ]  # fmt: skip
+    for wrong in ("fast loop", "xl:ours"):
+        with pytest.raises(RequestError, match=wrong):
+            train_step.asked_sides([wrong], ["large", "small"])
+
+
+def test_two_presets_are_measured_together(tiny, tmp_path):
+    sides = ["ours under DDP", "tiny:ours, no own layers"]
+    short = ["--rounds", "1", "--passes", "1", "--steps", "1", "--warmup", "1", "--presets", "tiny", "small"]
+    flags = [*as_arguments(tiny)[2:], "--batch-size", "8", "--resolution", "28"]
+    train_step.main([*short, "--sides", *sides, "--out", str(tmp_path / "out.json"), *flags])
+    figures = {each: json.loads((tmp_path / f"out_{each}.json").read_text())["figures"] for each in ("tiny", "small")}
+    assert list(figures["tiny"]) == ["ours", *(side.removeprefix("tiny:") for side in sides)]
+    assert list(figures["small"]) == ["ours", "ours under DDP"]
+
+
+def test_without_its_closed_form_a_norm_is_a_norm(tiny):
+    norm, images = torch.nn.GroupNorm(4, 8), torch.randn(3, 8, 5, 5)
+    torch.testing.assert_close(variants.derived_group_norm(norm, images), norm(images))
+
+
+@pytest.mark.parametrize("name", variants.NAMES)
+def test_what_a_variant_changes_is_back_afterwards(name: str):
+    def state() -> list:
+        return [dict(compilation.FUSE_MORE), layers.GroupNorm.forward, layers.FAST_CHANNELS, model.replace_layers,
+                torch.distributed.is_initialized()]  # fmt: skip
+
+    before = state()
+    with variants.variant(name, torch.device("cpu")):
+        assert state() != before
+    assert state() == before
