@@ -1,16 +1,17 @@
 #!/bin/bash
-# Five benchmarks on one GPU, and one table of them. Should take under eight minutes on an H200; not timed there yet.
+# The benchmarks that need a GPU, and the tests that do, on one GPU in at most nine minutes; then a table of them.
 #
 #   benchmarks/run_gpu.sh [--out DIR] [flags of train.py: --data-root DIR, --data glyphs]
 #   benchmarks/run_gpu.sh --rehearse     the same with a model of a few thousand weights, also without a GPU
 #
-# PYTHON chooses the interpreter; paths are relative to the project's folder. A benchmark that fails is named and left
-# out of the table, and the exit code is 1.
+# The most telling come first, and each writes its file as soon as it has its figures, so that a run that is cut short
+# leaves what it has. None may take longer than its limit, nor go on after the nine minutes. PYTHON chooses the
+# interpreter; paths are relative to the project's folder. What fails is named, and the exit code is 1.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-python=${PYTHON:-python} out=benchmarks/results rehearse=
-flags=() compile=()
+python=${PYTHON:-python} out=benchmarks/results rehearse='' most=540
+flags=()
 while [ $# -gt 0 ]; do
     case $1 in
     --out) out=${2:?--out needs a folder} && shift ;;
@@ -21,37 +22,45 @@ while [ $# -gt 0 ]; do
 done
 mkdir -p "$out"
 
-large=(--rounds 3 --passes 1 --steps 8 --warmup 3) small=(--rounds 5 --passes 1 --steps 10 --warmup 3)
-overhead=(--rounds 5 --passes 1 --steps 20) input=(--rounds 3 --seconds 0.5 --presets small large --share-of-step)
-sampling=(--rounds 2 --manners ddpm-600 dpm++-20) startup=(--rounds 1 --warm-cache)
+# Compiling a big preset takes one core two minutes: sides and presets compile beside each other, and are timed in turn.
+step=(--presets large small --rounds 3 --passes 1 --steps 6 --warmup 2 --sides "plain loop" "accelerate loop"
+    "bare model" "ours under DDP" "small:ours fusing less" "small:ours, norms derived" "small:ours, no own layers"
+    "large:ours, sums by row")
+input=(--rounds 3 --seconds 0.5 --presets small large --share-of-step) kernels=() startup=(--rounds 1 --warm-cache)
+sampling=(--rounds 2 --manners ddpm-600 dpm++-20 --no-compile) compile=()
 if [ "$rehearse" ]; then
     flags+=(--block-out-channels 8 16 --norm-num-groups 4 --layers-per-block 1 --no-mid-attention --resolution 28
         --batch-size 8 --val-images 20 --diffusion-steps 20 --sample-steps 10)
-    compile=(--no-compile)
-    large=(--rounds 1 --passes 1 --steps 2 --warmup 1) small=("${large[@]}") overhead=("${large[@]}")
-    input=(--rounds 1 --seconds 0.1 --presets small --share-of-step)
-    sampling=(--rounds 1 --images 2 --manners ddpm-20 dpm++-10) startup=(--rounds 1)
+    compile=(--no-compile) most=3600
+    step+=(--rounds 1 --steps 2 --warmup 1) input=(--rounds 1 --seconds 0.1 --presets small --share-of-step)
+    kernels=(--steps 2 --warmup 1) startup=(--rounds 1)
+    sampling=(--rounds 1 --images 2 --manners ddpm-20 dpm++-10 --no-compile)
 fi
 
 failed=()
-measure() { # NAME FLAG…: one benchmark, its own JSON in $out
-    local name=$1 preset=$2 begun=$SECONDS
+try() { # LIMIT NAME COMMAND…: for at most LIMIT seconds, and no longer than is left of the whole
+    local limit=$1 name=$2 begun=$SECONDS left=$((most - SECONDS))
     shift 2
-    "$python" -m "benchmarks.$name" "$@" ${preset:+--preset "$preset"} "${flags[@]}" "${compile[@]}" \
-        --out "$out/$name${preset:+_$preset}_run_gpu.json" || failed+=("$name${preset:+ $preset}")
-    echo "== $name $preset: $((SECONDS - begun)) s"
+    [ "$rehearse" ] && limit=$left
+    timeout $((left < 5 ? 5 : left < limit ? left : limit)) "$@" || failed+=("$name")
+    echo "== $name: $((SECONDS - begun)) s"
+}
+measure() { # LIMIT NAME FLAG…: a benchmark that writes a file of its own
+    local limit=$1 name=$2
+    shift 2
+    try "$limit" "$name" "$python" -m "benchmarks.${name%% *}" "$@" "${flags[@]}" --out "$out/${name// /_}_run_gpu.json"
 }
 
-measure train_step small "${small[@]}"
-measure train_step large "${large[@]}"
-measure input_pipeline "" "${input[@]}"
-measure overhead small "${overhead[@]}"
-measure sampling small "${sampling[@]}"
-compile=() # the start is measured with and without
-measure startup large "${startup[@]}"
+measure 300 train_step "${step[@]}" "${compile[@]}"
+measure 60 "kernels large" --preset large "${kernels[@]}" "${compile[@]}"
+measure 60 "kernels small" --preset small "${kernels[@]}" "${compile[@]}"
+measure 40 input_pipeline "${input[@]}" "${compile[@]}"
+measure 160 "startup large" --preset large "${startup[@]}"
+measure 60 "sampling small" --preset small "${sampling[@]}"
 "$python" -m benchmarks.summary --folder "$out"
+try 120 tests "$python" -m pytest -q -n 4 -p no:cacheprovider tests/test_gpu.py tests/test_gpu_speed.py
 echo "== all: $SECONDS s; the files are in $out"
 if [ ${#failed[@]} -gt 0 ]; then
-    echo "failed: ${failed[*]}" >&2
+    printf 'failed: %s\n' "$(IFS=, && echo "${failed[*]}")" >&2
     exit 1
 fi

@@ -14,7 +14,8 @@ def put(folder: Path, name: str, device: str, **document) -> None:
 
 def step(plain: float, accelerate: float, bare: float, memory: float | None) -> dict:
     figures = {
-        name: {"ours_is_faster": {"median": value}, "share_of_matmul": 0.5, "mfu": memory and 0.36, "peak_memory_gb": gb}
+        name: {"ours_is_faster": {"median": value}, "share_of_matmul": 0.5, "mfu": memory and 0.36,
+               "peak_memory_gb": gb}
         for name, value, gb in (
             ("ours", 1.0, memory), ("plain loop", plain, memory and 2 * memory), ("accelerate loop", accelerate, 1.0),
             ("bare model", bare, 1.0), ("ours under DDP", 1.02, memory),

@@ -1,4 +1,9 @@
-"""What only a GPU can show. Without one these tests are skipped."""
+"""What only a GPU can show: the step, runs, and the programs. Without one these tests are skipped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -6,7 +11,7 @@ import pytest
 import torch
 
 import train
-from ddpm.run.paths import RunPaths
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline
 from ddpm.training.checkpointing import HostCopy
@@ -16,6 +21,7 @@ from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import choose
 from ddpm.training.model import build_unet
 from ddpm.training.trainer import Trainer
+from metrics.files import read_gpus
 from tests.conftest import random_images, replace
 from tests.curves_of_steps import assert_same_curve, loss_curve
 from tests.runs import assert_same_run, final_state, rows, run
@@ -128,3 +134,68 @@ def test_evaluations_leave_no_trace_in_what_is_learned(small):
     expected, found = final_state(without), final_state(judged)
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
     assert rows(judged)["rca"].notna().all()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_compiled_model_with_attention_learns_in_bf16(small, world: DistContext, deterministic: bool):
+    config = replace(small, mid_attention=True, precision="bf16", compile=True, deterministic=deterministic)
+    try:
+        curve = loss_curve(config, world)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert np.isfinite(curve).all()
+    assert curve[-10:].mean() < 0.8 * curve[:10].mean()
+
+
+def test_a_checkpoint_of_the_gpu_goes_on_on_a_cpu_and_back(small):
+    config = replace(small, epochs=3, lr_schedule="constant", precision="fp32", compile=False)
+    for epoch, device in enumerate(("cuda", "cpu", "cuda"), start=1):
+        assert run(replace(config, epochs=epoch, device=device)) == 0
+    assert rows(config)["loss_mean"].is_monotonic_decreasing
+    assert rows(config)["gpu_mem_peak_mb"].notna().tolist() == [True, False, True]
+
+
+def test_a_full_gpu_is_told_in_one_line_and_the_run_goes_on_later(small, capsys):
+    config = replace(small, compile=False)
+    assert run(replace(config, epochs=1)) == 0
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        assert run(config) == 2
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert "--batch-size" in line
+    assert run(config) == 0
+    assert rows(config)["epoch"].tolist() == [1, 2]
+
+
+def test_nvml_tells_of_the_gpu_that_trains(small):
+    config = replace(small, compile=False, epochs=20)
+    assert run(config) == 0
+    paths = RunPaths(config.output_root, config.run)
+    ((gpu,),) = (node["gpus"] for node in read_gpus(paths))
+    assert gpu["memory_used_mb"] > 0
+    assert gpu["name"] in torch.cuda.get_device_name()
+    assert json.loads(paths.json.read_text())["environment"]["gpu"] == torch.cuda.get_device_name()
+
+
+def program(*arguments: str | Path) -> str:
+    """The output of a program of this project."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_characters_are_drawn_evaluated_and_exported_on_the_gpu(small, tmp_path: Path):
+    assert run(replace(small, compile=False, precision="auto")) == 0
+    root = ("--output-root", small.output_root)
+    said = program("sample.py", small.run, "--chars", "A", "--out", tmp_path / "a.png", "--device", "cuda", *root)
+    assert torch.cuda.get_device_name() in said
+    assert (tmp_path / "a.png").exists()
+    few = ("--samples-per-class", "2", "--no-sweeps", "--device", "cuda")
+    assert torch.cuda.get_device_name() in program("evaluate.py", small.run, *few, *root)
+    assert "export" in program("-m", "ddpm.export", small.run, *root)

@@ -80,6 +80,7 @@ def test_a_cpu_evaluates_only_for_what_needs_it():
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
         ("NVIDIA A100-SXM4-80GB", 312),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA A10G", None),

@@ -52,7 +52,7 @@ class AddBias(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return grad, grad.float().sum(_positions(grad)).sum(0)
+        return grad, _sums(grad.float()).sum(0)
 
 
 class Upsample(Upsample2D):
@@ -123,7 +123,7 @@ class ClosedFormGroupNorm(torch.autograd.Function):
         # Half as many instructions as torch.var_mean. What cancels is far below the rounding of a bf16 input.
         values = input.float()
         mean, square = (
-            each.mean(_positions(input)).unflatten(1, (groups, -1)).mean(2, keepdim=True)  # [B, groups, 1]
+            _sums(each).unflatten(1, (groups, -1)).sum(2, keepdim=True) * (groups / input[0].numel())  # [B, groups, 1]
             for each in (values, values.square())
         )
         rstd = torch.rsqrt((square - mean.square()).clamp(min=0) + eps)
@@ -138,11 +138,11 @@ class ClosedFormGroupNorm(torch.autograd.Function):
         """Gradients of input, weight and bias. With x̂ the normalized input and g = weight · grad, that of the input is
         rstd · (g - mean(g) - x̂ · mean(g · x̂)), the means being over each group."""
         input, weight, mean, rstd, scale = ctx.saved_tensors
-        groups, positions = mean.shape[1], _positions(input)
+        groups = mean.shape[1]
         weight, per_group = weight.unflatten(0, (groups, -1)), input[0].numel() // groups
         grad, values = grad.float(), input.float()
-        sums = grad.sum(positions).unflatten(1, (groups, -1))  # [B, groups, C / groups]
-        products = ((grad * values).sum(positions).unflatten(1, (groups, -1)) - mean * sums) * rstd  # of grad and x̂
+        sums = _sums(grad).unflatten(1, (groups, -1))  # [B, groups, C / groups]
+        products = (_sums(grad * values).unflatten(1, (groups, -1)) - mean * sums) * rstd  # of grad and x̂
         slope = -rstd.square() * (weight * products).sum(2, keepdim=True) / per_group
         offset = -rstd * (weight * sums).sum(2, keepdim=True) / per_group - slope * mean
         slope, offset = (_by_channel(each.expand_as(sums), input) for each in (slope, offset))
@@ -150,9 +150,9 @@ class ClosedFormGroupNorm(torch.autograd.Function):
         return grad_input, products.sum(0).flatten(), sums.sum(0).flatten(), None, None
 
 
-def _positions(input: torch.Tensor) -> tuple[int, ...]:
-    """The dimensions after batch and channels."""
-    return tuple(range(2, input.dim()))
+def _sums(values: torch.Tensor) -> torch.Tensor:
+    """Sums over all positions: [B, C, …] → [B, C]."""
+    return values.sum(tuple(range(2, values.dim())))
 
 
 def _by_channel(factors: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
@@ -163,4 +163,4 @@ def _by_channel(factors: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     """
     batch, channels = input.shape[:2]
     kept = factors.reshape(batch, channels).as_strided((batch, channels), (channels, 1))
-    return kept.view(batch, channels, *[1] * len(_positions(input)))
+    return kept.view(batch, channels, *[1] * (input.dim() - 2))
