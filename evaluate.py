@@ -2,6 +2,7 @@
 
     python evaluate.py RUN                       the best checkpoint of a run; also a checkpoint's or an export's folder
     python evaluate.py RUN --no-sweeps           without comparing guidance scales and samplers, which takes longest
+    python evaluate.py RUN --no-cas              without what a classifier learns from the characters
 
 Writes evaluation.json, pictures and the generated images, and adds a section to the run's report. In ddpm/evaluation/:
 the flags in config.py, the measurements in evaluator.py. This file prints the results, and updates the report.
@@ -43,14 +44,16 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
         import torch  # here, as these imports take seconds: a wrong flag is reported before
 
         from ddpm.evaluation.evaluator import Evaluator
-        from metrics.evaluation_section import copying_words, figures_table, recommended_words, sweep_table
+        from metrics.evaluation_section import figures_table, sweep_table
+        from metrics.evaluation_words import copying_words, learning_words, recommended_words
         from metrics.page import plain, rich_table
 
         try:
             evaluator = Evaluator(config, command, console)
             evaluator.measure()
             console.print(rich_table(figures_table(evaluator.evaluation)))
-            evaluator.say(plain(copying_words(evaluator.evaluation)))
+            for sentence in (*learning_words(evaluator.evaluation), copying_words(evaluator.evaluation)):
+                evaluator.say(plain(sentence))
             for name in ("guidance", "samplers") if config.sweeps else ():
                 evaluator.sweep(name)
                 console.print(rich_table(sweep_table(evaluator.evaluation, name)))

@@ -249,8 +249,8 @@ def test_without_its_closed_form_a_norm_is_a_norm(tiny):
 @pytest.mark.parametrize("name", variants.NAMES)
 def test_what_a_variant_changes_is_back_afterwards(name: str):
     def state() -> list:
-        return [dict(compilation.FUSE_MORE), layers.GroupNorm.forward, layers.FAST_CHANNELS, layers._sums, model.replace_layers,
-                torch.distributed.is_initialized()]  # fmt: skip
+        parts = layers.GroupNorm.forward, layers.FAST_CHANNELS, layers._sums, model.replace_layers
+        return [dict(compilation.FUSE_MORE), *parts, torch.distributed.is_initialized()]
 
     before = state()
     with variants.variant(name, torch.device("cpu")):

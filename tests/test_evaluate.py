@@ -18,7 +18,7 @@ import evaluate
 from benchmarks.faults import some_of
 from ddpm.evaluation import evaluator, measures
 from ddpm.run.config import TrainConfig
-from ddpm.run.evaluation_figures import FIGURES, at
+from ddpm.run.evaluation_figures import FIGURES, WORTH, at
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training import data
@@ -70,6 +70,8 @@ def test_every_figure_has_an_interval_in_its_range_and_a_count(evaluated: RunPat
         for place in filter(None, (figure.place, figure.real)):
             estimate = at(found, place)
             assert set(estimate) == E, place
+            if figure is WORTH:  # one character of each class: there is no curve to read it off
+                continue
             least, most = figure.range
             assert least <= estimate["low"] < estimate["high"] <= most, (place, estimate)
     assert found["conditional"]["top1"]["count"] == 47 and found["classifier"]["top1"]["count"] == 141

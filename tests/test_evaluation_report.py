@@ -109,6 +109,8 @@ def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
             "frechet": estimate(3.24, 0.21, count), "frechet_real": estimate(0.81, 0.05, count),
             "kernel": estimate(0.0123, 0.001, 1000), "kernel_real": estimate(0.0001, 0.0002, 1000),
             "precision": estimate(0.873, 0.01, count), "recall": estimate(0.702, 0.012, count),
+            "density": estimate(0.95, 0.03, count), "density_real": estimate(1.01, 0.02, count),
+            "coverage": estimate(0.88, 0.01, 8400), "coverage_real": estimate(0.97, 0.01, 8400),
             "feature_size": 128, "reference_images": 8400,
         },
         "memorisation": {
@@ -117,6 +119,19 @@ def make_evaluation(*, data: str = "emnist", sweeps: bool = True) -> dict:
             "closer_than_heldout_p01": estimate(0.0104, 0.003, count),
             "histogram": {"edges": edges.tolist(), "generated": bell[0].tolist(), "heldout": bell[1].tolist()},
             "train_images": 112800,
+        },
+        "unguided": {"top1": estimate(0.7, 0.02, count), "rca": estimate(0.79, 0.02, count),
+                     "frechet": estimate(5.2, 0.3, count), "frechet_real": estimate(0.81, 0.05, count)},
+        "learning": {
+            "images": count, "seeds": 3, "accuracy": estimate(0.704, 0.01, 16800),
+            "real_accuracy": estimate(0.851, 0.008, 16800), "cas": estimate(0.827, 0.02, 16800),
+            "cas_unguided": estimate(0.809, 0.02, 16800), "augmented": estimate(1.012, 0.01, 16800),
+            "worth": estimate(812, 60, count),
+            "curve": [{"images": count // 2**part, "accuracy": 0.851 - 0.05 * part} for part in (3, 2, 1, 0)],
+            "per_class": [
+                {"name": name, "accuracy": 0.9 * ours, "real_accuracy": real, "cas": 0.9 * ours / real}
+                for name, ours, real in zip(CLASSES, right, tests, strict=True)
+            ],
         },
         "guidance": scales if sweeps else [], "samplers": rows if sweeps else [],
         "recommended": take if sweeps else None,
@@ -166,7 +181,39 @@ def test_it_is_a_section_of_blocks(tmp_path: Path) -> None:
     found = evaluation_section(publish(tmp_path, make_evaluation()))
     assert found.title == "Evaluation"
     titles = [block.title for block in found.blocks if isinstance(block, Section)]
-    assert titles[:3] == ["Readability", "Variety", "Memorised?"] and titles[-2:] == ["Figures", "How it was measured"]
+    first = ["What can be learned from them", "Readability", "Variety", "Memorised?"]
+    assert titles[:4] == first and titles[-2:] == ["Figures", "How it was measured"]
+
+
+def test_what_a_classifier_learns_from_them_is_told_beside_what_it_learns_from_real_ones(tmp_path: Path) -> None:
+    text = section(tmp_path, make_evaluation()).replace("\\", "")
+    assert "CAS 0.827 [0.807, 0.847]" in text
+    assert "as much as from about 812 real ones [752, 872]" in text
+    assert "at guidance 1: 0.790 [0.770, 0.810]" in text
+
+
+@pytest.mark.parametrize(
+    ("worth", "words"),
+    [
+        (47 * PER_CLASS, "at least as much as from the 4,700"),
+        (500, "no more than from 587"),
+        (None, "1 is as good as real ones."),
+    ],
+)
+def test_nothing_is_told_of_what_lies_beyond_the_real_images_that_were_tried(tmp_path: Path, worth, words: str) -> None:
+    evaluation = make_evaluation()
+    evaluation["learning"]["worth"] = {"value": worth, "low": worth, "high": worth, "count": 4700}
+    assert words in " ".join(section(tmp_path, evaluation).split())
+
+
+def test_an_evaluation_of_before_cas_or_without_it_is_shown_as_it_is(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    del evaluation["learning"], evaluation["unguided"]
+    for key in ("density", "density_real", "coverage", "coverage_real"):
+        del evaluation["distances"][key]
+    text = section(tmp_path, evaluation)
+    assert "unless told --no-cas" in text
+    assert "coverage" not in text and "guidance 1:" not in text and "CAS at" not in text
 
 
 def test_what_was_done_stands_there_to_be_done_again(tmp_path: Path) -> None:

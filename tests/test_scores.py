@@ -10,6 +10,7 @@ from ddpm.evaluation.scores import (
     bootstrap,
     class_shares,
     confusion,
+    density_coverage,
     frechet_distance,
     hits,
     kernel_distance,
@@ -139,3 +140,22 @@ def test_proportions_and_their_ratio_have_an_interval_also_where_none_or_all_are
 
 def test_json_has_no_word_for_what_is_not_a_number():
     assert Estimate(math.nan, 0.0, 1.0, 5).to_dict() == {"value": None, "low": 0.0, "high": 1.0, "count": 5}
+
+
+def test_density_and_coverage_of_real_images_are_near_one_and_of_copies_of_one_are_not():
+    source = torch.Generator().manual_seed(0)
+    real, other = torch.randn(2, 400, 8, generator=source)
+    density, coverage = density_coverage(real, other)
+    assert density.mean() == pytest.approx(1, abs=0.15)
+    assert coverage.double().mean() > 0.9
+    density, coverage = density_coverage(real, real[:1].repeat(400, 1))
+    assert coverage.sum() < 30
+    assert density.unique().numel() == 1
+
+
+def test_density_and_coverage_by_hand():
+    """Real at 0, 1, 3 on a line, k = 1: their neighbourhoods reach 1, 1 and 2."""
+    real, generated = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [4.5], [9.0]])
+    density, coverage = density_coverage(real, generated, k=1)
+    assert density.tolist() == [2, 1, 0]
+    assert coverage.tolist() == [True, True, True]

@@ -212,23 +212,45 @@ def _train(
     log: Callable[[str], None],
     interrupted: Callable[[], bool],
 ) -> ReferenceClassifier | None:
-    device, start, epochs = train.pixels.device, time.perf_counter(), recipe.epochs(len(train))
+    start, epochs = time.perf_counter(), recipe.epochs(len(train))
     log(f"classifier: training on {len(train):,} images, {epochs} epochs; once for these data")
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        torch.manual_seed(recipe.seed)  # for initial weights and dropout
-        network = CharacterCNN(recipe.dropout).to(device, memory_format=torch.channels_last)
-        for epoch, loss in enumerate(_epochs(network, train, recipe, epochs, interrupted), 1):
-            if loss is None:
-                return None
-            seconds = time.perf_counter() - start
-            log(f"classifier: epoch {epoch} of {epochs}, loss {loss:.3f}, {seconds:.0f} s")
+
+    def tell(epoch: int, loss: float) -> None:
+        log(f"classifier: epoch {epoch} of {epochs}, loss {loss:.3f}, {time.perf_counter() - start:.0f} s")
+
+    network = fit(train, recipe, tell, interrupted)
+    if network is None:
+        return None
     meta = {"data_sha256": digest, "train_images": len(train), "test_images": len(test), "epochs": epochs}
     meta |= {"seconds": round(time.perf_counter() - start, 1), "recipe": asdict(recipe)}
     classifier = ReferenceClassifier(network, meta)
     correct = classifier(test.pixels).probabilities.argsort(1, descending=True)[:, :5] == test.labels.cpu()[:, None]
     meta |= {"top1": correct[:, 0].float().mean().item(), "top5": correct.any(1).float().mean().item()}
     return classifier
+
+
+def fit(
+    train: Images,
+    recipe: Recipe,
+    tell: Callable[[int, float], None] = lambda epoch, loss: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> CharacterCNN | None:
+    """A network trained on `train`, on its device; None if interrupted. Global random state is left as it was.
+
+    Args:
+        tell: called after each epoch with its number and mean loss.
+    """
+    device = train.pixels.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        torch.manual_seed(recipe.seed)  # for initial weights and dropout
+        network = CharacterCNN(recipe.dropout).to(device, memory_format=torch.channels_last)
+        losses = _epochs(network, train, recipe, recipe.epochs(len(train)), interrupted)
+        for epoch, loss in enumerate(losses, 1):
+            if loss is None:
+                return None
+            tell(epoch, loss)
+    return network
 
 
 def _epochs(

@@ -28,6 +28,8 @@ class EvaluateConfig(DrawingOptions):
     """Fetch EMNIST into --data-root if it is not there."""
     sampler: SamplerName = field(default="ddim", kw_only=True)
     """The sampler that removes the noise."""
+    cas: bool = True
+    """Also measure what a classifier learns from the characters (CAS). On two cores this takes minutes."""
     sweeps: bool = True
     """Also compare guidance scales and samplers, and recommend a sampler. On a CPU this takes long."""
     sweep_samples_per_class: int | None = None

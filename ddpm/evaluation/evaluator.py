@@ -17,6 +17,7 @@ from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.evaluation.example_sheets import closest_sheet, worst_sheet
 from ddpm.evaluation.generate import Drawn, ImageGenerator, SamplerSettings
+from ddpm.evaluation.learning import School
 from ddpm.evaluation.scores import Estimate
 from ddpm.evaluation.sweeps import guidance_settings, recommend, sampler_settings, sweep
 from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
@@ -108,6 +109,9 @@ class Evaluator:
         unconditional = self.image_generator.draw(
             null_labels, unguided, self.config.seed, "characters of no given class"
         )
+        plain = drawn  # at guidance 1
+        if self.settings.guidance_scale != 1:
+            plain = self.image_generator.draw(labels, unguided, self.config.seed, "the same at guidance 1")
         self.log("measuring")
         predictions = self.classifier(drawn.pixels)
         resolution = self.image_generator.resolution
@@ -119,15 +123,29 @@ class Evaluator:
                 "guidance_scale": self.settings.guidance_scale, "seconds_per_image": drawn.seconds_per_image,
             },
             "conditional": parts.conditional_part(predictions, labels, self.reference),
+            "unguided": parts.unguided_part(self.classifier(plain.pixels), labels, self.reference),
             "class_balance": parts.balance_part(self.classifier(unconditional.pixels), self.reference),
             "distances": parts.distances_part(predictions.features, self.reference),
             "memorisation": parts.memorisation_part(closest, heldout, len(self.train)),
-            "guidance": [], "samplers": [], "recommended": None,
+            "learning": None, "guidance": [], "samplers": [], "recommended": None,
         }  # fmt: skip
         atomic_write(self.folder / "generated.npz", npz(x=drawn.pixels, y=labels.numpy()))
         self._write_sheets(drawn, labels, predictions, closest)
         with suppress(FileNotFoundError):  # an earlier evaluation is kept, as its sweeps may have taken an hour
             atomic_write(self.json.with_suffix(".previous.json"), read_file(self.json))
+        self.save()
+        if self.config.cas:
+            self._measure_learning(drawn, plain, labels)
+
+    def _measure_learning(self, drawn: Drawn, plain: Drawn, labels: torch.Tensor) -> None:
+        """Measure what classifiers learn from the characters, those at guidance 1 too, and add it to the files."""
+        resolution = self.image_generator.resolution
+        school = School(self.train, self.real, resolution, self.config.samples_per_class, self.log)
+        sets = [school.generated(torch.from_numpy(each.pixels), labels) for each in (drawn, plain)]
+        expected = school.expected_seconds()
+        self.log(f"what a classifier learns from {len(sets[0]):,} characters: about {duration(expected)}; --no-cas "
+                 "leaves it out")  # fmt: skip
+        self.document["learning"] = school.report(sets[0], None if plain is drawn else sets[1])
         self.save()
 
     def sweep(self, name: str) -> None:

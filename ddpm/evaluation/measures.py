@@ -15,6 +15,7 @@ from ddpm.evaluation.scores import (
     bootstrap,
     class_shares,
     confusion,
+    density_coverage,
     frechet_distance,
     hits,
     kernel_distance,
@@ -24,7 +25,7 @@ from ddpm.evaluation.scores import (
     total_variation,
 )
 from ddpm.run.config import NUM_CLASSES
-from ddpm.run.evaluation_figures import FRECHET, IMBALANCE, KERNEL, RCA, TOP1, TOP5
+from ddpm.run.evaluation_figures import COVERAGE, DENSITY, FRECHET, IMBALANCE, KERNEL, RCA, TOP1, TOP5
 from ddpm.run.histogram import span
 from ddpm.sampling.pipeline import to_bytes
 from ddpm.training.data import CLASS_NAMES, Images, split_test, to_model_input
@@ -154,6 +155,16 @@ def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: 
     }
 
 
+def unguided_part(predictions: Predictions, labels: torch.Tensor, reference: Reference) -> dict[str, Any]:
+    """Figures of characters drawn at guidance 1."""
+    first = hits(predictions.probabilities, labels, 1)
+    return {
+        TOP1.key: proportion(first),
+        RCA.key: rca(first, reference.hits),
+        **reference.distances(predictions.features),
+    }
+
+
 def balance_part(predictions: Predictions, reference: Reference) -> dict[str, Any]:
     """Which classes does the model draw when it is asked for none? Compared with as many real test images."""
     ours, real = predictions.predicted, reference.predictions.predicted
@@ -185,12 +196,20 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
     count = min(len(features), len(other), KERNEL_IMAGES)
     measure = partial(bootstrap, kernel_distance, rounds=KERNEL_ROUNDS, within=KERNEL.range)
     precise, recalled = precision_recall(half, features[: len(half)])
+    neighbours = {}
+    for name, some in (("", features[: len(half)]), ("_real", other[: len(half)])):
+        density, coverage = density_coverage(half, some)
+        neighbours |= {
+            f"{DENSITY.key}{name}": bootstrap(torch.mean, density, within=DENSITY.range),
+            f"{COVERAGE.key}{name}": proportion(coverage),
+        }
     return {
         **reference.distances(features),
         "kernel": measure(features[:count], half[:count]),
         "kernel_real": measure(other[:count], half[:count]),
         "precision": proportion(precise),
         "recall": proportion(recalled),
+        **neighbours,
         "feature_size": features.shape[1],
         "reference_images": len(half),
     }

@@ -150,15 +150,31 @@ def precision_recall(real: torch.Tensor, generated: torch.Tensor, k: int = 3) ->
     return _within(real, generated, k), _within(generated, real, k)
 
 
+def density_coverage(real: torch.Tensor, generated: torch.Tensor, k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Density and coverage (Naeem et al. 2020) of features [N, D] and [M, D], image by image.
+
+    Returns:
+        The number of neighbourhoods of real images in which each generated one lies, over k: float64 [M], whose mean is
+        the density; and whether a generated image lies in each real one's neighbourhood: bool [N], whose mean is the
+        coverage. A neighbourhood is a ball that reaches to the real image's k-th nearest neighbour among the real ones.
+    """
+    nth = min(k + 1, len(real))  # the first is the image itself
+    radii = torch.cat([_distances(part, real).kthvalue(nth, dim=1).values for part in real.split(1024)])
+    inside = [_distances(part, real) <= radii for part in generated.split(1024)]
+    counts = torch.cat([part.sum(1) for part in inside]).double() / k
+    return counts, torch.stack([part.any(0) for part in inside]).any(0)
+
+
+def _distances(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(some, others, compute_mode="donot_use_mm_for_euclid_dist")  # a copy is at exactly 0
+
+
 def _within(manifold: torch.Tensor, points: torch.Tensor, k: int) -> torch.Tensor:
     """Whether each of `points` [M, D] lies within the manifold of the set `manifold` [N, D]: bool [M]."""
 
-    def distances(some: torch.Tensor) -> torch.Tensor:
-        return torch.cdist(some, manifold, compute_mode="donot_use_mm_for_euclid_dist")  # a copy is at exactly 0
-
     nth = min(k + 1, len(manifold))  # the first is the member itself
-    radii = torch.cat([distances(part).kthvalue(nth, dim=1).values for part in manifold.split(1024)])
-    return torch.cat([(distances(part) <= radii).any(1) for part in points.split(1024)])
+    radii = torch.cat([_distances(part, manifold).kthvalue(nth, dim=1).values for part in manifold.split(1024)])
+    return torch.cat([(_distances(part, manifold) <= radii).any(1) for part in points.split(1024)])
 
 
 class _Features(nn.Identity):

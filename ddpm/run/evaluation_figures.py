@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ddpm.run.metrics import DASH, Better
 from ddpm.run.program import run_program
 
-Interval = Literal["proportion", "ratio", "bootstrap"]
+Interval = Literal["proportion", "ratio", "bootstrap", "seeds"]
 Estimate = dict[str, Any]  # of evaluation.json: "value", "low", "high" (the 95% interval), "count" (of images)
 
 
@@ -33,7 +33,7 @@ class EvaluationFigure:
     """Its description in metrics/README.md, reports and model cards."""
     better: Better
     interval: Interval
-    """How its 95% interval is made: see ddpm/evaluation/intervals.py and scores.py."""
+    """How its 95% interval is made: see ddpm/evaluation/intervals.py, scores.py, and learning.py (seeds)."""
     range: tuple[float, float] = (0.0, math.inf)
     """Its smallest and largest possible value."""
     real: str | None = None
@@ -42,6 +42,8 @@ class EvaluationFigure:
     """Format of a value, as `format()` takes it."""
     scale: float = 1
     """Factor by which a value is multiplied when it is shown."""
+    optional: bool = False
+    """Is it missing from files of earlier versions, and where evaluate.py was told to leave it out?"""
 
     @property
     def key(self) -> str:
@@ -93,6 +95,19 @@ TOP5 = declare("conditional.top5", "top5", "Top-5", "the class is among the clas
     real="classifier.top5", **PROPORTION)
 RCA = declare("conditional.rca", "rca", "RCA", "relative classification accuracy: Top-1 of generated characters over "
     "Top-1 of test images; 1 means as readable as test images", "higher", "ratio")
+RCA_UNGUIDED = declare("unguided.rca", "rca_unguided", "RCA at guidance 1", "the same of characters drawn without "
+    "guidance, which makes them more typical than test images are", "higher", "ratio", optional=True)
+CAS = declare("learning.cas", "cas", "CAS", "classification accuracy score: what a classifier reads of test images "
+    "that has learned from the generated characters alone, over what one reads that has learned from as many real "
+    "ones; pays for readability and variety at once", "higher", "seeds", optional=True)
+CAS_UNGUIDED = declare("learning.cas_unguided", "cas_unguided", "CAS at guidance 1", "the same of characters drawn "
+    "without guidance", "higher", "seeds", optional=True)
+WORTH = declare("learning.worth", "worth", "Worth in real images", "as many real images teach a classifier as much as "
+    "the generated characters do; between the fewest and the most that were tried", "higher", "seeds", format=",.0f",
+    optional=True)
+AUGMENTED = declare("learning.augmented", "augmented", "Real and generated, over real", "what a classifier reads that "
+    "has learned from real and generated characters together, over the real ones alone; above 1: they add something",
+    "higher", "seeds", optional=True)
 FRECHET = declare("distances.frechet", "frechet_distance", "Fréchet distance", "of generated characters to test "
     "images, in the classifier's features; grows as the number of images shrinks", "lower", "bootstrap",
     real="distances.frechet_real")
@@ -101,6 +116,11 @@ KERNEL = declare("distances.kernel", "kernel_distance", "Kernel distance", "squa
     "lower", "bootstrap", (-math.inf, math.inf), "distances.kernel_real", ",.2f", 1000)
 PRECISION = declare("distances.precision", "precision", "Precision", "generated characters that lie among the test "
     "images, in the classifier's features", "higher", **PROPORTION)
+DENSITY = declare("distances.density", "density", "Density", "how often a generated character lies in the "
+    "neighbourhood of a test image, relative to chance; above 1: crowded where test images are", "higher", "bootstrap",
+    real="distances.density_real", optional=True)
+COVERAGE = declare("distances.coverage", "coverage", "Coverage", "test images in whose neighbourhood a generated "
+    "character lies", "higher", real="distances.coverage_real", optional=True, **PROPORTION)
 RECALL = declare("distances.recall", "recall", "Recall", "test images that lie among the generated characters: how "
     "much of the variety of the data the model draws", "higher", **PROPORTION)
 IMBALANCE = declare("class_balance.total_variation", "total_variation", "Class imbalance", "total variation distance "
@@ -112,20 +132,25 @@ VERY_CLOSE = declare("memorisation.closer_than_heldout_p01", "closer_than_heldou
 # fmt: on
 
 
-def at(evaluation: dict[str, Any], place: str) -> Estimate:
-    """The estimate at `part.key` of an evaluation."""
+def at(evaluation: dict[str, Any], place: str) -> Estimate | None:
+    """The estimate at `part.key` of an evaluation; None where an optional figure was not measured."""
     part, _, key = place.partition(".")
-    return evaluation[part][key]
+    return (evaluation.get(part) or {}).get(key)
 
 
-def places() -> list[str]:
-    """Where evaluation.json has estimates."""
-    return [place for figure in FIGURES.values() for place in (figure.place, figure.real) if place]
+def places() -> list[tuple[str, bool]]:
+    """Where evaluation.json has estimates, and whether each may be missing."""
+    return [(place, figure.optional) for figure in FIGURES.values() for place in (figure.place, figure.real) if place]
+
+
+def found(evaluation: dict[str, Any]) -> list[EvaluationFigure]:
+    """The figures that were measured."""
+    return [figure for figure in FIGURES.values() if at(evaluation, figure.place) is not None]
 
 
 def measured(evaluation: dict[str, Any]) -> list[tuple[EvaluationFigure, float]]:
     """The figures of generated characters that have a value."""
-    values = [(figure, at(evaluation, figure.place)["value"]) for figure in FIGURES.values()]
+    values = [(figure, at(evaluation, figure.place)["value"]) for figure in found(evaluation)]
     return [(figure, value) for figure, value in values if value is not None]
 
 

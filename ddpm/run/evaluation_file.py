@@ -6,7 +6,7 @@ from typing import Any
 
 from ddpm.run import kinds
 from ddpm.run.config import NUM_CLASSES
-from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1, places
+from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, TOP1, at, places
 from ddpm.run.files import read_json, why
 from ddpm.run.paths import RunPaths
 
@@ -25,6 +25,10 @@ ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER, "count": kinds.count
 QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
 RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
 TEST_IMAGES = dict.fromkeys(("total", "validation", "evaluation"), kinds.count)
+LEARNING = {
+    "images": kinds.count, "seeds": kinds.count, "curve": [{"images": kinds.count, "accuracy": SHARE}],
+    "per_class": [{"name": kinds.text, "accuracy": SHARE, "real_accuracy": SHARE, CAS.key: NUMBER}],
+}  # fmt: skip
 SHAPE = {  # the fields of evaluation.json that are read, besides the estimates; [kind] is a list of any length
     "generated": kinds.text, "run": kinds.text, "checkpoint": kinds.text, "step": _or_null(kinds.count),
     "data": kinds.one_of(*kinds.DATA), "device": kinds.text, "command": kinds.text, "seed": kinds.count,
@@ -50,8 +54,8 @@ SHAPE = {  # the fields of evaluation.json that are read, besides the estimates;
 def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     """A run's `evaluation.json`, checked: every field of SHAPE and of the registry of figures is there and valid.
 
-    None if there is no such file. In a file of an older version, `test_images` and `recommended` may be None, and
-    `real_count` of a class is filled in.
+    None if there is no such file. In a file of an older version, `test_images`, `recommended`, `learning`, `unguided`
+    and optional figures may be None, and `real_count` of a class is filled in. After `--no-cas` `learning` is None.
 
     Raises:
         ValueError: it is damaged or cannot be read; says in a few words why.
@@ -63,10 +67,12 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     except OSError as error:
         raise ValueError(why(error)) from error
     _check(evaluation, SHAPE, "")
-    for place in places():
-        part, _, key = place.partition(".")
-        _check(evaluation[part].get(key, ...), ESTIMATE, place)
-    for name, shape in {"test_images": TEST_IMAGES, "recommended": RECOMMENDED}.items():
+    for place, optional in places():
+        estimate = at(evaluation, place)
+        if not (optional and estimate is None):
+            _check(... if estimate is None else estimate, ESTIMATE, place)
+    optional = {"test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING, "unguided": {}}
+    for name, shape in optional.items():
         if evaluation.setdefault(name, None) is not None:
             _check(evaluation[name], shape, name)
     for entry in evaluation["conditional"]["per_class"]:  # older versions compared with equally many of each class

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ddpm.data.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
 from ddpm.run.config import data_words
-from ddpm.run.evaluation_figures import FIGURES, at, measured
+from ddpm.run.evaluation_figures import at, found, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
 from ddpm.run.metrics import DASH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
@@ -154,7 +154,7 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     """An evaluation in words: how it was made, a row for each figure, and the recommended sampler."""
     images, drawn, rows = evaluation["test_images"], evaluation["sampler"], []
     guidance = DASH if drawn["guidance_scale"] is None else f"{drawn['guidance_scale']:g}"
-    for figure in FIGURES.values():
+    for figure in found(evaluation):
         estimate = at(evaluation, figure.place)
         real = figure.words(at(evaluation, figure.real)) if figure.real else ""
         rows.append((figure.heading, figure.words(estimate), real, f"{estimate['count']:,}", figure.meaning))

@@ -1,0 +1,201 @@
+"""What a classifier learns from generated characters alone: the classification accuracy score, CAS.
+
+Ravuri & Vinyals 2019. A classifier that has only seen generated characters is tested on real ones. It pays for right
+labels, clear shapes and variety at once: guidance, which trades variety for clarity, does not flatter it. Copies of
+training images do, so it belongs beside the check for memorisation.
+
+Beside it, classifiers trained on as many real images, on fewer of them, and on both together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ddpm.evaluation.classifier import Recipe, ReferenceClassifier, fit
+from ddpm.evaluation.intervals import Z
+from ddpm.evaluation.measures import as_drawn, as_stored
+from ddpm.evaluation.scores import Estimate
+from ddpm.run.config import NUM_CLASSES
+from ddpm.training.data import CLASS_NAMES, Images
+
+SEEDS = 3  # classifiers for each set: initial weights, order and augmentation, and which real images
+T = 4.302653  # of Student's distribution at the tail of Z, for the spread of three
+PARTS = (2, 4, 8)  # the real images are also cut to these parts, to see how many the generated ones are worth
+FEWEST = 4  # real images of a class in such a part
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What classifiers have learned that were trained alike: which of N real test images each reads correctly."""
+
+    hits: torch.Tensor  # bool [SEEDS, N]
+
+    @property
+    def accuracy(self) -> float:
+        return self.hits.double().mean().item()
+
+    def _seed_variance(self) -> float:
+        """Of the mean over the seeds."""
+        return self.hits.double().mean(1).var().item() / len(self.hits)
+
+    def estimate(self) -> Estimate:
+        """The accuracy. The interval covers both the choice of seeds and that of test images."""
+        by_image = self.hits.double().mean(0)
+        reach = math.hypot(T * self._seed_variance() ** 0.5, Z * (by_image.var().item() / len(by_image)) ** 0.5)
+        return Estimate(self.accuracy, max(0.0, self.accuracy - reach), min(1.0, self.accuracy + reach), len(by_image))
+
+    def over(self, other: Lesson) -> Estimate:
+        """The ratio of the two accuracies on the same test images, its interval by the delta method on its logarithm;
+        the count is that of test images."""
+        ours, theirs = self.accuracy, other.accuracy
+        if not (ours and theirs):
+            return Estimate(math.nan if not theirs else 0.0, math.nan, math.nan, self.hits.shape[1])
+        seeds = self._seed_variance() / ours**2 + other._seed_variance() / theirs**2
+        difference = self.hits.double().mean(0) / ours - other.hits.double().mean(0) / theirs
+        reach = math.hypot(T * seeds**0.5, Z * (difference.var().item() / len(difference)) ** 0.5)
+        ratio = ours / theirs
+        return Estimate(ratio, ratio * math.exp(-reach), ratio * math.exp(reach), len(difference))
+
+
+class School:
+    """Trains classifiers on sets of characters, and tests them on the same real ones."""
+
+    def __init__(
+        self, train: Images, test: Images, resolution: int, per_class: int, log: Callable[[str], None]
+    ) -> None:
+        """
+        Args:
+            train: real images to learn from.
+            test: real images to be tested on, none of them in `train`.
+            resolution: of the model. All images are resized to it and back, as generated ones are.
+            per_class: images of each class in a set; fewer if the smallest class has fewer.
+        """
+        self.per_class = min(per_class, int(torch.bincount(train.labels, minlength=NUM_CLASSES).min()))
+        self._train, self._resolution, self._log = train, resolution, log
+        self._tests, self._labels = as_drawn(test.pixels, resolution), test.labels.cpu()
+        self._recipe = Recipe()
+
+    def expected_seconds(self) -> float:
+        """How long `report` takes with characters at guidance 1 too, from the time of some steps of training."""
+        some, images = replace(self._recipe, images=0), self.real(min(self.per_class, 8), seed=0)
+        began = time.perf_counter()
+        fit(images, some)
+        seconds_per_image = (time.perf_counter() - began) / (some.epochs(len(images)) * len(images))
+        sets = 1 + 1 + 1 + 2 + sum(1 / part for part in self._parts())
+        count = NUM_CLASSES * self.per_class
+        return SEEDS * sets * count * self._recipe.epochs(count) * seconds_per_image
+
+    def generated(self, pixels: torch.Tensor, labels: torch.Tensor) -> Images:
+        """Generated characters, uint8 [N, R, R] and int64 [N], as a set: the first `per_class` of each class."""
+        chosen = _first_of_each_class(labels, self.per_class)
+        device = self._train.pixels.device
+        return Images(as_stored(pixels[chosen]).to(device), labels[chosen].to(device))
+
+    def real(self, per_class: int, seed: int) -> Images:
+        """So many real images of each class, drawn at random."""
+        order = torch.randperm(len(self._train.labels), generator=torch.Generator().manual_seed(seed))
+        labels = self._train.labels.cpu()[order]
+        chosen = order[_first_of_each_class(labels, per_class)].to(self._train.labels.device)
+        some = self._train[chosen]
+        return Images(as_stored(as_drawn(some.pixels, self._resolution)).to(some.pixels.device), some.labels)
+
+    def teach(self, what: str, images: Callable[[int], Images]) -> Lesson:
+        """Train SEEDS classifiers on `images(seed)` and test them."""
+        hits = []
+        for seed in range(SEEDS):
+            network = fit(images(seed), replace(self._recipe, seed=seed))
+            hits.append(ReferenceClassifier(network, {})(self._tests).predicted == self._labels)
+        lesson = Lesson(torch.stack(hits))
+        self._log(f"a classifier that has learned from {what} reads {lesson.accuracy:.1%} of the test images")
+        return lesson
+
+    def report(self, generated: Images, unguided: Images | None) -> dict[str, Any]:
+        """The part `learning` of evaluation.json.
+
+        Args:
+            generated: at the run's guidance.
+            unguided: at guidance 1; None if that is the run's guidance.
+        """
+        count = len(generated)
+        ours = self.teach(f"{count:,} generated characters", lambda seed: generated)
+        plain = ours
+        if unguided is not None:
+            plain = self.teach(f"{len(unguided):,} drawn at guidance 1", lambda seed: unguided)
+        real = self.teach(f"{count:,} real ones", lambda seed: self.real(self.per_class, seed))
+        both = self.teach(
+            f"{count:,} real and {count:,} generated ones",
+            lambda seed: joined(self.real(self.per_class, seed), generated),
+        )
+        fewer = {
+            NUM_CLASSES * (self.per_class // part): self.teach(
+                f"{NUM_CLASSES * (self.per_class // part):,} real ones",
+                lambda seed, part=part: self.real(self.per_class // part, seed),
+            )
+            for part in self._parts()
+        }
+        curve = sorted([*((images, each.accuracy) for images, each in fewer.items()), (count, real.accuracy)])
+        return {
+            "images": count,
+            "seeds": SEEDS,
+            "accuracy": ours.estimate(),
+            "real_accuracy": real.estimate(),
+            "cas": ours.over(real),
+            "cas_unguided": plain.over(real),
+            "augmented": both.over(real),
+            "worth": worth(ours.estimate(), curve, count),
+            "curve": [{"images": images, "accuracy": accuracy} for images, accuracy in curve],
+            "per_class": [
+                {"name": name, "accuracy": one, "real_accuracy": other, "cas": one / other if other else None}
+                for name, one, other in zip(CLASS_NAMES, self._by_class(ours), self._by_class(real), strict=True)
+            ],
+        }
+
+    def _parts(self) -> list[int]:
+        return [part for part in PARTS if self.per_class // part >= FEWEST]
+
+    def _by_class(self, lesson: Lesson) -> list[float]:
+        """The accuracy on the test images of each class; 0 for a class without any."""
+        counts = torch.bincount(self._labels, minlength=NUM_CLASSES).clamp(min=1)
+        right = torch.bincount(self._labels, weights=lesson.hits.double().mean(0), minlength=NUM_CLASSES)
+        return (right / counts).tolist()
+
+
+def joined(one: Images, other: Images) -> Images:
+    """The images of both sets."""
+    return Images(torch.cat([one.pixels, other.pixels]), torch.cat([one.labels, other.labels]))
+
+
+def worth(accuracy: Estimate, curve: list[tuple[int, float]], count: int) -> Estimate:
+    """The number of real images from which a classifier learns as much as from `count` generated ones.
+
+    Read off the accuracies by number of real images, `curve`, between whose logarithms it is interpolated; at most as
+    many as the curve has, and at least as few. NaN if it has one point only.
+    """
+    if len(curve) < 2:
+        return Estimate(math.nan, math.nan, math.nan, count)
+    return Estimate(*(_images_for(each, curve) for each in (accuracy.value, accuracy.low, accuracy.high)), count)
+
+
+def _images_for(accuracy: float, curve: list[tuple[int, float]]) -> float:
+    """How many real images give this accuracy."""
+    for (few, lower), (many, higher) in itertools.pairwise(curve):
+        if accuracy < higher:
+            between = min(1.0, max(0.0, (accuracy - lower) / (higher - lower))) if higher > lower else 0.0
+            return few * (many / few) ** between
+    return float(curve[-1][0])
+
+
+def _first_of_each_class(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the first `count` images of each class, int64."""
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels, minlength=NUM_CLASSES)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(labels)) - starts[labels[order]]
+    return order[place < count]
