@@ -87,7 +87,8 @@ def test_an_unknown_card_or_preset_ends_in_one_line_and_exit_code_2(flags: list[
     with pytest.raises(SystemExit) as ended:
         gpu_on_paper.main(flags)
     assert ended.value.code == 2
-    assert flags[-1] in capsys.readouterr().err.removesuffix("\n").splitlines()[-1]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and flags[-1] in line
 
 
 def test_a_page_of_some_presets_and_cards(tmp_path: Path, capsys: pytest.CaptureFixture):
