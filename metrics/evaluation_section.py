@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 from matplotlib import style
 
 from ddpm.run.config import data_words
-from ddpm.run.evaluation_figures import FRECHET, RCA, at, found
+from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, at, found
 from ddpm.run.evaluation_file import load_evaluation, real_images_words
 from ddpm.run.files import atomic_write
 from ddpm.run.metrics import DASH
@@ -138,15 +138,16 @@ def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
 def sweep_table(evaluation: dict[str, Any], name: str) -> Table:
     """The rows of a sweep: guidance scales in order, or samplers, the fastest first and the recommended one bold."""
     take, guidance = evaluation["recommended"] or {}, name == "guidance"
+    judges = [CAS, RCA, FRECHET] if any(row.get(CAS.key) for row in evaluation[name]) else [RCA, FRECHET]
     cells = []
     for row in sorted(evaluation[name], key=lambda row: row["guidance_scale" if guidance else "seconds_per_image"]):
         label = f"{row['guidance_scale']:g}" if guidance else f"{row['sampler']} {row['steps']}"
         if not guidance and (row["sampler"], row["steps"]) == (take.get("sampler"), take.get("steps")):
             label = f"**{label}**"
-        figures = RCA.words_of(row), FRECHET.words_of(row), f"{RCA.of(row)['count']:,}"
-        cells.append((label, *figures, milliseconds(row.get("seconds_per_image"))))
+        scores = [figure.words_of(row) if row.get(figure.key) else DASH for figure in judges]
+        cells.append((label, *scores, f"{RCA.of(row)['count']:,}", milliseconds(row.get("seconds_per_image"))))
     first = "Guidance scale" if guidance else "Sampler, steps"
-    return Table("", [first, RCA.label, FRECHET.label, "Images", "Time per image"], cells)
+    return Table("", [first, *(figure.label for figure in judges), "Images", "Time per image"], cells)
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -182,12 +182,12 @@ def recommended_words(evaluation: dict[str, Any]) -> str:
 
 
 def guidance_words(evaluation: dict[str, Any]) -> str:
-    """The best guidance scale by RCA and by Fréchet distance, and the scales that cannot be distinguished from it."""
+    """The best guidance scale by each figure, and the scales that cannot be distinguished from it."""
     rows = evaluation["guidance"]
     if not rows:
         return "Guidance scales were not compared (evaluate.py --sweeps does)."
     sentences = []
-    for figure, what in ((RCA, "highest RCA"), (FRECHET, "lowest Fréchet distance")):
+    for figure, what in ((CAS, "highest CAS"), (RCA, "highest RCA"), (FRECHET, "lowest Fréchet distance")):
         best, others = best_row(rows, figure)
         if best is None:
             continue

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from ddpm.run.format import DASH, significant
 from ddpm.run.metrics import (
     BANDS,
+    CAS,
     EMA_DELTA_NORM,
     EPOCH_TIME_SEC,
     FID_FEATURES,
@@ -29,6 +30,7 @@ from ddpm.run.metrics import (
     LR,
     MFU,
     RCA,
+    RCA_UNGUIDED,
     SAMPLES_PER_SEC,
     TOP1,
     TOP5,
@@ -261,10 +263,12 @@ def loss_by_noise_level(axes: Axes, run: RunData) -> None:
 def readability(axes: Axes, run: RunData) -> None:
     looks = {
         RCA: (GREEN, "RCA: Top-1 relative to test images"),
+        RCA_UNGUIDED: (ORANGE, RCA_UNGUIDED.label),
+        CAS: (PURPLE, "CAS: what a classifier learns from them"),
         TOP1: (BLUE, TOP1.label),
         TOP5: (MUTED, TOP5.label),
     }
-    for (metric, (colour, label)), line in zip(looks.items(), LINES, strict=False):
+    for (metric, (colour, label)), line in zip(looks.items(), (*LINES, (0, (5, 1))), strict=True):
         if run.series(metric).notna().any():
             draw_line(axes, run.series(metric).dropna(), colour, label, linestyle=line)
     draw_best(axes, run.curve(RCA), GREEN, RCA.label)

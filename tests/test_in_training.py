@@ -9,7 +9,7 @@ import train
 from ddpm.evaluation import in_training
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.in_training import InTrainingEvaluation
-from ddpm.run.config import TrainConfig
+from ddpm.run.config import EVALUATED, TrainConfig
 from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.signals import StopRequest
 from ddpm.training.diffusion import make_scheduler
@@ -38,7 +38,7 @@ def test_a_run_with_evaluations_learns_what_one_without_learns(small: TrainConfi
     expected, weights = final_state(without), final_state(judged)
     assert all(weights[name].equal(tensor) for name, tensor in expected.items())
     figures = rows(judged)
-    assert figures[["rca", "top1", "top5", "fid_features"]].notna().all(axis=None)
+    assert figures[list(EVALUATED)].notna().all(axis=None)
     assert (figures["top1"] <= figures["top5"]).all()
     assert rows(without)["rca"].isna().all()
     best = paths_of(judged).checkpoints / "best"

@@ -139,14 +139,16 @@ class Evaluator:
 
     def _measure_learning(self, drawn: Drawn, plain: Drawn, labels: torch.Tensor) -> None:
         """Measure what classifiers learn from the characters, those at guidance 1 too, and add it to the files."""
-        resolution = self.image_generator.resolution
-        school = School(self.train, self.real, resolution, self.config.samples_per_class, self.log)
+        school = self._school(self.config.samples_per_class)
         sets = [school.generated(torch.from_numpy(each.pixels), labels) for each in (drawn, plain)]
-        expected = school.expected_seconds()
+        expected = school.expected_seconds(len(sets) + school.other_sets)
         self.log(f"what a classifier learns from {len(sets[0]):,} characters: about {duration(expected)}; --no-cas "
                  "leaves it out")  # fmt: skip
         self.document["learning"] = school.report(sets[0], None if plain is drawn else sets[1])
         self.save()
+
+    def _school(self, per_class: int) -> School:
+        return School(self.train, self.real, self.image_generator.resolution, per_class, self.log)
 
     def sweep(self, name: str) -> None:
         """Compare guidance scales (`guidance`) or samplers (`samplers`); each row is added to the files at once."""
@@ -154,13 +156,16 @@ class Evaluator:
         labels = _labels(self.config.sweep_samples_per_class or (50 if gpu else 10))
         guidance = name == "guidance"
         candidates = guidance_settings(self.settings) if guidance else sampler_settings(self.settings, self.most_steps)
+        school = self._school(len(labels) // NUM_CLASSES) if self.config.cas else None
         per_evaluation = self.document["sampler"]["seconds_per_image"] / self.settings.evaluations
         expected = per_evaluation * len(labels) * sum(settings.evaluations for settings in candidates)
+        if school:
+            expected += school.expected_seconds(sets=1 + len(candidates))
         self.log(f"{name}: {len(candidates)} × {len(labels):,} images, about {duration(expected)} in all; Ctrl-C "
                  "ends it and keeps what has been measured")  # fmt: skip
         rows = self.document[name]
         made_by = (self.image_generator, self.classifier, self.reference)
-        for row in sweep(candidates, labels, self.config.seed, *made_by):
+        for row in sweep(candidates, labels, self.config.seed, *made_by, school):
             rows.append(row)
             if not guidance:
                 self.document["recommended"] = recommend(rows)

@@ -57,7 +57,7 @@ def _hits(share: float | None, count: int) -> tuple[int, int]:
 def best_row(rows: list[dict[str, Any]], figure: EvaluationFigure) -> tuple[dict | None, list[dict]]:
     """The row of a sweep whose figure is best, and the other rows that may be as good, as their intervals overlap its
     interval. (None, []) if no row has a value."""
-    known = [row for row in rows if None not in figure.of(row).values()]
+    known = [row for row in rows if row.get(figure.key) and None not in figure.of(row).values()]
     if not known:
         return None, []
     sign = -1 if figure.better == "higher" else 1

@@ -11,11 +11,12 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
+from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference, real_images
 from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
 from ddpm.run.config import NUM_CLASSES, TrainConfig
 from ddpm.run.evaluation_file import real_images_words
-from ddpm.run.metrics import FID_FEATURES, RCA, TOP1, TOP5, Metric
+from ddpm.run.metrics import CAS, FID_FEATURES, RCA, RCA_UNGUIDED, TOP1, TOP5, Metric
 from ddpm.sampling.sheets import draw_samples
 from ddpm.training.data import Images
 from ddpm.training.distributed import STARTING, DistContext
@@ -25,7 +26,8 @@ NOISE_SERIES = 1  # sample grids use the noise of series 0
 
 
 class InTrainingEvaluation:
-    """Draws ten characters of each class, shared by the processes, and classifies them on the main process."""
+    """Draws ten characters of each class, at the run's guidance and at 1, shared by the processes. The main process
+    classifies them, and trains classifiers on them."""
 
     def __init__(self, config: TrainConfig, train: Images, test: Images, world: DistContext) -> None:
         self._config, self._train, self._test, self._world = config, train, test, world
@@ -50,24 +52,34 @@ class InTrainingEvaluation:
             real, counts = real_images(self._test, self._config.val_images)
             log(f"evaluation: generated characters are compared with {real_images_words(counts)}")
             self._reference = Reference.of(self._classifier, real, self._config.resolution)
+            self._school = School(self._train, real, self._config.resolution, PER_CLASS, log)
+            self._taught_by_real = self._school.teach_real()
         return self._classifier is not None
 
     def __call__(
         self, model: torch.nn.Module, scheduler: DDPMScheduler, interrupted: Callable[[], bool]
     ) -> dict[Metric, float] | None:
-        """The columns `rca`, `top1`, `top5`, `fid_features`, on the main process; nothing on the others.
+        """The columns of the group `quality`, on the main process; nothing on the others.
 
         Every process calls it. None if it was interrupted.
         """
-        drawn = draw_samples(self._config, model, scheduler, PER_CLASS, self._world, interrupted, NOISE_SERIES)
-        if drawn is None:
-            return None
+        drawn, scale = {}, self._config.guidance_scale
+        for guidance in dict.fromkeys((scale, 1.0)):
+            drawn[guidance] = draw_samples(
+                self._config, model, scheduler, PER_CLASS, self._world, interrupted, NOISE_SERIES, guidance
+            )
+            if drawn[guidance] is None:
+                return None
         if not self._classifier:
             return {}
-        predictions, labels = self._classifier(drawn), torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
+        labels = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
+        predictions, plain = self._classifier(drawn[scale]), self._classifier(drawn[1.0])
         first, fifth = (hits(predictions.probabilities, labels, k) for k in (1, 5))
+        taught = self._school.teach(self._school.generated(torch.from_numpy(drawn[scale]), labels))
         return {
             RCA: relative_accuracy(first, self._reference.hits),
+            RCA_UNGUIDED: relative_accuracy(hits(plain.probabilities, labels, 1), self._reference.hits),
+            CAS: taught.over(self._taught_by_real).value,
             TOP1: share(first),
             TOP5: share(fifth),
             FID_FEATURES: frechet_distance(predictions.features, self._reference.half),

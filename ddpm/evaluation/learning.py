@@ -77,18 +77,23 @@ class School:
             resolution: of the model. All images are resized to it and back, as generated ones are.
             per_class: images of each class in a set; fewer if the smallest class has fewer.
         """
-        self.per_class = min(per_class, int(torch.bincount(train.labels, minlength=NUM_CLASSES).min()))
+        smallest = int(torch.bincount(train.labels, minlength=NUM_CLASSES).min())
+        self.per_class = max(1, min(per_class, smallest))
         self._train, self._resolution, self._log = train, resolution, log
         self._tests, self._labels = as_drawn(test.pixels, resolution), test.labels.cpu()
         self._recipe = Recipe()
 
-    def expected_seconds(self) -> float:
-        """How long `report` takes with characters at guidance 1 too, from the time of some steps of training."""
+    @property
+    def other_sets(self) -> float:
+        """Sets that `report` teaches beside the generated ones, by their size: real, both together, and fewer real."""
+        return 1 + 2 + sum(1 / part for part in self._parts())
+
+    def expected_seconds(self, sets: float) -> float:
+        """How long it takes to teach so many sets, from the time of some steps of training."""
         some, images = replace(self._recipe, images=0), self.real(min(self.per_class, 8), seed=0)
         began = time.perf_counter()
         fit(images, some)
         seconds_per_image = (time.perf_counter() - began) / (some.epochs(len(images)) * len(images))
-        sets = 1 + 1 + 1 + 2 + sum(1 / part for part in self._parts())
         count = NUM_CLASSES * self.per_class
         return SEEDS * sets * count * self._recipe.epochs(count) * seconds_per_image
 
@@ -106,15 +111,17 @@ class School:
         some = self._train[chosen]
         return Images(as_stored(as_drawn(some.pixels, self._resolution)).to(some.pixels.device), some.labels)
 
-    def teach(self, what: str, images: Callable[[int], Images]) -> Lesson:
-        """Train SEEDS classifiers on `images(seed)` and test them."""
+    def teach(self, images: Images | Callable[[int], Images]) -> Lesson:
+        """Train SEEDS classifiers on a set, or on `images(seed)`, and test them."""
         hits = []
         for seed in range(SEEDS):
-            network = fit(images(seed), replace(self._recipe, seed=seed))
+            network = fit(images if isinstance(images, Images) else images(seed), replace(self._recipe, seed=seed))
             hits.append(ReferenceClassifier(network, {})(self._tests).predicted == self._labels)
-        lesson = Lesson(torch.stack(hits))
-        self._log(f"a classifier that has learned from {what} reads {lesson.accuracy:.1%} of the test images")
-        return lesson
+        return Lesson(torch.stack(hits))
+
+    def teach_real(self, part: int = 1) -> Lesson:
+        """The same on real images, as many of each class as in a set, divided by `part`."""
+        return self.teach(lambda seed: self.real(self.per_class // part, seed))
 
     def report(self, generated: Images, unguided: Images | None) -> dict[str, Any]:
         """The part `learning` of evaluation.json.
@@ -124,22 +131,16 @@ class School:
             unguided: at guidance 1; None if that is the run's guidance.
         """
         count = len(generated)
-        ours = self.teach(f"{count:,} generated characters", lambda seed: generated)
+        ours = self._told(f"{count:,} generated characters", self.teach(generated))
         plain = ours
         if unguided is not None:
-            plain = self.teach(f"{len(unguided):,} drawn at guidance 1", lambda seed: unguided)
-        real = self.teach(f"{count:,} real ones", lambda seed: self.real(self.per_class, seed))
-        both = self.teach(
-            f"{count:,} real and {count:,} generated ones",
-            lambda seed: joined(self.real(self.per_class, seed), generated),
-        )
-        fewer = {
-            NUM_CLASSES * (self.per_class // part): self.teach(
-                f"{NUM_CLASSES * (self.per_class // part):,} real ones",
-                lambda seed, part=part: self.real(self.per_class // part, seed),
-            )
-            for part in self._parts()
-        }
+            plain = self._told(f"{len(unguided):,} drawn at guidance 1", self.teach(unguided))
+        real = self._told(f"{count:,} real ones", self.teach_real())
+        both = self.teach(lambda seed: joined(self.real(self.per_class, seed), generated))
+        self._told(f"{count:,} real and {count:,} generated ones", both)
+        fewer = {NUM_CLASSES * (self.per_class // part): self.teach_real(part) for part in self._parts()}
+        for images, lesson in fewer.items():
+            self._told(f"{images:,} real ones", lesson)
         curve = sorted([*((images, each.accuracy) for images, each in fewer.items()), (count, real.accuracy)])
         return {
             "images": count,
@@ -156,6 +157,11 @@ class School:
                 for name, one, other in zip(CLASS_NAMES, self._by_class(ours), self._by_class(real), strict=True)
             ],
         }
+
+    def _told(self, what: str, lesson: Lesson) -> Lesson:
+        """The lesson, after a line about it."""
+        self._log(f"a classifier that has learned from {what} reads {lesson.accuracy:.1%} of the test images")
+        return lesson
 
     def _parts(self) -> list[int]:
         return [part for part in PARTS if self.per_class // part >= FEWEST]

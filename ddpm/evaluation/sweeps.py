@@ -9,13 +9,14 @@ import torch
 
 from ddpm.evaluation.classifier import ReferenceClassifier
 from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
+from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference
 from ddpm.evaluation.scores import hits, proportion, rca
-from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1
+from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, TOP1
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SAMPLERS = {"dpm++": (10, 15, 20, 30), "ddim": (25, 50, 100), "ddpm": (250, 600)}  # the cheapest first
-RCA_TOLERANCE = 0.1  # the RCA interval of a recommended sampler reaches at most this far below the best RCA
+TOLERANCE = 0.1  # the interval of a recommended sampler's CAS (or RCA) reaches at most this far below the best one
 
 
 def guidance_settings(current: SamplerSettings) -> list[SamplerSettings]:
@@ -38,51 +39,65 @@ def sweep(
     image_generator: ImageGenerator,
     classifier: ReferenceClassifier,
     reference: Reference,
+    school: School | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Draw `labels`, int64 [N], with each of the settings from the same noise; yields a row of scores for each."""
+    """Draw `labels`, int64 [N], with each of the settings from the same noise; yields a row of scores for each.
+
+    Args:
+        school: measures CAS too.
+    """
+    taught_by_real = school and school.teach_real()
     for number, settings in enumerate(candidates, 1):
         drawn = image_generator.draw(labels, settings, seed, f"{number} of {len(candidates)}")
         predictions = classifier(drawn.pixels)
-        first = hits(predictions.probabilities, labels, 1)
+        first, learned = hits(predictions.probabilities, labels, 1), {}
+        if school:
+            taught = school.teach(school.generated(torch.from_numpy(drawn.pixels), labels))
+            learned = {CAS.key: taught.over(taught_by_real)}
         yield {
             "sampler": settings.sampler,
             "steps": settings.steps,
             "guidance_scale": settings.guidance_scale,
             RCA.key: rca(first, reference.hits),
             TOP1.key: proportion(first),
+            **learned,
             **reference.distances(predictions.features),
             "seconds_per_image": drawn.seconds_per_image,
         }
 
 
 def recommend(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The fastest sampler of `rows` that is as good as the best: its interval of RCA overlaps that of the best RCA, and
+    """The fastest sampler of `rows` that is as good as the best: its interval of CAS overlaps that of the best CAS, and
     its interval of the Fréchet distance overlaps that of the smallest distance. If there is none, the one with the
-    smallest distance among those whose RCA is as good.
+    smallest distance among those whose CAS is as good. Where CAS was not measured, RCA takes its place.
 
     With few images, intervals are wide and overlap even if the samplers differ. So a sampler is considered only if its
-    whole RCA interval is above the best RCA minus `RCA_TOLERANCE`.
+    whole interval is above the best CAS minus `TOLERANCE`.
 
     Returns:
         `sampler`, `steps`, and `why` as a sentence; None if no sampler qualifies, or there are fewer than two rows.
     """
     if len(rows) < 2:
         return None
-    most, least = max(rows, key=lambda row: RCA.of(row).value), min(rows, key=lambda row: FRECHET.of(row).value)
-    floor = RCA.of(most).value - RCA_TOLERANCE
-    accurate = [row for row in rows if RCA.of(row).overlaps(RCA.of(most)) and RCA.of(row).low >= floor]
+    judge = CAS if all(CAS.key in row for row in rows) else RCA
+    most, least = max(rows, key=lambda row: judge.of(row).value), min(rows, key=lambda row: FRECHET.of(row).value)
+    floor = judge.of(most).value - TOLERANCE
+    accurate = [row for row in rows if judge.of(row).overlaps(judge.of(most)) and judge.of(row).low >= floor]
     if not accurate:
         return None
     as_good = [row for row in accurate if FRECHET.of(row).overlaps(FRECHET.of(least))]
     if as_good:
         row = min(as_good, key=lambda row: row["seconds_per_image"])
-        reason = "the fastest whose RCA and Fréchet distance cannot be distinguished from the best"
+        reason = f"the fastest whose {judge.label} and Fréchet distance cannot be distinguished from the best"
     else:
         row = min(accurate, key=lambda row: FRECHET.of(row).value)
-        reason = "the one of the smallest Fréchet distance, of those whose RCA cannot be distinguished from the best"
+        reason = (
+            f"the one of the smallest Fréchet distance, of those whose {judge.label} cannot be distinguished from the "
+            "best"
+        )
     why = (
-        f"{reason} of {len(rows)} measured: RCA {RCA.words(RCA.of(row).to_dict())}, "
-        f"best {RCA.words(RCA.of(most).to_dict())} with {_name(most)}; "
+        f"{reason} of {len(rows)} measured: {judge.label} {judge.words(judge.of(row).to_dict())}, "
+        f"best {judge.words(judge.of(most).to_dict())} with {_name(most)}; "
         f"Fréchet distance {FRECHET.words(FRECHET.of(row).to_dict())}, "
         f"smallest {FRECHET.words(FRECHET.of(least).to_dict())} with {_name(least)}"
     )

@@ -156,7 +156,7 @@ class TrainConfig:
     """Epochs between checkpoints; one is always written at the end."""
     checkpoint_minutes: float = 15.0
     """Minutes after which the next progress line writes a checkpoint, also within an epoch. 0: only after epochs."""
-    best_by: Literal["val_loss", "rca", "fid_features"] = "val_loss"
+    best_by: Literal["val_loss", "rca", "rca_unguided", "cas", "fid_features"] = "val_loss"
     """Criterion for `best`: the validation loss of the EMA weights, or a figure of --eval-every."""
     keep_last: int = 3
     """Number of newest checkpoints to keep. The best one is always kept."""

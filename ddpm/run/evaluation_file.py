@@ -75,6 +75,9 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     for name, shape in optional.items():
         if evaluation.setdefault(name, None) is not None:
             _check(evaluation[name], shape, name)
+    for row in (*evaluation["guidance"], *evaluation["samplers"]):
+        if row.get(CAS.key) is not None:
+            _check(row[CAS.key], ESTIMATE, f"a sweep's {CAS.key}")
     for entry in evaluation["conditional"]["per_class"]:  # older versions compared with equally many of each class
         entry.setdefault("real_count", evaluation["classifier"]["test_images"] // NUM_CLASSES)
         _check(entry["real_count"], kinds.count, "conditional.per_class.real_count")

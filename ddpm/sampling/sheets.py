@@ -31,6 +31,7 @@ def draw_samples(
     world: DistContext,
     interrupted: Callable[[], bool] = lambda: False,
     series: int = 0,
+    guidance_scale: float | None = None,
 ) -> np.ndarray | None:
     """Generated characters, class by class, from the same noise in every run: uint8 [47 * per_class, R, R].
 
@@ -39,11 +40,13 @@ def draw_samples(
     Args:
         interrupted: called by all processes before each draws a chunk; once it returns true, the result is None.
         series: each number has noise of its own.
+        guidance_scale: instead of the run's.
     """
     labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
     shape = (len(labels), 1, config.resolution, config.resolution)
     noise = torch.randn(shape, device=world.device, generator=generator(world.device, 0, Stream.SAMPLING, series))
     chunk = images_at_once(config.resolution, world.device)
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
     parts = {}
     for first in range(0, len(labels), world.world_size * chunk):
         if interrupted():
@@ -52,9 +55,8 @@ def draw_samples(
         part = slice(start, start + chunk)
         if start < len(labels):
             images = sample(
-                model, scheduler, labels[part], noise[part], steps=config.sample_steps,
-                guidance_scale=config.guidance_scale,
-            )  # fmt: skip
+                model, scheduler, labels[part], noise[part], steps=config.sample_steps, guidance_scale=scale
+            )
             parts[start] = to_bytes(images).cpu().numpy()
     everyone = {start: pixels for parts in world.gather(parts) for start, pixels in parts.items()}
     return np.concatenate([everyone[start] for start in sorted(everyone)])

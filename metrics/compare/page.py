@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.evaluation_figures import FRECHET, RCA, TOP1
+from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, TOP1, at
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.format import count, duration, significant, timestamp
 from ddpm.run.metrics import (
@@ -189,9 +189,13 @@ def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
             continue
         if evaluation:
             drawn, distance = evaluation["conditional"], FRECHET.of(evaluation["distances"])
-            figures = (figure(RCA.of(drawn)), figure(TOP1.of(drawn)), RCA.of(drawn)["count"])
+            learned = at(evaluation, CAS.place)
+            figures = (
+                figure(learned) if learned else DASH, figure(RCA.of(drawn)), figure(TOP1.of(drawn)),
+                RCA.of(drawn)["count"],
+            )  # fmt: skip
             rows.append((f"`{run.short}`", evaluation["checkpoint"], *figures, figure(distance), distance["count"]))
-    heads = ["Run", "Checkpoint", RCA.label, TOP1.label, "Images", FRECHET.label, "Images"]
+    heads = ["Run", "Checkpoint", CAS.label, RCA.label, TOP1.label, "Images", FRECHET.label, "Images"]
     note = "In brackets: 95% intervals. Distances of different numbers of images are not comparable."
     blocks = [*([note, Table("", heads, rows)] if rows else []), *damaged]
     return Section("Evaluations by `evaluate.py`", blocks) if blocks else None
