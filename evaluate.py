@@ -20,6 +20,7 @@ from rich.console import Console
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.run import cli
 from ddpm.run.program import run_program
+from ddpm.training.compiler import limit_workers
 from ddpm.training.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate(config: EvaluateConfig, command: str) -> int:
     """Measure, print the results and update the run's report. Returns the exit code."""
     limit_spinning()
+    limit_workers(1)
     evaluator, console = None, Console()
     try:
         import torch  # here, as these imports take seconds: a wrong flag is reported before

@@ -27,6 +27,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.program import run_program
 from ddpm.sampling.config import SampleConfig
+from ddpm.training.compiler import limit_workers, prepare
 from ddpm.training.threads import limit_spinning, settle
 
 
@@ -51,6 +52,7 @@ def make(config: SampleConfig) -> Path:
         RequestError: there is no such model, character or device, or the picture cannot be written.
     """
     limit_spinning()
+    limit_workers(1)
     from ddpm.sampling.load import load_model  # imports torch, which takes seconds: a wrong flag is reported before
     from ddpm.sampling.render import Renderer
     from ddpm.sampling.sheets import npz
@@ -58,6 +60,8 @@ def make(config: SampleConfig) -> Path:
     from ddpm.training.device import pick_device
 
     device, _ = pick_device(config.device)
+    if config.compile:
+        prepare(device)
     hardware.set_up(device, deterministic=False)
     fewer_threads = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)

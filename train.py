@@ -23,6 +23,7 @@ from ddpm.run.errors import NotMetError, ProcessesLost, RequestError, TrainingFa
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program
 from ddpm.run.signals import TWICE, StopRequest
+from ddpm.training.compiler import limit_workers
 from ddpm.training.threads import limit_spinning
 
 
@@ -46,10 +47,11 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
     try:
         prepare()
         CONFIG = parse_args()
-        read_launch()
+        LAUNCH = read_launch()
     except RequestError as error:
         sys.exit(refuse(error))
     limit_spinning()
+    limit_workers(LAUNCH.local_world_size)
 
 from ddpm.run.files import plain, real
 from ddpm.run.lock import RunLock, holder

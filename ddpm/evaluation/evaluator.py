@@ -27,7 +27,7 @@ from ddpm.run.files import atomic_write, parse_json, read_file, real
 from ddpm.run.format import duration
 from ddpm.sampling.load import load_model
 from ddpm.sampling.sheets import npz, png
-from ddpm.training import data, hardware
+from ddpm.training import compiler, data, hardware
 from ddpm.training.device import pick_device
 from ddpm.training.distributed import DistContext
 from ddpm.training.threads import settle
@@ -45,6 +45,8 @@ class Evaluator:
         self.config, self.console, self.started = config, console, time.monotonic()
         self.saved = False  # has this evaluation written its evaluation.json?
         device, _ = pick_device(config.device)
+        if config.compile:
+            compiler.prepare(device)
         hardware.set_up(device, deterministic=False)
         if fewer := settle(device):
             self.say(fewer)
