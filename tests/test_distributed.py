@@ -185,9 +185,13 @@ def test_one_process_without_its_gpu_ends_all_with_one_line_that_names_it(small,
     assert f"(process 1 of 2, on {socket.gethostname()})" in told[0]
 
 
-def mixed(kinds: list[str]) -> str:
-    """What becomes of processes that find devices of these kinds; "met" if they can train together."""
-    rendezvous.pick_device = lambda *_: (torch.device(kinds[int(os.environ["RANK"])]), "")
+def mixed(names: list[str]) -> str:
+    """What becomes of processes that find these devices, of GPUs their names; "met" if they can train together."""
+    name = names[int(os.environ["RANK"])]
+    rendezvous.pick_device = lambda *_: (torch.device("cpu" if name == "cpu" else "cuda"), "")
+    rendezvous.device_name = lambda _: name
+    begin = torch.distributed.init_process_group  # by Gloo alone, as the GPUs are stand-ins
+    torch.distributed.init_process_group = lambda backend, device_id, **group: begin("gloo", **group)
     try:
         with connect():
             return "met"
@@ -195,11 +199,19 @@ def mixed(kinds: list[str]) -> str:
         return str(error)
 
 
-def test_a_run_is_not_trained_on_gpus_and_cpus_at_once():
-    assert in_processes(mixed, 2, ["cpu", "cpu"]) == ["met", "met"]
-    first, second = in_processes(mixed, 2, ["cuda", "cpu"])
-    assert first == second
-    assert f"{socket.gethostname()} has no GPU" in first
+@pytest.mark.parametrize("names", [["cpu", "cpu"], ["NVIDIA L40S", "NVIDIA L40S"]])
+def test_processes_with_equal_devices_train_together(names: list[str]):
+    assert in_processes(mixed, 2, names) == ["met", "met"]
+
+
+@pytest.mark.parametrize("names", [["NVIDIA L40S", "cpu", "NVIDIA L40S"], ["NVIDIA A30", "NVIDIA L40S", "NVIDIA A30"]])
+def test_a_run_is_not_trained_on_different_devices(names: list[str]):
+    told = set(in_processes(mixed, 3, names))
+    assert len(told) == 1
+    line, host = told.pop(), socket.gethostname()
+    assert "\n" not in line
+    assert f"process 0, 2 on {host}: {names[0]}; process 1 on {host}: {names[1]}" in line
+    assert "--device cpu" in line
 
 
 @pytest.mark.parametrize(
