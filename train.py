@@ -77,7 +77,7 @@ from ddpm.run.metrics import (
 from ddpm.run.paths import RunPaths
 from ddpm.training import data, hardware
 from ddpm.training.describe import dry_run
-from ddpm.training.distributed import connect
+from ddpm.training.distributed import connect, leave_traces
 from metrics.lifecycle import RunLifecycle
 from metrics.live.status import publish_failure
 from metrics.loggers import wandb
@@ -264,6 +264,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
     try:
         if config.wandb:
             wandb.require()
+        leave_traces(paths.nccl_traces)
         with connect(config.device) as world:
             if config.dry_run:
                 dry_run(config, world)

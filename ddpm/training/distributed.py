@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -184,6 +186,25 @@ class StopVote:
         return bool(vote.item())
 
 
+def leave_traces(prefix: Path) -> None:
+    """Set where NCCL's watchdog leaves the latest collectives of a process when one times out: `prefix` + rank. To be
+    called before the process group is made."""
+    _set("TORCH_FR_DUMP_TEMP_FILE", str(prefix), "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+
+
+def _record_collectives() -> None:
+    """Let NCCL keep its latest collectives (Flight Recorder), which torch 2.9 does not do by default."""
+    _set("TORCH_FR_BUFFER_SIZE", "2000", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+    _set("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+
+
+def _set(variable: str, value: str, older: str = "") -> None:
+    """Set a variable unless the user has, by this name or the `older` one. (torch 2.9 and newer know both, and warn if
+    they find the older one.)"""
+    if older not in os.environ:
+        os.environ.setdefault(variable, value)
+
+
 @contextmanager
 def connect(device: str = "auto") -> Iterator[DistContext]:
     """Join the other processes that torchrun or srun started, if any, and take a device.
@@ -209,6 +230,8 @@ def connect(device: str = "auto") -> Iterator[DistContext]:
             raise ProcessesLost(
                 "process 0 was lost while the processes met; see its output", launch.rank == 1
             ) from error
+        if taken.type == "cuda":
+            _record_collectives()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if taken.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
