@@ -31,7 +31,7 @@ INTERRUPTED = 130
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line asks. Returns 0, 2 for a wrong request, 130 for Ctrl-C, 1 if memory runs out."""
+    """Evaluate as the command line asks. Returns 0, 2 for a wrong request, 130 for Ctrl-C."""
     typed = sys.argv[1:] if arguments is None else list(arguments)
     return evaluate(cli.parse(EvaluateConfig, arguments, "evaluate.py"), shlex.join(["python", "evaluate.py", *typed]))
 
@@ -42,26 +42,20 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
     limit_workers(1)
     evaluator, console = None, Console()
     try:
-        import torch  # here, as these imports take seconds: a wrong flag is reported before
-
-        from ddpm.evaluation.evaluator import Evaluator
+        from ddpm.evaluation.evaluator import Evaluator  # here: imports torch, so a wrong flag is reported before
         from metrics.evaluation_section import copying_words, figures_table, recommended_words, sweep_table
         from metrics.page import plain, rich_table
 
-        try:
-            evaluator = Evaluator(config, command, console)
-            evaluator.measure()
-            console.print(rich_table(figures_table(evaluator.evaluation)))
-            evaluator.say(plain(copying_words(evaluator.evaluation)))
-            for name in ("guidance", "samplers") if config.sweeps else ():
-                evaluator.sweep(name)
-                console.print(rich_table(sweep_table(evaluator.evaluation, name)))
-            if config.sweeps:
-                evaluator.say(plain(recommended_words(evaluator.evaluation)))
-            publish(evaluator)
-        except torch.OutOfMemoryError as error:
-            print(f"error: out of memory, give a smaller --batch-size ({error})", file=sys.stderr)
-            return 1
+        evaluator = Evaluator(config, command, console)
+        evaluator.measure()
+        console.print(rich_table(figures_table(evaluator.evaluation)))
+        evaluator.say(plain(copying_words(evaluator.evaluation)))
+        for name in ("guidance", "samplers") if config.sweeps else ():
+            evaluator.sweep(name)
+            console.print(rich_table(sweep_table(evaluator.evaluation, name)))
+        if config.sweeps:
+            evaluator.say(plain(recommended_words(evaluator.evaluation)))
+        publish(evaluator)
     except KeyboardInterrupt:
         kept = "nothing was measured yet"
         if evaluator and evaluator.saved:

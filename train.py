@@ -19,7 +19,7 @@ from typing import Any
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import EVALUATED, TrainConfig
-from ddpm.run.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
+from ddpm.run.errors import NotMetError, OutOfMemory, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program
 from ddpm.run.signals import TWICE, StopRequest
@@ -275,15 +275,16 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
                     return Run(config, stop, world, run_lock).main()
                 except Exception as error:
                     raise world.explain(error) from None
+    except (OutOfMemory, ProcessesLost) as error:
+        if error.reported_here:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        ours = holder(paths.lock) in (lock_name, None)  # else the run has been taken over
+        if ours and (error.reported_here or is_first()):
+            publish_failure(paths, config.data, error.exit_code, str(error), keep=not is_first())
+        return error.exit_code
     except RequestError as error:
         publish(2, str(error))
         return refuse(error)
-    except ProcessesLost as error:
-        if error.reported_here:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            if holder(paths.lock) in (lock_name, None):  # else the run has been taken over
-                publish_failure(paths, config.data, 1, str(error), keep=True)
-        return 1
     except KeyboardInterrupt:
         print(TWICE, file=sys.stderr)
         return 1
@@ -294,7 +295,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
 
 if __name__ == "__main__":
     CODE = run_program(lambda: main(CONFIG, STOP))
-    if CODE == 1:  # end at once: a thread may still be writing, or NCCL waiting for lost processes
+    if CODE in (1, 2):  # end at once: a thread may still be writing, or NCCL waiting for lost processes
         flush()
         os._exit(CODE)
     sys.exit(CODE)

@@ -253,8 +253,9 @@ class RunLifecycle:
 
     def crashed(self, error: Exception) -> None:
         self.last_checkpoint()
-        why = str(error) if isinstance(error, ProcessesLost) else f"{type(error).__name__}: {error}"
-        self.logger.end("failed", 1, why, retry=True, report=False)
+        refused = isinstance(error, RequestError)  # the same command would fail again
+        why = str(error) if refused or isinstance(error, ProcessesLost) else f"{type(error).__name__}: {error}"
+        self.logger.end("failed", 2 if refused else 1, why, retry=not refused, report=False)
 
     def last_checkpoint(self) -> str | None:
         """Wait for the checkpoint that is being written. Returns why the latest could not be, if so."""

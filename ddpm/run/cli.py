@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, TypeVar, Union, get_args
 
-from ddpm.run.errors import RequestError
+from ddpm.run.errors import RequestError, out_of_memory
 from ddpm.run.files import why_and_cure
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Main = Callable[[Sequence[str] | None], int]
+LESS_MEMORY = "give a smaller --batch-size, or --device cpu"
 
 
 def in_one_line(main: Main) -> Main:
-    """Decorator of a `main`: a wrong request, or a file that cannot be used, becomes one line and exit code 2."""
+    """Decorator of a `main`: a wrong request, a file that cannot be used, or a GPU whose memory is full becomes one
+    line and exit code 2."""
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +38,10 @@ def in_one_line(main: Main) -> Main:
             raise
         except OSError as error:
             message = why_and_cure(error)
+        except RuntimeError as error:
+            if (full := out_of_memory(error, LESS_MEMORY)) is None:
+                raise
+            message = str(full)
         print(f"error: {message}", file=sys.stderr, flush=True)
         return 2
 
