@@ -21,6 +21,7 @@ from rich.console import Console
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.run import cli
 from ddpm.run.program import run_program
+from ddpm.training.compiler import limit_workers
 from ddpm.training.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ INTERRUPTED = 130
 
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line asks. Returns 0, 2 for a wrong request, 130 for Ctrl-C, 1 if memory runs out."""
+    """Evaluate as the command line asks. Returns 0, 2 for a wrong request, 130 for Ctrl-C."""
     typed = sys.argv[1:] if arguments is None else list(arguments)
     return evaluate(cli.parse(EvaluateConfig, arguments, "evaluate.py"), shlex.join(["python", "evaluate.py", *typed]))
 
@@ -39,30 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate(config: EvaluateConfig, command: str) -> int:
     """Measure, print the results and update the run's report. Returns the exit code."""
     limit_spinning()
+    limit_workers(1)
     evaluator, console = None, Console()
     try:
-        import torch  # here, as these imports take seconds: a wrong flag is reported before
-
-        from ddpm.evaluation.evaluator import Evaluator
+        from ddpm.evaluation.evaluator import Evaluator  # here: imports torch, so a wrong flag is reported before
         from metrics.evaluation_section import figures_table, sweep_table
         from metrics.evaluation_words import copying_words, learning_words, recommended_words
         from metrics.page import plain, rich_table
 
-        try:
-            evaluator = Evaluator(config, command, console)
-            evaluator.measure()
-            console.print(rich_table(figures_table(evaluator.evaluation)))
-            for sentence in (*learning_words(evaluator.evaluation), copying_words(evaluator.evaluation)):
-                evaluator.say(plain(sentence))
-            for name in ("guidance", "samplers") if config.sweeps else ():
-                evaluator.sweep(name)
-                console.print(rich_table(sweep_table(evaluator.evaluation, name)))
-            if config.sweeps:
-                evaluator.say(plain(recommended_words(evaluator.evaluation)))
-            publish(evaluator)
-        except torch.OutOfMemoryError as error:
-            print(f"error: out of memory, give a smaller --batch-size ({error})", file=sys.stderr)
-            return 1
+        evaluator = Evaluator(config, command, console)
+        evaluator.measure()
+        console.print(rich_table(figures_table(evaluator.evaluation)))
+        for sentence in (*learning_words(evaluator.evaluation), copying_words(evaluator.evaluation)):
+            evaluator.say(plain(sentence))
+        for name in ("guidance", "samplers") if config.sweeps else ():
+            evaluator.sweep(name)
+            console.print(rich_table(sweep_table(evaluator.evaluation, name)))
+        if config.sweeps:
+            evaluator.say(plain(recommended_words(evaluator.evaluation)))
+        publish(evaluator)
     except KeyboardInterrupt:
         kept = "nothing was measured yet"
         if evaluator and evaluator.saved:

@@ -27,6 +27,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.program import run_program
 from ddpm.sampling.config import SampleConfig
+from ddpm.training.compiler import limit_workers, prepare
 from ddpm.training.threads import limit_spinning, settle
 
 
@@ -51,13 +52,17 @@ def make(config: SampleConfig) -> Path:
         RequestError: there is no such model, character or device, or the picture cannot be written.
     """
     limit_spinning()
+    limit_workers(1)
     from ddpm.sampling.load import load_model  # imports torch, which takes seconds: a wrong flag is reported before
     from ddpm.sampling.render import Renderer
     from ddpm.sampling.sheets import npz
     from ddpm.training import hardware
+    from ddpm.training.compilation import compile_in_place
     from ddpm.training.device import pick_device
 
     device, _ = pick_device(config.device)
+    if config.compile:
+        prepare(device)
     hardware.set_up(device, deterministic=False)
     fewer_threads = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)
@@ -66,7 +71,7 @@ def make(config: SampleConfig) -> Path:
     path = config.out or free_name(trained.run, config)
     check_writable(path)
     if config.compile:
-        trained.pipeline.unet.compile()
+        compile_in_place(trained.pipeline.unet)
     print(f"{trained.folder}\n  run {trained.run}, {config.weights.upper()} weights, trained on {trained.source}: "
           f"{trained.progress}")  # fmt: skip
 

@@ -19,10 +19,11 @@ from typing import Any
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import EVALUATED, TrainConfig
-from ddpm.run.errors import NotMetError, ProcessesLost, RequestError, TrainingFailed
+from ddpm.run.errors import NotMetError, OutOfMemory, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program
 from ddpm.run.signals import TWICE, StopRequest
+from ddpm.training.compiler import limit_workers
 from ddpm.training.threads import limit_spinning
 
 
@@ -46,10 +47,11 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
     try:
         prepare()
         CONFIG = parse_args()
-        read_launch()
+        LAUNCH = read_launch()
     except RequestError as error:
         sys.exit(refuse(error))
     limit_spinning()
+    limit_workers(LAUNCH.local_world_size)
 
 from ddpm.run.files import plain, real
 from ddpm.run.lock import RunLock, holder
@@ -75,7 +77,7 @@ from ddpm.run.metrics import (
 from ddpm.run.paths import RunPaths
 from ddpm.training import data, hardware
 from ddpm.training.describe import dry_run
-from ddpm.training.distributed import connect
+from ddpm.training.distributed import connect, leave_traces
 from metrics.lifecycle import RunLifecycle
 from metrics.live.status import publish_failure
 from metrics.loggers import wandb
@@ -262,6 +264,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
     try:
         if config.wandb:
             wandb.require()
+        leave_traces(paths.nccl_traces)
         with connect(config.device) as world:
             if config.dry_run:
                 dry_run(config, world)
@@ -272,15 +275,16 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
                     return Run(config, stop, world, run_lock).main()
                 except Exception as error:
                     raise world.explain(error) from None
+    except (OutOfMemory, ProcessesLost) as error:
+        if error.reported_here:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        ours = holder(paths.lock) in (lock_name, None)  # else the run has been taken over
+        if ours and (error.reported_here or is_first()):
+            publish_failure(paths, config.data, error.exit_code, str(error), keep=not is_first())
+        return error.exit_code
     except RequestError as error:
         publish(2, str(error))
         return refuse(error)
-    except ProcessesLost as error:
-        if error.reported_here:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            if holder(paths.lock) in (lock_name, None):  # else the run has been taken over
-                publish_failure(paths, config.data, 1, str(error), keep=True)
-        return 1
     except KeyboardInterrupt:
         print(TWICE, file=sys.stderr)
         return 1
@@ -291,7 +295,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
 
 if __name__ == "__main__":
     CODE = run_program(lambda: main(CONFIG, STOP))
-    if CODE == 1:  # end at once: a thread may still be writing, or NCCL waiting for lost processes
+    if CODE in (1, 2):  # end at once: a thread may still be writing, or NCCL waiting for lost processes
         flush()
         os._exit(CODE)
     sys.exit(CODE)

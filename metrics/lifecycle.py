@@ -51,7 +51,7 @@ class RunLifecycle:
         self.config, self.world, self.run_lock = config, world, run_lock
         self.paths = RunPaths(real(config.output_root), config.run)
         self.flops_per_image = flops_per_image(config)
-        self.choices = hardware.choose(config, world.device, self.flops_per_image)
+        self.choices = hardware.choose(config, world.device, self.flops_per_image, world.gather)
         self.train_set, self.test_set = data.load(config, world)
         self.schedule = TrainingSchedule(config, world.world_size, len(self.train_set))
         self.identity = identity_of(config, self.schedule, data.agreed_sha256(self.train_set, world))
@@ -253,8 +253,9 @@ class RunLifecycle:
 
     def crashed(self, error: Exception) -> None:
         self.last_checkpoint()
-        why = str(error) if isinstance(error, ProcessesLost) else f"{type(error).__name__}: {error}"
-        self.logger.end("failed", 1, why, retry=True, report=False)
+        refused = isinstance(error, RequestError)  # the same command would fail again
+        why = str(error) if refused or isinstance(error, ProcessesLost) else f"{type(error).__name__}: {error}"
+        self.logger.end("failed", 2 if refused else 1, why, retry=not refused, report=False)
 
     def last_checkpoint(self) -> str | None:
         """Wait for the checkpoint that is being written. Returns why the latest could not be, if so."""

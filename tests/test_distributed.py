@@ -185,23 +185,6 @@ def test_one_process_without_its_gpu_ends_all_with_one_line_that_names_it(small,
     assert f"(process 1 of 2, on {socket.gethostname()})" in told[0]
 
 
-def mixed(kinds: list[str]) -> str:
-    """What becomes of processes that find devices of these kinds; "met" if they can train together."""
-    rendezvous.pick_device = lambda *_: (torch.device(kinds[int(os.environ["RANK"])]), "")
-    try:
-        with connect():
-            return "met"
-    except RequestError as error:
-        return str(error)
-
-
-def test_a_run_is_not_trained_on_gpus_and_cpus_at_once():
-    assert in_processes(mixed, 2, ["cpu", "cpu"]) == ["met", "met"]
-    first, second = in_processes(mixed, 2, ["cuda", "cpu"])
-    assert first == second
-    assert f"{socket.gethostname()} has no GPU" in first
-
-
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [

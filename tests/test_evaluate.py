@@ -16,7 +16,7 @@ from PIL import Image
 
 import evaluate
 from benchmarks.faults import some_of
-from ddpm.evaluation import evaluator, measures
+from ddpm.evaluation import evaluator, generate, measures
 from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_figures import FIGURES, WORTH, at
 from ddpm.run.evaluation_file import load_evaluation
@@ -219,3 +219,20 @@ def test_an_untrained_model_is_no_better_than_chance_on_real_data(saved: TrainCo
     assert found["classifier"]["top1"]["low"] > 0.5  # with all training images 0.88
     assert found["conditional"]["rca"]["value"] < 0.1
     assert found["distances"]["frechet"]["low"] > 2 * found["distances"]["frechet_real"]["high"]
+
+
+def test_a_model_that_would_draw_for_minutes_on_a_gpu_is_compiled_first(
+    saved: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    compiled = []
+    monkeypatch.setattr(generate, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(generate, "compile_in_place", compiled.append)
+    arguments = ["small", *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root)]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "cpu")]) == 0
+    assert compiled == []
+    monkeypatch.setattr(generate, "can_compile", lambda device: True)
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "no"), "--no-compile"]) == 0
+    assert compiled == []
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "gpu")]) == 0
+    assert len(compiled) == 1
+    assert "the model is compiled first" in capsys.readouterr().out

@@ -28,7 +28,7 @@ from ddpm.run.files import atomic_write, parse_json, read_file, real
 from ddpm.run.format import duration
 from ddpm.sampling.load import load_model
 from ddpm.sampling.sheets import npz, png
-from ddpm.training import data, hardware
+from ddpm.training import compiler, data, hardware
 from ddpm.training.device import pick_device
 from ddpm.training.distributed import DistContext
 from ddpm.training.threads import settle
@@ -46,6 +46,8 @@ class Evaluator:
         self.config, self.console, self.started = config, console, time.monotonic()
         self.saved = False  # has this evaluation written its evaluation.json?
         device, _ = pick_device(config.device)
+        if config.compile:
+            compiler.prepare(device)
         hardware.set_up(device, deterministic=False)
         if fewer := settle(device):
             self.say(fewer)
@@ -64,10 +66,10 @@ class Evaluator:
         self.train, self.test = data.load(source, DistContext(0, 0, 1, 1, device))
         self.real, test_images = parts.real_images(self.test, trained.get("val_images"))
         self._check_writable()
-        if config.compile:
-            self.model.pipeline.unet.compile()
         precision, _ = hardware.pick_precision(config.precision, device)
-        self.image_generator = ImageGenerator(self.model.pipeline, precision, config.batch_size, console, self.log)
+        self.image_generator = ImageGenerator(
+            self.model.pipeline, precision, config.batch_size, config.compile, console, self.log
+        )
         self.document: dict[str, Any] = {
             "generated": "", "run": self.model.run, "checkpoint": self.model.folder.name,
             "weights": config.weights,

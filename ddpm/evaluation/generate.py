@@ -14,7 +14,16 @@ from rich.progress import Progress, TimeRemainingColumn
 from ddpm.run.format import duration
 from ddpm.sampling.pipeline import CharacterPipeline
 from ddpm.sampling.sheets import images_at_once
+from ddpm.training.compilation import compile_in_place
+from ddpm.training.compiler import lacking
 from ddpm.training.hardware import DTYPES, synchronize
+
+COMPILE_FROM = 150.0  # seconds of drawing: half of them saved, against about a minute for each of two batch sizes
+
+
+def can_compile(device: torch.device) -> bool:
+    """Does compilation work here, and usually pay?"""
+    return device.type == "cuda" and lacking(device) is None
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class ImageGenerator:
         pipeline: CharacterPipeline,
         precision: str,
         batch_size: int | None,
+        compile: bool | None,
         console: Console,
         log: Callable[[str], None],
     ) -> None:
@@ -57,6 +67,7 @@ class ImageGenerator:
         Args:
             precision: bf16, fp16 or fp32, for autocast.
             batch_size: images in one forward pass; None: chosen for the resolution and the device.
+            compile: whether to compile the model. None: on a GPU, before what would take longer than COMPILE_FROM.
             console: shows a progress bar if it is a terminal.
             log: called with each line to print.
         """
@@ -64,17 +75,22 @@ class ImageGenerator:
         self.resolution = pipeline.unet.config.sample_size
         self.batch_size = batch_size or images_at_once(self.resolution, self.device)
         self._console, self._log = console, log
+        self._may_compile = compile is None and can_compile(self.device)
+        if compile:
+            compile_in_place(pipeline.unet)
 
     def draw(self, labels: torch.Tensor, settings: SamplerSettings, seed: int, what: str) -> Drawn:
         """Draw an image for each label, int64 [N]; 47 means any class. First logs `what` and the expected time.
 
         The measured time is that of all steps, after a warm-up and until the device has finished.
         """
-        batch, rest = labels[: self.batch_size], labels[: len(labels) % self.batch_size]
-        for part in (batch, rest) if len(rest) else (batch,):  # both sizes, as each may be compiled
-            self._timed(part, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
-        _, step = self._timed(batch, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
-        expected = step / len(batch) * len(labels) * settings.steps
+        expected = self._expected(labels, settings, seed)
+        if expected > COMPILE_FROM and self._may_compile:
+            self._log(
+                f"{what} would take {duration(expected)}: the model is compiled first (--no-compile leaves it out)"
+            )
+            compile_in_place(self.pipeline.unet)
+            self._may_compile, expected = False, self._expected(labels, settings, seed)
         self._log(f"{what}: {len(labels):,} images, {settings}; about {duration(expected)}")
         off = not self._console.is_terminal
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
@@ -82,6 +98,14 @@ class ImageGenerator:
             task = progress.add_task(what, total=settings.steps)
             pixels, seconds = self._timed(labels, settings, seed, lambda step, _: progress.update(task, completed=step))
         return Drawn(pixels, seconds / len(labels))
+
+    def _expected(self, labels: torch.Tensor, settings: SamplerSettings, seed: int) -> float:
+        """How long it will take to draw the labels, in seconds, from the time of a step after a warm-up."""
+        batch, rest = labels[: self.batch_size], labels[: len(labels) % self.batch_size]
+        for part in (batch, rest) if len(rest) else (batch,):  # both sizes, as each may be compiled
+            self._timed(part, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
+        _, step = self._timed(batch, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
+        return step / len(batch) * len(labels) * settings.steps
 
     def _timed(
         self,

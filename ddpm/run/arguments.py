@@ -17,7 +17,6 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import SETTINGS, read_text, why
 
 TYPES = get_type_hints(TrainConfig)  # of each setting
-SWITCHES = [cli.flag(name) for name, kind in TYPES.items() if kind == bool | None]  # None: chosen for the device
 OF_THE_START = (*START_ONLY, "device")  # not taken over from a run's file: this machine may be another one
 
 
@@ -45,7 +44,7 @@ def _parse(arguments: Sequence[str]) -> TrainConfig:
     # the other defaults depend on the preset, so it is read first
     name = _value_of("--preset", arguments)
     defaults = preset(TrainConfig.preset if name is None else name)
-    return cli.parse(TrainConfig, _with_switch_values(arguments), "train.py", defaults)
+    return cli.parse(TrainConfig, arguments, "train.py", defaults)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -56,16 +55,6 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
         if name == option:
             found = value if equals else following
     return found
-
-
-def _with_switch_values(arguments: Sequence[str]) -> list[str]:
-    """`--compile` → `--compile=True`, `--no-compile` → `--compile=False`; `--compile True` stays as it is."""
-    values = {switch: f"{switch}=True" for switch in SWITCHES}
-    values |= {negated(switch): f"{switch}=False" for switch in SWITCHES}
-    return [
-        argument if following in ("True", "False", "None") else values.get(argument, argument)
-        for argument, following in itertools.pairwise([*arguments, ""])
-    ]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -140,14 +129,9 @@ def to_arguments(settings: Mapping[str, Any], where: str) -> list[str]:
         if isinstance(value, dict):
             raise RequestError(f"{where}: {name}: must be a value or a list of values, not {value!r}")
         if isinstance(value, bool):
-            arguments.append(option if value else negated(option))
+            arguments.append(option if value else cli.negated(option))
         elif isinstance(value, list):
             arguments += [option, *map(str, value)]
         elif value is not None:
             arguments.append(f"{option}={value}")
     return arguments
-
-
-def negated(option: str) -> str:
-    """`--compile` → `--no-compile`."""
-    return f"--no-{option.removeprefix('--')}"

@@ -11,9 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, TypeVar, Union, get_args
+from typing import TYPE_CHECKING, TypeVar, Union, get_args, get_type_hints
 
-from ddpm.run.errors import RequestError
+from ddpm.run.errors import RequestError, out_of_memory
 from ddpm.run.files import why_and_cure
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Main = Callable[[Sequence[str] | None], int]
+LESS_MEMORY = "give a smaller --batch-size, or --device cpu"
 
 
 def in_one_line(main: Main) -> Main:
-    """Decorator of a `main`: a wrong request, or a file that cannot be used, becomes one line and exit code 2."""
+    """Decorator of a `main`: a wrong request, a file that cannot be used, or a GPU whose memory is full becomes one
+    line and exit code 2."""
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +38,10 @@ def in_one_line(main: Main) -> Main:
             raise
         except OSError as error:
             message = why_and_cure(error)
+        except RuntimeError as error:
+            if (full := out_of_memory(error, LESS_MEMORY)) is None:
+                raise
+            message = str(full)
         print(f"error: {message}", file=sys.stderr, flush=True)
         return 2
 
@@ -68,7 +74,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=arguments, prog=program, registry=registry, **known)
+            return tyro.cli(kind, args=_with_switch_values(kind, arguments), prog=program, registry=registry, **known)
     except BrokenPipeError:  # the reader of `--help | head` has left
         sys.exit(0)
     except SystemExit as end:
@@ -79,6 +85,23 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
         ended = what if what.endswith("?") else f"{what.rstrip('.')};"
         shown = f"python {program.removeprefix('python ')} --help"
         raise RequestError(rule if rule != what else f"{ended} `{shown}` lists every flag") from None
+
+
+def negated(option: str) -> str:
+    """`--compile` → `--no-compile`."""
+    return f"--no-{option.removeprefix('--')}"
+
+
+def _with_switch_values(kind: type, arguments: Sequence[str]) -> list[str]:
+    """Of fields that are `bool | None`: `--compile` → `--compile=True`, `--no-compile` → `--compile=False`; `--compile
+    True` stays as it is."""
+    switches = [flag(name) for name, type_ in get_type_hints(kind).items() if type_ == bool | None]
+    values = {switch: f"{switch}=True" for switch in switches}
+    values |= {negated(switch): f"{switch}=False" for switch in switches}
+    return [
+        argument if following in ("True", "False", "None") else values.get(argument, argument)
+        for argument, following in itertools.pairwise([*arguments, ""])
+    ]
 
 
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:

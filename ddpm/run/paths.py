@@ -121,6 +121,11 @@ class RunPaths:
         return self.root / "logs" / f"{self.run}.log"
 
     @property
+    def nccl_traces(self) -> Path:
+        """The processes' latest collectives if one hung, in one file each; the rank is added to the name."""
+        return self.root / "logs" / f"{self.run}.nccl_rank_"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "logs" / "tensorboard" / self.run
 

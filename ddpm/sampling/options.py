@@ -37,8 +37,9 @@ class DrawingOptions:
     """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast type of the model; auto: bf16 where the device supports it."""
-    compile: bool = False
-    """torch.compile the model: takes about a minute, worth it for many images of a big preset on a GPU."""
+    compile: bool | None = None
+    """torch.compile the model, which takes about a minute. Left out: evaluate.py does where, on a GPU, drawing would
+    take minutes; sample.py does not."""
     output_root: Path = PROJECT_ROOT
     """Folder with checkpoints/, metrics/output/ and samples/."""
 

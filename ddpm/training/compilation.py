@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+from ddpm.training.compiler import set_caches
 
 # Inductor writes an intermediate result to memory if many operations, or operations on many tensors, lead to it. With
 # its defaults (30, 4, 8) that happens all along the backward pass of GroupNorm and SiLU: twice the bytes in all.
@@ -16,9 +19,19 @@ FUSE_MORE = {"realize_opcount_threshold": 400, "realize_reads_threshold": 32, "r
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
     """The model compiled separately for each batch shape, which is faster than one version for all shapes."""
+    return torch.compile(model, **_options())
+
+
+def compile_in_place(model: torch.nn.Module) -> None:
+    """Let the model itself be compiled like that, when it is called."""
+    model.compile(**_options())
+
+
+def _options() -> dict[str, Any]:
+    set_caches()
     # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
-    return torch.compile(model, dynamic=False, options=FUSE_MORE)
+    return {"dynamic": False, "options": FUSE_MORE}
 
 
 def cut_at_buckets(network: DistributedDataParallel) -> DistributedDataParallel:

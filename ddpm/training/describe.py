@@ -15,7 +15,8 @@ import torch
 
 from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training import data, hardware
+from ddpm.training import compiler, data, hardware
+from ddpm.training.compiler import USUAL
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices
 from ddpm.training.model import activation_bytes, build_unet, count_parameters, flops_per_image
@@ -120,9 +121,11 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
 def environment(
     choices: Choices, world: DistContext, threads: Threads, by_step: list[dict[str, int | None]]
 ) -> dict[str, Any]:
-    """The host, the software, the device, and the choices made for it."""
+    """The host, the software, the device, and the choices made for it. (The log leaves out those that are as usual.)"""
     on_gpu = world.device.type == "cuda"
     counted = {} if on_gpu else {"threads": f"{threads.number} ({threads.reason})"}
+    compiling = compiler.in_words(world.local_world_size) if choices.compile else {}
+    chosen = {"device": f"{world.device.type} ({world.why_device})", **choices.in_words(), **compiling, **counted}
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -136,7 +139,7 @@ def environment(
         "precision": choices.precision,
         "compile": choices.compile,
         "threads": by_step,  # the last bits of results depend on them
-        "choices": {"device": f"{world.device.type} ({world.why_device})", **choices.in_words(), **counted},
+        "choices": chosen,
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
     }
@@ -154,7 +157,7 @@ def in_words(description: dict[str, Any]) -> list[str]:
         f"global batch {schedule['global_batch_size']}, {schedule['steps_per_epoch']} steps per epoch, "
         f"{schedule['total_steps']} steps",
         *_lr_in_words(settings, schedule),
-        "; ".join(f"{name} {choice}" for name, choice in machine["choices"].items()),
+        "; ".join(f"{name} {why}" for name, why in machine["choices"].items() if not why.endswith(f"({USUAL})")),
     ]
 
 
@@ -186,7 +189,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         RequestError: the data are damaged, or the batch is larger than the data set.
     """
     flops = flops_per_image(config)
-    choices = hardware.choose(config, world.device, flops)
+    choices = hardware.choose(config, world.device, flops, world.gather)
     schedule = TrainingSchedule(config, world.world_size, data.count_images(config))
     parameters = count_parameters(build_unet(config, "meta"))
     half = 1 if choices.precision == "fp32" else 2

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ddpm.run.errors import ProcessesLost, RequestError
+from ddpm.run.errors import OutOfMemory, ProcessesLost, RequestError, out_of_memory
 from ddpm.run.launch import read_launch
 from ddpm.run.signals import StopRequest
 from ddpm.training.device import pick_device
@@ -25,6 +27,10 @@ T = TypeVar("T")
 
 STARTING = datetime.timedelta(minutes=30)  # timeout while compiling, downloading data, or writing the final report
 ROLL_CALL = 15.0  # seconds in which every surviving process answers
+LESS_MEMORY = (
+    "half the --batch-size with twice the --grad-accum trains the same and continues the run; --dry-run estimates the "
+    "memory"
+)
 NCCL_LATER = datetime.timedelta(minutes=2)  # more for NCCL, so that Gloo finds and names a hung process first
 
 
@@ -104,16 +110,21 @@ class DistContext:
                 dist.group.WORLD._get_backend(kind)._set_default_timeout(limit + later)
 
     def explain(self, error: Exception) -> Exception:
-        """The error to raise for an `error` in training: ProcessesLost if it comes from a lost process, else itself."""
+        """The error to raise for an `error` in training: OutOfMemory if the memory of this GPU, or of the GPU of a lost
+        process, is full; ProcessesLost if it comes from another lost process; else itself."""
+        if full := out_of_memory(error, LESS_MEMORY):
+            return self._leave_word(full)
         if self.world_size == 1 or not _of_a_collective(error):
             return error
-        lost = [0]  # process 0 keeps the store: if the store does not answer, process 0 is lost
-        found: list[list[int]] = []
+        lost, word = [0], ""  # process 0 keeps the store: if the store does not answer, process 0 is lost
+        found: list[tuple[list[int], str]] = []
         caller = threading.Thread(target=lambda: found.append(self._roll_call()), daemon=True)  # the store may hang
         caller.start()
         caller.join(ROLL_CALL + 2)
         if found:
-            lost = found[0]
+            lost, word = found[0]
+        if word:
+            return OutOfMemory(word, reported_here=False)
         if not lost:
             return error
         which = ", ".join(map(str, lost))
@@ -123,8 +134,18 @@ class DistContext:
             reported_here=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
         )
 
-    def _roll_call(self) -> list[int]:
-        """Ranks that do not answer. Every surviving rank sets a key in the store; those without one are lost."""
+    def _leave_word(self, full: OutOfMemory) -> OutOfMemory:
+        """Leave word for the processes that will miss this one that its GPU's memory is full. Returns the error."""
+        if self.world_size == 1:
+            return full
+        word = f"process {self.rank} of {self.world_size}, on {self.node}: {full}"
+        with suppress(RuntimeError, dist.DistError):
+            self.store.set(f"full/{self.rank}", word)
+        return OutOfMemory(word)
+
+    def _roll_call(self) -> tuple[list[int], str]:
+        """Ranks that do not answer, and the word that one of them has left, if any. Every surviving rank sets a key in
+        the store; those without one are lost."""
         try:
             self.store.set(f"here/{self.rank}", "")
             deadline = time.monotonic() + ROLL_CALL
@@ -132,9 +153,12 @@ class DistContext:
             while lost and time.monotonic() < deadline:
                 time.sleep(0.1)
                 lost = [rank for rank in lost if not self.store.check([f"here/{rank}"])]
-            return lost
+                for rank in lost:
+                    if self.store.check([f"full/{rank}"]):
+                        return lost, self.store.get(f"full/{rank}").decode()
+            return lost, ""
         except (RuntimeError, dist.DistError):
-            return [0]
+            return [0], ""
 
 
 def _of_a_collective(error: Exception) -> bool:
@@ -184,6 +208,25 @@ class StopVote:
         return bool(vote.item())
 
 
+def leave_traces(prefix: Path) -> None:
+    """Set where NCCL's watchdog leaves the latest collectives of a process when one times out: `prefix` + rank. To be
+    called before the process group is made."""
+    _set("TORCH_FR_DUMP_TEMP_FILE", str(prefix), "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+
+
+def _record_collectives() -> None:
+    """Let NCCL keep its latest collectives (Flight Recorder), which torch 2.9 does not do by default."""
+    _set("TORCH_FR_BUFFER_SIZE", "2000", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+    _set("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+
+
+def _set(variable: str, value: str, older: str = "") -> None:
+    """Set a variable unless the user has, by this name or the `older` one. (torch 2.9 and newer know both, and warn if
+    they find the older one.)"""
+    if older not in os.environ:
+        os.environ.setdefault(variable, value)
+
+
 @contextmanager
 def connect(device: str = "auto") -> Iterator[DistContext]:
     """Join the other processes that torchrun or srun started, if any, and take a device.
@@ -209,6 +252,8 @@ def connect(device: str = "auto") -> Iterator[DistContext]:
             raise ProcessesLost(
                 "process 0 was lost while the processes met; see its output", launch.rank == 1
             ) from error
+        if taken.type == "cuda":
+            _record_collectives()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if taken.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),

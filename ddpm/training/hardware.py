@@ -6,12 +6,15 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ddpm.run.config import EVALUATED, NUM_CLASSES, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, parse_target
+from ddpm.run.errors import RequestError
+from ddpm.training import compiler
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets, by words in the GPU's name; the first match
 # counts. A GPU that is not here gets no MFU rather than a guess.
@@ -68,17 +71,26 @@ class Choices:
         return {name: f"{getattr(self, name)} ({reason})" for name, reason in self.reasons.items()}
 
 
-def choose(config: TrainConfig, device: torch.device, flops_per_image: float) -> Choices:
+def choose(
+    config: TrainConfig,
+    device: torch.device,
+    flops_per_image: float,
+    gather: Callable[[object], list] = lambda value: [value],
+) -> Choices:
     """Choose what the settings leave open: precision, compilation, memory layout, how much to validate, draw and
     evaluate.
 
     Args:
         flops_per_image: of forward and backward.
+        gather: returns the values of all processes, on every process. Left out: a single process.
+
+    Raises:
+        RequestError: compilation is asked for and cannot work.
     """
     precision = pick_precision(config.precision, device)
     picked = {
         "precision": precision,
-        "compile": _compile_pays(device),
+        "compile": _compilation(config.compile, device, gather),
         "channels_last": _channels_last_pays(device, precision[0]),
         "val_images": _affordable(USUAL_VAL_IMAGES, 2 * flops_per_image / 3, device),  # two models, forward only
         "samples_per_class": _affordable(
@@ -196,9 +208,13 @@ def _channels_last_pays(device: torch.device, precision: str) -> tuple[bool, str
     return False, "NCHW is faster here"
 
 
-def _compile_pays(device: torch.device) -> tuple[bool, str]:
-    if device.type != "cuda":
+def _compilation(asked: bool | None, device: torch.device, gather: Callable[[object], list]) -> tuple[bool, str]:
+    """Whether to compile, and why: where all processes can, on a GPU or if asked to."""
+    if asked is None and device.type != "cuda":
         return False, "not worth its start-up time on a CPU"
-    from torch.utils._triton import has_triton
-
-    return (True, "CUDA with Triton") if has_triton() else (False, "Triton is not installed")
+    if asked is False:
+        return False, ASKED
+    lacks = next(filter(None, gather(compiler.lacking(device))), None)
+    if lacks and asked:
+        raise RequestError(f"--compile: {lacks}; or leave the flag out")
+    return (False, lacks) if lacks else (True, "CUDA with Triton")

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from ddpm.run.errors import NotMetError, RequestError
 from ddpm.run.launch import Launch
 from ddpm.training.device import pick_device
+from ddpm.training.hardware import device_name
 
 # timeouts:
 MEETING = datetime.timedelta(minutes=10)  # until all have come, as with torchrun: slow disks load torch for minutes
@@ -152,20 +153,23 @@ def _private(shared: dist.Store, launch: Launch, waiting: Waiting) -> tuple[dist
 
 
 def agreed_device(name: str, launch: Launch, store: dist.Store) -> tuple[torch.device, str]:
-    """This process's device and the reason for it, once all processes have a device of the same kind.
+    """This process's device and the reason for it, once all processes have equal devices.
+
+    GPUs of different names are refused, too: each step would wait for the slowest, the smallest memory would limit all,
+    and precision and compilation, which are chosen for the device, could differ between the processes.
 
     Args:
         name: value of `--device`.
 
     Raises:
-        RequestError: a process has no device, or the kinds differ. All raise the same error, which names the host.
+        RequestError: a process has no device, or the devices differ. All raise the same error, which names the hosts.
     """
     device, why, refusal = None, "", ""
     try:
         device, why = pick_device(name, launch.local_rank, launch.local_world_size, launch.by_srun)
     except RequestError as error:
         refusal = str(error)
-    mine = {"host": socket.gethostname(), "kind": device and device.type, "refusal": refusal}
+    mine = {"host": socket.gethostname(), "device": device and device_name(device), "refusal": refusal}
     answers = exchange("device", mine, launch, store)
     if verdict := _verdict(answers):
         store.set(f"read/{launch.rank}", "")
@@ -198,19 +202,22 @@ def _verdict(answers: Sequence[Mapping[str, Any]]) -> str:
     """Why the processes cannot train together on their devices; empty if they can.
 
     Args:
-        answers: host, kind of device and refusal of each process.
+        answers: host, name of the device and refusal of each process.
     """
     for answer in answers:
         if answer["refusal"]:
             alike = [rank for rank, other in enumerate(answers) if other == answer]
             return f"{answer['refusal']} ({_processes(alike)} of {len(answers)}, on {answer['host']})"
-    without = sorted({answer["host"] for answer in answers if answer["kind"] == "cpu"})
-    if without and len({answer["kind"] for answer in answers}) > 1:
-        return (
-            f"{', '.join(without)} has no GPU, but other hosts of this run have: give all processes GPUs, or "
-            "--device cpu if the CPU is meant"
-        )
-    return ""
+    if len({answer["device"] for answer in answers}) == 1:
+        return ""
+    ranks: dict[tuple[str, str], list[int]] = {}
+    for rank, answer in enumerate(answers):
+        ranks.setdefault((answer["device"], answer["host"]), []).append(rank)
+    found = "; ".join(f"{_processes(those)} on {host}: {name}" for (name, host), those in ranks.items())
+    return (
+        f"the processes have different devices, so each step would wait for the slowest ({found}): ask Slurm for one "
+        "kind of GPU, such as --gres=gpu:l40s:4, name equal ones in CUDA_VISIBLE_DEVICES, or give --device cpu"
+    )
 
 
 def _processes(ranks: Iterable[int]) -> str:

@@ -152,8 +152,14 @@ class StatusPublisher:
         while not self._closing.wait(self._interval):
             now = time.monotonic()
             due = self._changed or now - written >= self._heartbeat or not self.paths.status.exists()
-            if due and self._write():
+            if due and not self._ended_by_another() and self._write():
                 written = now
+
+    def _ended_by_another(self) -> bool:
+        """Has another process of this start published the end of the run? This one may hang, and be killed soon."""
+        status, mine = read_status(self.paths) or {}, self.fields()
+        same = [status.get(name) for name in ("pid", "host")] == [mine["pid"], mine["host"]]
+        return status.get("state") in ENDED and not same and (status.get("started") or 0) > mine["started"]
 
     def _write(self) -> bool:
         with self._write_lock:
