@@ -93,7 +93,8 @@ class School:
         some, images = replace(self._recipe, images=0), self.real(min(self.per_class, 8), seed=0)
         began = time.perf_counter()
         fit(images, some)
-        seconds_per_image = (time.perf_counter() - began) / (some.epochs(len(images)) * len(images))
+        seen = some.epochs(len(images)) * (len(images) // some.batch * some.batch or len(images))  # whole batches
+        seconds_per_image = (time.perf_counter() - began) / seen
         count = NUM_CLASSES * self.per_class
         return SEEDS * sets * count * self._recipe.epochs(count) * seconds_per_image
 
@@ -138,9 +139,10 @@ class School:
         real = self._told(f"{count:,} real ones", self.teach_real())
         both = self.teach(lambda seed: joined(self.real(self.per_class, seed), generated))
         self._told(f"{count:,} real and {count:,} generated ones", both)
-        fewer = {NUM_CLASSES * (self.per_class // part): self.teach_real(part) for part in self._parts()}
-        for images, lesson in fewer.items():
-            self._told(f"{images:,} real ones", lesson)
+        fewer = {}
+        for part in self._parts():
+            images = NUM_CLASSES * (self.per_class // part)
+            fewer[images] = self._told(f"{images:,} real ones", self.teach_real(part))
         curve = sorted([*((images, each.accuracy) for images, each in fewer.items()), (count, real.accuracy)])
         return {
             "images": count,
