@@ -4,11 +4,11 @@
     torchrun --standalone --nproc_per_node=4 train.py      one process per GPU
     sbatch submit.sh                                       the same on a Slurm cluster
 
-Where to change what: settings in ddpm/run/config.py, figures in ddpm/run/metrics.py; under ddpm/training/, images and
-their order in data.py, the network and what makes it fast in model.py, the loss in diffusion.py, the optimizer step in
-trainer.py, checkpoints in checkpoint.py (format) and checkpointing.py (when, which), resuming in resume.py; sampling in
-ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, everything
-that is logged in metrics/run_logger.py. This file calls them in order.
+Where to change what: settings in ddpm/run/config.py, figures in ddpm/run/metrics.py, data sets in ddpm/data/; under
+ddpm/training/, images and their order in data.py, the network in model.py, what makes it fast in layers.py and
+compilation.py, the loss in diffusion.py, the optimizer step in trainer.py, checkpoints in checkpoint.py (format) and
+checkpointing.py (when, which), resuming in resume.py; sampling in ddpm/sampling/pipeline.py, evaluation in
+ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, all logging in metrics/run_logger.py.
 """
 
 import math

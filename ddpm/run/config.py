@@ -143,7 +143,7 @@ class TrainConfig:
     val_images: int | None = None
     """Maximum number of test images used for validation. Left out: 2000, or what a CPU can do in about a minute."""
     eval_every: int | None = None
-    """Epochs between evaluations of generated images (CAS, RCA, Fréchet distance). 0: none. Left out: 10, or 0 on a CPU."""
+    """Epochs between evaluations of generated images (CAS, RCA, …). 0: none. Left out: 10, or 0 on a CPU."""
     sample_every: int = 10
     """Epochs between sample grids; one is always drawn at the end. 0: only at the end."""
     samples_per_class: int | None = None
