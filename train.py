@@ -46,8 +46,7 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
     STOP = StopRequest().install()
     try:
         prepare()
-        CONFIG = parse_args()
-        LAUNCH = read_launch()
+        CONFIG, LAUNCH = parse_args(), read_launch()
     except RequestError as error:
         sys.exit(refuse(error))
     limit_spinning()
