@@ -95,12 +95,12 @@ TOP5 = declare("conditional.top5", "top5", "Top-5", "the class is among the clas
     real="classifier.top5", **PROPORTION)
 RCA = declare("conditional.rca", "rca", "RCA", "relative classification accuracy: Top-1 of generated characters over "
     "Top-1 of test images; 1 means as readable as test images", "higher", "ratio")
-RCA_UNGUIDED = declare("unguided.rca", "rca_unguided", "RCA at guidance 1", "the same of characters drawn without "
-    "guidance, which makes them more typical than test images are", "higher", "ratio", optional=True)
+RCA_UNGUIDED = declare("unguided.rca", "rca_unguided", "RCA at guidance 1", "RCA of characters drawn without "
+    "guidance; guidance can make them more typical than test images are", "higher", "ratio", optional=True)
 CAS = declare("learning.cas", "cas", "CAS", "classification accuracy score: what a classifier reads of test images "
     "that has learned from the generated characters alone, over what one reads that has learned from as many real "
     "ones; pays for readability and variety at once", "higher", "seeds", optional=True)
-CAS_UNGUIDED = declare("learning.cas_unguided", "cas_unguided", "CAS at guidance 1", "the same of characters drawn "
+CAS_UNGUIDED = declare("learning.cas_unguided", "cas_unguided", "CAS at guidance 1", "CAS of characters drawn "
     "without guidance", "higher", "seeds", optional=True)
 WORTH = declare("learning.worth", "worth", "Worth in real images", "as many real images teach a classifier as much as "
     "the generated characters do; between the fewest and the most that were tried", "higher", "seeds", format=",.0f",
@@ -116,8 +116,8 @@ KERNEL = declare("distances.kernel", "kernel_distance", "Kernel distance", "squa
     "lower", "bootstrap", (-math.inf, math.inf), "distances.kernel_real", ",.2f", 1000)
 PRECISION = declare("distances.precision", "precision", "Precision", "generated characters that lie among the test "
     "images, in the classifier's features", "higher", **PROPORTION)
-DENSITY = declare("distances.density", "density", "Density", "how often a generated character lies in the "
-    "neighbourhood of a test image, relative to chance; above 1: crowded where test images are", "higher", "bootstrap",
+DENSITY = declare("distances.density", "density", "Density", "how crowded generated characters are in the "
+    "neighbourhoods of test images; other test images have about 1, more is more typical", "higher", "bootstrap",
     real="distances.density_real", optional=True)
 COVERAGE = declare("distances.coverage", "coverage", "Coverage", "test images in whose neighbourhood a generated "
     "character lies", "higher", real="distances.coverage_real", optional=True, **PROPORTION)
