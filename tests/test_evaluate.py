@@ -178,10 +178,12 @@ def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monk
     assert document(RunPaths(tmp_path, "small").evaluation)["data"] == "glyphs"
 
 
-def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(saved: TrainConfig, tmp_path: Path):
+def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(
+    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path
+):
     """Of 141 test images validation has 3; the others are the real images of every figure."""
     config = replace(saved, output_root=tmp_path, val_images=3)
-    shutil.copytree(RunPaths(saved.output_root, "small").classifiers, RunPaths(tmp_path, "small").classifiers)
+    shutil.copytree(evaluated.classifiers, RunPaths(tmp_path, "small").classifiers)  # to save its training
     Saver(config, RunPaths(tmp_path, "small").checkpoints).save(4)
     used = []
     with pytest.MonkeyPatch.context() as patch:
