@@ -58,7 +58,7 @@ measure 40 input_pipeline "${input[@]}" "${compile[@]}"
 measure 160 "startup large" --preset large "${startup[@]}"
 measure 60 "sampling small" --preset small "${sampling[@]}"
 "$python" -m benchmarks.summary --folder "$out"
-try 120 tests "$python" -m pytest -q -n 4 -p no:cacheprovider tests/test_gpu.py tests/test_gpu_speed.py
+try 120 tests env "TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}" "$python" -m pytest -q -n 4 -p no:cacheprovider tests/test_gpu.py tests/test_gpu_speed.py
 echo "== all: $SECONDS s; the files are in $out"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "$(IFS=, && echo "${failed[*]}")" >&2

@@ -33,6 +33,7 @@ from ddpm.run.arguments import parse_args
 from ddpm.run.config import PRESETS, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.program import run_program
+from ddpm.training.compiler import limit_workers
 from ddpm.training.distributed import DistContext, connect
 from ddpm.training.hardware import DTYPES, choose, peak_flops, set_up
 from ddpm.training.model import flops_per_image
@@ -76,6 +77,7 @@ def measure(
     Raises:
         RequestError: a side has failed.
     """
+    limit_workers(COMPILED_AT_ONCE)  # of each side, which inherits it: with 16 workers each, none gets done
     measured = {
         preset: {"choices": {}, "seconds_to_begin": {}, "seconds_per_step": defaultdict(list), "peak_memory_gb": {}}
         for preset in configs

@@ -141,7 +141,7 @@ def variety_words(evaluation: dict[str, Any]) -> str:
 
 
 def neighbourhood_words(distances: dict[str, Any]) -> str:
-    if distances.get(COVERAGE.key) is None:
+    if not (distances.get(COVERAGE.key) and distances.get(DENSITY.key)):
         return ""
     return (
         f" A generated character lies near {COVERAGE.words_of(distances)} of the test images (coverage; other test "

@@ -231,7 +231,11 @@ def test_sides_are_named_for_all_presets_or_one():
             train_step.asked_sides([wrong], ["large", "small"])
 
 
-def test_two_presets_are_measured_together(tiny, tmp_path):
+def test_two_presets_are_measured_together(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """And their sides share the cores that compile."""
+    monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 12 // processes)
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "9")  # to be put back afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
     sides = ["ours under DDP", "tiny:ours, no own layers"]
     short = ["--rounds", "1", "--passes", "1", "--steps", "1", "--warmup", "1", "--presets", "tiny", "small"]
     flags = [*as_arguments(tiny)[2:], "--batch-size", "8", "--resolution", "28"]
@@ -239,6 +243,7 @@ def test_two_presets_are_measured_together(tiny, tmp_path):
     figures = {each: json.loads((tmp_path / f"out_{each}.json").read_text())["figures"] for each in ("tiny", "small")}
     assert list(figures["tiny"]) == ["ours", *(side.removeprefix("tiny:") for side in sides)]
     assert list(figures["small"]) == ["ours", "ours under DDP"]
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
 
 
 def test_without_its_closed_form_a_norm_is_a_norm(tiny):

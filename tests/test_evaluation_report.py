@@ -206,6 +206,21 @@ def test_nothing_is_told_of_what_lies_beyond_the_real_images_that_were_tried(tmp
     assert words in " ".join(section(tmp_path, evaluation).split())
 
 
+@pytest.mark.parametrize("damage", ["a text", [], {"images": 4}, {"curve": []}, {"cas": None}, {"per_class": [1]}])
+def test_a_damaged_part_on_learning_is_said_to_be_damaged(tmp_path: Path, damage) -> None:
+    evaluation = make_evaluation()
+    whole = isinstance(damage, dict) and damage.keys() != {"images"}
+    evaluation["learning"] = {**evaluation["learning"], **damage} if whole else damage
+    assert "cannot be read as an evaluation" in section(tmp_path, evaluation)
+
+
+@pytest.mark.parametrize("lacking", ["density", "density_real", "coverage", "coverage_real"])
+def test_a_figure_without_that_of_test_images_or_the_other_way_round_is_damage(tmp_path: Path, lacking: str) -> None:
+    evaluation = make_evaluation()
+    del evaluation["distances"][lacking]
+    assert f"distances.{lacking} is missing" in section(tmp_path, evaluation).replace("\\", "")
+
+
 def test_an_evaluation_of_before_cas_or_without_it_is_shown_as_it_is(tmp_path: Path) -> None:
     evaluation = make_evaluation()
     del evaluation["learning"], evaluation["unguided"]

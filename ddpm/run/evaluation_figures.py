@@ -138,11 +138,6 @@ def at(evaluation: dict[str, Any], place: str) -> Estimate | None:
     return (evaluation.get(part) or {}).get(key)
 
 
-def places() -> list[tuple[str, bool]]:
-    """Where evaluation.json has estimates, and whether each may be missing."""
-    return [(place, figure.optional) for figure in FIGURES.values() for place in (figure.place, figure.real) if place]
-
-
 def found(evaluation: dict[str, Any]) -> list[EvaluationFigure]:
     """The figures that were measured."""
     return [figure for figure in FIGURES.values() if at(evaluation, figure.place) is not None]

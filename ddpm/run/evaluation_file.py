@@ -6,7 +6,7 @@ from typing import Any
 
 from ddpm.run import kinds
 from ddpm.run.config import NUM_CLASSES
-from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, TOP1, at, places
+from ddpm.run.evaluation_figures import AUGMENTED, CAS, CAS_UNGUIDED, FIGURES, FRECHET, RCA, TOP1, WORTH, at
 from ddpm.run.files import read_json, why
 from ddpm.run.paths import RunPaths
 
@@ -26,6 +26,7 @@ QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
 RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
 TEST_IMAGES = dict.fromkeys(("total", "validation", "evaluation"), kinds.count)
 LEARNING = {
+    **dict.fromkeys((CAS.key, CAS_UNGUIDED.key, WORTH.key, AUGMENTED.key, "accuracy", "real_accuracy"), ESTIMATE),
     "images": kinds.count, "seeds": kinds.count, "curve": [{"images": kinds.count, "accuracy": SHARE}],
     "per_class": [{"name": kinds.text, "accuracy": SHARE, "real_accuracy": SHARE, CAS.key: NUMBER}],
 }  # fmt: skip
@@ -67,14 +68,15 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     except OSError as error:
         raise ValueError(why(error)) from error
     _check(evaluation, SHAPE, "")
-    for place, optional in places():
-        estimate = at(evaluation, place)
-        if not (optional and estimate is None):
-            _check(... if estimate is None else estimate, ESTIMATE, place)
-    optional = {"test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING, "unguided": {}}
-    for name, shape in optional.items():
+    later = {"test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING, "unguided": {}}
+    for name, shape in later.items():
         if evaluation.setdefault(name, None) is not None:
             _check(evaluation[name], shape, name)
+    for figure in FIGURES.values():
+        estimates = {place: at(evaluation, place) for place in (figure.place, figure.real) if place}
+        if not figure.optional or any(estimates.values()):
+            for place, estimate in estimates.items():
+                _check(... if estimate is None else estimate, ESTIMATE, place)
     for row in (*evaluation["guidance"], *evaluation["samplers"]):
         if row.get(CAS.key) is not None:
             _check(row[CAS.key], ESTIMATE, f"a sweep's {CAS.key}")
@@ -100,6 +102,8 @@ def _check_lengths(evaluation: dict[str, Any]) -> None:
     confused = evaluation["conditional"]["confusion"]
     sizes = {len(confused), *map(len, confused), len(balance["shares"]), len(balance["real_shares"])}
     bins = {len(histogram["edges"]) - 1, len(histogram["generated"]), len(histogram["heldout"])}
+    if evaluation["learning"] and not evaluation["learning"]["curve"]:
+        raise ValueError("learning.curve is empty")
     if not classes or sizes != {classes} or len(bins) != 1 or bins == {0}:
         raise ValueError("lists that belong together differ in length")
 
