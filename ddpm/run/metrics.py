@@ -161,12 +161,6 @@ TOP1 = column("top1", "Top-1", "Top-1", meaning="share of drawn characters that 
     "that was asked for", unit="share, 0 to 1", better="higher", **QUALITY)
 TOP5 = column("top5", "Top-5", "Top-5", meaning="share of drawn characters whose class is among the classifier's first "
     "five", unit="share, 0 to 1", better="higher", **QUALITY)
-RCA_UNGUIDED = column("rca_unguided", "RCA at guidance 1", "RCA, g 1", meaning="`rca` of characters drawn without "
-    "guidance, which flatters it", unit="ratio", better="higher", **QUALITY)
-CAS = column("cas", "CAS", "CAS", meaning="classification accuracy score: what classifiers read of test images that "
-    "have learned from the drawn characters alone, over what others read that have learned from as many training "
-    "images; of so few characters it tells runs and epochs apart, and is not that of evaluate.py", unit="ratio",
-    better="higher", **QUALITY)
 FID_FEATURES = column("fid_features", "Fréchet distance", "Fréchet", meaning="Fréchet distance to test images in the "
     "classifier's features; depends on the number of images", better="lower", **QUALITY)
 VAL_TIME_SEC = column("val_time_sec", "validation", "Validation (s)", meaning="validation, of `epoch_time_sec`", **PART)
@@ -184,6 +178,12 @@ SLOWEST_RANK_RATIO = column("slowest_rank_ratio", "time of the slowest process",
     "lower", "max", timed=True)
 VAL_LOSS_SWA = column("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights "
     "averaged from `--swa-start-epoch` on", **VALIDATION, optional=True)
+RCA_UNGUIDED = column("rca_unguided", "RCA at guidance 1", "RCA, g 1", meaning="`rca` of characters drawn without "
+    "guidance, which flatters it", unit="ratio", better="higher", **QUALITY)
+CAS = column("cas", "CAS", "CAS", meaning="classification accuracy score: what classifiers read of test images that "
+    "have learned from the drawn characters alone, over what others read that have learned from as many training "
+    "images; of so few characters it tells runs and epochs apart, and is not that of evaluate.py", unit="ratio",
+    better="higher", **QUALITY)
 # fmt: on
 
 ALL = tuple(METRICS.values())
