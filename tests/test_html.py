@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import queue
 import re
 import shutil
 import subprocess
@@ -232,7 +233,7 @@ def test_without_a_report_it_says_what_to_do_and_keeps_the_page(
 # In a real browser.
 
 PROBE = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">
-<iframe width="WIDTH" height="844" src="training_report.html"></iframe><pre id="said"></pre><script>
+<iframe width="WIDTH" height="844" src="training_report.html"></iframe><script>
 document.querySelector("iframe").onload = async ({target}) => {
   const page = target.contentDocument, root = page.documentElement;
   const pictures = [...page.querySelectorAll("main img")];
@@ -255,27 +256,33 @@ document.querySelector("iframe").onload = async ({target}) => {
   said.back = enlarged.src === pictures[1].src;
   viewer.querySelector("[data-close]").click();
   said.closedAgain = !viewer.open;
-  document.getElementById("said").textContent = JSON.stringify(said);
+  fetch("said", {method: "POST", body: JSON.stringify(said)});
 };
 </script>"""
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory):
-    """Runs headless Chromium, without a network, with the given arguments; returns what it prints."""
+def chromium_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command line of headless Chromium, without a network."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("Chromium is not here (apt-get install chromium): the page was not looked at in a browser")
     profile = tmp_path_factory.mktemp("profile")
-    command = [
+    return [
         program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
         "--hide-scrollbars", "--disable-background-networking", "--disable-component-update",
         f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     ]  # fmt: skip
 
+
+@pytest.fixture(scope="module")
+def chromium(chromium_command: list[str], tmp_path_factory: pytest.TempPathFactory):
+    """Runs Chromium with the given arguments; returns what it prints."""
+    folder = tmp_path_factory.mktemp("browser")
+
     def start(*arguments: str) -> str:
         return subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, timeout=60, check=True, cwd=profile
+            [*chromium_command, *arguments], capture_output=True, text=True, timeout=60, check=True, cwd=folder
         ).stdout
 
     return start
@@ -291,10 +298,16 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser_all_is_there_and_nothing_sticks_out(chromium, browsed: RunPaths, width: int) -> None:
+def test_in_a_browser_all_is_there_and_nothing_sticks_out(chromium_command, browsed: RunPaths, width: int) -> None:
     requests: list[str] = []
+    answers: queue.Queue[bytes] = queue.Queue()
 
     class Handler(SimpleHTTPRequestHandler):
+        def do_POST(self) -> None:
+            answers.put(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
         def log_message(self, form: str, *values: object) -> None:
             requests.append(self.path)
 
@@ -302,20 +315,22 @@ def test_in_a_browser_all_is_there_and_nothing_sticks_out(chromium, browsed: Run
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=browsed.metrics))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    page = f"http://127.0.0.1:{server.server_port}/probe.html"
+    browser = subprocess.Popen([*chromium_command, "--remote-debugging-port=0", page], stderr=subprocess.DEVNULL)
     try:
-        address = f"http://127.0.0.1:{server.server_port}/probe.html"
-        done = chromium("--virtual-time-budget=20000", "--dump-dom", address)
+        said = json.loads(answers.get(timeout=60))
     finally:
+        browser.terminate()
+        browser.wait()
         server.shutdown()
         thread.join()
         server.server_close()
-    said = json.loads(re.search(r'<pre id="said">(.+?)</pre>', done)[1])
     assert said["width"] == width and said["needed"] <= width and said["wide"] == 0
     assert said["loaded"] == said["pictures"] >= 12
     assert said["closed"] and said["enlarged"] and said["next"] and said["closedAgain"]
     assert said["back"] == (width == 1280)  # on a phone it is larger than the screen, and the arrow keys scroll it
     assert (said["scrolling"] > 0) == (width == 390)  # wide tables scroll in their own box
-    assert sorted(requests) == ["/probe.html", "/training_report.html"]
+    assert sorted(requests) == ["/probe.html", "/said", "/training_report.html"]
 
 
 def test_short_cells_stay_on_one_line_though_a_long_one_squeezes_them(chromium, tmp_path: Path) -> None:
