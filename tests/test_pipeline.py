@@ -20,7 +20,7 @@ from tests.conftest import random_images
 class Stub:
     """Stands in for the UNet: predicts what `answer(images, timestep, labels)` says."""
 
-    dtype, config = torch.float32, SimpleNamespace(num_class_embeds=NULL_CLASS + 1)
+    dtype, config = torch.float32, SimpleNamespace(num_class_embeds=NULL_CLASS + 1, in_channels=1)
 
     def __init__(self, answer) -> None:
         self.answer, self.batches = answer, []
@@ -34,6 +34,24 @@ def pipeline_of(config: TrainConfig) -> CharacterPipeline:
     pipeline = CharacterPipeline(build_unet(config).eval(), make_scheduler(config), num_inference_steps=4)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def test_patches_are_cut_for_the_model_alone(small: TrainConfig):
+    """A model that answers with what it sees, pixel by pixel, is the same for patches of any size."""
+    noise, labels = torch.randn(3, 1, 28, 28), torch.tensor([1, 2, 3])
+    scheduler, drawn, shapes = make_scheduler(small), [], set()
+
+    def same(images, timestep, labels):
+        shapes.add(tuple(images.shape[1:]))
+        return images
+
+    for channels in (1, 4, 16):
+        model = Stub(same)
+        model.config = SimpleNamespace(num_class_embeds=NULL_CLASS + 1, in_channels=channels)
+        drawn.append(sample(model, scheduler, labels, noise, steps=4, guidance_scale=2.0))
+    assert drawn[0].equal(drawn[1])
+    assert drawn[0].equal(drawn[2])
+    assert shapes == {(1, 28, 28), (4, 14, 14), (16, 7, 7)}
 
 
 def test_every_sampler_can_be_asked_for():

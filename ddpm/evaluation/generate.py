@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
 from ddpm.run.format import duration
-from ddpm.sampling.pipeline import CharacterPipeline
+from ddpm.sampling.pipeline import CharacterPipeline, resolution
 from ddpm.sampling.sheets import images_at_once
 from ddpm.training.compilation import compile_in_place
 from ddpm.training.compiler import lacking
@@ -72,7 +72,7 @@ class ImageGenerator:
             log: called with each line to print.
         """
         self.pipeline, self.device, self.dtype = pipeline, pipeline.device, DTYPES[precision]
-        self.resolution = pipeline.unet.config.sample_size
+        self.resolution = resolution(pipeline.unet)
         self.batch_size = batch_size or images_at_once(self.resolution, self.device)
         self._console, self._log = console, log
         self._may_compile = compile is None and can_compile(self.device)

@@ -54,9 +54,11 @@ class TrainConfig:
     """Download EMNIST into --data-root if it is not there."""
 
     resolution: int = 96
-    """Height and width of the images, in pixels; divisible by 2^(levels - 1)."""
+    """Height and width of the images, in pixels; divisible by --patch-size times 2^(levels - 1)."""
+    patch_size: int = 1
+    """Side of the squares of pixels that the network takes as the channels of one (Hoogeboom et al. 2023)."""
     block_out_channels: tuple[int, ...] = (96, 192, 384, 384)
-    """Channels of each UNet level, from full resolution down; each level halves the resolution."""
+    """Channels of each UNet level, from the resolution of the patches down; each level halves the resolution."""
     layers_per_block: int = 2
     """Residual blocks per level of the UNet."""
     norm_num_groups: int = 32
@@ -75,8 +77,10 @@ class TrainConfig:
     seed: int = 0
     """Seed of data order, noise, timesteps, label dropout and initial weights."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or Muon (Jordan et al. 2024) for the weights of hidden layers and AdamW for the rest."""
     lr: float = 1e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     scale_lr: bool = False
     """Scale --lr linearly: multiply it by the global batch / the preset's --batch-size (Goyal et al. 2017)."""
     lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step"] = "constant"
@@ -90,7 +94,7 @@ class TrainConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019)."""
     grad_clip: float = 1.0
     """Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = 0.999
@@ -244,7 +248,7 @@ def data_words(name: str) -> str:
 
 BOUNDS = {  # smallest value → settings
     1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
-    "resolution layers_per_block norm_num_groups lr_cycles",
+    "resolution patch_size layers_per_block norm_num_groups lr_cycles",
     0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
     "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
 }
@@ -335,16 +339,17 @@ def _metric_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
 
 def _model_rules(config: TrainConfig) -> list[tuple[bool, str]]:
     levels = len(config.block_out_channels)
-    factor = 2 ** max(levels - 1, 0)
+    factor = config.patch_size * 2 ** max(levels - 1, 0)
     return [
         (
             min(config.block_out_channels, default=0) < 1,
             "--block-out-channels: give one or more widths, such as 64 128 256",
         ),
         (
-            config.resolution % factor != 0,
-            f"--resolution {config.resolution} cannot be halved {levels - 1} times, as the {levels} levels of "
-            f"--block-out-channels ask for: take a multiple of {factor}, or fewer levels",
+            config.patch_size > 0 and config.resolution % factor != 0,
+            f"--resolution {config.resolution} cannot be cut into patches of {config.patch_size} and halved "
+            f"{levels - 1} times, as the {levels} levels of --block-out-channels ask for: take a multiple of {factor}, "
+            "or fewer levels",
         ),
         (
             any(width % max(config.norm_num_groups, 1) for width in config.block_out_channels),

@@ -22,7 +22,7 @@ from ddpm.run.files import atomic_write, fsync_folder, read_file, read_json, rea
 from ddpm.sampling import pipeline as pipeline_code
 from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.model_card import MACHINE_SPECIFIC, CardFacts, model_card
-from ddpm.sampling.pipeline import CharacterPipeline
+from ddpm.sampling.pipeline import CharacterPipeline, resolution
 from ddpm.sampling.sheets import images_at_once, png, sample_caption, sample_grid, settings_words
 from ddpm.training import hardware
 from ddpm.training.checkpoint import digest_of
@@ -125,7 +125,7 @@ def _samples(trained: TrainedModel) -> tuple[bytes, str]:
             steps = min(steps, QUICK[1])
             names = names[:: -(-len(names) // max(FEWEST, int(affordable / steps)))]
     labels = [config.class_names.index(name) for name in names for _ in range(per_class)]
-    batch_size = images_at_once(pipeline.unet.config.sample_size, pipeline.device)
+    batch_size = images_at_once(resolution(pipeline.unet), pipeline.device)
     generator = torch.Generator().manual_seed(0)
     pixels = pipeline(
         labels, sampler=sampler, num_inference_steps=steps, generator=generator, batch_size=batch_size, output_type="np"
@@ -138,7 +138,8 @@ def _samples(trained: TrainedModel) -> tuple[bytes, str]:
 def _flops(pipeline: CharacterPipeline) -> int:
     """Floating-point operations of one denoising step of one image, guidance included."""
     unet = pipeline.unet
-    image = torch.zeros(1, 1, unet.config.sample_size, unet.config.sample_size, device=unet.device, dtype=unet.dtype)
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    image = torch.zeros(1, channels, size, size, device=unet.device, dtype=unet.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(image, 0, class_labels=torch.zeros(1, dtype=torch.long, device=unet.device))
     return counter.get_total_flops() * (1 if pipeline.config.guidance_scale in (0, 1) else 2)

@@ -7,11 +7,13 @@ DDPM: Ho et al. 2020; DDIM: Song et al. 2021; DPM-Solver++: Lu et al. 2022; clas
 2022. The samplers are those of diffusers.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -49,6 +51,16 @@ def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMS
     sampler.alphas_cumprod = kept  # exact: the last beta rounds to 1, so the last of its own would be 0, and divides
     sampler.set_timesteps(steps)
     return sampler, timesteps.flip(0)
+
+
+def patch_size(unet: UNet2DModel) -> int:
+    """The side of the squares of pixels that a network takes as the channels of one (pixel_unshuffle)."""
+    return math.isqrt(unet.config.in_channels)
+
+
+def resolution(unet: UNet2DModel) -> int:
+    """Height and width of the images that a network draws."""
+    return unet.config.sample_size * patch_size(unet)
 
 
 @torch.no_grad()
@@ -96,9 +108,11 @@ def _guided(
     model: torch.nn.Module, images: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, guidance_scale: float
 ) -> torch.Tensor:
     """The model's prediction for a batch, float32, with guidance."""
+    side = patch_size(model)
 
     def predict(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return model(images.to(model.dtype), timestep, class_labels=labels, return_dict=False)[0].float()
+        patches = F.pixel_unshuffle(images.to(model.dtype), side)
+        return F.pixel_shuffle(model(patches, timestep, class_labels=labels, return_dict=False)[0].float(), side)
 
     if guidance_scale == 1:
         return predict(images, labels)
@@ -202,7 +216,7 @@ class CharacterPipeline(DiffusionPipeline):
             "steps": self.config.num_inference_steps if num_inference_steps is None else num_inference_steps,
             "guidance_scale": self.config.guidance_scale if guidance_scale is None else guidance_scale,
         }
-        labels, size = self._labels(characters), self.unet.config.sample_size
+        labels, size = self._labels(characters), resolution(self.unet)
         noise = randn_tensor((len(labels), 1, size, size), generator, self._execution_device, torch.float32)
         steps = denoise(self.unet, self.scheduler, labels, noise, **chosen, generator=generator, batch_size=batch_size)
         on_step = on_step or (lambda number, images: None)

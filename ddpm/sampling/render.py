@@ -16,7 +16,7 @@ from ddpm.sampling.animation import MOST_FRAMES, columns_for, denoising_strip, e
 from ddpm.sampling.config import SampleConfig, expand
 from ddpm.sampling.handwriting import lay_out, repeated, wrap, write
 from ddpm.sampling.load import TrainedModel
-from ddpm.sampling.pipeline import make_sampler, to_bytes
+from ddpm.sampling.pipeline import make_sampler, resolution, to_bytes
 from ddpm.sampling.sheets import LABEL_WIDTH, MARGIN, images_at_once, png, sample_caption, sample_grid, settings_words
 from ddpm.training.data import CLASS_NAMES
 
@@ -72,7 +72,7 @@ class Renderer:
             The images after each of `shown_steps` and the last step: step → uint8 [N, R, R].
         """
         pipeline, wanted, drawn = self.trained.pipeline, {*self.shown_steps, self.steps}, {}
-        resolution, generator = pipeline.unet.config.sample_size, torch.Generator().manual_seed(self.config.seed)
+        size, generator = resolution(pipeline.unet), torch.Generator().manual_seed(self.config.seed)
         hidden, autocast = not sys.stdout.isatty(), torch.autocast(device.type, dtype, dtype != torch.float32)
         with Progress(transient=True, disable=hidden) as bar, autocast:
             task = bar.add_task("drawing", total=self.steps)
@@ -84,7 +84,7 @@ class Renderer:
 
             pipeline(
                 self.labels, sampler=self.sampler, num_inference_steps=self.steps, guidance_scale=self.guidance_scale,
-                generator=generator, batch_size=self.config.batch_size or images_at_once(resolution, device),
+                generator=generator, batch_size=self.config.batch_size or images_at_once(size, device),
                 output_type="pt", on_step=keep,
             )  # fmt: skip
         return drawn
@@ -133,7 +133,7 @@ class Renderer:
     def _sheet(self) -> Callable[[np.ndarray], Image.Image]:
         """Images → a labelled sheet."""
         names = [CLASS_NAMES[label] for label in dict.fromkeys(self.labels)]
-        cell = max(self.trained.pipeline.unet.config.sample_size, 56)
+        cell = max(resolution(self.trained.pipeline.unet), 56)
         width = LABEL_WIDTH + len(self.labels) // len(names) * cell + MARGIN
         columns = columns_for(len(names), width, cell + 4)
         return partial(sample_grid, names=names, title=self.trained.run, caption=self.caption, columns=columns)

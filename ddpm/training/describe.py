@@ -20,6 +20,7 @@ from ddpm.training.compiler import USUAL
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices
 from ddpm.training.model import activation_bytes, build_unet, count_parameters, flops_per_image
+from ddpm.training.optimizers import NAMES, state_values
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 
@@ -81,7 +82,7 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
         "num_classes": NUM_CLASSES,
         "null_class_index": NULL_CLASS,
         "num_gpus": schedule.world_size if on_gpu else 0,
-        "optimizer": "AdamW",
+        "optimizer": NAMES[config.optimizer],
         "mixed_precision": choices.precision,
         "num_processes": schedule.world_size,
         "grad_accum": config.grad_accum,
@@ -191,12 +192,13 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
     flops = flops_per_image(config)
     choices = hardware.choose(config, world.device, flops, world.gather)
     schedule = TrainingSchedule(config, world.world_size, data.count_images(config))
-    parameters = count_parameters(build_unet(config, "meta"))
+    unet = build_unet(config, "meta")
+    parameters, moments = count_parameters(unet), state_values(config, unet)
     half = 1 if choices.precision == "fp32" else 2
     averages = 2 if config.swa_start_epoch else 1
-    training_bytes = parameters * 4 * (4 + averages)  # weights, gradients, two moments of AdamW
+    training_bytes = 4 * (parameters * (2 + averages) + moments)  # weights, gradients
     batch_bytes = activation_bytes(config, config.batch_size) // half
-    checkpoint_bytes = parameters * 4 * (3 + averages)  # weights, two moments
+    checkpoint_bytes = 4 * (parameters * (1 + averages) + moments)
     kept = (
         min(config.keep_last, schedule.epochs) + 1 + (schedule.epochs // config.keep_every if config.keep_every else 0)
     )
