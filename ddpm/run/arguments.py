@@ -41,9 +41,9 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
 
 
 def _parse(arguments: Sequence[str]) -> TrainConfig:
-    # the other defaults depend on the preset, so it is read first
-    name = _value_of("--preset", arguments)
-    defaults = preset(TrainConfig.preset if name is None else name)
+    # the other defaults depend on the preset and its recipe, so they are read first
+    name, recipe = _value_of("--preset", arguments), _value_of("--recipe", arguments)
+    defaults = preset(TrainConfig.preset if name is None else name, **({"recipe": recipe} if recipe else {}))
     return cli.parse(TrainConfig, arguments, "train.py", defaults)
 
 
@@ -79,6 +79,8 @@ def read_settings_file(path: Path) -> list[str]:
     if not isinstance(settings, dict):
         raise RequestError(f"--config {path} holds no mapping of names to values; {fix}")
     settings = with_known_names(settings, str(path))
+    if of_a_run:
+        settings.setdefault("recipe", "reference")  # its other settings are all there: an older version had no recipes
     skipped = OF_THE_START if of_a_run else ()
     return to_arguments({name: value for name, value in settings.items() if name not in skipped}, str(path))
 

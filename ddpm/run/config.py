@@ -38,6 +38,7 @@ NO_RECIPE = (  # say nothing of what is trained
 
 DataName = Literal["emnist", "glyphs"]
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
+RecipeName = Literal["reference", "fast"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class TrainConfig:
 
     preset: PresetName = "large"
     """Model size, resolution and batch size; sets the defaults of the flags below. tiny trains on two CPU cores."""
+    recipe: RecipeName = "reference"
+    """How it learns; sets defaults too. reference: as the run this project grew from. fast: in minutes; tiny's own."""
     data: DataName = "emnist"
     """EMNIST Balanced, or the embedded data set of characters drawn from fonts (needs no download)."""
     data_root: Path = PROJECT_ROOT / "data"
@@ -216,10 +219,9 @@ class TrainConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
-        resolution=28, batch_size=32, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
-        mid_attention=False, epochs=6, lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
-        prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45, sample_steps=20,
-        val_images=500, sample_every=3, samples_per_class=8,
+        recipe="fast", resolution=28, batch_size=32, block_out_channels=(16, 32, 64), layers_per_block=1,
+        norm_num_groups=8, mid_attention=False, epochs=6, sample_steps=20, val_images=500, sample_every=3,
+        samples_per_class=8,
     ),
     "small": dict(resolution=28, batch_size=2048, block_out_channels=(64, 128, 256)),
     "medium": dict(resolution=64, batch_size=384, block_out_channels=(64, 128, 256, 256)),
@@ -228,15 +230,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+RECIPES: dict[str, dict[str, Any]] = {  # what each part of fast gives: benchmarks/results/speedrun.md
+    "reference": {},
+    "fast": dict(
+        optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
+    ),
+}  # fmt: skip
+
+
 def preset(name: str, **changes: Any) -> TrainConfig:
-    """The settings of the preset `name`, with `changes`.
+    """The settings of the preset `name` and its recipe, or that of `changes`, with `changes`.
 
     Raises:
-        RequestError: there is no such preset, or a setting is out of range.
+        RequestError: there is no such preset or recipe, or a setting is out of range.
     """
     if name not in PRESETS:
         raise RequestError(f"--preset {name}: no such preset; there are {', '.join(PRESETS)}")
-    return TrainConfig(**{"preset": name, **PRESETS[name], **changes})
+    settings = {"preset": name, **PRESETS[name], **changes}
+    recipe = settings.get("recipe", TrainConfig.recipe)
+    if recipe not in RECIPES:
+        raise RequestError(f"--recipe {recipe}: no such recipe; there are {', '.join(RECIPES)}")
+    return TrainConfig(**{**RECIPES[recipe], **settings})
 
 
 def data_words(name: str) -> str:

@@ -69,7 +69,9 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
     return {
         "model_name": config.model_name,
         "size_name": config.preset,
+        "recipe": config.recipe,
         "image_resolution": config.resolution,
+        "patch_size": config.patch_size,
         "batch_size_per_gpu": config.batch_size,
         "block_out_channels": list(config.block_out_channels),
         "dataset_split": "balanced" if config.data == "emnist" else "glyphs (embedded, not EMNIST)",
