@@ -144,7 +144,7 @@ def environment(
         "threads": by_step,  # the last bits of results depend on them
         "choices": chosen,
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -226,7 +226,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         print("dry run: nothing was trained or written")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The project's git commit, with a + if files differ from it; None outside a repository."""
     command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
