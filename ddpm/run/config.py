@@ -131,7 +131,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast type of forward and backward pass; auto: bf16 where supported, else fp16 on a GPU and fp32 on a CPU."""
     compile: bool | None = None
-    """Use torch.compile, or --no-compile. Left out: on CUDA devices, where it can work."""
+    """Use torch.compile, or --no-compile. Left out: on a GPU where it can work, and in long runs of tiny on a CPU."""
     channels_last: bool | None = None
     """Keep activations in NHWC memory order, or --no-channels-last. Left out: on CUDA devices only."""
     deterministic: bool = False

@@ -192,8 +192,8 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         RequestError: the data are damaged, or the batch is larger than the data set.
     """
     flops = flops_per_image(config)
-    choices = hardware.choose(config, world.device, flops, world.gather)
     schedule = TrainingSchedule(config, world.world_size, data.count_images(config))
+    choices = hardware.choose(config, world.device, flops, world.gather, schedule.total_steps)
     unet = build_unet(config, "meta")
     parameters, moments = count_parameters(unet), state_values(config, unet)
     half = 1 if choices.precision == "fp32" else 2
