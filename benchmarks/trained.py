@@ -24,6 +24,9 @@ from ddpm.training import data, hardware
 from ddpm.training.distributed import connect
 
 
+SAMPLER = "ddpm", 50  # ancestral sampling: in as many steps, DDIM leaves more errors of a young model
+
+
 def train(
     flags: list[str], seed: int, steps: int, data_root: Path, root: Path, name: str, threads: int | None = None
 ) -> dict[str, Any]:
@@ -69,11 +72,11 @@ class Judge:
         }  # fmt: skip
 
     def figures(self, checkpoint: Path, guidance_scale: float) -> dict[str, Any]:
-        """RCA, CAS and Fréchet distance of what a checkpoint's EMA weights draw, with DDIM in the run's own steps."""
+        """RCA, CAS and Fréchet distance of what a checkpoint's EMA weights draw with SAMPLER."""
         precision = hardware.pick_precision("auto", self.device)[0]
         trained = load_model(str(checkpoint), self.device)
         generator = ImageGenerator(trained.pipeline, precision, None, None, Console(quiet=True), lambda said: None)
-        settings = SamplerSettings("ddim", trained.meta["settings"]["sample_steps"], guidance_scale)
+        settings = SamplerSettings(*SAMPLER, guidance_scale)
         pixels = generator.draw(self.labels, settings, 0, "drawing").pixels
         predictions = self._classifier(pixels)
         taught = self._school.teach(self._school.generated(torch.from_numpy(pixels), self.labels))

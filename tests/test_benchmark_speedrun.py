@@ -54,7 +54,7 @@ def test_a_run_trains_and_judges_each_recipe(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, quick_reports: None
 ):
     out = tmp_path / "record.json"
-    flags = "--block-out-channels 8 16 --norm-num-groups 4 --sample-steps 2 --diffusion-steps 20 --precision fp32"
+    flags = "--block-out-channels 8 16 --norm-num-groups 4 --sample-steps 2 --diffusion-steps 50 --precision fp32"
     monkeypatch.setattr(sys, "argv", [
         "speedrun", "--data-root", str(small.data_root), "--steps", "2", "--seeds", "7", "--per-class", "2",
         "--flags", flags, "--folder", str(tmp_path), "--out", str(out),

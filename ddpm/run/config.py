@@ -68,6 +68,8 @@ class TrainConfig:
     """Groups of each GroupNorm; must divide every entry of --block-out-channels."""
     mid_attention: bool = True
     """Self-attention at the lowest resolution."""
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    """Timestep and class are added in each residual block, or scale and shift its second norm (Dhariwal & Nichol)."""
 
     epochs: int = 100
     """Passes over the training images."""

@@ -92,6 +92,7 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
         "steps_per_epoch": schedule.steps_per_epoch,
         "total_steps": schedule.total_steps,
         "layers_per_block": config.layers_per_block,
+        "resnet_time_scale_shift": config.resnet_time_scale_shift,
         "prediction_type": config.prediction_type,
         "timestep_sampling": config.timestep_sampling,
         "timestep_power": config.timestep_power,

@@ -32,6 +32,7 @@ def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2
             layers_per_block=config.layers_per_block,
             norm_num_groups=config.norm_num_groups,
             add_attention=config.mid_attention,
+            resnet_time_scale_shift=config.resnet_time_scale_shift,
             down_block_types=("DownBlock2D",) * levels,
             up_block_types=("UpBlock2D",) * levels,
             num_class_embeds=NUM_CLASSES + 1,
