@@ -221,7 +221,7 @@ class TrainConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
-        recipe="fast", resolution=28, batch_size=32, block_out_channels=(16, 32, 64), layers_per_block=1,
+        recipe="fast", resolution=28, patch_size=2, batch_size=32, block_out_channels=(32, 64), layers_per_block=1,
         norm_num_groups=8, mid_attention=False, epochs=6, sample_steps=20, val_images=500, sample_every=3,
         samples_per_class=8,
     ),
@@ -235,7 +235,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {  # what each part of fast gives: benchmarks/results/speedrun.md
     "reference": {},
     "fast": dict(
-        optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        optimizer="muon", lr=2e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
         prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
     ),
 }  # fmt: skip
