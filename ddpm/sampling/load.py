@@ -15,7 +15,7 @@ from ddpm.run.files import real, why_and_cure
 from ddpm.run.meta import checked_meta
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, readable_folder
 from ddpm.sampling.options import Weights
-from ddpm.sampling.pipeline import CharacterPipeline, make_sampler
+from ddpm.sampling.pipeline import EVERYWHERE, CharacterPipeline, make_sampler
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of
 from ddpm.training.data import CLASS_NAMES
 from ddpm.training.model import set_layout
@@ -26,6 +26,17 @@ NEEDED = (  # parts of meta.json that loading, sampling and the model card read
     *(f"settings.{name}" for name in ("sample_steps", "guidance_scale", "data_root", "output_root", "diffusion_steps",
                                       "prediction_type", "epochs", "beta_schedule", "ema_decay", "cfg_dropout_prob")),
 )  # fmt: skip
+NETWORK = (WEIGHTS_NAME, "config.json")  # the files of a network
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The weaker model of autoguidance."""
+
+    name: str  # `step_00000500`, of the model's own run; of another one `other/step_00000500`
+    folder: Path  # of its network
+    files: dict[str, str]  # file of the network -> SHA-256
+    unet: UNet2DModel
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class TrainedModel:
     meta: dict[str, Any]  # run, data, settings, progress, metrics: see checkpoints/README.md
     pipeline: CharacterPipeline
     weights: Weights = "ema"
+    guide: Guide | None = None  # its network is a part of the pipeline
 
     @property
     def run(self) -> str:
@@ -69,16 +81,22 @@ class TrainedModel:
 
 
 def load_model(
-    name: str, device: torch.device, output_root: Path = PROJECT_ROOT, weights: Weights = "ema"
+    name: str,
+    device: torch.device,
+    output_root: Path = PROJECT_ROOT,
+    weights: Weights = "ema",
+    guide: str | None = None,
 ) -> TrainedModel:
     """The model of `name`, on `device`.
 
     Args:
         name: a run (its best checkpoint is taken), or the folder of a checkpoint or an export.
         weights: the moving average (ema), or the average over epochs of `--swa-start-epoch` (swa).
+        guide: name of the model for autoguidance; None: the one in an export, if it has one.
 
     Raises:
-        RequestError: there is no such model, it is damaged, or it does not have these weights.
+        RequestError: there is no such model, it is damaged, or it does not have these weights; or the guide does not
+            fit it.
     """
     folder = find_checkpoint(name, output_root)
     part = "unet" if weights == "ema" else "unet_swa"
@@ -86,7 +104,10 @@ def load_model(
         raise RequestError(f"--weights {weights}: {folder} has none; --swa-start-epoch makes them in training")
     try:
         meta = checked_meta(folder, NEEDED)
-        for file in (f"{part}/{WEIGHTS_NAME}", f"{part}/config.json", "scheduler/scheduler_config.json"):
+        own_guide = guide is None and f"guide/{WEIGHTS_NAME}" in meta["files"]  # of an export
+        parts = [part, "guide"] if own_guide else [part]
+        networks = [f"{each}/{file}" for each in parts for file in NETWORK]
+        for file in (*networks, "scheduler/scheduler_config.json"):
             if digest_of(folder / file) != meta["files"].get(file, "not listed"):
                 raise RequestError(f"{folder / file} is missing or damaged: give another checkpoint")
     except OSError as error:
@@ -95,10 +116,9 @@ def load_model(
         raise
     except ValueError as error:
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error}): give another one") from error
-    settings = meta["settings"]
+    settings, guidance = meta["settings"], meta.get("guidance", {})
     try:
-        unet = UNet2DModel.from_pretrained(folder / part, use_safetensors=True, low_cpu_mem_usage=False)
-        set_layout(unet.to(device), channels_last=device.type == "cuda")
+        unet, *guides = [_network(folder / each, device) for each in parts]
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         make_sampler("ddpm", scheduler, settings["sample_steps"])
     except Exception as error:  # diffusers and torch raise errors of their own for configs that make no network
@@ -106,10 +126,61 @@ def load_model(
         raise RequestError(f"{folder} cannot be loaded ({words}): give another checkpoint") from error
     pipeline = CharacterPipeline(
         unet, scheduler, CLASS_NAMES, num_inference_steps=settings["sample_steps"],
-        guidance_scale=settings["guidance_scale"],
+        guidance_scale=guidance.get("guidance_scale", settings["guidance_scale"]),
+        guidance_interval=guidance.get("guidance_interval", EVERYWHERE),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    return TrainedModel(folder, meta, pipeline, weights)
+    found = None
+    if own_guide:
+        files = {file: meta["files"][f"guide/{file}"] for file in NETWORK}
+        found = Guide(guidance.get("guide", "its guide"), folder / "guide", files, guides[0])
+    elif guide is not None:
+        found = _find_guide(guide, pipeline, meta["run"], output_root)
+    pipeline.register_modules(guide=found and found.unet)
+    return TrainedModel(folder, meta, pipeline, weights, found)
+
+
+def _network(folder: Path, device: torch.device) -> UNet2DModel:
+    unet = UNet2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    set_layout(unet.to(device), channels_last=device.type == "cuda")
+    return unet
+
+
+def _find_guide(name: str, pipeline: CharacterPipeline, run: str, output_root: Path) -> Guide:
+    """The model `name` as the guide of a model of `run`.
+
+    Raises:
+        RequestError: there is no such model, or it cannot guide this one.
+    """
+    try:
+        other = load_model(name, pipeline.device, output_root)
+    except RequestError as error:
+        raise RequestError(f"--guide: {error}") from error
+    if unlike := _unlike(other.pipeline, pipeline):
+        raise RequestError(f"--guide {name}: {unlike}; give an earlier checkpoint of the same run")
+    step = f"step_{other.meta['progress']['step']:08d}"
+    files = {file: other.meta["files"][f"unet/{file}"] for file in NETWORK}
+    return Guide(step if other.run == run else f"{other.run}/{step}", other.folder / "unet", files, other.pipeline.unet)
+
+
+def _unlike(guide: CharacterPipeline, model: CharacterPipeline) -> str:
+    """Why the one cannot guide the other, in words; empty if it can."""
+    for name in ("sample_size", "in_channels", "num_class_embeds"):
+        theirs, ours = (pipeline.unet.config[name] for pipeline in (guide, model))
+        if theirs != ours:
+            return f"its {name} is {theirs}, the model's is {ours}"
+    theirs, ours = (pipeline.scheduler.config.prediction_type for pipeline in (guide, model))
+    if theirs != ours:
+        return f"it predicts {theirs}, the model predicts {ours}"
+    if not guide.scheduler.alphas_cumprod.equal(model.scheduler.alphas_cumprod):
+        return "its noise schedule (--diffusion-steps, --beta-schedule) is not the model's"
+    pairs = zip(guide.unet.parameters(), model.unet.parameters(), strict=False)
+    return "it is the model itself" if all(one.equal(other) for one, other in pairs) else ""
+
+
+def networks_of(pipeline: CharacterPipeline) -> list[UNet2DModel]:
+    """The model's network, and the guide if there is one."""
+    return [network for network in (pipeline.unet, pipeline.guide) if network is not None]
 
 
 def runs_with_checkpoints(output_root: Path) -> list[str]:
