@@ -54,10 +54,7 @@ def make(config: SampleConfig) -> Path:
     """
     limit_spinning()
     limit_workers(1)
-    from ddpm.sampling.load import (
-        load_model,
-        networks_of,
-    )  # imports torch, which takes seconds: a wrong flag is reported before
+    from ddpm.sampling.load import load_model, networks_of  # imports torch for seconds: a wrong flag is told before
     from ddpm.sampling.render import Renderer
     from ddpm.sampling.sheets import npz
     from ddpm.training import hardware

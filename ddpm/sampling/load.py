@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,7 @@ def load_model(
         raise RequestError(f"--weights {weights}: {folder} has none; --swa-start-epoch makes them in training")
     try:
         meta = checked_meta(folder, NEEDED)
-        own_guide = guide is None and f"guide/{WEIGHTS_NAME}" in meta["files"]  # of an export
-        parts = [part, "guide"] if own_guide else [part]
-        networks = [f"{each}/{file}" for each in parts for file in NETWORK]
-        for file in (*networks, "scheduler/scheduler_config.json"):
+        for file in (f"{part}/{WEIGHTS_NAME}", f"{part}/config.json", "scheduler/scheduler_config.json"):
             if digest_of(folder / file) != meta["files"].get(file, "not listed"):
                 raise RequestError(f"{folder / file} is missing or damaged: give another checkpoint")
     except OSError as error:
@@ -118,7 +115,8 @@ def load_model(
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error}): give another one") from error
     settings, guidance = meta["settings"], meta.get("guidance", {})
     try:
-        unet, *guides = [_network(folder / each, device) for each in parts]
+        unet = UNet2DModel.from_pretrained(folder / part, use_safetensors=True, low_cpu_mem_usage=False)
+        set_layout(unet.to(device), channels_last=device.type == "cuda")
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         make_sampler("ddpm", scheduler, settings["sample_steps"])
     except Exception as error:  # diffusers and torch raise errors of their own for configs that make no network
@@ -130,37 +128,49 @@ def load_model(
         guidance_interval=guidance.get("guidance_interval", EVERYWHERE),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    found = None
-    if own_guide:
-        files = {file: meta["files"][f"guide/{file}"] for file in NETWORK}
-        found = Guide(guidance.get("guide", "its guide"), folder / "guide", files, guides[0])
-    elif guide is not None:
-        found = _find_guide(guide, pipeline, meta["run"], output_root)
+    trained = TrainedModel(folder, meta, pipeline, weights)
+    found = _own_guide(trained) if guide is None else _other_guide(trained, guide, output_root)
     pipeline.register_modules(guide=found and found.unet)
-    return TrainedModel(folder, meta, pipeline, weights, found)
+    return replace(trained, guide=found)
 
 
-def _network(folder: Path, device: torch.device) -> UNet2DModel:
-    unet = UNet2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+def _own_guide(model: TrainedModel) -> Guide | None:
+    """The guide in an export; None if it has none.
+
+    Raises:
+        RequestError: it is damaged.
+    """
+    folder, files = model.folder / "guide", {file: model.meta["files"].get(f"guide/{file}") for file in NETWORK}
+    if not any(files.values()):
+        return None
+    try:
+        whole = all(digest_of(folder / file) == expected for file, expected in files.items())
+        unet = whole and UNet2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read: {why_and_cure(error)}") from error
+    if not unet:
+        raise RequestError(f"{folder} is missing or damaged: export again, or give another model")
+    device = model.pipeline.device
     set_layout(unet.to(device), channels_last=device.type == "cuda")
-    return unet
+    return Guide(model.meta.get("guidance", {}).get("guide", "its guide"), folder, files, unet)
 
 
-def _find_guide(name: str, pipeline: CharacterPipeline, run: str, output_root: Path) -> Guide:
-    """The model `name` as the guide of a model of `run`.
+def _other_guide(model: TrainedModel, name: str, output_root: Path) -> Guide:
+    """The model `name` as the guide of another one.
 
     Raises:
         RequestError: there is no such model, or it cannot guide this one.
     """
     try:
-        other = load_model(name, pipeline.device, output_root)
+        guide = load_model(name, model.pipeline.device, output_root)
     except RequestError as error:
         raise RequestError(f"--guide: {error}") from error
-    if unlike := _unlike(other.pipeline, pipeline):
+    if unlike := _unlike(guide.pipeline, model.pipeline):
         raise RequestError(f"--guide {name}: {unlike}; give an earlier checkpoint of the same run")
-    step = f"step_{other.meta['progress']['step']:08d}"
-    files = {file: other.meta["files"][f"unet/{file}"] for file in NETWORK}
-    return Guide(step if other.run == run else f"{other.run}/{step}", other.folder / "unet", files, other.pipeline.unet)
+    step = f"step_{guide.meta['progress']['step']:08d}"
+    files = {file: guide.meta["files"][f"unet/{file}"] for file in NETWORK}
+    called = step if guide.run == model.run else f"{guide.run}/{step}"
+    return Guide(called, guide.folder / "unet", files, guide.pipeline.unet)
 
 
 def _unlike(guide: CharacterPipeline, model: CharacterPipeline) -> str:
