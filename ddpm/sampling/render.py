@@ -12,7 +12,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from ddpm.run.errors import RequestError
-from ddpm.run.guidance import guidance_text
+from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling.animation import MOST_FRAMES, columns_for, denoising_strip, even_steps, gif, mp4, step_name
 from ddpm.sampling.config import SampleConfig, expand
 from ddpm.sampling.handwriting import lay_out, repeated, wrap, write
@@ -53,7 +53,7 @@ class Renderer:
     def settings(self) -> str:
         """The sampler settings and the seed in words."""
         guide = self.trained.guide and self.trained.guide.name
-        guidance = guidance_text(self.guidance_scale, self.guidance_interval, guide)
+        guidance = guidance_of(guidance_fields(self.guidance_scale, self.guidance_interval, guide))
         return f"{settings_words(self.sampler, self.steps, guidance)} · seed {self.config.seed}"
 
     @property
