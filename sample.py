@@ -5,7 +5,7 @@
     python sample.py RUN --text "Hello World"              handwriting on paper
     python sample.py RUN --text "Hello World" --animate    its denoising as a GIF; as a video with --out hello.mp4
     python sample.py RUN --chars 0-9 --strip               denoising steps side by side
-    python sample.py RUN --guide checkpoints/RUN/step_00000500    guidance by an early checkpoint (autoguidance)
+    python sample.py RUN --guide RUN/step_00000500         guidance by an early checkpoint (autoguidance)
 
 Pictures go to samples/ under --output-root, or to --out.
 

@@ -185,6 +185,7 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: 
         (["small", "--guidance-scale", "-1"], "--guidance-scale -1.0"),
         (["small", "--guidance-interval", "0.5", "0.5"], "--guidance-interval 0.5 0.5"),
         (["small", "--guide", "small"], "--guide small: it is the model itself"),
+        (["small", "--guide", "weaker", "--guidance-scale", "1", "--no-sweeps"], "change nothing at guidance scale 1"),
         (["small", "--device", "cuda:99"], "--device cuda:99"),
         (["small", "--data-root", "/nowhere"], "/nowhere"),
         (["small", "--sampler", "euler"], "--sampler"),

@@ -340,6 +340,17 @@ def test_the_evaluation_of_other_weights_is_called_that_and_is_no_result_of_thes
     assert measured(head) == {"loss": 0.25}
 
 
+def test_the_evaluation_with_a_guide_is_of_an_export_that_has_it(guided: Path, small_run: TrainConfig):
+    drawn = {**make_evaluation()["sampler"], "guide": "step_00000004"}
+    evaluated(small_run, step=8, sampler=drawn)
+    head, page = card_of(exported(small_run))
+    assert "a guide that this export does not have**: `step_00000008`, EMA weights, guided by `step_00000004`" in page
+    assert measured(head) == {"loss": 0.25}
+    assert command(small_run, "--guide", "small/step_00000004") == 0
+    head, page = card_of(guided)
+    assert "rca" in measured(head) and "drawn with ddim, 50 steps, guidance 2 by step_00000004" in page
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"run": "small"}'])
 def test_a_damaged_evaluation_costs_the_card_its_section_and_no_more(small_run, capsys, content):
     evaluated(small_run, step=8)

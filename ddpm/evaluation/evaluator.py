@@ -27,6 +27,7 @@ from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.files import atomic_write, parse_json, read_file, real
 from ddpm.run.format import duration
 from ddpm.sampling.load import load_model
+from ddpm.sampling.options import check_guided
 from ddpm.sampling.sheets import npz, png
 from ddpm.training import compiler, data, hardware
 from ddpm.training.device import pick_device
@@ -216,12 +217,14 @@ class Evaluator:
         """The settings of the command line; steps and guidance default to those of the run's sample grids or export.
 
         Raises:
-            RequestError: more steps than the model has noise levels.
+            RequestError: more steps than the model has noise levels, or guidance that nothing would use.
         """
         config, default = self.config, self.model.pipeline.config
         steps = config.steps or default.num_inference_steps
         scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
         interval = tuple(config.guidance_interval or default.guidance_interval)
+        if not config.sweeps:  # they guide in any case
+            check_guided(scale, config.guidance_interval, config.guide)
         guide = self.model.guide and self.model.guide.name
         settings = SamplerSettings(config.sampler, steps, scale, interval, guide)
         if settings.steps > self.most_steps:

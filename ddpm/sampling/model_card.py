@@ -54,7 +54,7 @@ def model_card(meta: dict[str, Any], facts: CardFacts) -> str:
     loss, results = VAL_LOSS_EMA.of(meta["metrics"]), []
     if loss is not None:
         results.append(_result(meta["data"], "loss", VAL_LOSS_EMA.label, loss))
-    if facts.evaluation and _of_this_model(facts.evaluation, meta):
+    if facts.evaluation and _of_this_model(facts.evaluation, meta, facts.guidance):
         results += evaluation_results(facts.evaluation)
     front_matter = card_data(meta["run"], meta["data"], results, facts.license)
     return str(ModelCard.from_template(front_matter, str(TEMPLATE), **template_variables(meta, facts))).rstrip() + "\n"
@@ -122,7 +122,8 @@ def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]
         "epochs": _epochs(meta.get("history", [])),
         "damage": facts.damage,
         "evaluation": evaluation and _evaluation(evaluation),
-        "other_model": evaluation and not _of_this_model(evaluation, meta) and _model_words(evaluation),
+        "other_model": evaluation and not _of_this_model(evaluation, meta, facts.guidance) and _model_words(evaluation),
+        "other_guide": evaluation and _with_other_guide(evaluation, facts.guidance),
         "settings": json.dumps(shown, indent=2),
         "settings_as_used": "used" in meta,
     }
@@ -171,11 +172,19 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any]) -> bool:
-    """Was the evaluation made of this checkpoint's EMA weights, which are the ones exported?"""
-    return (evaluation["step"], evaluation.get("weights", "ema")) == (meta["progress"]["step"], "ema")
+def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any], guidance: dict[str, Any]) -> bool:
+    """Was the evaluation made of this checkpoint's EMA weights, which are the ones exported, and with no guide but the
+    exported one?"""
+    ours = (evaluation["step"], evaluation.get("weights", "ema")) == (meta["progress"]["step"], "ema")
+    return ours and not _with_other_guide(evaluation, guidance)
+
+
+def _with_other_guide(evaluation: dict[str, Any], guidance: dict[str, Any]) -> bool:
+    return evaluation["sampler"].get("guide") not in (None, guidance.get("guide"))
 
 
 def _model_words(evaluation: dict[str, Any]) -> str:
     """The model that an evaluation was made of."""
-    return f"`{evaluation['checkpoint']}`, {evaluation.get('weights', 'ema').upper()} weights"
+    words = f"`{evaluation['checkpoint']}`, {evaluation.get('weights', 'ema').upper()} weights"
+    guide = evaluation["sampler"].get("guide")
+    return f"{words}, guided by `{guide}`" if guide else words

@@ -28,8 +28,8 @@ class DrawingOptions:
     steps: int | None = None
     """Denoising steps. Left out: as in the run's sample grids."""
     guidance_scale: float | None = None
-    """Classifier-free guidance: 1 is none, 0 ignores the class; larger is more typical, less varied. Left out: as in
-    the run's sample grids."""
+    """Classifier-free guidance: 1 is none, 0 ignores the class; larger is more typical, less varied. With --guide, 0
+    draws with the guide alone. Left out: as in the run's sample grids."""
     guidance_interval: tuple[float, float] | None = None
     """Guidance only at these noise levels, as parts of the trained timesteps: 0 is clean, 1 is noise. The other steps
     take half the time. Left out: at all of them, 0 1."""
@@ -80,7 +80,7 @@ def check_guided(scale: float, interval: tuple[float, float] | None, guide: str 
 def check_guidance(scale: float | None, interval: tuple[float, float] | None) -> None:
     """
     Raises:
-        RequestError: the scale is negative or not finite, or the interval is none of noise levels.
+        RequestError: the scale is negative or not finite, or the interval is not within 0 to 1 or empty.
     """
     if scale is not None and not 0 <= scale < math.inf:
         raise RequestError(f"--guidance-scale {scale}: must be 0 or more")
