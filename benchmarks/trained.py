@@ -23,7 +23,6 @@ from ddpm.sampling.load import load_model
 from ddpm.training import data, hardware
 from ddpm.training.distributed import connect
 
-
 SAMPLER = "ddpm", 50  # ancestral sampling: in as many steps, DDIM leaves more errors of a young model
 
 

@@ -13,6 +13,7 @@ from ddpm.run.config import data_words
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, at, found
 from ddpm.run.evaluation_file import load_evaluation, real_images_words
 from ddpm.run.files import atomic_write
+from ddpm.run.guidance import guidance_of
 from ddpm.run.metrics import DASH
 from ddpm.run.paths import RunPaths
 from ddpm.sampling.model_card import evaluation_results
@@ -37,7 +38,7 @@ CAPTIONS = {
     "closest_pairs": "The characters closest to training images, each beside that image.",
     "memorisation": "Distance of generated characters and of test images to the closest training image.",
     "samplers": "RCA and Fréchet distance of each sampler against its time, with 95% intervals.",
-    "guidance": "RCA and Fréchet distance by guidance scale, with 95% intervals.",
+    "guidance": "RCA and Fréchet distance by guidance, with 95% intervals.",
 }
 
 
@@ -107,7 +108,7 @@ def evaluation_section(paths: RunPaths) -> Section | None:
         Section("Variety", [variety_words(evaluation), *pictures("class_balance")]),
         Section("Memorised?", [copying_words(evaluation), *pictures("closest_pairs", "memorisation")]),
         Section("Which sampler to take", [recommended_words(evaluation), *compared("samplers")]),
-        Section("Which guidance scale to take", [guidance_words(evaluation), *compared("guidance")]),
+        Section("Which guidance to take", [guidance_words(evaluation), *compared("guidance")]),
         Section("Figures", [figures_table(evaluation, meanings=True)]),
         Section("How it was measured", [how(evaluation)]),
     ])  # fmt: skip
@@ -136,17 +137,17 @@ def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
 
 
 def sweep_table(evaluation: dict[str, Any], name: str) -> Table:
-    """The rows of a sweep: guidance scales in order, or samplers, the fastest first and the recommended one bold."""
+    """The rows of a sweep: guidance by scale, or samplers, the fastest first and the recommended one bold."""
     take, guidance = evaluation["recommended"] or {}, name == "guidance"
     judges = [CAS, RCA, FRECHET] if any(row.get(CAS.key) for row in evaluation[name]) else [RCA, FRECHET]
     cells = []
     for row in sorted(evaluation[name], key=lambda row: row["guidance_scale" if guidance else "seconds_per_image"]):
-        label = f"{row['guidance_scale']:g}" if guidance else f"{row['sampler']} {row['steps']}"
+        label = guidance_of(row) if guidance else f"{row['sampler']} {row['steps']}"
         if not guidance and (row["sampler"], row["steps"]) == (take.get("sampler"), take.get("steps")):
             label = f"**{label}**"
         scores = [figure.words_of(row) if row.get(figure.key) else DASH for figure in judges]
         cells.append((label, *scores, f"{RCA.of(row)['count']:,}", milliseconds(row.get("seconds_per_image"))))
-    first = "Guidance scale" if guidance else "Sampler, steps"
+    first = "Guidance" if guidance else "Sampler, steps"
     return Table("", [first, *(figure.label for figure in judges), "Images", "Time per image"], cells)
 
 

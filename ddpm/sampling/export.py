@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, fsync_folder, read_file, read_json, real
+from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling import pipeline as pipeline_code
 from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.model_card import MACHINE_SPECIFIC, CardFacts, model_card
@@ -64,12 +65,13 @@ def export(
     files["samples.png"], caption = _samples(trained)
     facts = CardFacts(
         folder.name, caption, json.loads(files["unet/config.json"]), count_parameters(trained.pipeline.unet),
-        evaluation, damage, license,
+        evaluation, damage, license, _guidance(trained),
     )  # fmt: skip
     files["README.md"] = model_card(trained.meta, facts).encode()
     settings = {**trained.meta["settings"], **MACHINE_SPECIFIC}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files["meta.json"] = json.dumps({**trained.meta, "settings": settings, "files": digests}, indent=2).encode()
+    meta = {**trained.meta, "settings": settings, "files": digests, "guidance": _guidance(trained)}
+    files["meta.json"] = json.dumps(meta, indent=2).encode()
     _put(files, folder)
     return folder
 
@@ -100,17 +102,29 @@ def _model_files(trained: TrainedModel) -> dict[str, bytes]:
     Raises:
         RequestError: a file is not the one that the checkpoint was written with.
     """
+    parts = [
+        (name, trained.folder / name, expected)
+        for name, expected in trained.meta["files"].items()
+        if name.startswith(("unet/", "scheduler/"))
+    ]
+    if guide := trained.guide:
+        parts += [(f"guide/{name}", guide.folder / name, expected) for name, expected in guide.files.items()]
     files = {}
-    for name, expected in trained.meta["files"].items():
-        if name.startswith(("unet/", "scheduler/")):
-            files[name] = read_file(trained.folder / name, 2**40)
-            if hashlib.sha256(files[name]).hexdigest() != expected:
-                raise RequestError(f"{trained.folder / name} is damaged: give another checkpoint")
+    for name, path, expected in parts:
+        files[name] = read_file(path, 2**40)
+        if hashlib.sha256(files[name]).hexdigest() != expected:
+            raise RequestError(f"{path} is damaged: give another checkpoint")
     index = json.loads(trained.pipeline.to_json_string())
     index["_class_name"] = ["pipeline", CharacterPipeline.__name__]  # so diffusers takes the class from pipeline.py
     files["model_index.json"] = json.dumps(index, indent=2).encode()
     files["pipeline.py"] = Path(pipeline_code.__file__).read_bytes()
     return files
+
+
+def _guidance(trained: TrainedModel) -> dict[str, Any]:
+    """How the pipeline guides if it is not told otherwise, as fields of meta.json."""
+    config, guide = trained.pipeline.config, trained.guide
+    return guidance_fields(config.guidance_scale, config.guidance_interval, guide and guide.name)
 
 
 def _samples(trained: TrainedModel) -> tuple[bytes, str]:
@@ -130,7 +144,7 @@ def _samples(trained: TrainedModel) -> tuple[bytes, str]:
     pixels = pipeline(
         labels, sampler=sampler, num_inference_steps=steps, generator=generator, batch_size=batch_size, output_type="np"
     ).images
-    settings = settings_words(sampler, steps, config.guidance_scale)
+    settings = settings_words(sampler, steps, guidance_of(_guidance(trained)))
     caption = sample_caption(trained.data, trained.progress, trained.weights, settings)
     return png(sample_grid(pixels, names, trained.run, caption)), caption
 
@@ -140,9 +154,11 @@ def _flops(pipeline: CharacterPipeline) -> int:
     unet = pipeline.unet
     size, channels = unet.config.sample_size, unet.config.in_channels
     image = torch.zeros(1, channels, size, size, device=unet.device, dtype=unet.dtype)
+    networks = [unet] if pipeline.config.guidance_scale in (0, 1) else [unet, pipeline.guide or unet]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(image, 0, class_labels=torch.zeros(1, dtype=torch.long, device=unet.device))
-    return counter.get_total_flops() * (1 if pipeline.config.guidance_scale in (0, 1) else 2)
+        for network in networks:
+            network(image, 0, class_labels=torch.zeros(1, dtype=torch.long, device=unet.device))
+    return counter.get_total_flops()
 
 
 def _refuse_to_lose(folder: Path) -> None:
