@@ -232,7 +232,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-RECIPES: dict[str, dict[str, Any]] = {  # what each part of fast gives: benchmarks/results/speedrun.md
+RECIPES: dict[str, dict[str, Any]] = {
     "reference": {},
     "fast": dict(
         optimizer="muon", lr=2e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,

@@ -86,7 +86,7 @@ def flops_per_image(config: TrainConfig) -> float:
     """Floating-point operations (a multiply-add is two) of forward and backward for one image; computes nothing."""
     unet = build_unet(config, "meta")
     with FlopCounterMode(display=False) as counter:
-        unet(*_meta_inputs(config, 1)).sample.sum().backward()
+        unet(*meta_inputs(config, 1)).sample.sum().backward()
     return float(counter.get_total_flops())
 
 
@@ -103,11 +103,12 @@ def activation_bytes(config: TrainConfig, batch_size: int) -> int:
 
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        unet(*_meta_inputs(config, 1))
+        unet(*meta_inputs(config, 1))
     return batch_size * sum(saved.values())
 
 
-def _meta_inputs(config: TrainConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def meta_inputs(config: TrainConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images in patches, timesteps and labels for the network, on the device "meta": shapes only."""
     size = config.resolution // config.patch_size
     images = torch.empty(batch, config.patch_size**2, size, size, device="meta")
     numbers = torch.zeros(batch, dtype=torch.long, device="meta")
