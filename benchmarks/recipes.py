@@ -6,8 +6,8 @@
 `tiny` is the preset; each other recipe is the starting point of the search for it, with some flags changed. First, the
 number of steps that fit into the time is measured in rounds, for every kind of step that the recipes have, as the
 learning rate has to reach zero at the last step. Nothing else should run during that. Then `train.py` trains for that
-number of steps, and its final weights draw characters, which are judged as in benchmarks/trained.py. These trainings may
-share the machine (`--at-once`): their steps are fixed, not their time. After an interruption, the same command
+number of steps, and what its final weights draw is judged as in benchmarks/trained.py. These trainings may share the
+machine (`--at-once`): their steps are fixed, not their time. After an interruption, the same command
 continues: what is in the file of results is neither measured nor trained again, nor are finished runs in `--folder`.
 """
 
