@@ -217,7 +217,7 @@ def test_the_loss_is_also_told_by_noise_level(small):
         truth = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
         return (truth * (timestep >= small.diffusion_steps // 2).view(-1, 1, 1, 1),)
 
-    config = replace(small, prediction_type="epsilon")
+    config = replace(small, prediction_type="epsilon", patch_size=1)
     chosen = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:100]
     scheduler = make_scheduler(config)
     (loss,) = Validation(config, test, 100, scheduler, ONE)(half_right)

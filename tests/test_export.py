@@ -181,7 +181,7 @@ def test_a_damaged_guide_is_named_in_a_line(guided: Path, small_run: TrainConfig
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"resolution": 32}, "its sample_size is 32, the model's is 28"),
+    [({"resolution": 32}, "it draws 32 pixels, the model 28"),
      ({"prediction_type": "epsilon"}, "it predicts epsilon, the model predicts v_prediction"),
      ({"beta_schedule": "linear"}, "its noise schedule"), ({"diffusion_steps": 90}, "its noise schedule")],
 )  # fmt: skip
@@ -256,7 +256,7 @@ def test_the_template_uses_no_variable_that_is_not_filled_in(small_run):
     """Jinja2 renders an unknown name as nothing."""
     template = (PROJECT_ROOT / "ddpm" / "sampling" / "model_card_template.md").read_text()
     used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(template))
-    facts = CardFacts("export", "", {"sample_size": 28}, 1)
+    facts = CardFacts("export", "", {"sample_size": 28, "in_channels": 1}, 1)
     assert used == {"card_data", *template_variables(trained(small_run).meta, facts)}
 
 

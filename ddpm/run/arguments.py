@@ -17,6 +17,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import SETTINGS, read_text, why
 
 TYPES = get_type_hints(TrainConfig)  # of each setting
+ONCE = {"recipe": "reference", "optimizer": "adamw", "patch_size": 1}  # of runs of versions without these settings
 OF_THE_START = (*START_ONLY, "device")  # not taken over from a run's file: this machine may be another one
 
 
@@ -80,7 +81,7 @@ def read_settings_file(path: Path) -> list[str]:
         raise RequestError(f"--config {path} holds no mapping of names to values; {fix}")
     settings = with_known_names(settings, str(path))
     if of_a_run:
-        settings.setdefault("recipe", "reference")  # its other settings are all there: an older version had no recipes
+        settings = ONCE | settings
     skipped = OF_THE_START if of_a_run else ()
     return to_arguments({name: value for name, value in settings.items() if name not in skipped}, str(path))
 

@@ -15,7 +15,7 @@ from ddpm.run.files import real, why_and_cure
 from ddpm.run.meta import checked_meta
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, readable_folder
 from ddpm.sampling.options import Weights
-from ddpm.sampling.pipeline import EVERYWHERE, CharacterPipeline, make_sampler
+from ddpm.sampling.pipeline import EVERYWHERE, CharacterPipeline, make_sampler, resolution
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of
 from ddpm.training.data import CLASS_NAMES
 from ddpm.training.model import set_layout
@@ -175,10 +175,12 @@ def _other_guide(model: TrainedModel, name: str, output_root: Path) -> Guide:
 
 def _unlike(guide: CharacterPipeline, model: CharacterPipeline) -> str:
     """Why the one cannot guide the other, in words; empty if it can."""
-    for name in ("sample_size", "in_channels", "num_class_embeds"):
-        theirs, ours = (pipeline.unet.config[name] for pipeline in (guide, model))
-        if theirs != ours:
-            return f"its {name} is {theirs}, the model's is {ours}"
+    theirs, ours = (resolution(pipeline.unet) for pipeline in (guide, model))
+    if theirs != ours:
+        return f"it draws {theirs} pixels, the model {ours}"
+    theirs, ours = (pipeline.unet.config.num_class_embeds for pipeline in (guide, model))
+    if theirs != ours:
+        return f"its num_class_embeds is {theirs}, the model's is {ours}"
     theirs, ours = (pipeline.scheduler.config.prediction_type for pipeline in (guide, model))
     if theirs != ours:
         return f"it predicts {theirs}, the model predicts {ours}"
