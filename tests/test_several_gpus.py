@@ -59,6 +59,8 @@ def recorder(name: str, config: TrainConfig, asked: dict[str, str]) -> dict[str,
     rendezvous.pick_device = lambda *_: (torch.device(name), "")
     rendezvous.device_name = lambda _: name
     torch.distributed.init_process_group = begin
+    for variable in RECORDER:  # an earlier test's, if the server that processes are forked from began after it
+        os.environ.pop(variable, None)
     os.environ |= asked
     train.main(config, StopRequest())
     return found

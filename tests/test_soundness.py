@@ -61,7 +61,7 @@ def spoil_weights(saver: Saver) -> None:
 
 
 def spoil_moments(saver: Saver) -> None:
-    next(iter(saver.trainer.optimizer.state.values()))["exp_avg_sq"].fill_(math.inf)
+    saver.trainer.optimizer.state[saver.trainer.model.conv_in.weight]["exp_avg_sq"].fill_(math.inf)
 
 
 def blow_up(saver: Saver) -> None:

@@ -13,14 +13,14 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule, Node
 
 from ddpm.run.config import NULL_CLASS, TrainConfig
-from ddpm.training.model import build_unet, set_layout, skip_unit_scales
+from ddpm.training.model import build_unet, meta_inputs, set_layout, skip_unit_scales
 from tests.conftest import replace
 
 aten = torch.ops.aten
 
 
 def inputs(config: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
-    noisy = torch.randn(2, 1, config.resolution, config.resolution, generator=torch.Generator().manual_seed(0))
+    noisy = torch.randn(meta_inputs(config, 2)[0].shape, generator=torch.Generator().manual_seed(0))
     return noisy, torch.tensor([1, 9]), torch.tensor([3, NULL_CLASS])
 
 

@@ -129,7 +129,7 @@ def _figures(
         inf,
         norm,
         float(finite.abs().max()) if finite.numel() else 0.0,
-        float(finite.std(correction=0)) if finite.numel() else 0.0,
+        float(finite.std(correction=0)) if finite.numel() and finite.min() < finite.max() else 0.0,  # not by rounding
         rms / first if first else None,
         _dead(values, limits),
         **figures,
