@@ -21,6 +21,7 @@ from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.files import why_and_cure
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
+from ddpm.sampling.options import check_ema_length
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class ExportConfig:
 
     model: Annotated[Positional[str], arg(metavar="RUN")]
     """A run (its best checkpoint is taken) or the folder of a checkpoint."""
+    ema_length: float | None = None
+    """Export the average of the weights of this length (relative width, such as 0.08), rebuilt from the --power-ema
+    averages of the checkpoint and earlier ones. Left out: the EMA of the training."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     output_root: Path = PROJECT_ROOT
@@ -43,6 +47,7 @@ class ExportConfig:
     """Make the repository on the Hub private, if it does not exist yet."""
 
     def __post_init__(self) -> None:
+        check_ema_length(self.ema_length)
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise RequestError(f"--push-to-hub {self.push_to_hub!r}: give USER/NAME, such as me/characters")
         if self.private and not self.push_to_hub:
@@ -59,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ddpm.sampling.load import load_model
     from ddpm.training.device import pick_device
 
-    trained = load_model(config.model, pick_device(config.device)[0], config.output_root)
+    trained = load_model(config.model, pick_device(config.device)[0], config.output_root, length=config.ema_length)
+    if trained.rebuilt:
+        print(trained.rebuilt)
     evaluation, damage = evaluation_or_damage(trained.paths)
     if damage:
         print(f"the card has no evaluation: {trained.paths.evaluation} is damaged ({damage}); run evaluate.py again")

@@ -14,7 +14,8 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.meta import checked_meta
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, readable_folder
-from ddpm.sampling.options import Weights
+from ddpm.sampling.ema_length import EmaLength, ema_length
+from ddpm.sampling.options import Weights, weights_of
 from ddpm.sampling.pipeline import CharacterPipeline, make_sampler
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of
 from ddpm.training.data import CLASS_NAMES
@@ -35,7 +36,8 @@ class TrainedModel:
     folder: Path
     meta: dict[str, Any]  # run, data, settings, progress, metrics: see checkpoints/README.md
     pipeline: CharacterPipeline
-    weights: Weights = "ema"
+    weights: str = "ema"  # as `weights_of` names them
+    rebuilt: EmaLength | None = None  # with `--ema-length`: how they were made
 
     @property
     def run(self) -> str:
@@ -69,16 +71,21 @@ class TrainedModel:
 
 
 def load_model(
-    name: str, device: torch.device, output_root: Path = PROJECT_ROOT, weights: Weights = "ema"
+    name: str,
+    device: torch.device,
+    output_root: Path = PROJECT_ROOT,
+    weights: Weights = "ema",
+    length: float | None = None,
 ) -> TrainedModel:
     """The model of `name`, on `device`.
 
     Args:
         name: a run (its best checkpoint is taken), or the folder of a checkpoint or an export.
         weights: the moving average (ema), or the average over epochs of `--swa-start-epoch` (swa).
+        length: instead, the average of this relative width (see ema_length.py). meta then has it as `ema_length`.
 
     Raises:
-        RequestError: there is no such model, it is damaged, or it does not have these weights.
+        RequestError: there is no such model, it is damaged, or these weights are not there and cannot be rebuilt.
     """
     folder = find_checkpoint(name, output_root)
     part = "unet" if weights == "ema" else "unet_swa"
@@ -95,9 +102,14 @@ def load_model(
         raise
     except ValueError as error:
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error}): give another one") from error
-    settings = meta["settings"]
+    settings, rebuilt = meta["settings"], None
+    if length is not None:
+        rebuilt = ema_length(folder, meta, length)
+        averaged, meta = rebuilt.weights(), meta | {"ema_length": length}
     try:
         unet = UNet2DModel.from_pretrained(folder / part, use_safetensors=True, low_cpu_mem_usage=False)
+        if rebuilt:
+            unet.load_state_dict(averaged)
         set_layout(unet.to(device), channels_last=device.type == "cuda")
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         make_sampler("ddpm", scheduler, settings["sample_steps"])
@@ -109,7 +121,7 @@ def load_model(
         guidance_scale=settings["guidance_scale"],
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    return TrainedModel(folder, meta, pipeline, weights)
+    return TrainedModel(folder, meta, pipeline, weights_of(meta, weights), rebuilt)
 
 
 def runs_with_checkpoints(output_root: Path) -> list[str]:

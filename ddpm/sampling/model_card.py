@@ -20,7 +20,7 @@ from ddpm.run.evaluation_figures import at, found, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
 from ddpm.run.metrics import DASH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
-from ddpm.sampling.options import SamplerName
+from ddpm.sampling.options import SamplerName, weights_of, weights_words
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TASK = "unconditional-image-generation"  # the closest task of the Hub: it has none for drawing by class
@@ -50,7 +50,7 @@ def model_card(meta: dict[str, Any], facts: CardFacts) -> str:
         meta: run, data, settings, used, progress, metrics and history, as in a checkpoint's meta.json.
     """
     loss, results = VAL_LOSS_EMA.of(meta["metrics"]), []
-    if loss is not None:
+    if loss is not None and weights_of(meta) == "ema":
         results.append(_result(meta["data"], "loss", VAL_LOSS_EMA.label, loss))
     if facts.evaluation and _of_this_model(facts.evaluation, meta):
         results += evaluation_results(facts.evaluation)
@@ -128,6 +128,10 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
     """The facts of the training, by name."""
     settings, done, last, used = meta["settings"], meta["progress"], meta["metrics"], meta.get("used", {})
     validation = f" on {used['val_images']:,} test images" if used.get("val_images") else " on test images"
+    weights = f"moving average (EMA), decay {settings['ema_decay']:g}"
+    if meta.get("ema_length"):
+        validation += f", of the {weights}"
+        weights = f"average of length {meta['ema_length']:g}, rebuilt after training (Karras et al. 2024)"
     return {
         "data": data_words(meta["data"]),
         "epochs completed": f"{METRICS['epoch'].text(done['epoch'])} of {settings['epochs']}",
@@ -135,7 +139,7 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
         "images seen": METRICS["images_seen"].text(done["images_seen"]),
         "noise schedule": f"{settings['diffusion_steps']} levels, `{settings['beta_schedule']}`",
         "the network predicts": "noise" if settings["prediction_type"] == "epsilon" else "velocity",
-        "weights": f"moving average (EMA), decay {settings['ema_decay']:g}",
+        "weights": weights,
         "label dropout": f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance",
         "validation loss": VAL_LOSS_EMA.text_of(last) + validation,
         "time": duration(TOTAL_TIME_SEC.of(last)),
@@ -169,10 +173,10 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any]) -> bool:
-    """Was the evaluation made of this checkpoint's EMA weights, which are the ones exported?"""
-    return (evaluation["step"], evaluation.get("weights", "ema")) == (meta["progress"]["step"], "ema")
+    """Was the evaluation made of the weights that are exported?"""
+    return (evaluation["step"], evaluation.get("weights", "ema")) == (meta["progress"]["step"], weights_of(meta))
 
 
 def _model_words(evaluation: dict[str, Any]) -> str:
     """The model that an evaluation was made of."""
-    return f"`{evaluation['checkpoint']}`, {evaluation.get('weights', 'ema').upper()} weights"
+    return f"`{evaluation['checkpoint']}`, {weights_words(evaluation.get('weights', 'ema'))}"

@@ -19,7 +19,7 @@ from ddpm.training import compiler, data, hardware
 from ddpm.training.compiler import USUAL
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices
-from ddpm.training.model import activation_bytes, build_unet, count_parameters, flops_per_image
+from ddpm.training.model import POWER_WIDTHS, activation_bytes, build_unet, count_parameters, flops_per_image
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 
@@ -193,7 +193,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
     schedule = TrainingSchedule(config, world.world_size, data.count_images(config))
     parameters = count_parameters(build_unet(config, "meta"))
     half = 1 if choices.precision == "fp32" else 2
-    averages = 2 if config.swa_start_epoch else 1
+    averages = 1 + bool(config.swa_start_epoch) + config.power_ema * len(POWER_WIDTHS)
     training_bytes = parameters * 4 * (4 + averages)  # weights, gradients, two moments of AdamW
     batch_bytes = activation_bytes(config, config.batch_size) // half
     checkpoint_bytes = parameters * 4 * (3 + averages)  # weights, two moments
