@@ -181,6 +181,17 @@ def recommended_words(evaluation: dict[str, Any]) -> str:
     )
 
 
+def length_words(evaluation: dict[str, Any]) -> str:
+    """The average of the weights that is shown to be better than the EMA, if one is. Lengths were compared."""
+    rows, take = evaluation["ema_lengths"], evaluation["recommended_length"]
+    if take:
+        return f"**`--ema-length {take['ema_length']:g}`**: {take['why']}."
+    return (
+        f"None is recommended: with {RCA.of(rows[0])['count']:,} characters each, no length is shown to be better than "
+        "the EMA of the training."
+    )
+
+
 def guidance_words(evaluation: dict[str, Any]) -> str:
     """The best guidance scale by each figure, and the scales that cannot be distinguished from it."""
     rows = evaluation["guidance"]

@@ -23,7 +23,7 @@ from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of, read_meta, sound_f
 from ddpm.training.model import POWER_EVERY, POWER_WIDTHS, power_exponent
 
 ROUGH, USELESS = 0.1, 0.3  # errors of the fit that are mentioned, and refused
-HELP = "take one nearer to 0.05 to 0.1, or keep more checkpoints in training (--keep-every)"
+HELP = "take a length nearer to 0.05 or 0.1, or keep more checkpoints in training (--keep-every)"
 
 
 def responses(stored: Sequence[tuple[int, float]], updates: int) -> np.ndarray:
@@ -121,6 +121,22 @@ def ema_length(folder: Path, meta: dict[str, Any], length: float) -> EmaLength:
             f"--ema-length: {folder} has no power-function averages; the checkpoints of a run with --power-ema have "
             f"them from step {POWER_EVERY} on, exports do not"
         )
+    found = _closest(folder, meta, length)
+    if found.error > USELESS:
+        raise RequestError(
+            f"--ema-length {length:g}: made of the {len(found.stored)} averages there are, it has an error of "
+            f"{found.error:.0%}: {HELP}"
+        )
+    return found
+
+
+def made_well(folder: Path, meta: dict[str, Any], lengths: Sequence[float]) -> list[EmaLength]:
+    """The averages of those `lengths` that the checkpoint `folder` and earlier ones make with a small error."""
+    averages = [_closest(folder, meta, length) for length in lengths] if has_averages(meta) else []
+    return [average for average in averages if average.error <= ROUGH]
+
+
+def _closest(folder: Path, meta: dict[str, Any], length: float) -> EmaLength:
     stored = []
     for other, its in [(folder, meta), *((each, read_meta(each)) for each in sound_folders(folder.parent))]:
         earlier = its is meta or _step(its) < _step(meta)
@@ -129,13 +145,7 @@ def ema_length(folder: Path, meta: dict[str, Any], length: float) -> EmaLength:
                 file = f"{name}/{WEIGHTS_NAME}"
                 stored.append(StoredAverage(other / file, its["files"][file], its["power_ema"]["updates"], width))
     factors, error = solve([(average.updates, average.width) for average in stored], length)
-    found = EmaLength(length, stored, factors, error)
-    if error > USELESS:
-        raise RequestError(
-            f"--ema-length {length:g}: the {len(stored)} averages there are make it with an error of {error:.0%} only; "
-            f"{HELP}"
-        )
-    return found
+    return EmaLength(length, stored, factors, error)
 
 
 def _step(meta: dict[str, Any]) -> int:

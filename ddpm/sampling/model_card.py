@@ -174,9 +174,9 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any]) -> bool:
     """Was the evaluation made of the weights that are exported?"""
-    return (evaluation["step"], evaluation.get("weights", "ema")) == (meta["progress"]["step"], weights_of(meta))
+    return (evaluation["step"], evaluation["weights"]) == (meta["progress"]["step"], weights_of(meta))
 
 
 def _model_words(evaluation: dict[str, Any]) -> str:
     """The model that an evaluation was made of."""
-    return f"`{evaluation['checkpoint']}`, {weights_words(evaluation.get('weights', 'ema'))}"
+    return f"`{evaluation['checkpoint']}`, {weights_words(evaluation['weights'])}"
