@@ -56,10 +56,10 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
         for name in evaluator.sweeps:
             evaluator.sweep(name)
             console.print(rich_table(sweep_table(evaluator.evaluation, name)))
+            if name == "ema_lengths":
+                evaluator.say(plain(length_words(evaluator.evaluation)))
         if config.sweeps:
             evaluator.say(plain(recommended_words(evaluator.evaluation)))
-        if "ema_lengths" in evaluator.sweeps:
-            evaluator.say(plain(length_words(evaluator.evaluation)))
         publish(evaluator)
     except KeyboardInterrupt:
         kept = "nothing was measured yet"

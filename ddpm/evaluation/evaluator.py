@@ -167,9 +167,10 @@ class Evaluator:
 
     @cached_property
     def sweeps(self) -> list[str]:
-        """What there is to compare, if it is asked for: `guidance`, `samplers`, `ema_lengths`."""
-        names = ["guidance", "samplers", *(["ema_lengths"] if self.lengths else [])]
-        return names if self.config.sweeps else []
+        """What there is to compare, if it is asked for: `guidance`, `ema_lengths`, `samplers`; the longest last."""
+        if not self.config.sweeps:
+            return []
+        return ["guidance", "ema_lengths", "samplers"] if self.lengths else ["guidance", "samplers"]
 
     @cached_property
     def lengths(self) -> list[EmaLength]:

@@ -96,7 +96,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     """Decay per step of the exponential moving average (EMA) of the weights, in [0, 1)."""
     power_ema: bool = True
-    """Also keep two more averages of the weights in each checkpoint, from which --ema-length makes others afterwards."""
+    """Keep two more averages of the weights in checkpoints, from which --ema-length makes others after training."""
     swa_start_epoch: int = 0
     """First epoch whose final weights enter the stochastic weight average, SWA (Izmailov et al. 2018). 0: no SWA."""
     early_stop_patience: int = 0
