@@ -5,6 +5,7 @@
     python sample.py RUN --text "Hello World"              handwriting on paper
     python sample.py RUN --text "Hello World" --animate    its denoising as a GIF; as a video with --out hello.mp4
     python sample.py RUN --chars 0-9 --strip               denoising steps side by side
+    python sample.py RUN --guide RUN/step_00000500         guidance by an early checkpoint (autoguidance)
 
 Pictures go to samples/ under --output-root, or to --out.
 
@@ -54,7 +55,7 @@ def make(config: SampleConfig) -> Path:
     """
     limit_spinning()
     limit_workers(1)
-    from ddpm.sampling.load import load_model  # imports torch, which takes seconds: a wrong flag is reported before
+    from ddpm.sampling.load import load_model, networks_of  # imports torch for seconds: a wrong flag is told before
     from ddpm.sampling.render import Renderer
     from ddpm.sampling.sheets import npz
     from ddpm.training import hardware
@@ -68,12 +69,13 @@ def make(config: SampleConfig) -> Path:
     fewer_threads = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)
     name = config.model or only_run(config.output_root)
-    trained = load_model(name, device, config.output_root, config.weights, config.ema_length)
+    trained = load_model(name, device, config.output_root, config.weights, config.ema_length, guide=config.guide)
     renderer = Renderer(config, trained)
     path = config.out or free_name(trained.run, config)
     check_writable(path)
     if config.compile:
-        compile_in_place(trained.pipeline.unet)
+        for network in networks_of(trained.pipeline):
+            compile_in_place(network)
     print(f"{trained.folder}\n  run {trained.run}, {weights_words(trained.weights)}, trained on {trained.source}: "
           f"{trained.progress}")  # fmt: skip
     if trained.rebuilt:

@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_blocks import UpBlock2D
 from diffusers.models.upsampling import Upsample2D
 
 from ddpm.run.config import TrainConfig
-from ddpm.training.model import build_unet
+from ddpm.training.model import build_unet, meta_inputs
 
 BF16, FP32 = 2, 4  # bytes of a value
 
@@ -120,12 +120,11 @@ class Traffic:
 
 def traffic(config: TrainConfig) -> Traffic:
     """Count the traffic of a step of `batch_size` images, on the device "meta": nothing is computed."""
-    unet, size = build_unet(config, "meta"), config.resolution
+    unet = build_unet(config, "meta")
     recorder = Recorder(unet, config.batch_size)
-    number = torch.zeros(1, dtype=torch.long, device="meta")
-    unet(torch.empty(1, 1, size, size, device="meta"), number, number)
+    unet(*meta_inputs(config, 1))
     values = recorder.values
-    values["image"] = size**2
+    values["image"] = config.resolution**2
     values["weights"] = sum(each.numel() for each in unet.parameters() if each.dim() > 1)
     values[OPTIMIZER] = sum(each.numel() for each in unet.parameters())
     return Traffic({kind: values[kind] * (1 if kind in FIXED else config.batch_size) for kind in PASSES})

@@ -24,6 +24,7 @@ from ddpm.training.data import data_root
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.hardware import Choices, synchronize
 from ddpm.training.model import build_unet, set_layout, skip_unit_scales
+from ddpm.training.optimizers import make_optimizer
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -61,6 +62,13 @@ def target_of(
     return scheduler.get_velocity(images, noise, timesteps)
 
 
+def predicted(
+    model: torch.nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor, patch_size: int
+) -> torch.Tensor:
+    patches = F.pixel_unshuffle(noisy, patch_size)
+    return F.pixel_shuffle(model(patches, timesteps, class_labels=labels).sample, patch_size)
+
+
 class PlainLoop:
     """A loop like the reference run's: PIL loader with workers, NCHW, eager, fp16 with loss scaling (fp32 on a CPU),
     gradient norm and EMA parameter by parameter in Python, the loss fetched in every step."""
@@ -90,7 +98,7 @@ class PlainLoop:
         self.optimizer.zero_grad()
         with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
             noisy = self.scheduler.add_noise(images, noise, timesteps)
-            prediction = self.model(noisy, timesteps, class_labels=labels).sample
+            prediction = predicted(self.model, noisy, timesteps, labels, config.patch_size)
             loss = F.mse_loss(prediction.float(), target_of(self.scheduler, images, noise, timesteps))
         self.scaler.scale(loss).backward()
         squares = 0.0
@@ -145,7 +153,7 @@ class AccelerateLoop:
         labels = with_dropped_labels(labels, self.config.cfg_dropout_prob)
         noisy = self.scheduler.add_noise(images, noise, timesteps)
         with self.accelerator.accumulate(self.model):
-            prediction = self.model(noisy, timesteps, class_labels=labels).sample
+            prediction = predicted(self.model, noisy, timesteps, labels, self.config.patch_size)
             loss = F.mse_loss(prediction.float(), target_of(self.scheduler, images, noise, timesteps).float())
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
@@ -168,9 +176,10 @@ class BareModel:
         set_layout(model, choices.channels_last)
         if not choices.compile:
             skip_unit_scales(model)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+        self.optimizer = make_optimizer(config, model, choices.dtype)
         self.model = compiled(model) if choices.compile else model
-        shape = (config.images_per_step, 1, config.resolution, config.resolution)
+        size = config.resolution // config.patch_size
+        shape = (config.images_per_step, config.patch_size**2, size, size)
         source = torch.Generator().manual_seed(0)
         self.images = torch.randn(shape, generator=source).to(device)
         self.target = torch.randn(shape, generator=source).to(device)

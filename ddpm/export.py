@@ -1,6 +1,7 @@
 """Export a trained model: a folder that diffusers loads, with sample pictures and a model card.
 
 python -m ddpm.export RUN                              checkpoints/RUN/export/, from the best checkpoint
+python -m ddpm.export RUN --guide RUN/step_00000500    with an early checkpoint that guides it (autoguidance)
 python -m ddpm.export RUN --push-to-hub USER/NAME      and to the Hugging Face Hub
 """
 
@@ -21,7 +22,7 @@ from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.files import why_and_cure
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
-from ddpm.sampling.options import check_ema_length
+from ddpm.sampling.options import check_ema_length, check_guidance, check_guided
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class ExportConfig:
     """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     output_root: Path = PROJECT_ROOT
     """Folder with checkpoints/ and metrics/output/."""
+    guidance_scale: float | None = None
+    """Guidance of the exported pipeline where a call gives none. Left out: as in the run's sample grids."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise levels, from 0 (clean) to 1 (noise), at which it guides where a call gives none. Left out: 0 1."""
+    guide: str | None = None
+    """Also export a weaker model that guides this one (autoguidance), such as an early checkpoint of the run. A run,
+    or the folder of a checkpoint or an export; its EMA weights are used."""
     out: Path | None = None
     """The folder to write; an earlier export in it is replaced. Left out: checkpoints/<run>/export."""
     license: str | None = None
@@ -48,6 +56,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_ema_length(self.ema_length)
+        check_guidance(self.guidance_scale, self.guidance_interval)
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise RequestError(f"--push-to-hub {self.push_to_hub!r}: give USER/NAME, such as me/characters")
         if self.private and not self.push_to_hub:
@@ -64,9 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ddpm.sampling.load import load_model
     from ddpm.training.device import pick_device
 
-    trained = load_model(config.model, pick_device(config.device)[0], config.output_root, length=config.ema_length)
+    device, _ = pick_device(config.device)
+    trained = load_model(config.model, device, config.output_root, length=config.ema_length, guide=config.guide)
     if trained.rebuilt:
         print(trained.rebuilt)
+    given = {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
+    trained.pipeline.register_to_config(**{name: value for name, value in given.items() if value is not None})
+    check_guided(trained.pipeline.config.guidance_scale, config.guidance_interval, config.guide)
     evaluation, damage = evaluation_or_damage(trained.paths)
     if damage:
         print(f"the card has no evaluation: {trained.paths.evaluation} is damaged ({damage}); run evaluate.py again")

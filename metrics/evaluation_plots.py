@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ddpm.evaluation.findings import WEAK, class_interval, weak_classes
 from ddpm.run.evaluation_figures import IMBALANCE, TOP1, VERY_CLOSE
+from ddpm.run.guidance import guidance_of
 from metrics.evaluation_sweep_plots import guidance, numbers, samplers
 from metrics.style import BLUE, GOLD, GREEN, MUTED, NOTE, ORANGE, PAGE, PANEL, PINK, TEXT, headed_figure, legend_above
 
@@ -25,8 +26,7 @@ CONFUSIONS = 15  # strongest confusions that are named
 def sampler_words(evaluation: dict) -> str:
     """`ddim, 50 steps, guidance 2`"""
     sampler = evaluation["sampler"]
-    scale = "–" if sampler["guidance_scale"] is None else f"{sampler['guidance_scale']:g}"
-    return f"{sampler['name']}, {sampler['steps']} steps, guidance {scale}"
+    return f"{sampler['name']}, {sampler['steps']} steps, guidance {guidance_of(sampler)}"
 
 
 def drawn_with(evaluation: dict) -> str:

@@ -13,6 +13,7 @@ from ddpm.run.config import data_words
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, at, found
 from ddpm.run.evaluation_file import load_evaluation, real_images_words
 from ddpm.run.files import atomic_write
+from ddpm.run.guidance import guidance_of
 from ddpm.run.metrics import DASH
 from ddpm.run.paths import RunPaths
 from ddpm.sampling.model_card import evaluation_results
@@ -39,7 +40,7 @@ CAPTIONS = {
     "closest_pairs": "The characters closest to training images, each beside that image.",
     "memorisation": "Distance of generated characters and of test images to the closest training image.",
     "samplers": "RCA and Fréchet distance of each sampler against its time, with 95% intervals.",
-    "guidance": "RCA and Fréchet distance by guidance scale, with 95% intervals.",
+    "guidance": "RCA and Fréchet distance by guidance, with 95% intervals.",
 }
 
 
@@ -115,7 +116,7 @@ def evaluation_section(paths: RunPaths) -> Section | None:
         Section("Variety", [variety_words(evaluation), *pictures("class_balance")]),
         Section("Memorised?", [copying_words(evaluation), *pictures("closest_pairs", "memorisation")]),
         Section("Which sampler to take", [recommended_words(evaluation), *compared("samplers")]),
-        Section("Which guidance scale to take", [guidance_words(evaluation), *compared("guidance")]),
+        Section("Which guidance to take", [guidance_words(evaluation), *compared("guidance")]),
         *lengths,
         Section("Figures", [figures_table(evaluation, meanings=True)]),
         Section("How it was measured", [how(evaluation)]),
@@ -145,10 +146,10 @@ def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
 
 
 def sweep_table(evaluation: dict[str, Any], name: str) -> Table:
-    """The rows of a sweep: guidance scales or EMA lengths in order, or samplers, the fastest first; the recommended
+    """The rows of a sweep: guidance by scale, EMA lengths in order, or samplers, the fastest first; the recommended
     sampler and length are bold."""
     first, order, label_of = {
-        "guidance": ("Guidance scale", "guidance_scale", lambda row: f"{row['guidance_scale']:g}"),
+        "guidance": ("Guidance", "guidance_scale", guidance_of),
         "samplers": ("Sampler, steps", "seconds_per_image", lambda row: f"{row['sampler']} {row['steps']}"),
         "ema_lengths": ("EMA length", "ema_length", lambda row: f"{row['ema_length'] or 'EMA of the training'}"),
     }[name]

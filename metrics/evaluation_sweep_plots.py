@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +14,7 @@ from matplotlib.transforms import Bbox
 
 from ddpm.run.evaluation_figures import FRECHET, RCA, EvaluationFigure
 from ddpm.run.format import significant
+from ddpm.run.guidance import guidance_kind, guidance_of
 from metrics.style import (
     BLUE,
     GOLD,
@@ -20,6 +23,7 @@ from metrics.style import (
     ORANGE,
     PAGE,
     PANEL,
+    PINK,
     PURPLE,
     TEXT,
     headed_figure,
@@ -27,27 +31,35 @@ from metrics.style import (
 )
 
 FAMILIES = {"ddpm": PURPLE, "ddim": BLUE, "dpm++": ORANGE}
+SIDE = 0.08  # of a guidance scale: how far points of the same scale are apart
 
 
 def guidance(evaluation: dict) -> Figure:
-    """RCA and Fréchet distance by guidance scale."""
+    """RCA and Fréchet distance by guidance scale: a line for each kind of guidance, side by side."""
     rows = sorted(evaluation["guidance"], key=lambda row: row["guidance_scale"])
+    kinds = sorted({guidance_kind(row) for row in rows})  # the plain one is first
     scales = [row["guidance_scale"] for row in rows]
+    places = [row["guidance_scale"] + SIDE * kinds.index(guidance_kind(row)) for row in rows]
     sampler = evaluation["sampler"]
     line = f"{evaluation['checkpoint']}  ·  {sampler['name']}, {sampler['steps']} steps  ·  0 ignores the class"
     figure = headed_figure(13, 5, evaluation, line)
     for place, (score, colour) in enumerate(((RCA, BLUE), (FRECHET, ORANGE)), 1):
         axes = figure.add_subplot(1, 2, place)
         values, errors = _with_errors([score.of(row) for row in rows])
-        axes.errorbar(scales, values, errors, color=colour, marker="o", capsize=3, label="generated, 95% interval")
+        for kind, shade in zip(kinds, itertools.chain([colour], itertools.cycle((PURPLE, PINK))), strict=False):
+            ours = [index for index, row in enumerate(rows) if guidance_kind(row) == kind]
+            name = f"guidance {kind}" if kind else "generated, 95% interval"
+            style = {"color": shade, "marker": "o", "capsize": 3, "label": name}
+            axes.errorbar([places[index] for index in ours], values[ours], errors[:, ours], **style)
         best = int(np.argmax(np.nan_to_num(values if score.better == "higher" else -values, nan=-np.inf)))
-        words = f"{'highest' if score is RCA else 'lowest'}: {score.text(values[best])} at {scales[best]:g}"
+        words = f"{'highest' if score is RCA else 'lowest'}: {score.text(values[best])} at {guidance_of(rows[best])}"
         star = {"markersize": 13, "markeredgecolor": PAGE, "linestyle": "none", "zorder": 5}
-        axes.plot(scales[best], values[best], "*", color=GOLD, label=words, **star)
+        axes.plot(places[best], values[best], "*", color=GOLD, label=words, **star)
         if score is FRECHET:
             real = numbers([row["frechet_real"]["value"] for row in rows])
             axes.plot(scales, real, color=GREEN, linestyle="--", linewidth=1.3, label="test images among themselves")
-        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        ticks = sorted(set(scales))
+        axes.set_xticks(ticks, [f"{scale:g}" for scale in ticks])
         axes.set_xlabel("guidance scale")
         _finish_score(axes, score, rows)
     return figure
@@ -56,8 +68,8 @@ def guidance(evaluation: dict) -> Figure:
 def samplers(evaluation: dict) -> Figure:
     """RCA and Fréchet distance of each sampler against its time; the recommended one has a ring."""
     rows, take = evaluation["samplers"], evaluation["recommended"] or {}
-    scale = significant(evaluation["sampler"]["guidance_scale"])
-    line = f"{evaluation['checkpoint']}  ·  guidance {scale}  ·  on {evaluation['device']}"
+    used = guidance_of(evaluation["sampler"])
+    line = f"{evaluation['checkpoint']}  ·  guidance {used}  ·  on {evaluation['device']}"
     figure = headed_figure(14, 6, evaluation, line)
     labels = []
     for place, score in enumerate((RCA, FRECHET), 1):

@@ -24,6 +24,7 @@ from ddpm.run.evaluation_figures import (
     at,
 )  # fmt: skip
 from ddpm.run.evaluation_file import real_images_words
+from ddpm.run.guidance import guidance_of
 from metrics.evaluation_plots import strongest_confusions
 from metrics.page import code
 
@@ -193,7 +194,7 @@ def length_words(evaluation: dict[str, Any]) -> str:
 
 
 def guidance_words(evaluation: dict[str, Any]) -> str:
-    """The best guidance scale by each figure, and the scales that cannot be distinguished from it."""
+    """The best guidance by each figure, and what cannot be distinguished from it."""
     rows = evaluation["guidance"]
     if not rows:
         return "Guidance scales were not compared (evaluate.py --sweeps does)."
@@ -202,9 +203,16 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
         best, others = best_row(rows, figure)
         if best is None:
             continue
-        scales = ", ".join(f"{row['guidance_scale']:g}" for row in others)
-        apart = f"{scales} cannot be distinguished from it" if others else "it differs significantly from all others"
-        scale, value = f"{best['guidance_scale']:g}", figure.words_of(best)
-        sentences.append(f"Guidance {scale} has the {what}, {value}; {apart}.")
+        equal = ", ".join(map(guidance_of, others))
+        apart = f"{equal} cannot be distinguished from it" if others else "it differs significantly from all others"
+        sentences.append(f"Guidance {guidance_of(best)} has the {what}, {figure.words_of(best)}; {apart}.")
     count = f"Each was measured on {RCA.of(rows[0])['count']:,} characters."
-    return " ".join([count, *sentences, "Stronger guidance makes characters plainer and more alike."])
+    legend = [
+        words
+        for field, words in (
+            ("guidance_interval", "“in” names the noise levels with guidance, from 0 (clean) to 1 (noise)."),
+            ("guide", "“by” names the model that guides (autoguidance)."),
+        )
+        if any(row.get(field) for row in rows)
+    ]
+    return " ".join([count, *sentences, *legend, "Stronger guidance makes characters plainer and more alike."])

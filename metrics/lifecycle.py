@@ -51,9 +51,10 @@ class RunLifecycle:
         self.config, self.world, self.run_lock = config, world, run_lock
         self.paths = RunPaths(real(config.output_root), config.run)
         self.flops_per_image = flops_per_image(config)
-        self.choices = hardware.choose(config, world.device, self.flops_per_image, world.gather)
         self.train_set, self.test_set = data.load(config, world)
         self.schedule = TrainingSchedule(config, world.world_size, len(self.train_set))
+        steps = self.schedule.total_steps
+        self.choices = hardware.choose(config, world.device, self.flops_per_image, world.gather, steps)
         self.identity = identity_of(config, self.schedule, data.agreed_sha256(self.train_set, world))
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.schedule.global_batch)

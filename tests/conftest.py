@@ -11,7 +11,7 @@ import torch
 
 from ddpm.data import glyphs
 from ddpm.data.emnist import split_files, write_idx
-from ddpm.run.config import PRESETS, TrainConfig, preset
+from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training.data import Images
 from ddpm.training.distributed import DistContext
@@ -51,8 +51,9 @@ SMALL = {
 
 def as_arguments(config: TrainConfig) -> list[str]:
     """The command line that asks for `config`."""
-    defaults = TrainConfig(**{"preset": config.preset, **PRESETS[config.preset]})
-    arguments = ["--preset", config.preset]
+    defaults = preset(config.preset, recipe=config.recipe)
+    usual = preset(config.preset).recipe
+    arguments = ["--preset", config.preset, *(["--recipe", config.recipe] if config.recipe != usual else [])]
     for name, value in vars(config).items():
         if value == getattr(defaults, name):
             continue

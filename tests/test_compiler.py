@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import sample
 from ddpm.run.config import preset
@@ -20,7 +21,9 @@ from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training import compiler
 from ddpm.training.distributed import connect
 from ddpm.training.hardware import choose
-from tests.conftest import replace
+from ddpm.training.threads import set_torch_threads, torch_threads
+from ddpm.training.trainer import Trainer
+from tests.conftest import ONE, random_images, replace
 from tests.processes import in_processes
 from tests.runs import paths_of, run, start, status
 
@@ -85,6 +88,39 @@ def test_a_gpu_compiles_where_that_can_work_and_else_says_why_not(wrong: str, gp
         assert LACKING[wrong] in why
         with pytest.raises(RequestError, match=f"^--compile: .*{LACKING[wrong]}"):
             compiles(asked=True)
+
+
+def test_a_cpu_compiles_a_small_network_for_many_steps(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(compiler, "lacking", lambda device: None)
+
+    def compiles_on_cpu(flops: float, steps: int, **settings) -> bool:
+        return choose(preset("tiny", **settings), CPU, flops, steps=steps).compile
+
+    assert compiles_on_cpu(0.3e9, 3522)
+    assert not compiles_on_cpu(0.3e9, 200)
+    assert not compiles_on_cpu(9e9, 3522)
+    assert not compiles_on_cpu(0.3e9, 3522, compile=False)
+    monkeypatch.setattr(compiler, "lacking", lambda device: "no C++ compiler")
+    choices = choose(preset("tiny"), CPU, 0.3e9, steps=3522)
+    assert (choices.compile, choices.reasons["compile"]) == (False, "no C++ compiler")
+
+
+def test_a_compiled_model_is_compiled_once_for_any_number_of_threads(small):
+    """Each number is traced anew, in seconds, with the same compiled code."""
+    config = replace(small, compile=True, log_every=9)
+    trained, images = Trainer(config, choose(config, CPU, 1e8), ONE), random_images(64)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, before = [], torch_threads()
+    try:
+        for step, number in enumerate((2, 1, 2)):
+            set_torch_threads(number)
+            trained.step(images, torch.arange(32), 32 * step, 1e-3)
+            compiled.append(counters["inductor"]["fxgraph_cache_miss"])
+    finally:
+        set_torch_threads(before)
+    assert compiled[1:] == compiled[:1] * 2
+    assert counters["inductor"]["fxgraph_cache_hit"] >= 2  # forward and backward, for the second number
 
 
 def test_any_of_the_compilers_that_triton_takes_will_do(gpu_machine: Path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.cli import flag
-from ddpm.run.config import PRESETS, TrainConfig, field_help, markdown_table, preset, without_effect
+from ddpm.run.config import PRESETS, RECIPES, TrainConfig, field_help, markdown_table, preset, without_effect
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE
 from tests.conftest import replace
@@ -42,7 +42,7 @@ def test_large_is_the_default_and_what_is_typed_wins_over_the_preset():
     assert parse_args([]) == preset("large")
     config = parse_args(["--preset", "tiny", "--batch-size", "7", "--block-out-channels", "16", "32"])
     assert (config.preset, config.batch_size, config.block_out_channels) == ("tiny", 7, (16, 32))
-    assert config.lr == PRESETS["tiny"]["lr"]
+    assert config.lr == RECIPES["fast"]["lr"]
     assert parse_args(["--batch_size=9", "--preset=small"]).batch_size == 9
     assert parse_args(["--preset", "tiny", "--val-images", "None"]).val_images is None
 
@@ -193,6 +193,31 @@ def test_a_file_of_settings_stands_between_the_preset_and_what_is_typed(tmp_path
     assert (config.preset, config.lr, config.block_out_channels, config.compile) == ("tiny", 2e-4, (16, 32), False)
     assert config.batch_size == PRESETS["tiny"]["batch_size"]
     assert config.config == file
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_each_recipe_suits_each_preset(name: str):
+    fast, reference = (preset(name, recipe=recipe) for recipe in ("fast", "reference"))
+    for setting, value in RECIPES["fast"].items():
+        assert getattr(fast, setting) == value
+        assert getattr(reference, setting) == getattr(TrainConfig, setting)
+    assert fast.block_out_channels == reference.block_out_channels
+    assert parse_args(["--preset", name, "--recipe", "fast", "--lr", "0.5"]) == replace(fast, lr=0.5)
+    assert preset(name).recipe == ("fast" if name == "tiny" else "reference")
+
+
+def test_a_recipe_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(RequestError, match="--recipe slow: no such recipe; there are reference, fast"):
+        parse_args(["--recipe", "slow"])
+
+
+def test_a_file_of_a_run_from_before_there_were_recipes_means_what_it_meant(tmp_path):
+    settings = preset("tiny", recipe="reference", lr=3e-3).to_dict()
+    del settings["recipe"], settings["optimizer"], settings["patch_size"]
+    file = tmp_path / "training_metrics.json"
+    file.write_text(json.dumps({"settings": settings}))
+    config = parse_args(["--config", str(file)])
+    assert (config.optimizer, config.patch_size, config.lr) == ("adamw", 1, 3e-3)
 
 
 def test_what_a_run_wrote_can_be_given_back(tmp_path):

@@ -44,7 +44,9 @@ def graphs_and_buckets(name: str, wrap: Callable[[DistributedDataParallel], torc
     cap = network.bucket_bytes_cap
     limits = [dist._DEFAULT_FIRST_BUCKET_BYTES, cap]
     buckets, _ = dist._compute_bucket_assignment_by_size(list(model.parameters())[::-1], limits)
-    wrap(network)(torch.randn(1, 1, SIDE, SIDE), torch.tensor([1]), class_labels=torch.tensor([3]))
+    wrap(network)(
+        torch.randn(1, model.config.in_channels, SIDE, SIDE), torch.tensor([1]), class_labels=torch.tensor([3])
+    )
     return len(graphs), len(buckets)
 
 

@@ -92,6 +92,16 @@ def test_the_target_is_the_noise_or_the_velocity(prediction_type: str):
     torch.testing.assert_close(errors, target.pow(2).mean(dim=(1, 2, 3)))
 
 
+def test_patches_change_what_the_model_sees_and_not_the_loss():
+    scheduler, model = make_scheduler(preset("large")), Remembers()
+    images, noise, timesteps = torch.rand(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([5, 300, 590])
+    whole, cut = (denoising_errors(model, scheduler, images, torch.zeros(3), timesteps, noise, side) for side in (1, 2))
+    torch.testing.assert_close(whole, cut)
+    corners = scheduler.add_noise(images, noise, timesteps)[:, 0, ::2, ::2]
+    assert model.sample.shape == (3, 4, 4, 4)
+    assert model.sample[:, 0].equal(corners)
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.1, 1.0])
 def test_labels_are_dropped_to_the_null_class_at_the_given_rate(probability: float):
     config = preset("tiny", batch_size=500, resolution=4, cfg_dropout_prob=probability)
@@ -207,7 +217,7 @@ def test_the_loss_is_also_told_by_noise_level(small):
         truth = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
         return (truth * (timestep >= small.diffusion_steps // 2).view(-1, 1, 1, 1),)
 
-    config = replace(small, prediction_type="epsilon")
+    config = replace(small, prediction_type="epsilon", patch_size=1)
     chosen = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:100]
     scheduler = make_scheduler(config)
     (loss,) = Validation(config, test, 100, scheduler, ONE)(half_right)

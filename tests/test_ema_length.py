@@ -187,6 +187,15 @@ def test_an_export_holds_the_rebuilt_weights_and_every_page_of_it_says_so(run: T
     assert "EMA length 0.08, rebuilt from" in capsys.readouterr().out
 
 
+def test_a_guide_of_the_same_step_and_another_length_is_called_by_its_length(run: TrainConfig):
+    newest, shorter = str(folders(run)[-1]), run.output_root / "shorter"
+    assert export([newest, "--output-root", str(run.output_root), "--ema-length", "0.05", "--out", str(shorter)]) == 0
+    model = load_model(newest, CPU, length=0.1, guide=str(shorter))
+    assert model.weights == "ema length 0.1" and model.guide
+    assert model.guide.name == "step_00000160 (EMA length 0.05 weights)"
+    assert load_model(newest, CPU, length=0.1, guide=newest).guide.name == "step_00000160"  # the EMA of the training
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -17,6 +17,7 @@ from PIL import Image
 import evaluate
 from benchmarks.faults import some_of
 from ddpm.evaluation import evaluator, generate, measures
+from ddpm.evaluation.sweeps import AUTOGUIDANCE, GUIDANCE, INTERVAL, INTERVAL_GUIDANCE
 from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_figures import FIGURES, WORTH, at
 from ddpm.run.evaluation_file import load_evaluation
@@ -32,10 +33,11 @@ FEW = ["--samples-per-class", "1", "--steps", "2", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def saved(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """An untrained model's checkpoint, of a run that is called `small`."""
+    """Checkpoints of hardly trained models: of a run that is called `small`, and of `weaker`."""
     root = tmp_path_factory.mktemp("root")
     config = preset("tiny", **SMALL, data_root=small_data, output_root=root, run_name="small")
     Saver(config, RunPaths(root, "small").checkpoints).save(4)
+    Saver(replace(config, run_name="weaker", seed=1), RunPaths(root, "weaker").checkpoints).save(2)
     return config
 
 
@@ -85,7 +87,10 @@ def test_every_figure_has_an_interval_in_its_range_and_a_count(evaluated: RunPat
 
 def test_the_sweeps_cover_what_the_model_can_do(evaluated: RunPaths):
     found = load_evaluation(evaluated)
-    assert [row["guidance_scale"] for row in found["guidance"]] == [0, 1, 1.5, 2, 3, 5]
+    plain = [row["guidance_scale"] for row in found["guidance"] if "guidance_interval" not in row]
+    inside = [row["guidance_scale"] for row in found["guidance"] if row.get("guidance_interval") == list(INTERVAL)]
+    assert plain == [0, 1, 1.5, 2, 3, 5] and inside == list(INTERVAL_GUIDANCE)
+    assert not any("guide" in row for row in found["guidance"])
     samplers = {(row["sampler"], row["steps"]) for row in found["samplers"]}
     assert samplers == {("dpm++", 3), ("dpm++", 5), ("ddim", 4), ("ddpm", 12)}  # 600 are more than its 100 levels
     assert all(row["seconds_per_image"] > 0 and set(row["rca"]) == E for row in found["samplers"])
@@ -135,6 +140,35 @@ def test_an_evaluation_is_of_the_length_that_was_asked_for(averaged: Path, saved
     assert evaluate.main(none) == 2
     said = capsys.readouterr().err
     assert "has no power-function averages" in said and said.count("\n") == 1
+
+
+def test_an_evaluation_with_an_interval_and_a_guide_says_so_and_compares_them(
+    saved: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The sweep of guidance tries this interval and the guide apart, that of samplers uses both."""
+    draw, drawn, paths = generate.ImageGenerator.draw, [], RunPaths(tmp_path, "small")
+    monkeypatch.setattr(
+        generate.ImageGenerator, "draw", lambda self, *given: drawn.append(given[1]) or draw(self, *given)
+    )
+    arguments = ["small", *FEW, "--no-cas", "--sweep-samples-per-class", "1", "--output-root", str(saved.output_root)]
+    arguments += ["--guide", "weaker", "--guidance-interval", "0.2", "0.5", "--guidance-scale", "3"]
+    assert evaluate.main([*arguments, "--out", str(paths.metrics)]) == 0
+    found, guide = load_evaluation(paths), "weaker/step_00000002"
+    used = {"guidance_scale": 3.0, "guidance_interval": [0.2, 0.5], "guide": guide}
+    assert used.items() <= found["sampler"].items()
+    kinds = [(row["guidance_scale"], row.get("guidance_interval"), row.get("guide")) for row in found["guidance"]]
+    assert kinds[: len(GUIDANCE)] == [(scale, None, None) for scale in GUIDANCE]
+    assert kinds[len(GUIDANCE) :] == [
+        *((scale, [0.2, 0.5], None) for scale in INTERVAL_GUIDANCE),
+        *((scale, None, guide) for scale in AUTOGUIDANCE),
+    ]
+    assert all(used.items() <= row.items() for row in found["samplers"])
+    said = capsys.readouterr().out
+    assert f"guidance 3 by {guide} in 0.2–0.5" in said and "2 in 0.2–0.5" in said
+    costs = {str(settings): settings.evaluations for settings in drawn}
+    assert costs[f"ddim, 2 steps, guidance 3 by {guide} in 0.2–0.5"] == 3  # guided at level 0.5, not at 1
+    assert costs["ddim, 2 steps, guidance 2"] == 4 and costs["ddim, 2 steps, guidance 1"] == 2
+    assert costs[f"ddim, 4 steps, guidance 3 by {guide} in 0.2–0.5"] == 6  # guided at 0.5 and 0.25
 
 
 def test_an_evaluation_does_not_cost_the_one_before(evaluated: RunPaths, saved: TrainConfig, tmp_path: Path):
@@ -193,6 +227,9 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: 
         (["small", "--samples-per-class", "0"], "--samples-per-class 0: must be 1 or more"),
         (["small", "--steps", "101"], "at most 100"),
         (["small", "--guidance-scale", "-1"], "--guidance-scale -1.0"),
+        (["small", "--guidance-interval", "0.5", "0.5"], "--guidance-interval 0.5 0.5"),
+        (["small", "--guide", "small"], "--guide small: it is the model itself"),
+        (["small", "--guide", "weaker", "--guidance-scale", "1", "--no-sweeps"], "change nothing at guidance scale 1"),
         (["small", "--device", "cuda:99"], "--device cuda:99"),
         (["small", "--data-root", "/nowhere"], "/nowhere"),
         (["small", "--sampler", "euler"], "--sampler"),

@@ -303,6 +303,50 @@ def test_a_guidance_scale_is_best_only_where_it_can_be_told_from_the_others(tmp_
     assert "Guidance 0 has the lowest Fréchet distance" in text and "it differs significantly from all others" in text
 
 
+def with_kinds_of_guidance(evaluation: dict) -> dict:
+    """Also two scales in an interval, and one by a guide with the highest RCA."""
+    others = [
+        {"guidance_scale": 2.0, "guidance_interval": [0.3, 0.8], "rca": estimate(0.91, 0.03, 470)},
+        {"guidance_scale": 3.0, "guidance_interval": [0.3, 0.8], "rca": estimate(0.92, 0.03, 470)},
+        {"guidance_scale": 2.0, "guide": "step_00001000", "rca": estimate(0.99, 0.03, 470)},
+    ]
+    evaluation["guidance"] += [{**evaluation["guidance"][3], **row} for row in others]
+    evaluation["sampler"] |= {"guidance_interval": [0.3, 0.8], "guide": "step_00001000"}
+    return evaluation
+
+
+def test_guidance_in_an_interval_and_by_a_guide_is_told_from_plain_guidance(tmp_path: Path) -> None:
+    text = section(tmp_path, with_kinds_of_guidance(make_evaluation())).replace("\\", "")
+    assert cells(text, "2")[1] != cells(text, "2 in 0.3–0.8")[1] == "0.910 [0.880, 0.940]"
+    assert cells(text, "2 by step_00001000")[1] == "0.990 [0.960, 1.020]"
+    assert "Guidance 2 by step_00001000 has the highest RCA" in text
+    assert "ddim, 50 steps, guidance 2 by step_00001000 in 0.3–0.8" in text
+    plain = section(tmp_path / "plain", make_evaluation())
+    assert "autoguidance" in text and "autoguidance" not in plain and "by step" not in plain
+
+
+def test_each_kind_of_guidance_is_a_line_of_its_own(tmp_path: Path) -> None:
+    evaluation = read(tmp_path, with_kinds_of_guidance(make_evaluation()))
+    with style.context(STYLE):
+        axes = EVALUATION_PLOTS["guidance"](evaluation).axes[0]
+    bars = [each for each in axes.containers if isinstance(each, ErrorbarContainer)]
+    lines = {bar.get_label(): np.round(bar[0].get_xydata(), 3).tolist() for bar in bars}
+    plain = [[row["guidance_scale"], round(row["rca"]["value"], 3)] for row in make_evaluation()["guidance"]]
+    assert lines.pop("generated, 95% interval") == plain
+    assert [[value for _, value in line] for line in lines.values()] == [[0.99], [0.91, 0.92]]
+    assert list(lines) == ["guidance by step_00001000", "guidance in 0.3–0.8"]
+    assert "highest: 0.990 at 2 by step_00001000" in axes.get_legend_handles_labels()[1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "1.5", "2", "3", "5"]
+
+
+@pytest.mark.parametrize("wrong", [{"guidance_interval": [0.8, 0.3]}, {"guidance_interval": "all"}, {"guide": 3}])
+def test_a_damaged_kind_of_guidance_is_named(tmp_path: Path, wrong: dict) -> None:
+    evaluation = make_evaluation()
+    evaluation["guidance"][1] |= wrong
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        load_evaluation(publish(tmp_path, evaluation))
+
+
 def test_the_bars_of_classes_have_intervals(tmp_path: Path) -> None:
     with style.context(STYLE):
         figure = EVALUATION_PLOTS["per_class"](read(tmp_path, make_evaluation()))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -51,11 +52,12 @@ def test_the_export_of_a_copied_run_is_its_own(small_run: TrainConfig, capsys):
     assert not (checkpoints / "export").exists()
 
 
-def leave_checkpoint(config: TrainConfig, **parts: dict) -> TrainConfig:
-    """Leave a checkpoint; `parts` are further ones of its meta.json."""
+def leave_checkpoint(config: TrainConfig, step: int = 8, **parts: dict) -> TrainConfig:
+    """Leave a checkpoint, of weights that depend on the step; `parts` are further ones of its meta.json."""
     unet = build_unet(config)
-    row = {"epoch": 1, "step": 8, "loss_mean": 0.5, "val_loss_ema": 0.25, "lr": 1e-3, "total_time_sec": 3723.4}
-    place = {"step": 8, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(step))
+    row = {"epoch": 1, "step": step, "loss_mean": 0.5, "val_loss_ema": 0.25, "lr": 1e-3, "total_time_sec": 3723.4}
+    place = {"step": step, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
     meta = {"run": config.run, "data": config.data, "identity": {}, "settings": config.to_dict(), "progress": place,
             "metrics": row, "history": [row], **parts}  # fmt: skip
     contents = Contents({"progress": {}}, {"unet": unet.state_dict()}, unet, make_scheduler(config), meta)
@@ -115,6 +117,80 @@ def test_the_code_on_the_card_runs_as_written_offline_and_draws_what_this_projec
     assert np.array_equal(drawn["text"], expected)
     assert drawn["labels"].shape == (3, 28, 28)
     assert Image.open(tmp_path / "elsewhere" / "hello.png").size == (10 * 28, 28)
+
+
+@pytest.fixture
+def guided(small_run: TrainConfig) -> Path:
+    """The run's export by the command line, with an earlier checkpoint as its guide."""
+    leave_checkpoint(small_run, step=4)
+    (small_run.output_root / "checkpoints" / "small" / "best").symlink_to("step_00000008")
+    how = ["--guide", "small/step_00000004", "--guidance-scale", "3", "--guidance-interval", "0.3", "1"]
+    assert command(small_run, *how) == 0
+    return small_run.output_root / "checkpoints" / "small" / "export"
+
+
+def test_an_export_with_a_guide_draws_with_it_wherever_it_is(guided: Path, small_run: TrainConfig, tmp_path: Path):
+    """By diffusers alone, in a fresh process; by this project, as a checkpoint; and exported again."""
+    ours = load_model("small", CPU, small_run.output_root, guide="small/step_00000004").pipeline
+    options = {"guidance_scale": 3.0, "guidance_interval": (0.3, 1.0), "num_inference_steps": 4}
+    expected, unguided, everywhere = (
+        ours([1, 2, 47], generator=torch.Generator().manual_seed(0), output_type="pt", **options | changes).images
+        for changes in ({}, {"use_guide": False}, {"guidance_interval": (0, 1)})
+    )
+    assert not expected.equal(unguided) and not expected.equal(everywhere)
+    folder = shutil.copytree(guided, tmp_path / "elsewhere" / "export")
+    code = re.search(r"```python\n(.*?)```", card_of(folder)[1], re.DOTALL)[1].split("# Text")[0]
+    code += "assert pipeline.guide is not None and list(pipeline.config.guidance_interval) == [0.3, 1.0]\n"
+    code += "drawn = pipeline([1, 2, 47], num_inference_steps=4, generator=torch.Generator().manual_seed(0), "
+    code += "output_type='pt').images\ntorch.save(drawn, 'drawn.pt')\n"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, cwd=folder.parent, env=environment, check=True, capture_output=True, text=True)
+    assert "xpected type" not in done.stderr + done.stdout
+    torch.testing.assert_close(torch.load(folder.parent / "drawn.pt", weights_only=True), expected)
+    again = load_model(str(folder), CPU)
+    assert again.guide.name == "step_00000004"
+    drawn = again.pipeline([1, 2, 47], num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    assert len(drawn.images) == 3
+    assert contents_of(export(again, tmp_path / "export")) == contents_of(guided)
+
+
+def test_meta_json_and_the_card_say_which_guide_it_is(guided: Path, small_run: TrainConfig):
+    files, meta = contents_of(guided), json.loads((guided / "meta.json").read_text())
+    del files["meta.json"]
+    assert meta["files"] == files and {"guide/config.json", f"guide/{Path(WEIGHTS).name}"} < set(files)
+    early = small_run.output_root / "checkpoints" / "small" / "step_00000004"
+    assert files[f"guide/{Path(WEIGHTS).name}"] == sha256_file(early / WEIGHTS) != files[WEIGHTS]
+    assert meta["guidance"] == {"guidance_scale": 3.0, "guidance_interval": [0.3, 1.0], "guide": "step_00000004"}
+    _, page = card_of(guided)
+    assert "guidance 3 by step_00000004 in 0.3–1" in page and "`guide/`" in page and "guidance_interval=(0, 1)" in page
+
+
+def test_without_a_guide_the_card_names_none(small_run: TrainConfig):
+    folder = export(trained(small_run))
+    _, page = card_of(folder)
+    assert "guide/" not in page and "guidance_interval" not in page and not (folder / "guide").exists()
+
+
+def test_a_damaged_guide_is_named_in_a_line(guided: Path, small_run: TrainConfig, capsys):
+    (guided / "guide" / "config.json").write_text("{}")
+    assert main([str(guided), "--out", str(guided.parent / "other")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{guided / 'guide'} is missing or damaged" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"resolution": 32}, "it draws 32 pixels, the model 28"),
+     ({"prediction_type": "epsilon"}, "it predicts epsilon, the model predicts v_prediction"),
+     ({"beta_schedule": "linear"}, "its noise schedule"), ({"diffusion_steps": 90}, "its noise schedule")],
+)  # fmt: skip
+def test_a_guide_that_does_not_fit_the_model_is_refused(small_run: TrainConfig, capsys, changes: dict, said: str):
+    leave_checkpoint(replace(small_run, run_name="other", **changes))
+    assert command(small_run, "--guide", "other") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line and "--guide other" in line
+    assert not (small_run.output_root / "checkpoints" / "small" / "export").exists()
 
 
 def test_an_export_can_be_used_like_a_checkpoint_and_exported_again(small_run, tmp_path):
@@ -180,7 +256,7 @@ def test_the_template_uses_no_variable_that_is_not_filled_in(small_run):
     """Jinja2 renders an unknown name as nothing."""
     template = (PROJECT_ROOT / "ddpm" / "sampling" / "model_card_template.md").read_text()
     used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(template))
-    facts = CardFacts("export", "", {"sample_size": 28}, 1)
+    facts = CardFacts("export", "", {"sample_size": 28, "in_channels": 1}, 1)
     assert used == {"card_data", *template_variables(trained(small_run).meta, facts)}
 
 
@@ -264,6 +340,17 @@ def test_the_evaluation_of_other_weights_is_called_that_and_is_no_result_of_thes
     assert measured(head) == {"loss": 0.25}
 
 
+def test_the_evaluation_with_a_guide_is_of_an_export_that_has_it(guided: Path, small_run: TrainConfig):
+    drawn = {**make_evaluation()["sampler"], "guide": "step_00000004"}
+    evaluated(small_run, step=8, sampler=drawn)
+    head, page = card_of(exported(small_run))
+    assert "a guide that this export does not have**: `step_00000008`, EMA weights, guided by `step_00000004`" in page
+    assert measured(head) == {"loss": 0.25}
+    assert command(small_run, "--guide", "small/step_00000004") == 0
+    head, page = card_of(guided)
+    assert "rca" in measured(head) and "drawn with ddim, 50 steps, guidance 2 by step_00000004" in page
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"run": "small"}'])
 def test_a_damaged_evaluation_costs_the_card_its_section_and_no_more(small_run, capsys, content):
     evaluated(small_run, step=8)
@@ -344,6 +431,10 @@ def test_a_checkpoint_that_changed_is_not_exported(small_run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["none"], "no checkpoint of 'none'"), (["small", "--private"], "--push-to-hub"),
+     (["small", "--guide", "none"], "--guide: no checkpoint of 'none'"),
+     (["small", "--guide", "small"], "--guide small: it is the model itself"),
+     (["small", "--guidance-interval", "0.8", "0.3"], "--guidance-interval 0.8 0.3"),
+     (["small", "--guidance-scale", "1", "--guide", "small/export"], "--guide"),
      (["small", "--push-to-hub", "characters"], "USER/NAME"), (["small", "--license", "GPL v3"], "--license 'GPL v3'"),
      ([], "Missing from")],
 )  # fmt: skip

@@ -28,7 +28,8 @@ def test_large_is_the_reference_model():
 def test_every_preset_takes_images_timesteps_and_labels(name: str):
     config = preset(name)
     unet = build_unet(config, "meta")
-    images = torch.empty(2, 1, config.resolution, config.resolution, device="meta")
+    side, size = config.patch_size, config.resolution // config.patch_size
+    images = torch.empty(2, side**2, size, size, device="meta")
     output = unet(images, torch.zeros(2, device="meta"), torch.full((2,), NULL_CLASS, device="meta")).sample
     assert output.shape == images.shape
     assert unet.config.num_class_embeds == 48
@@ -128,3 +129,12 @@ def test_the_page_of_training_tells_the_size_of_every_preset(name: str):
     channels = ", ".join(map(str, config.block_out_channels))
     row = f"| `{name}` | {config.resolution} | {config.batch_size} | {channels} | {size:.1f} M | {cost:.1f} |"
     assert row in (PROJECT_ROOT / "docs" / "training.md").read_text()
+
+
+def test_a_model_of_patches_sees_and_predicts_pixels_as_channels():
+    config = preset("small", patch_size=2, resolution=28, block_out_channels=(32, 64))
+    unet = build_unet(config, "meta")
+    assert unet.conv_in.weight.shape[:2] == (32, 4)
+    assert unet.config.sample_size == 14
+    whole = flops_per_image(preset("small", resolution=28, block_out_channels=(32, 64)))
+    assert flops_per_image(config) == pytest.approx(whole / 4, rel=0.05)

@@ -1,5 +1,6 @@
 """Samplers, guidance, and the pipeline that draws characters."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
 
@@ -20,7 +21,7 @@ from tests.conftest import random_images
 class Stub:
     """Stands in for the UNet: predicts what `answer(images, timestep, labels)` says."""
 
-    dtype, config = torch.float32, SimpleNamespace(num_class_embeds=NULL_CLASS + 1)
+    dtype, config = torch.float32, SimpleNamespace(num_class_embeds=NULL_CLASS + 1, in_channels=1)
 
     def __init__(self, answer) -> None:
         self.answer, self.batches = answer, []
@@ -34,6 +35,24 @@ def pipeline_of(config: TrainConfig) -> CharacterPipeline:
     pipeline = CharacterPipeline(build_unet(config).eval(), make_scheduler(config), num_inference_steps=4)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def test_patches_are_cut_for_the_model_alone(small: TrainConfig):
+    """A model that answers with what it sees, pixel by pixel, is the same for patches of any size."""
+    noise, labels = torch.randn(3, 1, 28, 28), torch.tensor([1, 2, 3])
+    scheduler, drawn, shapes = make_scheduler(small), [], set()
+
+    def same(images, timestep, labels):
+        shapes.add(tuple(images.shape[1:]))
+        return images
+
+    for channels in (1, 4, 16):
+        model = Stub(same)
+        model.config = SimpleNamespace(num_class_embeds=NULL_CLASS + 1, in_channels=channels)
+        drawn.append(sample(model, scheduler, labels, noise, steps=4, guidance_scale=2.0))
+    assert drawn[0].equal(drawn[1])
+    assert drawn[0].equal(drawn[2])
+    assert shapes == {(1, 28, 28), (4, 14, 14), (16, 7, 7)}
 
 
 def test_every_sampler_can_be_asked_for():
@@ -101,14 +120,96 @@ def test_clipping_keeps_image_and_noise_in_step(name: str):
 def test_guidance_mixes_the_predictions_with_and_without_label(guidance_scale: float, expected: float):
     """uncond + scale * (cond - uncond), with the predictions 3 (with a label) and 5 (null class), in one batch."""
     scheduler, noise, labels = make_scheduler(preset("large")), torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
-
-    def by_label(images, timestep, labels):
-        return torch.where(labels == NULL_CLASS, 5.0, 3.0).view(-1, 1, 1, 1).expand_as(images)
-
     model, constant = Stub(by_label), Stub(lambda images, timestep, labels: torch.full_like(images, expected))
     guided = sample(model, scheduler, labels, noise, steps=5, guidance_scale=guidance_scale)
     assert guided.equal(sample(constant, scheduler, labels, noise, steps=5, guidance_scale=1.0))
     assert model.batches == [4 if guidance_scale == 2 else 2] * 5
+
+
+def by_label(images, timestep, labels):
+    """3 with a label, 5 without."""
+    return torch.where(labels == NULL_CLASS, 5.0, 3.0).view(-1, 1, 1, 1).expand_as(images)
+
+
+def test_guidance_in_an_interval_leaves_the_other_steps_alone_and_saves_their_cost():
+    """Of ten steps, at the levels 1, 0.9, … 0.1, those at 0.8 to 0.4 are guided: 5 + 2 * (3 - 5) there, elsewhere 3."""
+    scheduler, noise, labels = make_scheduler(preset("large")), torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+
+    def by_hand(images, timestep, labels):
+        return torch.full_like(images, 1.0 if 0.3 < (timestep + 1) / 600 <= 0.8 else 3.0)
+
+    model, expected = Stub(by_label), Stub(by_hand)
+    guided = sample(model, scheduler, labels, noise, steps=10, guidance_scale=2.0, guidance_interval=(0.3, 0.8))
+    assert guided.equal(sample(expected, scheduler, labels, noise, steps=10, guidance_scale=1.0))
+    assert model.batches == [2, 2, 4, 4, 4, 4, 4, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "expected", "of_model", "of_guide"), [(0.0, 7.0, 0, 4), (1.0, 3.0, 4, 0), (2.5, -3.0, 4, 4)]
+)
+def test_autoguidance_takes_the_guides_prediction_for_the_same_labels(
+    guidance_scale: float, expected: float, of_model: int, of_guide: int
+):
+    """weak + scale * (cond - weak), with the predictions 3 of the model and 7 of the guide, each in a batch of its
+    own; neither is asked where it has no part."""
+    scheduler, noise, labels = make_scheduler(preset("large")), torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    seen = []
+    model, guide = Stub(by_label), Stub(lambda images, t, given: seen.append(given) or torch.full_like(images, 7.0))
+    constant = Stub(lambda images, timestep, labels: torch.full_like(images, expected))
+    guided = sample(model, scheduler, labels, noise, steps=4, guidance_scale=guidance_scale, guide=guide)
+    assert guided.equal(sample(constant, scheduler, labels, noise, steps=4, guidance_scale=1.0))
+    assert (model.batches, guide.batches) == ([2] * of_model, [2] * of_guide)
+    assert all(given.equal(labels) for given in seen)
+
+
+def test_a_guide_is_asked_only_in_the_interval():
+    scheduler, noise, labels = make_scheduler(preset("large")), torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    times = []
+    guide = Stub(lambda images, timestep, labels: times.append(int(timestep)) or torch.zeros_like(images))
+    options = {"steps": 4, "guidance_scale": 2.0, "guidance_interval": (0.25, 0.75)}
+    sample(Stub(by_label), scheduler, labels, noise, **options, guide=guide)
+    assert times == [449, 299]  # 0.75 and 0.5 of 600
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (0.8, 0.3), (-0.1, 0.5), (0.3, 1.1), (float("nan"), 1.0)])
+def test_an_interval_that_is_none_is_refused(interval: tuple[float, float]):
+    noise = torch.randn(1, 1, 8, 8)
+    options = {"steps": 2, "guidance_scale": 2.0, "guidance_interval": interval}
+    with pytest.raises(ValueError, match="the lower one first"):
+        sample(Stub(by_label), make_scheduler(preset("large")), torch.tensor([0]), noise, **options)
+
+
+def test_a_pipeline_guides_as_its_config_says_and_as_a_call_says(small: TrainConfig):
+    """One step straight to the clean image, computed by hand for two real networks."""
+    whole_pixels = replace(small, patch_size=1)
+    model, guide = (build_unet(replace(whole_pixels, seed=seed)).eval() for seed in (0, 1))
+    scheduler = make_scheduler(small)
+    for network in (model, guide):
+        torch.nn.init.normal_(network.conv_out.weight, std=0.05)  # a new network's is zero
+    pipeline = CharacterPipeline(model, scheduler, num_inference_steps=1, guidance_interval=[0.0, 0.9], guide=guide)
+    pipeline.set_progress_bar_config(disable=True)
+    noise, labels, last = {}, torch.tensor([3, 4]), scheduler.config.num_train_timesteps - 1
+
+    def draw(**options) -> torch.Tensor:
+        source = torch.Generator().manual_seed(0)
+        return pipeline([3, 4], generator=source, output_type="pt", on_step=noise.setdefault, **options).images
+
+    def clean(predictions: torch.Tensor) -> torch.Tensor:
+        a = scheduler.alphas_cumprod[last]
+        return (a.sqrt() * noise[0] - (1 - a).sqrt() * predictions).clamp(-1, 1)  # from the velocity
+
+    def predicted(network: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return network(noise[0], last, class_labels=labels).sample
+
+    plain = draw()  # the only step is at level 1, outside of the interval
+    strong, weak = predicted(model, labels), predicted(guide, labels)
+    torch.testing.assert_close(plain, clean(strong), atol=1e-5, rtol=0)
+    assert (plain.abs() < 1).any()  # the clipping leaves something to compare
+    whole = {"guidance_scale": 3.0, "guidance_interval": (0, 1)}
+    torch.testing.assert_close(draw(**whole), clean(weak + 3 * (strong - weak)), atol=1e-5, rtol=0)
+    none = predicted(model, torch.full_like(labels, NULL_CLASS))
+    torch.testing.assert_close(draw(**whole, use_guide=False), clean(none + 3 * (strong - none)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

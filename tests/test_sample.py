@@ -1,5 +1,6 @@
 """sample.py: what it draws is what the model draws, and what it is not given it asks for in one line."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -24,11 +25,12 @@ from ddpm.training.model import build_unet
 from tests.conftest import SMALL
 
 
-def leave_run(root: Path, name: str, data: str = "emnist") -> Path:
-    """A run with one checkpoint of an untrained model that samples in two steps; returns the checkpoint."""
+def leave_run(root: Path, name: str, data: str = "emnist", step: int = 8) -> Path:
+    """A run with a checkpoint of an untrained model that samples in two steps; returns the latest checkpoint."""
     config = preset("tiny", **SMALL, output_root=root, run_name=name, data=data)
-    unet, row = build_unet(config), {"epoch": 1, "step": 8, "val_loss_ema": 0.5}
-    place = {"step": 8, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
+    unet, row = build_unet(config), {"epoch": 1, "step": step, "val_loss_ema": 0.5}
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(step))
+    place = {"step": step, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
     meta = {"run": name, "data": data, "identity": {}, "settings": config.to_dict(), "progress": place,
             "metrics": row, "history": [row]}  # fmt: skip
     contents = Contents({"progress": {}}, {"unet": unet.state_dict()}, unet, make_scheduler(config), meta)
@@ -128,6 +130,36 @@ def test_a_picture_names_the_weights_that_drew_it(tmp_path: Path, capsys: pytest
     assert len(rows) and rows.min() >= 36 and rows.max() <= 60  # the caption stands there
 
 
+def test_guidance_in_an_interval_and_by_an_earlier_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It is what the pipeline draws with them, and said; without the one or the other it is another picture."""
+    leave_run(tmp_path, "run", step=4)
+    leave_run(tmp_path, "run")
+    how = ["--text", "Hi yo", "--steps", "4", "--npz", "--guidance-scale", "3"]
+    interval, guide = ["--guidance-interval", "0.3", "0.8"], ["--guide", "run/step_00000004"]
+    said = {}
+    for name, flags in {"both": [*interval, *guide], "interval": interval, "guide": guide, "plain": []}.items():
+        assert draw(tmp_path, "run", *how, *flags, "--out", f"{name}.png") == 0
+        said[name] = capsys.readouterr().out
+    words = {"both": "guidance 3 by step_00000004 in 0.3–0.8 ·", "interval": "guidance 3 in 0.3–0.8 ·",
+             "guide": "guidance 3 by step_00000004 ·", "plain": "guidance 3 ·"}  # fmt: skip
+    assert all(words[name] in said[name] for name in words)
+    drawn = [raw(f"{name}.npz") for name in words]
+    assert all(np.abs(one - other).max() > 20 for one, other in itertools.combinations(drawn, 2))
+    pipeline = load_model("run", torch.device("cpu"), tmp_path, guide="run/step_00000004").pipeline
+    expected = pipeline(
+        "Hi yo", num_inference_steps=4, guidance_scale=3.0, guidance_interval=(0.3, 0.8),
+        generator=torch.Generator().manual_seed(0), output_type="np",
+    ).images  # fmt: skip
+    assert np.abs(drawn[0] - expected).max() <= 1
+
+
+def test_a_guide_of_another_run_is_called_by_both_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    leave_run(tmp_path, "run")
+    leave_run(tmp_path, "other", step=16)
+    assert draw(tmp_path, "run", "--text", "a", "--guide", "other", "--out", "a.png") == 0
+    assert "by other/step_00000016" in capsys.readouterr().out
+
+
 # ---- from what, and to where -----------------------------------------------------------------------------------------
 
 
@@ -178,6 +210,11 @@ def test_it_says_what_it_made_and_from_what(root: Path, tmp_path: Path, capsys: 
         (["small", "--strip", "3"], "steps are 0 (noise) to 2 (finished)"),
         (["small", "--steps", "101"], "takes 1 to 100"),
         (["small", "--per-class", "0"], "--per-class 0"),
+        (["small", "--guide", "nobody"], "--guide: no checkpoint of 'nobody'"),
+        (["small", "--guide", "small"], "--guide small: it is the model itself"),
+        (["small", "--guidance-interval", "0.8", "0.3"], "--guidance-interval 0.8 0.3: give two levels from 0 to 1"),
+        (["small", "--guidance-interval", "0", "2"], "--guidance-interval 0 2: give two levels from 0 to 1"),
+        (["small", "--guidance-interval", "0", "0.5", "--guidance-scale", "1"], "change nothing at guidance scale 1"),
         (["small", "--device", "abacus"], "--device abacus"),
         (["other"], "the runs there are: small"),
     ],

@@ -23,6 +23,12 @@ from tests.curves_of_steps import assert_same_curve, loss_curve
 from tests.processes import in_processes
 
 
+@pytest.fixture(params=["adamw", "muon"])
+def either(request, small):
+    """`small` with each optimizer."""
+    return replace(small, optimizer=request.param)
+
+
 def trainer(config, world=ONE) -> Trainer:
     return Trainer(config, choose(config, world.device, 1e8), world)
 
@@ -43,7 +49,7 @@ def run_steps(trained: Trainer, steps: int, start: int = 0) -> None:
 
 def test_steps_equal_a_plain_loop(small):
     """The fused path against the textbook: eager, AdamW by the book, clipping and EMA by loops over parameters."""
-    config = replace(small, grad_clip=0.5, batch_size=8)
+    config = replace(small, grad_clip=0.5, batch_size=8, optimizer="adamw")
     trained, images, scheduler = trainer(config), random_images(256), make_scheduler(config)
     model, average = build_unet(config), build_unet(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -75,8 +81,8 @@ def test_steps_equal_a_plain_loop(small):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_noted(small, bad: float):
-    trained = trainer(small)
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_noted(either, bad: float):
+    trained = trainer(either)
     run_steps(trained, 2)
     trained.record.take()
     before = snapshot(trained)
@@ -88,7 +94,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_noted(small,
     assert np.isfinite(losses).all()
     assert not np.isfinite(norms).any()
 
-    fresh = trainer(small)  # the steps after it are as if it had not been
+    fresh = trainer(either)  # the steps after it are as if it had not been
     run_steps(fresh, 2)
     run_steps(fresh, 1, start=3)
     run_steps(trained, 1, start=3)
@@ -122,8 +128,8 @@ def test_training_ends_after_25_such_steps_in_a_row_and_not_before(small):
         trained.record.take()
 
 
-def test_fp16_scales_the_loss_and_recovers_from_overflow(small):
-    trained = trainer(replace(small, precision="fp16"))
+def test_fp16_scales_the_loss_and_recovers_from_overflow(either):
+    trained = trainer(replace(either, precision="fp16"))
     scale = trained.scaler.get_scale()
     assert scale > 1
     hook = trained.model.conv_in.bias.register_hook(lambda gradient: gradient * math.inf)
@@ -132,7 +138,7 @@ def test_fp16_scales_the_loss_and_recovers_from_overflow(small):
     assert trained.scaler.get_scale() == scale / 2
     run_steps(trained, 1, start=1)
     _, norms = trained.record.take()
-    plain = trainer(small)
+    plain = trainer(either)
     run_steps(plain, 1, start=1)
     assert norms[1] == pytest.approx(plain.record.take()[1][0], rel=0.05)  # unscaled before it is measured
 
@@ -222,9 +228,9 @@ def resumed(trained: Trainer, **changes) -> Trainer:
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_checkpoint_resumes_in_another_memory_layout(small, before: bool):
+def test_a_checkpoint_resumes_in_another_memory_layout(either, before: bool):
     """Fused AdamW walks weights and moments side by side: they have to be laid out alike."""
-    trained = trainer(replace(small, channels_last=before, log_every=9))
+    trained = trainer(replace(either, channels_last=before, log_every=9))
     run_steps(trained, 3)
     other = resumed(trained, channels_last=not before)
     for each in (trained, other):
@@ -234,8 +240,8 @@ def test_a_checkpoint_resumes_in_another_memory_layout(small, before: bool):
 
 
 @pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
-def test_a_checkpoint_resumes_in_another_precision(small, before: str, after: str):
-    trained = trainer(replace(small, precision=before))
+def test_a_checkpoint_resumes_in_another_precision(either, before: str, after: str):
+    trained = trainer(replace(either, precision=before))
     run_steps(trained, 1)
     other = resumed(trained, precision=after)
     run_steps(other, 1, start=1)

@@ -105,7 +105,7 @@ POISONS = {
     "Inf": (fill("conv_in.bias", float("inf"), 0, 1), "unhealthy", "conv_in.bias (0 NaN, 1 Inf of 8)"),
     "moments": (
         lambda state: state["optimizer"]["state"][0]["exp_avg"].fill_(float("nan")),
-        "unhealthy", "AdamW's moments are not finite",
+        "unhealthy", "the optimizer's moments are not finite",
     ),
     "negative squares": (
         lambda state: state["optimizer"]["state"][0]["exp_avg_sq"].fill_(-1.0), "unhealthy", "squares below zero",

@@ -37,6 +37,7 @@ from ddpm.run.files import atomic_write, parse_json, read_file, real
 from ddpm.run.format import duration
 from ddpm.sampling.ema_length import EmaLength, made_well
 from ddpm.sampling.load import load_model
+from ddpm.sampling.options import check_guided
 from ddpm.sampling.sheets import npz, png
 from ddpm.training import compiler, data, hardware
 from ddpm.training.device import pick_device
@@ -61,12 +62,14 @@ class Evaluator:
         hardware.set_up(device, deterministic=False)
         if fewer := settle(device):
             self.say(fewer)
-        self.model = load_model(config.model, device, config.output_root, config.weights, config.ema_length)
+        self.model = load_model(
+            config.model, device, config.output_root, config.weights, config.ema_length, guide=config.guide
+        )
         if self.model.rebuilt:
             self.say(str(self.model.rebuilt))
         trained = self.model.meta["settings"]
         self.most_steps = self.model.pipeline.scheduler.config.num_train_timesteps
-        self.settings = self._sampler_settings(trained)
+        self.settings = self._sampler_settings()
         paths, out = self.model.paths, config.out and real(config.out)
         self.folder, self.json = (out, out / "evaluation.json") if out else (paths.evaluation_files, paths.evaluation)
         source = TrainConfig(
@@ -134,7 +137,7 @@ class Evaluator:
         self.document |= {
             "sampler": {
                 "name": self.settings.sampler, "steps": self.settings.steps,
-                "guidance_scale": self.settings.guidance_scale, "seconds_per_image": drawn.seconds_per_image,
+                **self.settings.guidance, "seconds_per_image": drawn.seconds_per_image,
             },
             "conditional": parts.conditional_part(predictions, labels, self.reference),
             "unguided": parts.unguided_part(self.classifier(plain.pixels), labels, self.reference),
@@ -245,14 +248,20 @@ class Evaluator:
 
     # ---- checks of the command line ----------------------------------------------------------------------------------
 
-    def _sampler_settings(self, trained: dict[str, Any]) -> SamplerSettings:
-        """The settings of the command line; steps and guidance default to those of the run's sample grids.
+    def _sampler_settings(self) -> SamplerSettings:
+        """The settings of the command line; steps and guidance default to those of the run's sample grids or export.
 
         Raises:
-            RequestError: more steps than the model has noise levels.
+            RequestError: more steps than the model has noise levels, or guidance that nothing would use.
         """
-        steps, scale = self.config.steps or trained["sample_steps"], self.config.guidance_scale
-        settings = SamplerSettings(self.config.sampler, steps, trained["guidance_scale"] if scale is None else scale)
+        config, default = self.config, self.model.pipeline.config
+        steps = config.steps or default.num_inference_steps
+        scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
+        interval = tuple(config.guidance_interval or default.guidance_interval)
+        if not config.sweeps:  # they guide in any case
+            check_guided(scale, config.guidance_interval, config.guide)
+        guide = self.model.guide and self.model.guide.name
+        settings = SamplerSettings(config.sampler, steps, scale, interval, guide)
         if settings.steps > self.most_steps:
             raise RequestError(f"--steps {settings.steps}: this model takes at most {self.most_steps}")
         return settings

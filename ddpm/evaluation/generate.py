@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
 from ddpm.run.format import duration
-from ddpm.sampling.pipeline import CharacterPipeline
+from ddpm.run.guidance import EVERYWHERE, guidance_fields, guidance_of
+from ddpm.sampling.load import networks_of
+from ddpm.sampling.pipeline import CharacterPipeline, guided_steps, resolution
 from ddpm.sampling.sheets import images_at_once
 from ddpm.training.compilation import compile_in_place
 from ddpm.training.compiler import lacking
@@ -28,19 +31,27 @@ def can_compile(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """Sampler, number of steps and guidance scale."""
+    """Sampler, number of steps and guidance."""
 
     sampler: str
     steps: int
     guidance_scale: float
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    guide: str | None = None  # name of the model that guides; None: classifier-free guidance
 
     def __str__(self) -> str:
-        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance_scale:g}"
+        return f"{self.sampler}, {self.steps} steps, guidance {guidance_of(self.guidance)}"
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """Scale, interval and guide as fields of evaluation.json."""
+        return guidance_fields(self.guidance_scale, self.guidance_interval, self.guide)
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the network for one image."""
-        return self.steps * (1 if self.guidance_scale in (0, 1) else 2)
+        """Evaluations of a network, the model's or the guide's, for one image."""
+        twice = 0 if self.guidance_scale in (0, 1) else sum(guided_steps(self.steps, self.guidance_interval))
+        return self.steps + twice
 
 
 @dataclass(frozen=True)
@@ -72,12 +83,12 @@ class ImageGenerator:
             log: called with each line to print.
         """
         self.pipeline, self.device, self.dtype = pipeline, pipeline.device, DTYPES[precision]
-        self.resolution = pipeline.unet.config.sample_size
+        self.resolution = resolution(pipeline.unet)
         self.batch_size = batch_size or images_at_once(self.resolution, self.device)
         self._console, self._log = console, log
         self._may_compile = compile is None and can_compile(self.device)
         if compile:
-            compile_in_place(pipeline.unet)
+            self._compile()
 
     def draw(self, labels: torch.Tensor, settings: SamplerSettings, seed: int, what: str) -> Drawn:
         """Draw an image for each label, int64 [N]; 47 means any class. First logs `what` and the expected time.
@@ -89,7 +100,7 @@ class ImageGenerator:
             self._log(
                 f"{what} would take {duration(expected)}: the model is compiled first (--no-compile leaves it out)"
             )
-            compile_in_place(self.pipeline.unet)
+            self._compile()
             self._may_compile, expected = False, self._expected(labels, settings, seed)
         self._log(f"{what}: {len(labels):,} images, {settings}; about {duration(expected)}")
         off = not self._console.is_terminal
@@ -102,10 +113,17 @@ class ImageGenerator:
     def _expected(self, labels: torch.Tensor, settings: SamplerSettings, seed: int) -> float:
         """How long it will take to draw the labels, in seconds, from the time of a step after a warm-up."""
         batch, rest = labels[: self.batch_size], labels[: len(labels) % self.batch_size]
+        guided = replace(settings, sampler="ddim", steps=1, guidance_interval=EVERYWHERE)
         for part in (batch, rest) if len(rest) else (batch,):  # both sizes, as each may be compiled
-            self._timed(part, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
-        _, step = self._timed(batch, SamplerSettings("ddim", 1, settings.guidance_scale), seed)
-        return step / len(batch) * len(labels) * settings.steps
+            self._timed(part, guided, seed)
+            if settings.evaluations < settings.steps * guided.evaluations:
+                self._timed(part, replace(guided, guidance_scale=1.0), seed)  # as the steps outside the interval
+        _, step = self._timed(batch, guided, seed)
+        return step / guided.evaluations / len(batch) * len(labels) * settings.evaluations
+
+    def _compile(self) -> None:
+        for network in networks_of(self.pipeline):
+            compile_in_place(network)
 
     def _timed(
         self,
@@ -123,6 +141,8 @@ class ImageGenerator:
                 sampler=settings.sampler,
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.guidance_scale,
+                guidance_interval=settings.guidance_interval,
+                use_guide=settings.guide is not None,
                 generator=torch.Generator().manual_seed(seed),  # on the CPU: the same on every device
                 batch_size=self.batch_size,
                 output_type="np",

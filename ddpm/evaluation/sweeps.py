@@ -4,6 +4,7 @@ recommend."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,31 +15,41 @@ from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference
 from ddpm.evaluation.scores import hits, proportion, rca
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, TOP1, EvaluationFigure
+from ddpm.run.guidance import EVERYWHERE
 from ddpm.sampling.ema_length import EmaLength
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
+# Guidance helps at middle noise levels, does harm at high ones and little good at low ones (Kynkäänniemi et al. 2024).
+# In the cosine schedule these levels are noise of 0.5 to 3.1 times the signal; with `tiny`, from 0.2 on is no better.
+INTERVAL, INTERVAL_GUIDANCE = (0.3, 0.8), (2.0, 3.0)
+AUTOGUIDANCE = (1.5, 2.0, 3.0)
 SAMPLERS = {"dpm++": (10, 15, 20, 30), "ddim": (25, 50, 100), "ddpm": (250, 600)}  # the cheapest first
 LENGTHS = (0.03, 0.05, 0.075, 0.1, 0.15)  # of averages of the weights, where they can be rebuilt well
 TOLERANCE = 0.1  # the interval of a recommended sampler's CAS (or RCA) reaches at most this far below the best one
 
 
 def guidance_settings(current: SamplerSettings) -> list[SamplerSettings]:
-    """The guidance scales to compare, with the sampler of `current`."""
-    return [SamplerSettings(current.sampler, current.steps, scale) for scale in GUIDANCE]
+    """The guidance to compare, with the sampler of `current`: scales; some of them in an interval, that of `current` if
+    it has one; and autoguidance, if it has a guide."""
+    plain = SamplerSettings(current.sampler, current.steps, 1.0)
+    inside = current.guidance_interval if current.guidance_interval != EVERYWHERE else INTERVAL
+    return [
+        *(replace(plain, guidance_scale=scale) for scale in GUIDANCE),
+        *(replace(plain, guidance_scale=scale, guidance_interval=inside) for scale in INTERVAL_GUIDANCE),
+        *(replace(plain, guidance_scale=scale, guide=current.guide) for scale in AUTOGUIDANCE if current.guide),
+    ]
 
 
 def sampler_settings(current: SamplerSettings, most_steps: int) -> list[SamplerSettings]:
     """The samplers to compare, with the guidance of `current`; none of more than `most_steps` steps."""
     pairs = [(name, steps) for name, counts in SAMPLERS.items() for steps in counts if steps <= most_steps]
-    return [
-        SamplerSettings(name, steps, current.guidance_scale) for name, steps in sorted(pairs, key=lambda pair: pair[1])
-    ]
+    return [replace(current, sampler=name, steps=steps) for name, steps in sorted(pairs, key=lambda pair: pair[1])]
 
 
 def length_settings(current: SamplerSettings, count: int) -> list[SamplerSettings]:
     """The same settings `count` times, for averages of the weights: those of `current`, but at guidance 1, as guidance
     hides differences."""
-    return [SamplerSettings(current.sampler, current.steps, 1.0)] * count
+    return [replace(current, guidance_scale=1.0, guidance_interval=EVERYWHERE, guide=None)] * count
 
 
 def averager(unet: torch.nn.Module, lengths: Sequence[EmaLength]) -> Callable[[int], dict[str, Any]]:
@@ -83,7 +94,7 @@ def sweep(
             **prepared,
             "sampler": settings.sampler,
             "steps": settings.steps,
-            "guidance_scale": settings.guidance_scale,
+            **settings.guidance,
             RCA.key: rca(first, reference.hits),
             TOP1.key: proportion(first),
             **learned,

@@ -17,6 +17,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import SETTINGS, read_text, why
 
 TYPES = get_type_hints(TrainConfig)  # of each setting
+ONCE = {"recipe": "reference", "optimizer": "adamw", "patch_size": 1}  # of runs of versions without these settings
 OF_THE_START = (*START_ONLY, "device")  # not taken over from a run's file: this machine may be another one
 
 
@@ -41,9 +42,9 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
 
 
 def _parse(arguments: Sequence[str]) -> TrainConfig:
-    # the other defaults depend on the preset, so it is read first
-    name = _value_of("--preset", arguments)
-    defaults = preset(TrainConfig.preset if name is None else name)
+    # the other defaults depend on the preset and its recipe, so they are read first
+    name, recipe = _value_of("--preset", arguments), _value_of("--recipe", arguments)
+    defaults = preset(TrainConfig.preset if name is None else name, **({"recipe": recipe} if recipe else {}))
     return cli.parse(TrainConfig, arguments, "train.py", defaults)
 
 
@@ -79,6 +80,8 @@ def read_settings_file(path: Path) -> list[str]:
     if not isinstance(settings, dict):
         raise RequestError(f"--config {path} holds no mapping of names to values; {fix}")
     settings = with_known_names(settings, str(path))
+    if of_a_run:
+        settings = ONCE | settings
     skipped = OF_THE_START if of_a_run else ()
     return to_arguments({name: value for name, value in settings.items() if name not in skipped}, str(path))
 

@@ -38,6 +38,7 @@ NO_RECIPE = (  # say nothing of what is trained
 
 DataName = Literal["emnist", "glyphs"]
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
+RecipeName = Literal["reference", "fast"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class TrainConfig:
 
     preset: PresetName = "large"
     """Model size, resolution and batch size; sets the defaults of the flags below. tiny trains on two CPU cores."""
+    recipe: RecipeName = "reference"
+    """How it learns; sets defaults too. reference: as the run this project grew from. fast: in minutes; tiny's own."""
     data: DataName = "emnist"
     """EMNIST Balanced, or the embedded data set of characters drawn from fonts (needs no download)."""
     data_root: Path = PROJECT_ROOT / "data"
@@ -54,15 +57,19 @@ class TrainConfig:
     """Download EMNIST into --data-root if it is not there."""
 
     resolution: int = 96
-    """Height and width of the images, in pixels; divisible by 2^(levels - 1)."""
+    """Height and width of the images, in pixels; divisible by --patch-size times 2^(levels - 1)."""
+    patch_size: int = 1
+    """Side of the squares of pixels that the network takes as the channels of one (Hoogeboom et al. 2023)."""
     block_out_channels: tuple[int, ...] = (96, 192, 384, 384)
-    """Channels of each UNet level, from full resolution down; each level halves the resolution."""
+    """Channels of each UNet level, from the resolution of the patches down; each level halves the resolution."""
     layers_per_block: int = 2
     """Residual blocks per level of the UNet."""
     norm_num_groups: int = 32
     """Groups of each GroupNorm; must divide every entry of --block-out-channels."""
     mid_attention: bool = True
     """Self-attention at the lowest resolution."""
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    """Timestep and class are added in each residual block, or scale and shift its second norm (Dhariwal & Nichol)."""
 
     epochs: int = 100
     """Passes over the training images."""
@@ -75,8 +82,10 @@ class TrainConfig:
     seed: int = 0
     """Seed of data order, noise, timesteps, label dropout and initial weights."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or Muon (Jordan et al. 2024) for the weights of hidden layers and AdamW for the rest."""
     lr: float = 1e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     scale_lr: bool = False
     """Scale --lr linearly: multiply it by the global batch / the preset's --batch-size (Goyal et al. 2017)."""
     lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step"] = "constant"
@@ -90,7 +99,7 @@ class TrainConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019)."""
     grad_clip: float = 1.0
     """Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = 0.999
@@ -126,7 +135,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast type of forward and backward pass; auto: bf16 where supported, else fp16 on a GPU and fp32 on a CPU."""
     compile: bool | None = None
-    """Use torch.compile, or --no-compile. Left out: on CUDA devices, where it can work."""
+    """Use torch.compile, or --no-compile. Left out: on a GPU where it can work, and in long runs of tiny on a CPU."""
     channels_last: bool | None = None
     """Keep activations in NHWC memory order, or --no-channels-last. Left out: on CUDA devices only."""
     deterministic: bool = False
@@ -214,10 +223,9 @@ class TrainConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
-        resolution=28, batch_size=32, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
-        mid_attention=False, epochs=6, lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
-        prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45, sample_steps=20,
-        val_images=500, sample_every=3, samples_per_class=8,
+        recipe="fast", resolution=28, patch_size=2, batch_size=32, block_out_channels=(32, 64), layers_per_block=1,
+        norm_num_groups=8, mid_attention=False, epochs=6, sample_steps=20, val_images=500, sample_every=3,
+        samples_per_class=8,
     ),
     "small": dict(resolution=28, batch_size=2048, block_out_channels=(64, 128, 256)),
     "medium": dict(resolution=64, batch_size=384, block_out_channels=(64, 128, 256, 256)),
@@ -226,15 +234,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "fast": dict(
+        optimizer="muon", lr=2e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
+    ),
+}  # fmt: skip
+
+
 def preset(name: str, **changes: Any) -> TrainConfig:
-    """The settings of the preset `name`, with `changes`.
+    """The settings of the preset `name` and its recipe, or that of `changes`, with `changes`.
 
     Raises:
-        RequestError: there is no such preset, or a setting is out of range.
+        RequestError: there is no such preset or recipe, or a setting is out of range.
     """
     if name not in PRESETS:
         raise RequestError(f"--preset {name}: no such preset; there are {', '.join(PRESETS)}")
-    return TrainConfig(**{"preset": name, **PRESETS[name], **changes})
+    settings = {"preset": name, **PRESETS[name], **changes}
+    recipe = settings.get("recipe", TrainConfig.recipe)
+    if recipe not in RECIPES:
+        raise RequestError(f"--recipe {recipe}: no such recipe; there are {', '.join(RECIPES)}")
+    return TrainConfig(**{**RECIPES[recipe], **settings})
 
 
 def data_words(name: str) -> str:
@@ -246,7 +267,7 @@ def data_words(name: str) -> str:
 
 BOUNDS = {  # smallest value → settings
     1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
-    "resolution layers_per_block norm_num_groups lr_cycles",
+    "resolution patch_size layers_per_block norm_num_groups lr_cycles",
     0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
     "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
 }
@@ -337,16 +358,17 @@ def _metric_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
 
 def _model_rules(config: TrainConfig) -> list[tuple[bool, str]]:
     levels = len(config.block_out_channels)
-    factor = 2 ** max(levels - 1, 0)
+    factor = config.patch_size * 2 ** max(levels - 1, 0)
     return [
         (
             min(config.block_out_channels, default=0) < 1,
             "--block-out-channels: give one or more widths, such as 64 128 256",
         ),
         (
-            config.resolution % factor != 0,
-            f"--resolution {config.resolution} cannot be halved {levels - 1} times, as the {levels} levels of "
-            f"--block-out-channels ask for: take a multiple of {factor}, or fewer levels",
+            config.patch_size > 0 and config.resolution % factor != 0,
+            f"--resolution {config.resolution} cannot be cut into patches of {config.patch_size} and halved "
+            f"{levels - 1} times, as the {levels} levels of --block-out-channels ask for: take a multiple of {factor}, "
+            "or fewer levels",
         ),
         (
             any(width % max(config.norm_num_groups, 1) for width in config.block_out_channels),

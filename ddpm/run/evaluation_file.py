@@ -25,6 +25,7 @@ ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER, "count": kinds.count
 QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
 RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
 LENGTHS = [{"ema_length": _or_null(kinds.amount), RCA.key: ESTIMATE, FRECHET.key: ESTIMATE}]
+GUIDANCE = {"guidance_interval": kinds.interval, "guide": kinds.text}  # where guidance has them
 TEST_IMAGES = dict.fromkeys(("total", "validation", "evaluation"), kinds.count)
 LEARNING = {
     **dict.fromkeys((CAS.key, CAS_UNGUIDED.key, WORTH.key, AUGMENTED.key, "accuracy", "real_accuracy"), ESTIMATE),
@@ -84,9 +85,14 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
         if not figure.optional or any(estimates.values()):
             for place, estimate in estimates.items():
                 _check(... if estimate is None else estimate, ESTIMATE, place)
-    for row in (*evaluation["guidance"], *evaluation["samplers"], *(evaluation["ema_lengths"] or ())):
+    rows = (*evaluation["guidance"], *evaluation["samplers"], *(evaluation["ema_lengths"] or ()))
+    for row in rows:
         if row.get(CAS.key) is not None:
             _check(row[CAS.key], ESTIMATE, f"a sweep's {CAS.key}")
+    for settings in (evaluation["sampler"], *rows):
+        for name, kind in GUIDANCE.items():
+            if name in settings:
+                _check(settings[name], kind, name)
     for entry in evaluation["conditional"]["per_class"]:  # older versions compared with equally many of each class
         entry.setdefault("real_count", evaluation["classifier"]["test_images"] // NUM_CLASSES)
         _check(entry["real_count"], kinds.count, "conditional.per_class.real_count")

@@ -42,6 +42,12 @@ def amount(value: Any) -> int | float | None:
     return value if figure(value) is not None and value >= 0 else None
 
 
+def interval(value: Any) -> list[float] | None:
+    """The two ends of an interval within 0 to 1, the lower one first."""
+    known = isinstance(value, list) and len(value) == 2 and None not in map(amount, value)
+    return value if known and value[0] < value[1] <= 1 else None
+
+
 def count(value: Any) -> int | None:
     """A whole number that is not negative, and that 64 bits can hold."""
     known = amount(value)

@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, fsync_folder, read_file, read_json, real
+from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling import pipeline as pipeline_code
 from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.model_card import MACHINE_SPECIFIC, CardFacts, model_card
-from ddpm.sampling.pipeline import CharacterPipeline
+from ddpm.sampling.pipeline import CharacterPipeline, resolution
 from ddpm.sampling.sheets import images_at_once, png, sample_caption, sample_grid, settings_words
 from ddpm.training import hardware
 from ddpm.training.checkpoint import WEIGHTS, digest_of
@@ -66,12 +67,13 @@ def export(
     files["samples.png"], caption = _samples(trained)
     facts = CardFacts(
         folder.name, caption, json.loads(files["unet/config.json"]), count_parameters(trained.pipeline.unet),
-        evaluation, damage, license,
+        evaluation, damage, license, _guidance(trained),
     )  # fmt: skip
     files["README.md"] = model_card(trained.meta, facts).encode()
     settings = {**trained.meta["settings"], **MACHINE_SPECIFIC}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files["meta.json"] = json.dumps({**trained.meta, "settings": settings, "files": digests}, indent=2).encode()
+    meta = {**trained.meta, "settings": settings, "files": digests, "guidance": _guidance(trained)}
+    files["meta.json"] = json.dumps(meta, indent=2).encode()
     _put(files, folder)
     return folder
 
@@ -103,12 +105,18 @@ def _model_files(trained: TrainedModel) -> dict[str, bytes]:
     Raises:
         RequestError: a file is not the one that the checkpoint was written with.
     """
+    parts = [
+        (name, trained.folder / name, expected)
+        for name, expected in trained.meta["files"].items()
+        if name.startswith(("unet/", "scheduler/"))
+    ]
+    if guide := trained.guide:
+        parts += [(f"guide/{name}", guide.folder / name, expected) for name, expected in guide.files.items()]
     files = {}
-    for name, expected in trained.meta["files"].items():
-        if name.startswith(("unet/", "scheduler/")):
-            files[name] = read_file(trained.folder / name, 2**40)
-            if hashlib.sha256(files[name]).hexdigest() != expected:
-                raise RequestError(f"{trained.folder / name} is damaged: give another checkpoint")
+    for name, path, expected in parts:
+        files[name] = read_file(path, 2**40)
+        if hashlib.sha256(files[name]).hexdigest() != expected:
+            raise RequestError(f"{path} is damaged: give another checkpoint")
     if trained.rebuilt:
         state = trained.pipeline.unet.state_dict()
         files[WEIGHTS] = save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, {"format": "pt"})
@@ -117,6 +125,12 @@ def _model_files(trained: TrainedModel) -> dict[str, bytes]:
     files["model_index.json"] = json.dumps(index, indent=2).encode()
     files["pipeline.py"] = Path(pipeline_code.__file__).read_bytes()
     return files
+
+
+def _guidance(trained: TrainedModel) -> dict[str, Any]:
+    """How the pipeline guides if it is not told otherwise, as fields of meta.json."""
+    config, guide = trained.pipeline.config, trained.guide
+    return guidance_fields(config.guidance_scale, config.guidance_interval, guide and guide.name)
 
 
 def _samples(trained: TrainedModel) -> tuple[bytes, str]:
@@ -131,12 +145,12 @@ def _samples(trained: TrainedModel) -> tuple[bytes, str]:
             steps = min(steps, QUICK[1])
             names = names[:: -(-len(names) // max(FEWEST, int(affordable / steps)))]
     labels = [config.class_names.index(name) for name in names for _ in range(per_class)]
-    batch_size = images_at_once(pipeline.unet.config.sample_size, pipeline.device)
+    batch_size = images_at_once(resolution(pipeline.unet), pipeline.device)
     generator = torch.Generator().manual_seed(0)
     pixels = pipeline(
         labels, sampler=sampler, num_inference_steps=steps, generator=generator, batch_size=batch_size, output_type="np"
     ).images
-    settings = settings_words(sampler, steps, config.guidance_scale)
+    settings = settings_words(sampler, steps, guidance_of(_guidance(trained)))
     caption = sample_caption(trained.data, trained.progress, trained.weights, settings)
     return png(sample_grid(pixels, names, trained.run, caption)), caption
 
@@ -144,10 +158,13 @@ def _samples(trained: TrainedModel) -> tuple[bytes, str]:
 def _flops(pipeline: CharacterPipeline) -> int:
     """Floating-point operations of one denoising step of one image, guidance included."""
     unet = pipeline.unet
-    image = torch.zeros(1, 1, unet.config.sample_size, unet.config.sample_size, device=unet.device, dtype=unet.dtype)
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    image = torch.zeros(1, channels, size, size, device=unet.device, dtype=unet.dtype)
+    networks = [unet] if pipeline.config.guidance_scale in (0, 1) else [unet, pipeline.guide or unet]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(image, 0, class_labels=torch.zeros(1, dtype=torch.long, device=unet.device))
-    return counter.get_total_flops() * (1 if pipeline.config.guidance_scale in (0, 1) else 2)
+        for network in networks:
+            network(image, 0, class_labels=torch.zeros(1, dtype=torch.long, device=unet.device))
+    return counter.get_total_flops()
 
 
 def _refuse_to_lose(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ddpm.run.files import real, why_and_cure
 from ddpm.run.meta import checked_meta
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, readable_folder
 from ddpm.sampling.ema_length import EmaLength, ema_length
-from ddpm.sampling.options import Weights, weights_of
-from ddpm.sampling.pipeline import CharacterPipeline, make_sampler
+from ddpm.sampling.options import Weights, weights_of, weights_words
+from ddpm.sampling.pipeline import EVERYWHERE, CharacterPipeline, make_sampler, resolution
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of
 from ddpm.training.data import CLASS_NAMES
 from ddpm.training.model import set_layout
@@ -27,6 +27,19 @@ NEEDED = (  # parts of meta.json that loading, sampling and the model card read
     *(f"settings.{name}" for name in ("sample_steps", "guidance_scale", "data_root", "output_root", "diffusion_steps",
                                       "prediction_type", "epochs", "beta_schedule", "ema_decay", "cfg_dropout_prob")),
 )  # fmt: skip
+NETWORK = (WEIGHTS_NAME, "config.json")  # the files of a network
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The weaker model of autoguidance."""
+
+    # `step_00000500`, of the model's own run; of another one `other/step_00000500`. Weights that are not the EMA of the
+    # training are named: `step_00000500 (EMA length 0.2 weights)`
+    name: str
+    folder: Path  # of its network
+    files: dict[str, str]  # file of the network -> SHA-256
+    unet: UNet2DModel
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class TrainedModel:
     pipeline: CharacterPipeline
     weights: str = "ema"  # as `weights_of` names them
     rebuilt: EmaLength | None = None  # with `--ema-length`: how they were made
+    guide: Guide | None = None  # its network is a part of the pipeline
 
     @property
     def run(self) -> str:
@@ -76,6 +90,7 @@ def load_model(
     output_root: Path = PROJECT_ROOT,
     weights: Weights = "ema",
     length: float | None = None,
+    guide: str | None = None,
 ) -> TrainedModel:
     """The model of `name`, on `device`.
 
@@ -83,9 +98,11 @@ def load_model(
         name: a run (its best checkpoint is taken), or the folder of a checkpoint or an export.
         weights: the moving average (ema), or the average over epochs of `--swa-start-epoch` (swa).
         length: instead, the average of this relative width (see ema_length.py). meta then has it as `ema_length`.
+        guide: name of the model for autoguidance; None: the one in an export, if it has one.
 
     Raises:
-        RequestError: there is no such model, it is damaged, or these weights are not there and cannot be rebuilt.
+        RequestError: there is no such model, it is damaged, or these weights are not there and cannot be rebuilt; or
+            the guide does not fit it.
     """
     folder = find_checkpoint(name, output_root)
     part = "unet" if weights == "ema" else "unet_swa"
@@ -102,7 +119,7 @@ def load_model(
         raise
     except ValueError as error:
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error}): give another one") from error
-    settings, rebuilt = meta["settings"], None
+    settings, guidance, rebuilt = meta["settings"], meta.get("guidance", {}), None
     if length is not None:
         rebuilt = ema_length(folder, meta, length)
         averaged, meta = rebuilt.weights(), meta | {"ema_length": length}
@@ -118,10 +135,77 @@ def load_model(
         raise RequestError(f"{folder} cannot be loaded ({words}): give another checkpoint") from error
     pipeline = CharacterPipeline(
         unet, scheduler, CLASS_NAMES, num_inference_steps=settings["sample_steps"],
-        guidance_scale=settings["guidance_scale"],
+        guidance_scale=guidance.get("guidance_scale", settings["guidance_scale"]),
+        guidance_interval=guidance.get("guidance_interval", EVERYWHERE),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    return TrainedModel(folder, meta, pipeline, weights_of(meta, weights), rebuilt)
+    trained = TrainedModel(folder, meta, pipeline, weights_of(meta, weights), rebuilt)
+    found = _own_guide(trained) if guide is None else _other_guide(trained, guide, output_root)
+    pipeline.register_modules(guide=found and found.unet)
+    return replace(trained, guide=found)
+
+
+def _own_guide(model: TrainedModel) -> Guide | None:
+    """The guide in an export; None if it has none.
+
+    Raises:
+        RequestError: it is damaged.
+    """
+    folder, files = model.folder / "guide", {file: model.meta["files"].get(f"guide/{file}") for file in NETWORK}
+    if not any(files.values()):
+        return None
+    try:
+        whole = all(digest_of(folder / file) == expected for file, expected in files.items())
+        unet = whole and UNet2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read: {why_and_cure(error)}") from error
+    if not unet:
+        raise RequestError(f"{folder} is missing or damaged: export again, or give another model")
+    device = model.pipeline.device
+    set_layout(unet.to(device), channels_last=device.type == "cuda")
+    return Guide(model.meta.get("guidance", {}).get("guide", "its guide"), folder, files, unet)
+
+
+def _other_guide(model: TrainedModel, name: str, output_root: Path) -> Guide:
+    """The model `name` as the guide of another one.
+
+    Raises:
+        RequestError: there is no such model, or it cannot guide this one.
+    """
+    try:
+        guide = load_model(name, model.pipeline.device, output_root)
+    except RequestError as error:
+        raise RequestError(f"--guide: {error}") from error
+    if unlike := _unlike(guide.pipeline, model.pipeline):
+        raise RequestError(f"--guide {name}: {unlike}; give an earlier checkpoint of the same run")
+    step = f"step_{guide.meta['progress']['step']:08d}"
+    if guide.weights != "ema":  # an export of another --ema-length may be of the model's own step
+        step += f" ({weights_words(guide.weights)})"
+    files = {file: guide.meta["files"][f"unet/{file}"] for file in NETWORK}
+    called = step if guide.run == model.run else f"{guide.run}/{step}"
+    return Guide(called, guide.folder / "unet", files, guide.pipeline.unet)
+
+
+def _unlike(guide: CharacterPipeline, model: CharacterPipeline) -> str:
+    """Why the one cannot guide the other, in words; empty if it can."""
+    theirs, ours = (resolution(pipeline.unet) for pipeline in (guide, model))
+    if theirs != ours:
+        return f"it draws {theirs} pixels, the model {ours}"
+    theirs, ours = (pipeline.unet.config.num_class_embeds for pipeline in (guide, model))
+    if theirs != ours:
+        return f"its num_class_embeds is {theirs}, the model's is {ours}"
+    theirs, ours = (pipeline.scheduler.config.prediction_type for pipeline in (guide, model))
+    if theirs != ours:
+        return f"it predicts {theirs}, the model predicts {ours}"
+    if not guide.scheduler.alphas_cumprod.equal(model.scheduler.alphas_cumprod):
+        return "its noise schedule (--diffusion-steps, --beta-schedule) is not the model's"
+    pairs = zip(guide.unet.parameters(), model.unet.parameters(), strict=False)
+    return "it is the model itself" if all(one.equal(other) for one, other in pairs) else ""
+
+
+def networks_of(pipeline: CharacterPipeline) -> list[UNet2DModel]:
+    """The model's network, and the guide if there is one."""
+    return [network for network in (pipeline.unet, pipeline.guide) if network is not None]
 
 
 def runs_with_checkpoints(output_root: Path) -> list[str]:

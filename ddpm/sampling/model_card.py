@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +19,8 @@ from ddpm.run.config import data_words
 from ddpm.run.evaluation_figures import at, found, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
-from ddpm.run.metrics import DASH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
+from ddpm.run.guidance import guidance_of
+from ddpm.run.metrics import EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
 from ddpm.sampling.options import SamplerName, weights_of, weights_words
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -41,6 +42,7 @@ class CardFacts:
     evaluation: dict[str, Any] | None = None  # evaluation.json, as `load_evaluation` returns it
     damage: str | None = None  # why evaluation.json cannot be read
     license: str | None = None  # of the weights, as the Hub calls it
+    guidance: dict[str, Any] = field(default_factory=dict)  # how the pipeline guides, as in meta.json
 
 
 def model_card(meta: dict[str, Any], facts: CardFacts) -> str:
@@ -52,7 +54,7 @@ def model_card(meta: dict[str, Any], facts: CardFacts) -> str:
     loss, results = VAL_LOSS_EMA.of(meta["metrics"]), []
     if loss is not None and weights_of(meta) == "ema":
         results.append(_result(meta["data"], "loss", VAL_LOSS_EMA.label, loss))
-    if facts.evaluation and _of_this_model(facts.evaluation, meta):
+    if facts.evaluation and _of_this_model(facts.evaluation, meta, facts.guidance):
         results += evaluation_results(facts.evaluation)
     front_matter = card_data(meta["run"], meta["data"], results, facts.license)
     return str(ModelCard.from_template(front_matter, str(TEMPLATE), **template_variables(meta, facts))).rstrip() + "\n"
@@ -101,7 +103,9 @@ def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]
         "source": data_words(meta["data"]),
         "samples": facts.samples,
         "folder": json.dumps(facts.folder),
-        "size": facts.unet["sample_size"],
+        "size": facts.unet["sample_size"] * math.isqrt(facts.unet["in_channels"]),
+        "channels": facts.unet["in_channels"],
+        "network_size": facts.unet["sample_size"],
         "original_size": IMAGE_SIZE,
         "parameters": f"{facts.parameters:,}",
         "classes": len(CLASS_NAMES),
@@ -113,12 +117,15 @@ def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]
         "predicts_noise": settings["prediction_type"] == "epsilon",
         "cosine_schedule": settings["beta_schedule"] == "squaredcos_cap_v2",
         "label_dropout": settings["cfg_dropout_prob"],
+        "guide": facts.guidance.get("guide"),
+        "guidance_interval": facts.guidance.get("guidance_interval"),
         "training": _training(meta),
         "epoch_columns": [metric.label for metric in EPOCH_COLUMNS],
         "epochs": _epochs(meta.get("history", [])),
         "damage": facts.damage,
         "evaluation": evaluation and _evaluation(evaluation),
-        "other_model": evaluation and not _of_this_model(evaluation, meta) and _model_words(evaluation),
+        "other_model": evaluation and not _of_this_model(evaluation, meta, facts.guidance) and _model_words(evaluation),
+        "other_guide": evaluation and _with_other_guide(evaluation, facts.guidance),
         "settings": json.dumps(shown, indent=2),
         "settings_as_used": "used" in meta,
     }
@@ -157,13 +164,12 @@ def _epochs(history: list[dict[str, Any]]) -> list[list[str]]:
 def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     """An evaluation in words: how it was made, a row for each figure, and the recommended sampler."""
     images, drawn, rows = evaluation["test_images"], evaluation["sampler"], []
-    guidance = DASH if drawn["guidance_scale"] is None else f"{drawn['guidance_scale']:g}"
     for figure in found(evaluation):
         estimate = at(evaluation, figure.place)
         real = figure.words(at(evaluation, figure.real)) if figure.real else ""
         rows.append((figure.heading, figure.words(estimate), real, f"{estimate['count']:,}", figure.meaning))
     return {
-        "sampler": f"{drawn['name']}, {drawn['steps']} steps, guidance {guidance}",
+        "sampler": f"{drawn['name']}, {drawn['steps']} steps, guidance {guidance_of(drawn)}",
         "samples_per_class": f"{evaluation['samples_per_class']:,}",
         "data": data_words(evaluation["data"]),
         "test_images": images and real_images_words(images),
@@ -172,11 +178,18 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any]) -> bool:
-    """Was the evaluation made of the weights that are exported?"""
-    return (evaluation["step"], evaluation["weights"]) == (meta["progress"]["step"], weights_of(meta))
+def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any], guidance: dict[str, Any]) -> bool:
+    """Was the evaluation made of the weights that are exported, and with no guide but the exported one?"""
+    ours = (evaluation["step"], evaluation["weights"]) == (meta["progress"]["step"], weights_of(meta))
+    return ours and not _with_other_guide(evaluation, guidance)
+
+
+def _with_other_guide(evaluation: dict[str, Any], guidance: dict[str, Any]) -> bool:
+    return evaluation["sampler"].get("guide") not in (None, guidance.get("guide"))
 
 
 def _model_words(evaluation: dict[str, Any]) -> str:
     """The model that an evaluation was made of."""
-    return f"`{evaluation['checkpoint']}`, {weights_words(evaluation['weights'])}"
+    words = f"`{evaluation['checkpoint']}`, {weights_words(evaluation['weights'])}"
+    guide = evaluation["sampler"].get("guide")
+    return f"{words}, guided by `{guide}`" if guide else words

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ddpm.run.cli import flag
 from ddpm.run.errors import RequestError
+from ddpm.run.guidance import EVERYWHERE
 from ddpm.run.paths import PROJECT_ROOT
 
 SamplerName = Literal["ddpm", "ddim", "dpm++"]
@@ -54,8 +55,14 @@ class DrawingOptions:
     steps: int | None = None
     """Denoising steps. Left out: as in the run's sample grids."""
     guidance_scale: float | None = None
-    """Classifier-free guidance: 1 is none, 0 ignores the class; larger is more typical, less varied. Left out: as in
-    the run's sample grids."""
+    """Classifier-free guidance: 1 is none, 0 ignores the class; larger is more typical, less varied. With --guide, 0
+    draws with the guide alone. Left out: as in the run's sample grids."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guidance only at these noise levels, as parts of the trained timesteps: 0 is clean, 1 is noise. The other steps
+    take half the time. Left out: at all of them, 0 1."""
+    guide: str | None = None
+    """Autoguidance: a weaker model, such as an early checkpoint of the run, takes the place of the model without a
+    class. A run, or the folder of a checkpoint or an export; its EMA weights are used."""
     seed: int = 0
     """The same seed draws the same images at any batch size; on another device they differ by rounding."""
     batch_size: int | None = None
@@ -75,8 +82,7 @@ class DrawingOptions:
         check_ema_length(self.ema_length)
         if self.ema_length is not None and self.weights != "ema":
             raise RequestError(f"--weights {self.weights} and --ema-length: give one of them")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
-            raise RequestError(f"--guidance-scale {self.guidance_scale}: must be 0 or more")
+        check_guidance(self.guidance_scale, self.guidance_interval)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed {self.seed}: must be 0 or more, and below 2^63")
 
@@ -89,3 +95,25 @@ class DrawingOptions:
             value: Any = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{flag(name)} {value}: must be 1 or more")
+
+
+def check_guided(scale: float, interval: tuple[float, float] | None, guide: str | None) -> None:
+    """
+    Raises:
+        RequestError: the command line says how to guide (interval, guide), and the scale is 1, which is no guidance.
+    """
+    if scale == 1 and (interval or guide):
+        raise RequestError("--guide and --guidance-interval change nothing at guidance scale 1: give another "
+                           "--guidance-scale, or leave them out")  # fmt: skip
+
+
+def check_guidance(scale: float | None, interval: tuple[float, float] | None) -> None:
+    """
+    Raises:
+        RequestError: the scale is negative or not finite, or the interval is not within 0 to 1 or empty.
+    """
+    if scale is not None and not 0 <= scale < math.inf:
+        raise RequestError(f"--guidance-scale {scale}: must be 0 or more")
+    low, high = interval or EVERYWHERE
+    if not 0 <= low < high <= 1:
+        raise RequestError(f"--guidance-interval {low:g} {high:g}: give two levels from 0 to 1, the lower one first")

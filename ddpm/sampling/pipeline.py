@@ -4,14 +4,17 @@ Every exported model contains a copy of this file, so it imports nothing else of
 postponed: diffusers 0.35 reads the types of `__init__` and does not understand them as strings.
 
 DDPM: Ho et al. 2020; DDIM: Song et al. 2021; DPM-Solver++: Lu et al. 2022; classifier-free guidance: Ho & Salimans
-2022. The samplers are those of diffusers.
+2022; guidance interval: Kynkäänniemi et al. 2024; autoguidance: Karras et al. 2024. The samplers are of diffusers.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Optional
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -19,6 +22,7 @@ from PIL import Image
 
 EMNIST_BALANCED = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+EVERYWHERE = [0.0, 1.0]  # all noise levels; a list, as diffusers 0.35 does not understand the type of a tuple
 
 
 def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMScheduler, torch.Tensor]:
@@ -51,6 +55,30 @@ def make_sampler(name: str, scheduler: DDPMScheduler, steps: int) -> tuple[DDPMS
     return sampler, timesteps.flip(0)
 
 
+def patch_size(unet: UNet2DModel) -> int:
+    """The side of the squares of pixels that a network takes as the channels of one (pixel_unshuffle)."""
+    return math.isqrt(unet.config.in_channels)
+
+
+def resolution(unet: UNet2DModel) -> int:
+    """Height and width of the images that a network draws."""
+    return unet.config.sample_size * patch_size(unet)
+
+
+def guided_steps(steps: int, interval: Sequence[float]) -> list[bool]:
+    """Which of `steps` denoising steps are guided, the noisiest first: those whose noise level is in (low, high].
+
+    The level is the part of the trained timesteps that lies below: 1, (steps - 1) / steps, …, 1 / steps.
+
+    Raises:
+        ValueError: not 0 <= low < high <= 1.
+    """
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"guidance interval {low:g} to {high:g}: give two levels from 0 to 1, the lower one first")
+    return [low < left / steps <= high for left in range(steps, 0, -1)]
+
+
 @torch.no_grad()
 def denoise(
     model: torch.nn.Module,
@@ -60,31 +88,39 @@ def denoise(
     *,
     steps: int,
     guidance_scale: float,
+    guidance_interval: Sequence[float] = EVERYWHERE,
+    guide: torch.nn.Module | None = None,
     sampler: str = "ddim",
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield the images after each denoising step: float32 [N, 1, R, R], the last ones in [-1, 1].
 
-    The prediction is uncond + guidance_scale * (cond - uncond), both in one batch: 0 ignores the labels, 1 is plain
-    conditional sampling. The predicted clean image is clipped to [-1, 1] and the sampler continues from the clipped one
-    (static thresholding, Saharia et al. 2022); with the noise of the unclipped image the error would add up over the
-    steps. All images take a step before any takes the next, so the result does not depend on `batch_size`.
+    The prediction is weak + guidance_scale * (cond - weak). Classifier-free guidance: weak is the same model without a
+    label, in the same batch, and a scale of 0 ignores the labels. Autoguidance: weak is the prediction of `guide`. A
+    scale of 1 is plain conditional sampling. The predicted clean image is clipped to [-1, 1] and the sampler continues
+    from the clipped one (static thresholding, Saharia et al. 2022); with the noise of the unclipped image the error
+    would add up over the steps. All images take a step before any takes the next, so the result does not depend on
+    `batch_size`.
 
     Args:
         labels: int64 [N]; the null class means "any class".
         noise: float32 [N, 1, R, R], standard normal.
+        guidance_interval: the noise levels with guidance, see `guided_steps`; the others are sampled with scale 1.
+        guide: a weaker model of the same noise schedule and prediction type, such as an earlier state of `model`.
         generator: of the noise that `ddpm` adds in every step.
         batch_size: images in one forward pass; all if None.
 
     Raises:
-        ValueError: as `make_sampler`.
+        ValueError: as `make_sampler` and `guided_steps`.
     """
     stepper, timesteps = make_sampler(sampler, scheduler, steps)
+    scales = [guidance_scale if guided else 1 for guided in guided_steps(steps, guidance_interval)]
     images, batch_size = noise, batch_size or len(noise)
-    for number, (index, timestep) in enumerate(zip(stepper.timesteps, timesteps.to(noise.device), strict=True), 1):
+    numbered = enumerate(zip(stepper.timesteps, timesteps.to(noise.device), scales, strict=True), 1)
+    for number, (index, timestep, scale) in numbered:
         parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-        predictions = torch.cat([_guided(model, part, timestep, wanted, guidance_scale) for part, wanted in parts])
+        predictions = torch.cat([_guided(model, guide, part, timestep, wanted, scale) for part, wanted in parts])
         clean = _clean(images, predictions, stepper.alphas_cumprod[index].item(), scheduler.config.prediction_type)
         images = stepper.step(clean.clamp(-1, 1), index, images, generator=generator).prev_sample
         if number == steps:
@@ -93,20 +129,33 @@ def denoise(
 
 
 def _guided(
-    model: torch.nn.Module, images: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, guidance_scale: float
+    model: torch.nn.Module,
+    guide: torch.nn.Module | None,
+    images: torch.Tensor,
+    timestep: torch.Tensor,
+    labels: torch.Tensor,
+    guidance_scale: float,
 ) -> torch.Tensor:
-    """The model's prediction for a batch, float32, with guidance."""
+    """The prediction for a batch, float32, with guidance by `guide`, or classifier-free if it is None."""
 
-    def predict(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return model(images.to(model.dtype), timestep, class_labels=labels, return_dict=False)[0].float()
+    def predict(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        side = patch_size(network)
+        patches = F.pixel_unshuffle(images.to(network.dtype), side)
+        return F.pixel_shuffle(network(patches, timestep, class_labels=labels, return_dict=False)[0].float(), side)
 
     if guidance_scale == 1:
-        return predict(images, labels)
-    none = torch.full_like(labels, model.config.num_class_embeds - 1)
-    if guidance_scale == 0:
-        return predict(images, none)
-    conditional, unconditional = predict(torch.cat([images, images]), torch.cat([labels, none])).chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
+        return predict(model, images, labels)
+    if guide is None:
+        none = torch.full_like(labels, model.config.num_class_embeds - 1)
+        if guidance_scale == 0:
+            return predict(model, images, none)
+        conditional, weak = predict(model, torch.cat([images, images]), torch.cat([labels, none])).chunk(2)
+    else:
+        weak = predict(guide, images, labels)
+        if guidance_scale == 0:
+            return weak
+        conditional = predict(model, images, labels)
+    return weak + guidance_scale * (conditional - weak)
 
 
 def _clean(noisy: torch.Tensor, predictions: torch.Tensor, signal: float, prediction_type: str) -> torch.Tensor:
@@ -137,6 +186,8 @@ class CharacterPipeline(DiffusionPipeline):
     pipeline("Hello").images[0].show()
     """
 
+    _optional_components = ["guide"]  # noqa: RUF012  as diffusers reads it
+
     def __init__(
         self,
         unet: UNet2DModel,
@@ -145,19 +196,23 @@ class CharacterPipeline(DiffusionPipeline):
         sampler: str = "ddim",
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
+        guidance_interval: list[float] = EVERYWHERE,
+        guide: Optional[UNet2DModel] = None,  # noqa: UP045  diffusers 0.35 does not understand UNet2DModel | None
     ) -> None:
         """
         Args:
             class_names: the character of each class, in the order of the labels.
-            sampler, num_inference_steps, guidance_scale: the defaults of a call.
+            sampler, num_inference_steps, guidance_scale, guidance_interval: the defaults of a call.
+            guide: a weaker model for autoguidance; without one, guidance is classifier-free.
         """
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, guide=guide)
         self.register_to_config(
             class_names=class_names,
             sampler=sampler,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_interval=list(guidance_interval),
         )
 
     def label_of(self, character: str) -> int:
@@ -179,6 +234,8 @@ class CharacterPipeline(DiffusionPipeline):
         sampler: str | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        use_guide: bool = True,
         generator: torch.Generator | None = None,
         batch_size: int = 256,
         output_type: str = "pil",
@@ -189,20 +246,25 @@ class CharacterPipeline(DiffusionPipeline):
         Args:
             characters: a text, blanks ignored, or labels; the label after the last class means "any".
             sampler: one of SAMPLERS.
+            guidance_interval: the noise levels with guidance, from 0 (clean) to 1 (noise), such as (0.3, 0.8).
+            use_guide: autoguidance, if the model has a guide; False is classifier-free guidance.
             generator: source of all randomness; one on the CPU gives the same images on every device.
             batch_size: images in one forward pass; the result does not depend on it.
             output_type: "pil", "np" for uint8 [N, R, R], or "pt" for float32 [N, 1, R, R] in [-1, 1].
             on_step: called with 0 and the noise, then after each step with its number and the images as for "pt".
 
         Raises:
-            ValueError: unknown character, label or sampler, or a number of steps that the model does not have.
+            ValueError: unknown character, label or sampler, a wrong interval, or a number of steps that the model does
+                not have.
         """
         chosen = {
             "sampler": self.config.sampler if sampler is None else sampler,
             "steps": self.config.num_inference_steps if num_inference_steps is None else num_inference_steps,
             "guidance_scale": self.config.guidance_scale if guidance_scale is None else guidance_scale,
+            "guidance_interval": self.config.guidance_interval if guidance_interval is None else guidance_interval,
+            "guide": self.guide if use_guide else None,
         }
-        labels, size = self._labels(characters), self.unet.config.sample_size
+        labels, size = self._labels(characters), resolution(self.unet)
         noise = randn_tensor((len(labels), 1, size, size), generator, self._execution_device, torch.float32)
         steps = denoise(self.unet, self.scheduler, labels, noise, **chosen, generator=generator, batch_size=batch_size)
         on_step = on_step or (lambda number, images: None)

@@ -12,11 +12,13 @@ from PIL import Image
 from rich.progress import Progress
 
 from ddpm.run.errors import RequestError
+from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling.animation import MOST_FRAMES, columns_for, denoising_strip, even_steps, gif, mp4, step_name
 from ddpm.sampling.config import SampleConfig, expand
 from ddpm.sampling.handwriting import lay_out, repeated, wrap, write
 from ddpm.sampling.load import TrainedModel
-from ddpm.sampling.pipeline import make_sampler, to_bytes
+from ddpm.sampling.options import check_guided
+from ddpm.sampling.pipeline import make_sampler, resolution, to_bytes
 from ddpm.sampling.sheets import LABEL_WIDTH, MARGIN, images_at_once, png, sample_caption, sample_grid, settings_words
 from ddpm.training.data import CLASS_NAMES
 
@@ -27,7 +29,8 @@ class Renderer:
     """Draws the characters of a request and composes them into a sheet, a strip, handwriting or an animation.
 
     Raises:
-        RequestError: the model does not have a character, or has fewer noise levels than steps are asked for.
+        RequestError: the model does not have a character, or has fewer noise levels than steps are asked for; or
+            an interval or a guide is given, but no guidance.
     """
 
     def __init__(self, config: SampleConfig, trained: TrainedModel) -> None:
@@ -35,6 +38,8 @@ class Renderer:
         self.sampler = config.sampler or default.sampler
         self.steps = config.steps or default.num_inference_steps
         self.guidance_scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
+        self.guidance_interval = config.guidance_interval or default.guidance_interval
+        check_guided(self.guidance_scale, config.guidance_interval, config.guide)
         self.lines = wrap((config.text or "").replace("\\n", "\n"), config.width)
         try:
             make_sampler(self.sampler, trained.pipeline.scheduler, self.steps)
@@ -47,7 +52,9 @@ class Renderer:
     @property
     def settings(self) -> str:
         """The sampler settings and the seed in words."""
-        return f"{settings_words(self.sampler, self.steps, self.guidance_scale)} · seed {self.config.seed}"
+        guide = self.trained.guide and self.trained.guide.name
+        guidance = guidance_of(guidance_fields(self.guidance_scale, self.guidance_interval, guide))
+        return f"{settings_words(self.sampler, self.steps, guidance)} · seed {self.config.seed}"
 
     @property
     def caption(self) -> str:
@@ -72,7 +79,7 @@ class Renderer:
             The images after each of `shown_steps` and the last step: step → uint8 [N, R, R].
         """
         pipeline, wanted, drawn = self.trained.pipeline, {*self.shown_steps, self.steps}, {}
-        resolution, generator = pipeline.unet.config.sample_size, torch.Generator().manual_seed(self.config.seed)
+        size, generator = resolution(pipeline.unet), torch.Generator().manual_seed(self.config.seed)
         hidden, autocast = not sys.stdout.isatty(), torch.autocast(device.type, dtype, dtype != torch.float32)
         with Progress(transient=True, disable=hidden) as bar, autocast:
             task = bar.add_task("drawing", total=self.steps)
@@ -84,7 +91,8 @@ class Renderer:
 
             pipeline(
                 self.labels, sampler=self.sampler, num_inference_steps=self.steps, guidance_scale=self.guidance_scale,
-                generator=generator, batch_size=self.config.batch_size or images_at_once(resolution, device),
+                guidance_interval=self.guidance_interval, generator=generator,
+                batch_size=self.config.batch_size or images_at_once(size, device),
                 output_type="pt", on_step=keep,
             )  # fmt: skip
         return drawn
@@ -133,7 +141,7 @@ class Renderer:
     def _sheet(self) -> Callable[[np.ndarray], Image.Image]:
         """Images → a labelled sheet."""
         names = [CLASS_NAMES[label] for label in dict.fromkeys(self.labels)]
-        cell = max(self.trained.pipeline.unet.config.sample_size, 56)
+        cell = max(resolution(self.trained.pipeline.unet), 56)
         width = LABEL_WIDTH + len(self.labels) // len(names) * cell + MARGIN
         columns = columns_for(len(names), width, cell + 4)
         return partial(sample_grid, names=names, title=self.trained.run, caption=self.caption, columns=columns)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddpm.run.config import NUM_CLASSES, TrainConfig, data_words
 from ddpm.run.fonts import font_file
+from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling.options import weights_words
 from ddpm.sampling.pipeline import sample, to_bytes
 from ddpm.training.data import CLASS_NAMES
@@ -70,13 +71,17 @@ def images_at_once(resolution: int, device: torch.device) -> int:
 
 def labelled_grid(config: TrainConfig, pixels: np.ndarray, epoch: int) -> Image.Image:
     """A run's sample grid after `epoch`: the images of `draw_samples` with the run's name and a caption."""
-    settings = settings_words("ddim", config.sample_steps, config.guidance_scale)
+    settings = settings_words("ddim", config.sample_steps, guidance_of(guidance_fields(config.guidance_scale)))
     return sample_grid(pixels, CLASS_NAMES, config.run, sample_caption(config.data, f"epoch {epoch}", "ema", settings))
 
 
-def settings_words(sampler: str, steps: int, guidance_scale: float) -> str:
-    """Sampler settings as captions show them: `DDIM, 20 steps · guidance 2`."""
-    return f"{sampler.upper()}, {steps} step{'s' * (steps != 1)} · guidance {guidance_scale:g}"
+def settings_words(sampler: str, steps: int, guidance: str) -> str:
+    """Sampler settings as captions show them: `DDIM, 20 steps · guidance 2`.
+
+    Args:
+        guidance: as `guidance_of` gives it.
+    """
+    return f"{sampler.upper()}, {steps} step{'s' * (steps != 1)} · guidance {guidance}"
 
 
 def sample_caption(data: str, progress: str, weights: str, settings: str) -> str:

@@ -31,7 +31,7 @@ def _options() -> dict[str, Any]:
     set_caches()
     # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
-    return {"dynamic": False, "options": FUSE_MORE}
+    return {"dynamic": False, "options": {**FUSE_MORE, "cpp.dynamic_threads": True}}  # a run may change their number
 
 
 def cut_at_buckets(network: DistributedDataParallel) -> DistributedDataParallel:

@@ -20,6 +20,7 @@ from ddpm.training.compiler import USUAL
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices
 from ddpm.training.model import POWER_WIDTHS, activation_bytes, build_unet, count_parameters, flops_per_image
+from ddpm.training.optimizers import NAMES, state_values
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 
@@ -68,7 +69,9 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
     return {
         "model_name": config.model_name,
         "size_name": config.preset,
+        "recipe": config.recipe,
         "image_resolution": config.resolution,
+        "patch_size": config.patch_size,
         "batch_size_per_gpu": config.batch_size,
         "block_out_channels": list(config.block_out_channels),
         "dataset_split": "balanced" if config.data == "emnist" else "glyphs (embedded, not EMNIST)",
@@ -81,7 +84,7 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
         "num_classes": NUM_CLASSES,
         "null_class_index": NULL_CLASS,
         "num_gpus": schedule.world_size if on_gpu else 0,
-        "optimizer": "AdamW",
+        "optimizer": NAMES[config.optimizer],
         "mixed_precision": choices.precision,
         "num_processes": schedule.world_size,
         "grad_accum": config.grad_accum,
@@ -89,6 +92,7 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
         "steps_per_epoch": schedule.steps_per_epoch,
         "total_steps": schedule.total_steps,
         "layers_per_block": config.layers_per_block,
+        "resnet_time_scale_shift": config.resnet_time_scale_shift,
         "prediction_type": config.prediction_type,
         "timestep_sampling": config.timestep_sampling,
         "timestep_power": config.timestep_power,
@@ -141,7 +145,7 @@ def environment(
         "threads": by_step,  # the last bits of results depend on them
         "choices": chosen,
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -189,14 +193,15 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         RequestError: the data are damaged, or the batch is larger than the data set.
     """
     flops = flops_per_image(config)
-    choices = hardware.choose(config, world.device, flops, world.gather)
     schedule = TrainingSchedule(config, world.world_size, data.count_images(config))
-    parameters = count_parameters(build_unet(config, "meta"))
+    choices = hardware.choose(config, world.device, flops, world.gather, schedule.total_steps)
+    unet = build_unet(config, "meta")
+    parameters, moments = count_parameters(unet), state_values(config, unet)
     half = 1 if choices.precision == "fp32" else 2
     averages = 1 + bool(config.swa_start_epoch) + config.power_ema * len(POWER_WIDTHS)
-    training_bytes = parameters * 4 * (4 + averages)  # weights, gradients, two moments of AdamW
+    training_bytes = 4 * (parameters * (2 + averages) + moments)  # weights, gradients
     batch_bytes = activation_bytes(config, config.batch_size) // half
-    checkpoint_bytes = parameters * 4 * (3 + averages)  # weights, two moments
+    checkpoint_bytes = 4 * (parameters * (1 + averages) + moments)
     kept = (
         min(config.keep_last, schedule.epochs) + 1 + (schedule.epochs // config.keep_every if config.keep_every else 0)
     )
@@ -222,7 +227,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         print("dry run: nothing was trained or written")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The project's git commit, with a + if files differ from it; None outside a repository."""
     command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:

@@ -83,6 +83,7 @@ def denoising_errors(
     labels: torch.Tensor,
     timesteps: torch.Tensor,
     noise: torch.Tensor,
+    patch_size: int = 1,
 ) -> torch.Tensor:
     """The mean squared error of the model's prediction for each image: float32 [B].
 
@@ -91,11 +92,13 @@ def denoising_errors(
         labels: int64 [B], 47 for no class.
         timesteps: int64 [B].
         noise: float32 [B, 1, R, R], added to the images.
+        patch_size: of the model, which sees and predicts the pixels of a patch as channels.
     """
     noisy = scheduler.add_noise(images, noise, timesteps)
     predicts_noise = scheduler.config.prediction_type == "epsilon"
     target = noise if predicts_noise else scheduler.get_velocity(images, noise, timesteps)
-    prediction = model(noisy, timesteps, class_labels=labels, return_dict=False)[0]
+    patches = F.pixel_unshuffle(noisy, patch_size)
+    prediction = F.pixel_shuffle(model(patches, timesteps, class_labels=labels, return_dict=False)[0], patch_size)
     return F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))
 
 
@@ -106,6 +109,7 @@ def training_loss(
     labels: torch.Tensor,
     draws: Draws,
     weighting: str = "none",
+    patch_size: int = 1,
 ) -> torch.Tensor:
     """The loss of a batch (a scalar): weighted mean squared error, with the dropped labels replaced by the null class.
 
@@ -113,9 +117,10 @@ def training_loss(
         images: [B, 1, R, R] in [-1, 1].
         labels: int64 [B].
         weighting: of timesteps, a value of `--loss-weighting`.
+        patch_size: of the model.
     """
     labels = labels.masked_fill(draws.dropped, NULL_CLASS)
-    errors = denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise)
+    errors = denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise, patch_size)
     return (errors if weighting == "none" else errors * min_snr_weights(scheduler, draws.timesteps)).mean()
 
 
@@ -182,8 +187,9 @@ class Validation:
             noise = torch.randn(images.shape, device=images.device, generator=source)
             for row, model in enumerate(models):
                 errors = denoising_errors(
-                    model, self._scheduler, images, self._images.labels[part], self._timesteps[part], noise
-                )
+                    model, self._scheduler, images, self._images.labels[part], self._timesteps[part], noise,
+                    self._config.patch_size,
+                )  # fmt: skip
                 sums[row, number] = (errors.double().unsqueeze(1) * self._in_band[part]).sum(dim=0)
             synchronize(images.device)
             seconds.append(time.monotonic() - began)

@@ -43,6 +43,8 @@ ASKED = "set by flag or preset"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+SMALL_NETWORK = 0.5e9  # FLOP per image, forward and backward: a CPU spends much of a step between the convolutions
+MANY_STEPS = 2000  # of such a network, in which compiling it on a CPU saves more than the half minute that it takes
 CPU_BUDGET = 20e12  # FLOP that a validation or a sample grid may take on a CPU: about a minute on two cores
 
 
@@ -76,6 +78,7 @@ def choose(
     device: torch.device,
     flops_per_image: float,
     gather: Callable[[object], list] = lambda value: [value],
+    steps: int = 0,
 ) -> Choices:
     """Choose what the settings leave open: precision, compilation, memory layout, how much to validate, draw and
     evaluate.
@@ -83,6 +86,7 @@ def choose(
     Args:
         flops_per_image: of forward and backward.
         gather: returns the values of all processes, on every process. Left out: a single process.
+        steps: optimizer steps of the whole run; compiling pays in a long one.
 
     Raises:
         RequestError: compilation is asked for and cannot work.
@@ -90,7 +94,7 @@ def choose(
     precision = pick_precision(config.precision, device)
     picked = {
         "precision": precision,
-        "compile": _compilation(config.compile, device, gather),
+        "compile": _compilation(config.compile, device, gather, flops_per_image, steps),
         "channels_last": _channels_last_pays(device, precision[0]),
         "val_images": _affordable(USUAL_VAL_IMAGES, 2 * flops_per_image / 3, device),  # two models, forward only
         "samples_per_class": _affordable(
@@ -208,13 +212,18 @@ def _channels_last_pays(device: torch.device, precision: str) -> tuple[bool, str
     return False, "NCHW is faster here"
 
 
-def _compilation(asked: bool | None, device: torch.device, gather: Callable[[object], list]) -> tuple[bool, str]:
-    """Whether to compile, and why: where all processes can, on a GPU or if asked to."""
-    if asked is None and device.type != "cuda":
-        return False, "not worth its start-up time on a CPU"
+def _compilation(
+    asked: bool | None, device: torch.device, gather: Callable[[object], list], flops_per_image: float, steps: int
+) -> tuple[bool, str]:
+    """Whether to compile, and why: where all processes can, and it is asked for or pays."""
     if asked is False:
         return False, ASKED
+    on_gpu = device.type == "cuda"
+    if asked is None and not on_gpu and (flops_per_image > SMALL_NETWORK or steps < MANY_STEPS):
+        return False, "not worth its start-up time on a CPU"
     lacks = next(filter(None, gather(compiler.lacking(device))), None)
     if lacks and asked:
         raise RequestError(f"--compile: {lacks}; or leave the flag out")
-    return (False, lacks) if lacks else (True, "CUDA with Triton")
+    if lacks:
+        return False, lacks
+    return True, "CUDA with Triton" if on_gpu else f"a small network, and {steps:,} steps"

@@ -20,20 +20,21 @@ def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2
     """A UNet with initial weights that depend on nothing but the settings and their seed. On the device "meta" it has
     shapes only.
 
-    It takes noisy images [B, 1, R, R], timesteps [B] and class labels [B] (47 is the null class), and returns
-    predictions [B, 1, R, R].
+    It takes noisy images [B, P², R/P, R/P] in patches (pixel_unshuffle), timesteps [B] and class labels [B] (47 is the
+    null class), and returns predictions of the same shape.
     """
-    levels = len(config.block_out_channels)
+    levels, pixels = len(config.block_out_channels), config.patch_size**2
     with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
         torch.manual_seed(derive(config.seed, Stream.INIT))
         unet = UNet2DModel(
-            sample_size=config.resolution,
-            in_channels=1,
-            out_channels=1,
+            sample_size=config.resolution // config.patch_size,
+            in_channels=pixels,
+            out_channels=pixels,
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
             norm_num_groups=config.norm_num_groups,
             add_attention=config.mid_attention,
+            resnet_time_scale_shift=config.resnet_time_scale_shift,
             down_block_types=("DownBlock2D",) * levels,
             up_block_types=("UpBlock2D",) * levels,
             num_class_embeds=NUM_CLASSES + 1,
@@ -141,7 +142,7 @@ def flops_per_image(config: TrainConfig) -> float:
     """Floating-point operations (a multiply-add is two) of forward and backward for one image; computes nothing."""
     unet = build_unet(config, "meta")
     with FlopCounterMode(display=False) as counter:
-        unet(*_meta_inputs(config, 1)).sample.sum().backward()
+        unet(*meta_inputs(config, 1)).sample.sum().backward()
     return float(counter.get_total_flops())
 
 
@@ -158,12 +159,14 @@ def activation_bytes(config: TrainConfig, batch_size: int) -> int:
 
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        unet(*_meta_inputs(config, 1))
+        unet(*meta_inputs(config, 1))
     return batch_size * sum(saved.values())
 
 
-def _meta_inputs(config: TrainConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    images = torch.empty(batch, 1, config.resolution, config.resolution, device="meta")
+def meta_inputs(config: TrainConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images in patches, timesteps and labels for the network, on the device "meta": shapes only."""
+    size = config.resolution // config.patch_size
+    images = torch.empty(batch, config.patch_size**2, size, size, device="meta")
     numbers = torch.zeros(batch, dtype=torch.long, device="meta")
     return images, numbers, numbers
 

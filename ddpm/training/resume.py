@@ -88,7 +88,10 @@ def identity_of(config: TrainConfig, schedule: TrainingSchedule, data_sha256: st
     betas = beta_range(config)
     return {
         **{name: settings[name] for name in names},
-        # None if older versions had the same betas: their checkpoints, which lack this entry, can then be continued
+        # None if it is as in older versions: their checkpoints, which lack these entries, can then be continued
+        "optimizer": None if config.optimizer == "adamw" else config.optimizer,
+        "resnet time scale shift": None if config.resnet_time_scale_shift == "default" else "scale_shift",
+        "patch size": None if config.patch_size == 1 else config.patch_size,
         "betas": None if betas in (None, BETAS) else " – ".join(f"{beta:.4g}" for beta in betas),
         "classes": NUM_CLASSES,
         "training images": schedule.train_images,

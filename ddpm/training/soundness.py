@@ -1,8 +1,8 @@
 """Is a training state worth continuing from? Decided when a checkpoint is written, and kept in its meta.json.
 
-A state is unsound if its weights or AdamW's moments are not finite or have blown up, if its validation loss is not
-finite or has blown up, or if steps are being skipped because gradients are not finite. It is written all the same, but
-`latest` and `best` never point at it, and it never displaces a sound checkpoint.
+A state is unsound if its weights or the optimizer's moments are not finite or have blown up, if its validation loss is
+not finite or has blown up, or if steps are being skipped because gradients are not finite. It is written all the same,
+but `latest` and `best` never point at it, and it never displaces a sound checkpoint.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def broken(state: Mapping[str, Any], averages: Mapping[str, Mapping[str, torch.T
         for name, moment in parameter.items()
         if isinstance(moment, torch.Tensor)
     }
-    for what, tensors in {"weights": live, "AdamW's moments": moments, **averages}.items():
+    for what, tensors in {"weights": live, "the optimizer's moments": moments, **averages}.items():
         bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _finite(tensor)]
         if bad:
             return f"{what} are not finite in {len(bad)} of {len(tensors)} tensors, such as {bad[0]}"

@@ -1,8 +1,9 @@
-"""One optimizer step, from start to end on the device: forward, backward, clipping, AdamW, EMA, a record of its loss.
+"""One optimizer step, from start to end on the device: forward, backward, clipping, AdamW or Muon, EMA, a record of its
+loss.
 
-No step waits for the device. Fused AdamW clips: it divides the gradients, as it reads them, by a factor (`grad_scale`).
-A step whose gradient is not finite is skipped by arithmetic, not by a branch, for which the host would have to wait:
-AdamW gets `found_inf`, as torch.amp.GradScaler gives it, and the moving average is updated with weight zero.
+No step waits for the device. The optimizer clips: it divides gradients, as it reads them, by a factor (`grad_scale`). A
+step whose gradient is not finite is skipped by arithmetic, not by a branch, for which the host would have to wait:
+the optimizer gets `found_inf`, as torch.amp.GradScaler gives it, and the moving average is updated with weight zero.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices, set_up
 from ddpm.training.model import EMA, POWER_WIDTHS, PowerEMA, build_unet, set_layout, skip_unit_scales
+from ddpm.training.optimizers import make_optimizer
 from ddpm.training.soundness import skipping
 
 MAX_NONFINITE_IN_A_ROW = 25
@@ -43,9 +45,7 @@ class Trainer:
         self.ema = EMA(self.model, config.ema_decay)
         self.power_ema = PowerEMA(self.ema) if config.power_ema else None
         self.swa = self._new_average() if config.swa_start_epoch else None
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(config, self.model, choices.dtype)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=choices.precision == "fp16")
         self.record = StepBuffer(config.log_every, world)
         self._parameters = list(self.model.parameters())
@@ -85,12 +85,10 @@ class Trainer:
             images = to_model_input(data.pixels.index_select(0, part), self.config.resolution)
             with self._exchanging_gradients(number == passes):
                 with self.autocast():
-                    loss = (
-                        training_loss(
-                            self._network, self.scheduler, images, data.labels[part], draws, self.config.loss_weighting
-                        )
-                        / passes
-                    )
+                    loss = training_loss(
+                        self._network, self.scheduler, images, data.labels[part], draws, self.config.loss_weighting,
+                        self.config.patch_size,
+                    ) / passes  # fmt: skip
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -107,9 +105,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         grad_norm = self.grad_norm()
         if self.config.grad_clip:
-            self.optimizer.grad_scale = (grad_norm / self.config.grad_clip).clamp_(min=1)  # fused AdamW divides by it
+            self.optimizer.grad_scale = (grad_norm / self.config.grad_clip).clamp_(min=1)  # it divides by this
         finite = grad_norm.isfinite().float()
-        self.optimizer.found_inf = 1 - finite  # fused AdamW leaves weights and state alone where this is 1
+        self.optimizer.found_inf = 1 - finite  # it leaves weights and state alone where this is 1
         self.scaler.step(self.optimizer)  # in fp16 the scaler sets found_inf itself, to the same value
         self.scaler.update()
         self.ema.update(apply=finite)
@@ -189,7 +187,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay  # may have changed, as lr may
         for parameter, moments in self.optimizer.state.items():  # fused AdamW assumes the memory layout of the weights
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in moments.keys() & {"exp_avg", "exp_avg_sq"}:
                 moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moments[name])
         if state["scaler"]:  # empty if the checkpoint was not made in fp16
             self.scaler.load_state_dict(state["scaler"])

@@ -23,7 +23,7 @@ CLASSES = "class_embedding.weight"
 class TensorFigures:
     """One tensor of the live weights. `growth` is its root mean square over that of its initial draw, None where that
     is zero; `dead` the share of its output channels that are next to zero; `ema_distance` the norm of EMA minus live
-    over the norm of live; `moment`, `moment_sq` the largest absolute AdamW moments."""
+    over the norm of live; `moment`, `moment_sq` the largest absolute moments of the optimizer (Muon has no square)."""
 
     name: str
     shape: list[int]
@@ -84,7 +84,7 @@ def read_weights(folder: Path, limits: Thresholds) -> Weights:
             "--checkpoint"
         ) from error
     ema = averages.get("unet", {})
-    # AdamW numbers the parameters in the model's order, which is that of its state
+    # the optimizer numbers the parameters in the model's order, which is that of its state
     tensors = [
         _figures(name, tensor, ema.get(name), moments.get(index, {}), limits)
         for index, (name, tensor) in enumerate(live.items())
@@ -118,6 +118,9 @@ def _figures(
         average, square = moments["exp_avg"].float(), moments["exp_avg_sq"].float()
         figures["moment"], figures["moment_sq"] = float(average.abs().max()), float(square.max())
         figures["moments_bad"] = int((~average.isfinite()).sum() + (~square.isfinite() | (square < 0)).sum())
+    elif "momentum" in moments:  # of Muon, which has no squares
+        momentum = moments["momentum"].float()
+        figures["moment"], figures["moments_bad"] = float(momentum.abs().max()), int((~momentum.isfinite()).sum())
     return TensorFigures(
         name,
         list(tensor.shape),

@@ -207,15 +207,15 @@ def _optimizer(weights: Weights, fresh: bool) -> list[Finding]:
     if bad := [tensor for tensor in with_moments if tensor.moments_bad]:
         found.append(
             unhealthy(
-                f"AdamW's moments are not finite, or squares below zero, in {plural(len(bad), 'tensor')}: "
+                f"the optimizer's moments are not finite, or squares below zero, in {plural(len(bad), 'tensor')}: "
                 f"{_names(bad, '{t.moments_bad:,} numbers')}"
             )
         )
-    if idle := [tensor for tensor in with_moments if tensor.moment_sq == 0]:
+    if idle := [tensor for tensor in with_moments if tensor.moment == 0]:
         found.append(warning(f"{plural(len(idle), 'tensor')} never had a gradient: {_names(idle, 'moments 0')}"))
     skipped = weights.step - (weights.optimizer_steps or 0)
-    note = f"AdamW has made {weights.optimizer_steps:,} of {weights.step:,} steps ({skipped:,} skipped)"
-    top = max(with_moments, key=lambda tensor: tensor.moment_sq)
+    note = f"the optimizer has made {weights.optimizer_steps:,} of {weights.step:,} steps ({skipped:,} skipped)"
+    top = max(with_moments, key=lambda tensor: tensor.moment_sq or 0)
     found.append(
         fact(
             f"{note}; largest moments {max(t.moment for t in with_moments):.3g} and, squared, "
