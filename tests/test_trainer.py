@@ -49,7 +49,7 @@ def run_steps(trained: Trainer, steps: int, start: int = 0) -> None:
 
 def test_steps_equal_a_plain_loop(small):
     """The fused path against the textbook: eager, AdamW by the book, clipping and EMA by loops over parameters."""
-    config = replace(small, grad_clip=0.5, batch_size=8, optimizer="adamw")
+    config = replace(small, grad_clip=0.5, batch_size=8, optimizer="adamw", patch_size=1)
     trained, images, scheduler = trainer(config), random_images(256), make_scheduler(config)
     model, average = build_unet(config), build_unet(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
