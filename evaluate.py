@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
     try:
         from ddpm.evaluation.evaluator import Evaluator  # here: imports torch, so a wrong flag is reported before
         from metrics.evaluation_section import figures_table, sweep_table
-        from metrics.evaluation_words import copying_words, learning_words, recommended_words
+        from metrics.evaluation_words import copying_words, learning_words, length_words, recommended_words
         from metrics.page import plain, rich_table
 
         evaluator = Evaluator(config, command, console)
@@ -53,9 +53,11 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
         console.print(rich_table(figures_table(evaluator.evaluation)))
         for sentence in (*learning_words(evaluator.evaluation), copying_words(evaluator.evaluation)):
             evaluator.say(plain(sentence))
-        for name in ("guidance", "samplers") if config.sweeps else ():
+        for name in evaluator.sweeps:
             evaluator.sweep(name)
             console.print(rich_table(sweep_table(evaluator.evaluation, name)))
+            if name == "ema_lengths":
+                evaluator.say(plain(length_words(evaluator.evaluation)))
         if config.sweeps:
             evaluator.say(plain(recommended_words(evaluator.evaluation)))
         publish(evaluator)

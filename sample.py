@@ -28,6 +28,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.program import run_program
 from ddpm.sampling.config import SampleConfig
+from ddpm.sampling.options import weights_words
 from ddpm.training.compiler import limit_workers, prepare
 from ddpm.training.threads import limit_spinning, settle
 
@@ -68,15 +69,17 @@ def make(config: SampleConfig) -> Path:
     fewer_threads = settle(device)
     precision, _ = hardware.pick_precision(config.precision, device)
     name = config.model or only_run(config.output_root)
-    trained = load_model(name, device, config.output_root, config.weights, guide=config.guide)
+    trained = load_model(name, device, config.output_root, config.weights, config.ema_length, guide=config.guide)
     renderer = Renderer(config, trained)
     path = config.out or free_name(trained.run, config)
     check_writable(path)
     if config.compile:
         for network in networks_of(trained.pipeline):
             compile_in_place(network)
-    print(f"{trained.folder}\n  run {trained.run}, {config.weights.upper()} weights, trained on {trained.source}: "
+    print(f"{trained.folder}\n  run {trained.run}, {weights_words(trained.weights)}, trained on {trained.source}: "
           f"{trained.progress}")  # fmt: skip
+    if trained.rebuilt:
+        print(f"  {trained.rebuilt}")
 
     start = time.perf_counter()
     drawn = renderer.draw(device, hardware.DTYPES[precision])

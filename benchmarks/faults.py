@@ -36,7 +36,7 @@ from ddpm.run.config import TrainConfig, preset
 from ddpm.run.metrics import names
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from ddpm.training.checkpoint import STATE, WEIGHTS
+from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])
@@ -131,7 +131,8 @@ def outcome(config: TrainConfig) -> tuple[dict[str, torch.Tensor], pd.DataFrame]
     paths = RunPaths(config.output_root, config.run)
     state = torch.load(paths.checkpoints / "latest" / STATE, weights_only=True)
     tensors = {f"model.{name}": value for name, value in state["model"].items()}
-    tensors |= {f"ema.{name}": value for name, value in load_file(paths.checkpoints / "latest" / WEIGHTS).items()}
+    for file in (paths.checkpoints / "latest").glob(f"unet*/{WEIGHTS_NAME}"):
+        tensors |= {f"{file.parent.name}.{name}": value for name, value in load_file(file).items()}
     for index, moments in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
     return tensors, pd.read_csv(paths.csv).drop(columns=list(names(timed=True)))

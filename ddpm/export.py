@@ -22,7 +22,7 @@ from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.files import why_and_cure
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
-from ddpm.sampling.options import check_guidance, check_guided
+from ddpm.sampling.options import check_ema_length, check_guidance, check_guided
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class ExportConfig:
 
     model: Annotated[Positional[str], arg(metavar="RUN")]
     """A run (its best checkpoint is taken) or the folder of a checkpoint."""
+    ema_length: float | None = None
+    """Export the average of the weights of this length (relative width, such as 0.08), rebuilt from the --power-ema
+    averages of the checkpoint and earlier ones. Left out: the EMA of the training."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     output_root: Path = PROJECT_ROOT
@@ -52,6 +55,7 @@ class ExportConfig:
     """Make the repository on the Hub private, if it does not exist yet."""
 
     def __post_init__(self) -> None:
+        check_ema_length(self.ema_length)
         check_guidance(self.guidance_scale, self.guidance_interval)
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise RequestError(f"--push-to-hub {self.push_to_hub!r}: give USER/NAME, such as me/characters")
@@ -70,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ddpm.training.device import pick_device
 
     device, _ = pick_device(config.device)
-    trained = load_model(config.model, device, config.output_root, guide=config.guide)
+    trained = load_model(config.model, device, config.output_root, length=config.ema_length, guide=config.guide)
+    if trained.rebuilt:
+        print(trained.rebuilt)
     given = {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
     trained.pipeline.register_to_config(**{name: value for name, value in given.items() if value is not None})
     check_guided(trained.pipeline.config.guidance_scale, config.guidance_interval, config.guide)

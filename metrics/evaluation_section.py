@@ -17,12 +17,14 @@ from ddpm.run.guidance import guidance_of
 from ddpm.run.metrics import DASH
 from ddpm.run.paths import RunPaths
 from ddpm.sampling.model_card import evaluation_results
+from ddpm.sampling.options import weights_words
 from metrics.evaluation_plots import EVALUATION_PLOTS, plots_of_evaluation, sampler_words
 from metrics.evaluation_words import (
     copying_words,
     guidance_words,
     lead,
     learning_words,
+    length_words,
     readability_words,
     recommended_words,
     variety_words,
@@ -40,6 +42,9 @@ CAPTIONS = {
     "samplers": "RCA and Fréchet distance of each sampler against its time, with 95% intervals.",
     "guidance": "RCA and Fréchet distance by guidance, with 95% intervals.",
 }
+
+
+RECOMMENDED_IN = {"samplers": "recommended", "ema_lengths": "recommended_length"}  # sweep → part of evaluation.json
 
 
 def write_evaluation_plots(paths: RunPaths) -> list[Path]:
@@ -99,6 +104,9 @@ def evaluation_section(paths: RunPaths) -> Section | None:
     def compared(name: str) -> list[Block]:
         return [*pictures(name), sweep_table(evaluation, name)] if evaluation[name] else []
 
+    lengths = []
+    if evaluation["ema_lengths"]:
+        lengths = [Section("Which EMA length to take", [length_words(evaluation), *compared("ema_lengths")])]
     glyphs = "**Measured on the embedded glyphs, not EMNIST**: nothing here is about handwriting."
     return Section("Evaluation", [
         *([] if evaluation["data"] == "emnist" else [Note(glyphs)]),
@@ -109,6 +117,7 @@ def evaluation_section(paths: RunPaths) -> Section | None:
         Section("Memorised?", [copying_words(evaluation), *pictures("closest_pairs", "memorisation")]),
         Section("Which sampler to take", [recommended_words(evaluation), *compared("samplers")]),
         Section("Which guidance to take", [guidance_words(evaluation), *compared("guidance")]),
+        *lengths,
         Section("Figures", [figures_table(evaluation, meanings=True)]),
         Section("How it was measured", [how(evaluation)]),
     ])  # fmt: skip
@@ -137,17 +146,22 @@ def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
 
 
 def sweep_table(evaluation: dict[str, Any], name: str) -> Table:
-    """The rows of a sweep: guidance by scale, or samplers, the fastest first and the recommended one bold."""
-    take, guidance = evaluation["recommended"] or {}, name == "guidance"
+    """The rows of a sweep: guidance by scale, EMA lengths in order, or samplers, the fastest first; the recommended
+    sampler and length are bold."""
+    first, order, label_of = {
+        "guidance": ("Guidance", "guidance_scale", guidance_of),
+        "samplers": ("Sampler, steps", "seconds_per_image", lambda row: f"{row['sampler']} {row['steps']}"),
+        "ema_lengths": ("EMA length", "ema_length", lambda row: f"{row['ema_length'] or 'EMA of the training'}"),
+    }[name]
+    take = evaluation[RECOMMENDED_IN[name]] if name in RECOMMENDED_IN else None
     judges = [CAS, RCA, FRECHET] if any(row.get(CAS.key) for row in evaluation[name]) else [RCA, FRECHET]
     cells = []
-    for row in sorted(evaluation[name], key=lambda row: row["guidance_scale" if guidance else "seconds_per_image"]):
-        label = guidance_of(row) if guidance else f"{row['sampler']} {row['steps']}"
-        if not guidance and (row["sampler"], row["steps"]) == (take.get("sampler"), take.get("steps")):
+    for row in sorted(evaluation[name], key=lambda row: row[order] or 0):
+        label = label_of(row)
+        if take and all(row[key] == value for key, value in take.items() if key != "why"):
             label = f"**{label}**"
         scores = [figure.words_of(row) if row.get(figure.key) else DASH for figure in judges]
         cells.append((label, *scores, f"{RCA.of(row)['count']:,}", milliseconds(row.get("seconds_per_image"))))
-    first = "Guidance" if guidance else "Sampler, steps"
     return Table("", [first, *(figure.label for figure in judges), "Images", "Time per image"], cells)
 
 
@@ -160,7 +174,8 @@ def how(evaluation: dict[str, Any]) -> Facts:
     images = evaluation["test_images"]
     return Facts({
         "Command": code(evaluation["command"]),
-        "Model": f"{evaluation['checkpoint']}, {sampler_words(evaluation)}; "
+        "Model": f"{evaluation['checkpoint']}, {weights_words(evaluation['weights'])}, "
+        f"{sampler_words(evaluation)}; "
         f"{milliseconds(evaluation['sampler']['seconds_per_image'])} per image",
         "Data": data_words(evaluation["data"]),
         "Test images": images and real_images_words(images),

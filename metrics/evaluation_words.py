@@ -182,6 +182,17 @@ def recommended_words(evaluation: dict[str, Any]) -> str:
     )
 
 
+def length_words(evaluation: dict[str, Any]) -> str:
+    """The average of the weights that is shown to be better than the EMA, if one is. Lengths were compared."""
+    rows, take = evaluation["ema_lengths"], evaluation["recommended_length"]
+    if take:
+        return f"**`--ema-length {take['ema_length']:g}`**: {take['why']}."
+    return (
+        f"None is recommended: with {RCA.of(rows[0])['count']:,} characters each, no length is shown to be better than "
+        "the EMA of the training."
+    )
+
+
 def guidance_words(evaluation: dict[str, Any]) -> str:
     """The best guidance by each figure, and what cannot be distinguished from it."""
     rows = evaluation["guidance"]

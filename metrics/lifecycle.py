@@ -136,7 +136,7 @@ class RunLifecycle:
         self.validation = Validation(config, self.test_set, self.choices.val_images, self.trainer.scheduler, self.world)
         if self.start:
             state, averages = self.start.load()
-            self.trainer.load_state_dict(state, averages)
+            self.notes += self.trainer.load_state_dict(state, averages)
             self.progress.load_state_dict(state["progress"])
             self.notes += self.trainer.settle_average(self.progress.step // self.schedule.steps_per_epoch)
         self.progress.note_threads(self.threads.number)

@@ -16,7 +16,7 @@ from ddpm.run.metrics import names
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.training import model
-from ddpm.training.checkpoint import WEIGHTS
+from ddpm.training.checkpoint import WEIGHTS_NAME
 from tests.conftest import as_arguments
 
 TIMES = list(names(timed=True))
@@ -83,7 +83,7 @@ def workers_of(torchrun: subprocess.Popen) -> list[int]:
 
 
 def final_state(config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Live weights, averaged weights and the optimizer's moments of the latest checkpoint, by name."""
+    """Live weights, all averaged weights and the optimizer's moments of the latest checkpoint, by name."""
     latest = paths_of(config).checkpoints / "latest"
     saved = torch.load(latest / "train_state.pt", weights_only=True)
     moments = {
@@ -91,7 +91,8 @@ def final_state(config: TrainConfig) -> dict[str, torch.Tensor]:
         for index, state in saved["optimizer"]["state"].items()
         for name, value in state.items()
     }
-    averaged = {f"ema.{name}": value for name, value in load_file(latest / WEIGHTS).items()}
+    files = latest.glob(f"unet*/{WEIGHTS_NAME}")
+    averaged = {f"{file.parent.name}.{name}": value for file in files for name, value in load_file(file).items()}
     return {**saved["model"], **averaged, **moments}
 
 

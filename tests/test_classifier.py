@@ -11,7 +11,7 @@ from ddpm.evaluation import measures as parts
 from ddpm.evaluation.classifier import Recipe, ReferenceClassifier, load_or_train
 from ddpm.evaluation.measures import nearest
 from ddpm.evaluation.scores import Estimate
-from ddpm.evaluation.sweeps import recommend
+from ddpm.evaluation.sweeps import recommend, recommend_length
 from ddpm.run.config import TrainConfig
 from ddpm.training import data
 from ddpm.training.data import Images
@@ -228,6 +228,20 @@ def test_nothing_is_recommended_where_nothing_is_compared_or_the_images_are_too_
     for each in rows:  # of 47 images: the intervals overlap, and so they would if one were far worse
         each["rca"] = replace(each["rca"], low=each["rca"].value - 0.15, high=each["rca"].value + 0.15)
     assert recommend(rows) is None
+
+
+def test_a_length_is_recommended_only_if_it_is_shown_to_be_better_than_the_ema():
+    def length(value: float | None, rca: float, frechet: float) -> dict:
+        return {"ema_length": value, **row("ddim", 20, rca, frechet, 1)}
+
+    rows = [length(None, 0.8, 4.0), length(0.05, 0.81, 2.9), length(0.075, 0.8, 2.5), length(0.15, 0.6, 2.0)]
+    best = recommend_length(rows)
+    assert best["ema_length"] == 0.075  # the longest makes the characters less readable
+    assert "2.500 [2.000, 3.000], of the EMA 4.000 [3.500, 4.500]" in best["why"]
+    assert recommend_length([length(None, 0.8, 3.4), *rows[1:]]) is None  # the intervals overlap
+    assert recommend_length([length(None, 0.7, 3.4), *rows[1:]])["ema_length"] == 0.075  # but not those of RCA
+    assert recommend_length([length(None, 0.7, 1.0), *rows[1:]]) is None  # less readable, but its distance is smaller
+    assert recommend_length(rows[:1]) is None
 
 
 @pytest.mark.slow

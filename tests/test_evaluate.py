@@ -23,6 +23,7 @@ from ddpm.run.evaluation_figures import FIGURES, WORTH, at
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training import data
+from ddpm.training.model import POWER_EVERY
 from tests.conftest import ONE, SMALL, preset
 from tests.savers import Saver
 
@@ -96,6 +97,49 @@ def test_the_sweeps_cover_what_the_model_can_do(evaluated: RunPaths):
     assert found["recommended"] is None  # of 47 characters each
     said = (evaluated.metrics / "evaluate.txt").read_text()
     assert "47 characters each are too few to tell them apart" in said
+
+
+@pytest.fixture(scope="module")
+def averaged(saved: TrainConfig, evaluated: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a run with power-function averages of three states of the weights."""
+    root = tmp_path_factory.mktemp("averaged")
+    shutil.copytree(evaluated.classifiers, RunPaths(root, "small").classifiers)  # to save its training
+    saver = Saver(replace(saved, output_root=root), RunPaths(root, "small").checkpoints)
+    for step in range(3 * POWER_EVERY):
+        saver.progress.step = step
+        saver.learn()
+    saver.save(3 * POWER_EVERY)
+    return root
+
+
+def test_lengths_of_the_average_are_compared_where_the_checkpoint_has_them(averaged: Path, monkeypatch, capsys):
+    monkeypatch.setattr("ddpm.evaluation.sweeps.GUIDANCE", (1.0,))
+    monkeypatch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"ddim": (2,)})
+    monkeypatch.setattr("ddpm.evaluation.evaluator.LENGTHS", (0.05, 0.1, 0.25))
+    arguments = ["small", *FEW, "--no-cas", "--sweep-samples-per-class", "1", "--output-root", str(averaged)]
+    assert evaluate.main(arguments) == 0
+    found = load_evaluation(RunPaths(averaged, "small"))
+    rows = found["ema_lengths"]
+    assert found["weights"] == "ema"
+    assert [row["ema_length"] for row in rows] == [None, 0.05, 0.1]  # 0.25 cannot be made of these
+    assert all(row["guidance_scale"] == 1 for row in rows)
+    assert len({row["frechet"]["value"] for row in rows}) == 3  # drawn with different weights
+    assert {name: rows[0][name] for name in ("rca", "frechet")} == {
+        name: found["guidance"][0][name] for name in ("rca", "frechet")
+    }  # the first row is of the run's own
+    said = capsys.readouterr().out
+    assert "ema lengths: 3 × 47 images" in said and "no length is shown to be better" in said
+
+
+def test_an_evaluation_is_of_the_length_that_was_asked_for(averaged: Path, saved: TrainConfig, tmp_path: Path, capsys):
+    arguments = ["small", *FEW, "--no-cas", "--no-sweeps", "--output-root", str(averaged), "--out", str(tmp_path)]
+    assert evaluate.main([*arguments, "--ema-length", "0.08"]) == 0
+    assert document(tmp_path / "evaluation.json")["weights"] == "ema length 0.08"
+    assert "EMA length 0.08, rebuilt from 2 averages of 1 checkpoint(s)" in capsys.readouterr().out
+    none = ["small", *FEW, "--ema-length", "0.08", "--output-root", str(saved.output_root)]
+    assert evaluate.main(none) == 2
+    said = capsys.readouterr().err
+    assert "has no power-function averages" in said and said.count("\n") == 1
 
 
 def test_an_evaluation_with_an_interval_and_a_guide_says_so_and_compares_them(

@@ -373,6 +373,33 @@ def test_where_images_were_too_few_to_recommend_a_sampler_that_is_said(tmp_path:
     assert "470 characters each are too few to tell them apart" in text and "Samplers were not compared" not in text
 
 
+def test_lengths_of_the_average_are_a_section_where_they_were_compared(tmp_path: Path) -> None:
+    rows = [
+        {"ema_length": length, "rca": estimate(0.8, 0.03, 470), "frechet": estimate(4 + (length or 1), 0.5, 470),
+         "seconds_per_image": 0.01}
+        for length in (None, 0.05, 0.1)
+    ]  # fmt: skip
+    take = {"ema_length": 0.05, "why": "the smallest Fréchet distance"}
+    lengths = {"ema_lengths": rows, "recommended_length": take}
+    assert "EMA length" not in section(tmp_path / "without", make_evaluation())
+    assert "EMA length" not in section(tmp_path / "not run", {**make_evaluation(), "ema_lengths": []})
+    text = section(tmp_path / "found", {**make_evaluation(), **lengths})
+    assert "`--ema-length 0.05`**: the smallest Fréchet distance." in text
+    assert cells(text, "EMA of the training")[2].startswith("5.000")
+    assert cells(text, "**0.05**")[2].startswith("4.050") and cells(text, "0.1")[2].startswith("4.100")
+    text = section(tmp_path / "none", {**make_evaluation(), **lengths, "recommended_length": None})
+    assert "no length is shown to be better than the EMA of the training" in text
+    text = section(tmp_path / "damaged", {**make_evaluation(), "ema_lengths": [{"ema_length": "long"}]})
+    assert "cannot be read as an evaluation" in text
+
+
+def test_the_weights_that_were_measured_are_named(tmp_path: Path) -> None:
+    assert "step_00028200, EMA weights, ddim" in section(tmp_path / "ema", make_evaluation()).replace("\\", "")
+    text = section(tmp_path / "length", {**make_evaluation(), "weights": "ema length 0.08"}).replace("\\", "")
+    assert "step_00028200, EMA length 0.08 weights, ddim" in text
+    assert "cannot be read as an evaluation" in section(tmp_path / "damaged", {**make_evaluation(), "weights": 3})
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPaths, str]:
     """A run whose report was written: evaluated without sweeps after an evaluation with them; two sample grids."""

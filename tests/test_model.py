@@ -5,7 +5,17 @@ import torch
 
 from ddpm.run.config import NULL_CLASS, PRESETS, preset
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training.model import EMA, as_one_tensor, build_unet, count_parameters, flops_per_image
+from ddpm.training.model import (
+    EMA,
+    POWER_EVERY,
+    POWER_WIDTHS,
+    PowerEMA,
+    as_one_tensor,
+    build_unet,
+    count_parameters,
+    flops_per_image,
+    power_exponent,
+)
 
 
 def test_large_is_the_reference_model():
@@ -71,6 +81,35 @@ def test_ema_of_a_step_that_is_left_out_stays():
         model.weight += 1
     ema.update(torch.tensor(0.0))
     assert ema.model.weight.equal(before)
+
+
+@pytest.mark.parametrize("left_out", [(), (1,), (5, 6)])
+def test_power_averages_are_those_of_the_sampled_weights_by_their_definition(left_out: tuple[int, ...]):
+    """Weights proportional to the integral of i^γ over each update's interval; what is left out counts as no update."""
+    model = torch.nn.Linear(3, 2)
+    averages, sampled = PowerEMA(EMA(model, 0.9)), []
+    for step in range(1, 30 * POWER_EVERY + 1):
+        with torch.no_grad():
+            model.weight += torch.randn(2, 3)
+        update, turn = divmod(step, POWER_EVERY)
+        averages.update(step, torch.tensor(0.0 if update in left_out else 1.0))
+        if turn == 0 and update not in left_out:
+            sampled.append(model.weight.detach().double().clone())
+    count = len(sampled)
+    for name, width in POWER_WIDTHS.items():
+        power = power_exponent(width) + 1
+        parts = [(i / count) ** power - ((i - 1) / count) ** power for i in range(1, count + 1)]
+        assert sum(parts) == pytest.approx(1)
+        expected = sum(part * weight for part, weight in zip(parts, sampled, strict=True))
+        torch.testing.assert_close(averages.models[name].weight.double(), expected, rtol=1e-5, atol=1e-5)
+    assert averages.state_dict() == {"updates": count, "first_step": POWER_EVERY}
+
+
+@pytest.mark.parametrize("width", POWER_WIDTHS.values())
+def test_the_exponent_of_a_width_has_this_width(width: float):
+    """Equation 123: the relative standard deviation of a power function."""
+    power = power_exponent(width)
+    assert ((power + 1) / (power + 2) ** 2 / (power + 3)) ** 0.5 == pytest.approx(width)
 
 
 def test_delta_norm_is_the_distance_between_live_and_averaged_weights():

@@ -16,6 +16,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.load import load_model
 from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
+from ddpm.training.diffusion import Validation
 from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import replace
 from tests.processes import in_processes
@@ -249,6 +250,29 @@ def test_an_average_that_a_start_does_not_ask_for_is_kept_up(small: TrainConfig)
     assert all(again[name].equal(swa[name]) for name in swa)
     assert "over the ends of 1 epoch(s) is kept up, though --swa-start-epoch is 0 in this start" in log_of(parts)
     assert "lacks" not in log_of(parts)
+
+
+def test_a_run_without_power_averages_is_continued_and_they_begin_anew(small: TrainConfig, monkeypatch):
+    validated, call = [], Validation.__call__
+    monkeypatch.setattr(Validation, "__call__", lambda self, *models, **given: (
+        validated.append(len(models)) or call(self, *models, **given)))  # fmt: skip
+    config = replace(small, lr_schedule="constant", samples_per_class=0)
+    whole = replace(config, run_name="whole")
+    assert run(replace(config, epochs=1, power_ema=False)) == 0
+    assert [path.name for path in checkpoints_of(config)[-1].glob("unet*")] == ["unet"]
+    assert run(config) == 0
+    assert "the power-function averages (--power-ema) begin anew" in log_of(config)
+    meta = json.loads((checkpoints_of(config)[-1] / "meta.json").read_text())
+    assert meta["power_ema"] == {"updates": 1, "first_step": 16}
+    assert run(whole) == 0
+    assert "begin anew" not in log_of(whole)
+    state, again = final_state(whole), final_state(config)
+    assert state.keys() == again.keys() and "unet_power_10.conv_in.weight" in state
+    assert {name.partition(".")[0] for name in state if not state[name].equal(again[name])} == {
+        "unet_power_05", "unet_power_10"
+    }  # fmt: skip
+    assert all(again[f"unet_power_10.{name}"].equal(again[name]) for name in ("conv_in.weight", "conv_out.bias"))
+    assert set(validated) == {2}  # live and EMA weights, as ever
 
 
 def test_an_epoch_that_keep_every_names_is_saved_and_kept(small: TrainConfig):

@@ -64,12 +64,17 @@ def spoil_moments(saver: Saver) -> None:
     saver.trainer.optimizer.state[saver.trainer.model.conv_in.weight]["exp_avg_sq"].fill_(math.inf)
 
 
+def spoil_power_average(saver: Saver) -> None:
+    saver.trainer.power_ema.first_step = 8
+    saver.trainer.power_ema.models["unet_power_05"].conv_in.weight.data[0, 0, 0, 0] = math.nan
+
+
 def blow_up(saver: Saver) -> None:
     for weight in saver.trainer.model.parameters():
         weight.data *= 1e6
 
 
-@pytest.mark.parametrize("spoil", [spoil_weights, spoil_moments, blow_up])
+@pytest.mark.parametrize("spoil", [spoil_weights, spoil_moments, spoil_power_average, blow_up])
 def test_a_checkpoint_of_bad_tensors_says_so_and_is_neither_latest_nor_best(saver: Saver, spoil):
     saver.learn()
     good = saver.save(4, val_loss_ema=0.5)

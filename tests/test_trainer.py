@@ -16,7 +16,7 @@ from ddpm.training.data import to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler
 from ddpm.training.distributed import connect
 from ddpm.training.hardware import choose
-from ddpm.training.model import build_unet
+from ddpm.training.model import POWER_EVERY, build_unet
 from ddpm.training.trainer import MAX_NONFINITE_IN_A_ROW, Trainer
 from tests.conftest import ONE, random_images, replace
 from tests.curves_of_steps import assert_same_curve, loss_curve
@@ -36,7 +36,8 @@ def trainer(config, world=ONE) -> Trainer:
 def snapshot(trained: Trainer) -> list[torch.Tensor]:
     """Everything that a step may change: weights, average, optimizer state."""
     moments = [value for state in trained.optimizer.state.values() for value in state.values()]
-    return [tensor.clone() for tensor in (*trained.model.parameters(), *trained.ema.model.parameters(), *moments)]
+    models = [trained.model, trained.ema.model, *trained.power_averages().values()]
+    return [tensor.clone() for tensor in (*(each for model in models for each in model.parameters()), *moments)]
 
 
 def run_steps(trained: Trainer, steps: int, start: int = 0) -> None:
@@ -98,6 +99,18 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_noted(either
     run_steps(fresh, 1, start=3)
     run_steps(trained, 1, start=3)
     assert all(a.equal(b) for a, b in zip(snapshot(fresh), snapshot(trained), strict=True))
+
+
+def test_a_step_that_is_skipped_does_not_count_in_power_averages(small):
+    trained = trainer(replace(small, log_every=99))
+    run_steps(trained, POWER_EVERY - 1)
+    hook = trained.model.conv_in.bias.register_hook(lambda gradient: gradient * math.nan)
+    run_steps(trained, 1, start=POWER_EVERY - 1)
+    hook.remove()
+    run_steps(trained, POWER_EVERY, start=POWER_EVERY)
+    assert trained.state_dict()["power_ema"] == {"updates": 1, "first_step": POWER_EVERY}
+    for average in trained.power_averages().values():  # of a single state
+        assert all(a.equal(b) for a, b in zip(average.parameters(), trained.model.parameters(), strict=True))
 
 
 def test_training_ends_after_25_such_steps_in_a_row_and_not_before(small):

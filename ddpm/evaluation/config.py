@@ -31,7 +31,7 @@ class EvaluateConfig(DrawingOptions):
     cas: bool = True
     """Also measure what a classifier learns from the characters (CAS). On two cores this takes minutes."""
     sweeps: bool = True
-    """Also compare guidance scales and samplers, and recommend a sampler. On a CPU this takes long."""
+    """Also compare guidance scales, samplers and EMA lengths, and recommend some. On a CPU this takes long."""
     sweep_samples_per_class: int | None = None
     """Characters of each class for each setting compared. Left out: 50 on a GPU, 10 on a CPU."""
     out: Path | None = None

@@ -19,13 +19,23 @@ from ddpm.evaluation.example_sheets import closest_sheet, worst_sheet
 from ddpm.evaluation.generate import Drawn, ImageGenerator, SamplerSettings
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.scores import Estimate
-from ddpm.evaluation.sweeps import guidance_settings, recommend, sampler_settings, sweep
+from ddpm.evaluation.sweeps import (
+    LENGTHS,
+    averager,
+    guidance_settings,
+    length_settings,
+    recommend,
+    recommend_length,
+    sampler_settings,
+    sweep,
+)
 from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_figures import TOP1, TOP5
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.files import atomic_write, parse_json, read_file, real
 from ddpm.run.format import duration
+from ddpm.sampling.ema_length import EmaLength, made_well
 from ddpm.sampling.load import load_model
 from ddpm.sampling.options import check_guided
 from ddpm.sampling.sheets import npz, png
@@ -52,7 +62,11 @@ class Evaluator:
         hardware.set_up(device, deterministic=False)
         if fewer := settle(device):
             self.say(fewer)
-        self.model = load_model(config.model, device, config.output_root, config.weights, guide=config.guide)
+        self.model = load_model(
+            config.model, device, config.output_root, config.weights, config.ema_length, guide=config.guide
+        )
+        if self.model.rebuilt:
+            self.say(str(self.model.rebuilt))
         trained = self.model.meta["settings"]
         self.most_steps = self.model.pipeline.scheduler.config.num_train_timesteps
         self.settings = self._sampler_settings()
@@ -73,7 +87,7 @@ class Evaluator:
         )
         self.document: dict[str, Any] = {
             "generated": "", "run": self.model.run, "checkpoint": self.model.folder.name,
-            "weights": config.weights,
+            "weights": self.model.weights,
             "step": self.model.meta["progress"]["step"], "data": self.data, "trained_on": self.model.data,
             "device": hardware.device_name(device), "precision": precision, "torch": torch.__version__,
             "command": command, "seed": config.seed, "samples_per_class": config.samples_per_class,
@@ -131,6 +145,7 @@ class Evaluator:
             "distances": parts.distances_part(predictions.features, self.reference),
             "memorisation": parts.memorisation_part(closest, heldout, len(self.train)),
             "learning": None, "guidance": [], "samplers": [], "recommended": None,
+            "ema_lengths": [], "recommended_length": None,
         }  # fmt: skip
         atomic_write(self.folder / "generated.npz", npz(x=drawn.pixels, y=labels.numpy()))
         self._write_sheets(drawn, labels, predictions, closest)
@@ -153,26 +168,46 @@ class Evaluator:
     def _school(self, per_class: int) -> School:
         return School(self.train, self.real, self.image_generator.resolution, per_class, self.log)
 
+    @cached_property
+    def sweeps(self) -> list[str]:
+        """What there is to compare, if it is asked for: `guidance`, `ema_lengths`, `samplers`; the longest last."""
+        if not self.config.sweeps:
+            return []
+        return ["guidance", "ema_lengths", "samplers"] if self.lengths else ["guidance", "samplers"]
+
+    @cached_property
+    def lengths(self) -> list[EmaLength]:
+        """Averages of the weights to compare with the EMA, which is what was measured; none if it was not."""
+        return made_well(self.model.folder, self.model.meta, LENGTHS) if self.model.weights == "ema" else []
+
     def sweep(self, name: str) -> None:
-        """Compare kinds of guidance (`guidance`) or samplers (`samplers`); each row is added to the files at once."""
+        """Compare what `name`, one of `sweeps`, says; each row is added to the files at once."""
         gpu = self.image_generator.device.type == "cuda"
         labels = _labels(self.config.sweep_samples_per_class or (50 if gpu else 10))
-        guidance = name == "guidance"
-        candidates = guidance_settings(self.settings) if guidance else sampler_settings(self.settings, self.most_steps)
+        candidates, prepare = sampler_settings(self.settings, self.most_steps), None
+        if name == "guidance":
+            candidates = guidance_settings(self.settings)
+        elif name == "ema_lengths":
+            candidates = length_settings(self.settings, len(self.lengths) + 1)
+            prepare = averager(self.model.pipeline.unet, self.lengths)
         school = self._school(len(labels) // NUM_CLASSES) if self.config.cas else None
         per_evaluation = self.document["sampler"]["seconds_per_image"] / self.settings.evaluations
         expected = per_evaluation * len(labels) * sum(settings.evaluations for settings in candidates)
         if school:
             expected += school.expected_seconds(sets=1 + len(candidates))
-        self.log(f"{name}: {len(candidates)} × {len(labels):,} images, about {duration(expected)} in all; Ctrl-C "
-                 "ends it and keeps what has been measured")  # fmt: skip
+        self.log(f"{name.replace('_', ' ')}: {len(candidates)} × {len(labels):,} images, about {duration(expected)} in "
+                 "all; Ctrl-C ends it and keeps what has been measured")  # fmt: skip
         rows = self.document[name]
         made_by = (self.image_generator, self.classifier, self.reference)
-        for row in sweep(candidates, labels, self.config.seed, *made_by, school):
+        for row in sweep(candidates, labels, self.config.seed, *made_by, school, prepare):
             rows.append(row)
-            if not guidance:
+            if name == "samplers":
                 self.document["recommended"] = recommend(rows)
+            elif name == "ema_lengths":
+                self.document["recommended_length"] = recommend_length(rows)
             self.save()
+        if prepare:
+            prepare(0)
 
     # ---- files and log -----------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ SELECTABLE = names(selectable=True)  # the figures that a user can choose by
 EVALUATED = names(group="quality")  # measured by --eval-every
 START_ONLY = ("config", "download", "dry_run", "resume")  # settings that are asked of one start
 NO_RECIPE = (  # say nothing of what is trained
-    *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb",
+    *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb", "power_ema",
 )  # fmt: skip
 
 DataName = Literal["emnist", "glyphs"]
@@ -104,6 +104,8 @@ class TrainConfig:
     """Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = 0.999
     """Decay per step of the exponential moving average (EMA) of the weights, in [0, 1)."""
+    power_ema: bool = True
+    """Keep two more averages of the weights in checkpoints, from which --ema-length makes others after training."""
     swa_start_epoch: int = 0
     """First epoch whose final weights enter the stochastic weight average, SWA (Izmailov et al. 2018). 0: no SWA."""
     early_stop_patience: int = 0

@@ -24,6 +24,7 @@ NUMBER, SHARE = _or_null(kinds.figure), _or_null(_proportion)
 ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER, "count": kinds.count}
 QUANTILES = dict.fromkeys(("p01", "p05", "p50", "p95"), kinds.figure)
 RECOMMENDED = {"sampler": kinds.text, "steps": kinds.count, "why": kinds.text}
+LENGTHS = [{"ema_length": _or_null(kinds.amount), RCA.key: ESTIMATE, FRECHET.key: ESTIMATE}]
 GUIDANCE = {"guidance_interval": kinds.interval, "guide": kinds.text}  # where guidance has them
 TEST_IMAGES = dict.fromkeys(("total", "validation", "evaluation"), kinds.count)
 LEARNING = {
@@ -56,8 +57,9 @@ SHAPE = {  # the fields of evaluation.json that are read, besides the estimates;
 def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     """A run's `evaluation.json`, checked: every field of SHAPE and of the registry of figures is there and valid.
 
-    None if there is no such file. In a file of an older version, `test_images`, `recommended`, `learning`, `unguided`
-    and optional figures may be None, and `real_count` of a class is filled in. After `--no-cas` `learning` is None.
+    None if there is no such file. In a file of an older version, `test_images`, `recommended`, `learning`, `unguided`,
+    `ema_lengths`, `recommended_length` and optional figures may be None, and `real_count` of a class is filled in.
+    After `--no-cas` `learning` is None.
 
     Raises:
         ValueError: it is damaged or cannot be read; says in a few words why.
@@ -69,7 +71,12 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     except OSError as error:
         raise ValueError(why(error)) from error
     _check(evaluation, SHAPE, "")
-    later = {"test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING, "unguided": {}}
+    later = {
+        "test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING, "unguided": {},
+        "ema_lengths": LENGTHS, "recommended_length": {"ema_length": kinds.amount, "why": kinds.text},
+    }  # fmt: skip
+    evaluation.setdefault("weights", "ema")  # older versions measured no others
+    _check(evaluation["weights"], kinds.text, "weights")
     for name, shape in later.items():
         if evaluation.setdefault(name, None) is not None:
             _check(evaluation[name], shape, name)
@@ -78,7 +85,7 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
         if not figure.optional or any(estimates.values()):
             for place, estimate in estimates.items():
                 _check(... if estimate is None else estimate, ESTIMATE, place)
-    rows = (*evaluation["guidance"], *evaluation["samplers"])
+    rows = (*evaluation["guidance"], *evaluation["samplers"], *(evaluation["ema_lengths"] or ()))
     for row in rows:
         if row.get(CAS.key) is not None:
             _check(row[CAS.key], ESTIMATE, f"a sweep's {CAS.key}")

@@ -58,6 +58,8 @@ KINDS: dict[str, kinds.Kind] = {
     "settings": _settings,
     "used": _settings,
     "progress": lambda value: {**value, **PROGRESS(value)} if isinstance(value, dict) else None,
+    "power_ema": kinds.record(updates=kinds.count, first_step=kinds.count),
+    "ema_length": kinds.amount,
     "metrics": _row,
     "history": _rows,
     "unsound": kinds.text,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.run.errors import RequestError
@@ -26,7 +27,7 @@ from ddpm.sampling.model_card import MACHINE_SPECIFIC, CardFacts, model_card
 from ddpm.sampling.pipeline import CharacterPipeline, resolution
 from ddpm.sampling.sheets import images_at_once, png, sample_caption, sample_grid, settings_words
 from ddpm.training import hardware
-from ddpm.training.checkpoint import digest_of
+from ddpm.training.checkpoint import WEIGHTS, digest_of
 from ddpm.training.model import count_parameters
 
 PER_CLASS = 4  # characters of each class in samples.png
@@ -41,7 +42,8 @@ def export(
     damage: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write the export of a model loaded with its EMA weights; checkpoints/README.md describes its files.
+    """Write the export of a model loaded with its EMA weights, or with rebuilt ones (`--ema-length`), as meta.json and
+    the card then say; checkpoints/README.md describes its files.
 
     It is written under a hidden name and renamed when it is whole; an earlier export is replaced only then. The samples
     are drawn on the model's device; on a CPU, a large model draws only a few, so that it takes a minute or two.
@@ -98,6 +100,7 @@ def push(folder: Path, name: str, private: bool) -> str:
 
 def _model_files(trained: TrainedModel) -> dict[str, bytes]:
     """The files that diffusers loads, by name: network and scheduler of the checkpoint, the pipeline's code and index.
+    Rebuilt weights take the place of those in the checkpoint.
 
     Raises:
         RequestError: a file is not the one that the checkpoint was written with.
@@ -114,6 +117,9 @@ def _model_files(trained: TrainedModel) -> dict[str, bytes]:
         files[name] = read_file(path, 2**40)
         if hashlib.sha256(files[name]).hexdigest() != expected:
             raise RequestError(f"{path} is damaged: give another checkpoint")
+    if trained.rebuilt:
+        state = trained.pipeline.unet.state_dict()
+        files[WEIGHTS] = save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, {"format": "pt"})
     index = json.loads(trained.pipeline.to_json_string())
     index["_class_name"] = ["pipeline", CharacterPipeline.__name__]  # so diffusers takes the class from pipeline.py
     files["model_index.json"] = json.dumps(index, indent=2).encode()

@@ -14,7 +14,8 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.meta import checked_meta
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, readable_folder
-from ddpm.sampling.options import Weights
+from ddpm.sampling.ema_length import EmaLength, ema_length
+from ddpm.sampling.options import Weights, weights_of, weights_words
 from ddpm.sampling.pipeline import EVERYWHERE, CharacterPipeline, make_sampler, resolution
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of
 from ddpm.training.data import CLASS_NAMES
@@ -33,7 +34,9 @@ NETWORK = (WEIGHTS_NAME, "config.json")  # the files of a network
 class Guide:
     """The weaker model of autoguidance."""
 
-    name: str  # `step_00000500`, of the model's own run; of another one `other/step_00000500`
+    # `step_00000500`, of the model's own run; of another one `other/step_00000500`. Weights that are not the EMA of the
+    # training are named: `step_00000500 (EMA length 0.2 weights)`
+    name: str
     folder: Path  # of its network
     files: dict[str, str]  # file of the network -> SHA-256
     unet: UNet2DModel
@@ -46,7 +49,8 @@ class TrainedModel:
     folder: Path
     meta: dict[str, Any]  # run, data, settings, progress, metrics: see checkpoints/README.md
     pipeline: CharacterPipeline
-    weights: Weights = "ema"
+    weights: str = "ema"  # as `weights_of` names them
+    rebuilt: EmaLength | None = None  # with `--ema-length`: how they were made
     guide: Guide | None = None  # its network is a part of the pipeline
 
     @property
@@ -85,6 +89,7 @@ def load_model(
     device: torch.device,
     output_root: Path = PROJECT_ROOT,
     weights: Weights = "ema",
+    length: float | None = None,
     guide: str | None = None,
 ) -> TrainedModel:
     """The model of `name`, on `device`.
@@ -92,11 +97,12 @@ def load_model(
     Args:
         name: a run (its best checkpoint is taken), or the folder of a checkpoint or an export.
         weights: the moving average (ema), or the average over epochs of `--swa-start-epoch` (swa).
+        length: instead, the average of this relative width (see ema_length.py). meta then has it as `ema_length`.
         guide: name of the model for autoguidance; None: the one in an export, if it has one.
 
     Raises:
-        RequestError: there is no such model, it is damaged, or it does not have these weights; or the guide does not
-            fit it.
+        RequestError: there is no such model, it is damaged, or these weights are not there and cannot be rebuilt; or
+            the guide does not fit it.
     """
     folder = find_checkpoint(name, output_root)
     part = "unet" if weights == "ema" else "unet_swa"
@@ -113,9 +119,14 @@ def load_model(
         raise
     except ValueError as error:
         raise RequestError(f"{folder / 'meta.json'} does not describe a model ({error}): give another one") from error
-    settings, guidance = meta["settings"], meta.get("guidance", {})
+    settings, guidance, rebuilt = meta["settings"], meta.get("guidance", {}), None
+    if length is not None:
+        rebuilt = ema_length(folder, meta, length)
+        averaged, meta = rebuilt.weights(), meta | {"ema_length": length}
     try:
         unet = UNet2DModel.from_pretrained(folder / part, use_safetensors=True, low_cpu_mem_usage=False)
+        if rebuilt:
+            unet.load_state_dict(averaged)
         set_layout(unet.to(device), channels_last=device.type == "cuda")
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         make_sampler("ddpm", scheduler, settings["sample_steps"])
@@ -128,7 +139,7 @@ def load_model(
         guidance_interval=guidance.get("guidance_interval", EVERYWHERE),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    trained = TrainedModel(folder, meta, pipeline, weights)
+    trained = TrainedModel(folder, meta, pipeline, weights_of(meta, weights), rebuilt)
     found = _own_guide(trained) if guide is None else _other_guide(trained, guide, output_root)
     pipeline.register_modules(guide=found and found.unet)
     return replace(trained, guide=found)
@@ -168,6 +179,8 @@ def _other_guide(model: TrainedModel, name: str, output_root: Path) -> Guide:
     if unlike := _unlike(guide.pipeline, model.pipeline):
         raise RequestError(f"--guide {name}: {unlike}; give an earlier checkpoint of the same run")
     step = f"step_{guide.meta['progress']['step']:08d}"
+    if guide.weights != "ema":  # an export of another --ema-length may be of the model's own step
+        step += f" ({weights_words(guide.weights)})"
     files = {file: guide.meta["files"][f"unet/{file}"] for file in NETWORK}
     called = step if guide.run == model.run else f"{guide.run}/{step}"
     return Guide(called, guide.folder / "unet", files, guide.pipeline.unet)

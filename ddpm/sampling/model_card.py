@@ -21,7 +21,7 @@ from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
 from ddpm.run.guidance import guidance_of
 from ddpm.run.metrics import EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
-from ddpm.sampling.options import SamplerName
+from ddpm.sampling.options import SamplerName, weights_of, weights_words
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TASK = "unconditional-image-generation"  # the closest task of the Hub: it has none for drawing by class
@@ -52,7 +52,7 @@ def model_card(meta: dict[str, Any], facts: CardFacts) -> str:
         meta: run, data, settings, used, progress, metrics and history, as in a checkpoint's meta.json.
     """
     loss, results = VAL_LOSS_EMA.of(meta["metrics"]), []
-    if loss is not None:
+    if loss is not None and weights_of(meta) == "ema":
         results.append(_result(meta["data"], "loss", VAL_LOSS_EMA.label, loss))
     if facts.evaluation and _of_this_model(facts.evaluation, meta, facts.guidance):
         results += evaluation_results(facts.evaluation)
@@ -135,6 +135,10 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
     """The facts of the training, by name."""
     settings, done, last, used = meta["settings"], meta["progress"], meta["metrics"], meta.get("used", {})
     validation = f" on {used['val_images']:,} test images" if used.get("val_images") else " on test images"
+    weights = f"moving average (EMA), decay {settings['ema_decay']:g}"
+    if meta.get("ema_length"):
+        validation += f", of the {weights}"
+        weights = f"average of length {meta['ema_length']:g}, rebuilt after training (Karras et al. 2024)"
     return {
         "data": data_words(meta["data"]),
         "epochs completed": f"{METRICS['epoch'].text(done['epoch'])} of {settings['epochs']}",
@@ -142,7 +146,7 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
         "images seen": METRICS["images_seen"].text(done["images_seen"]),
         "noise schedule": f"{settings['diffusion_steps']} levels, `{settings['beta_schedule']}`",
         "the network predicts": "noise" if settings["prediction_type"] == "epsilon" else "velocity",
-        "weights": f"moving average (EMA), decay {settings['ema_decay']:g}",
+        "weights": weights,
         "label dropout": f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance",
         "validation loss": VAL_LOSS_EMA.text_of(last) + validation,
         "time": duration(TOTAL_TIME_SEC.of(last)),
@@ -175,9 +179,8 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_this_model(evaluation: dict[str, Any], meta: dict[str, Any], guidance: dict[str, Any]) -> bool:
-    """Was the evaluation made of this checkpoint's EMA weights, which are the ones exported, and with no guide but the
-    exported one?"""
-    ours = (evaluation["step"], evaluation.get("weights", "ema")) == (meta["progress"]["step"], "ema")
+    """Was the evaluation made of the weights that are exported, and with no guide but the exported one?"""
+    ours = (evaluation["step"], evaluation["weights"]) == (meta["progress"]["step"], weights_of(meta))
     return ours and not _with_other_guide(evaluation, guidance)
 
 
@@ -187,6 +190,6 @@ def _with_other_guide(evaluation: dict[str, Any], guidance: dict[str, Any]) -> b
 
 def _model_words(evaluation: dict[str, Any]) -> str:
     """The model that an evaluation was made of."""
-    words = f"`{evaluation['checkpoint']}`, {evaluation.get('weights', 'ema').upper()} weights"
+    words = f"`{evaluation['checkpoint']}`, {weights_words(evaluation['weights'])}"
     guide = evaluation["sampler"].get("guide")
     return f"{words}, guided by `{guide}`" if guide else words

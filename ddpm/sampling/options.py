@@ -1,4 +1,4 @@
-"""How a trained model draws: the flags that sample.py and evaluate.py have in common."""
+"""How a trained model draws: the flags that sample.py and evaluate.py have in common, and names of its weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,30 @@ from ddpm.run.paths import PROJECT_ROOT
 
 SamplerName = Literal["ddpm", "ddim", "dpm++"]
 Weights = Literal["ema", "swa"]
+SHORTEST, LONGEST = 0.02, 0.25  # lengths that averages of 0.05 and 0.1 can be made into; a uniform one has 0.289
+
+
+def check_ema_length(length: float | None) -> None:
+    """
+    Raises:
+        RequestError: `--ema-length` is given, and is none that can be rebuilt.
+    """
+    if length is not None and not SHORTEST <= length <= LONGEST:
+        raise RequestError(f"--ema-length {length:g}: give a relative width from {SHORTEST} to {LONGEST}, such as 0.08")
+
+
+def weights_of(meta: dict[str, Any], weights: Weights = "ema") -> str:
+    """Which weights a model with this meta.json has: `ema`, `swa`, or `ema length 0.08` if they were rebuilt.
+
+    Args:
+        weights: those that were loaded, if they were not.
+    """
+    return f"ema length {meta['ema_length']:g}" if meta.get("ema_length") else weights
+
+
+def weights_words(weights: str) -> str:
+    """The weights as people read them: `EMA weights`, `EMA length 0.08 weights`."""
+    return f"{weights[:3].upper()}{weights[3:]} weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +47,9 @@ class DrawingOptions:
 
     weights: Weights = "ema"
     """ema: the moving average of the weights. swa: the average over epochs, from runs with --swa-start-epoch."""
+    ema_length: float | None = None
+    """Instead: the average of this length (relative width, such as 0.08), rebuilt from the --power-ema averages of the
+    checkpoint and earlier ones of the run."""
     sampler: SamplerName | None = None
     """Left out: the sampler of the run's sample grids, ddim."""
     steps: int | None = None
@@ -52,6 +79,9 @@ class DrawingOptions:
 
     def __post_init__(self) -> None:
         self.at_least_one(("steps", "batch_size"))
+        check_ema_length(self.ema_length)
+        if self.ema_length is not None and self.weights != "ema":
+            raise RequestError(f"--weights {self.weights} and --ema-length: give one of them")
         check_guidance(self.guidance_scale, self.guidance_interval)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed {self.seed}: must be 0 or more, and below 2^63")

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ddpm.run.config import NUM_CLASSES, TrainConfig, data_words
 from ddpm.run.fonts import font_file
 from ddpm.run.guidance import guidance_fields, guidance_of
+from ddpm.sampling.options import weights_words
 from ddpm.sampling.pipeline import sample, to_bytes
 from ddpm.training.data import CLASS_NAMES
 from ddpm.training.distributed import DistContext
@@ -89,10 +90,10 @@ def sample_caption(data: str, progress: str, weights: str, settings: str) -> str
     Args:
         data: `emnist` or `glyphs`.
         progress: how long the model was trained, such as `epoch 6`.
-        weights: `ema` or `swa`, whichever drew the characters.
+        weights: those that drew the characters, as `weights_of` names them.
         settings: as `settings_words` gives them.
     """
-    return f"trained on {data_words(data)} · {progress} · {weights.upper()} weights · {settings}"
+    return f"trained on {data_words(data)} · {progress} · {weights_words(weights)} · {settings}"
 
 
 def sample_grid(pixels: np.ndarray, names: Sequence[str], title: str, caption: str, columns: int = 3) -> Image.Image:

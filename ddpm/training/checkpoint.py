@@ -2,6 +2,7 @@
 
 step_00028200/  unet/ and scheduler/ (diffusers folders; moving-average weights, safetensors)
                 unet_swa/ (with --swa-start-epoch: the average of the weights at the ends of epochs)
+                unet_power_05/ and unet_power_10/ (unless --no-power-ema: power-function averages)
                 train_state.pt (live weights, optimizer, scaler)
                 meta.json (identity, settings, counters, metrics, why the state is unsound if it is, SHA-256 of every
                 file), written last
@@ -61,7 +62,7 @@ class Contents:
     """The content of a checkpoint, in host memory."""
 
     state: dict[str, Any]  # train_state.pt
-    averages: dict[str, dict[str, torch.Tensor]]  # averaged weights by folder: unet (EMA), unet_swa
+    averages: dict[str, dict[str, torch.Tensor]]  # averaged weights by folder: unet (EMA), unet_swa, unet_power_…
     unet: UNet2DModel  # only its config is used, as of the scheduler
     scheduler: DDPMScheduler
     meta: dict[str, Any]

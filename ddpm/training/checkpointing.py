@@ -109,8 +109,10 @@ class Checkpoints:
             **known,
         }
         state = {**trainer.state_dict(), "progress": progress.state_dict()}
-        averages = {name: model.state_dict() for name, model in trainer.averages().items()}
-        state, averages = self._copy([state, averages])
+        models = trainer.averages() | trainer.power_averages()
+        state, averages = self._copy([state, {name: model.state_dict() for name, model in models.items()}])
+        if power := state["power_ema"]:
+            meta["power_ema"] = {"updates": int(power["updates"]), "first_step": power["first_step"]}
         contents = Contents(state, averages, trainer.ema.model, trainer.scheduler, meta)
         self._begin(step, len(rows), partial(write, self._root, contents, self._ours))
 

@@ -19,7 +19,7 @@ from ddpm.training import compiler, data, hardware
 from ddpm.training.compiler import USUAL
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices
-from ddpm.training.model import activation_bytes, build_unet, count_parameters, flops_per_image
+from ddpm.training.model import POWER_WIDTHS, activation_bytes, build_unet, count_parameters, flops_per_image
 from ddpm.training.optimizers import NAMES, state_values
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
@@ -198,7 +198,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
     unet = build_unet(config, "meta")
     parameters, moments = count_parameters(unet), state_values(config, unet)
     half = 1 if choices.precision == "fp32" else 2
-    averages = 2 if config.swa_start_epoch else 1
+    averages = 1 + bool(config.swa_start_epoch) + config.power_ema * len(POWER_WIDTHS)
     training_bytes = 4 * (parameters * (2 + averages) + moments)  # weights, gradients
     batch_bytes = activation_bytes(config, config.batch_size) // half
     checkpoint_bytes = 4 * (parameters * (1 + averages) + moments)

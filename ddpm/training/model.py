@@ -1,9 +1,11 @@
-"""The network (diffusers' UNet2DModel), the moving average of its weights, its cost, and changes for speed."""
+"""The network (diffusers' UNet2DModel), the moving averages of its weights, its cost, and changes for speed."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
@@ -66,15 +68,69 @@ class EMA:
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self._live, self._average = as_one_tensor(model), as_one_tensor(self.model)
+        self.live, self._average = as_one_tensor(model), as_one_tensor(self.model)
 
     def update(self, apply: torch.Tensor) -> None:
         """Average the live weights in if `apply` (0-dim float tensor on the device) is 1; change nothing if it is 0."""
-        self._average.lerp_(self._live, (1 - self.decay) * apply)
+        self._average.lerp_(self.live, (1 - self.decay) * apply)
 
     def delta_norm(self) -> float:
         """The L2 distance between live and averaged weights."""
-        return torch.dist(self._live, self._average).item()
+        return torch.dist(self.live, self._average).item()
+
+
+POWER_WIDTHS = {"unet_power_05": 0.05, "unet_power_10": 0.10}  # folder in a checkpoint → relative width, as in EDM2
+# Optimizer steps between updates. An update moves nearly as many bytes as AdamW's step: after each it would cost too
+# much. The averages reach over hundreds of steps, for which a sample of every 8th is enough.
+POWER_EVERY = 8
+
+
+def power_exponent(width: float) -> float:
+    """The exponent γ of the power function whose relative width (standard deviation over length) is `width`, which has
+    to be below 12^-0.5 = 0.289 (Karras et al. 2024, arXiv 2312.02696, equation 126)."""
+    inverse = width**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+class PowerEMA:
+    """Averages of a model's weights with power functions as profiles, one for each of `POWER_WIDTHS`, in copies of the
+    model that are never trained. An average of another length can be rebuilt from them (ddpm/sampling/ema_length.py).
+
+    The weights after every `POWER_EVERY`-th step are averaged. After t updates, those of update i count in proportion
+    to i^(γ+1) - (i-1)^(γ+1): the profile grows with the run and forgets its beginning (equation 127 in its appendix C).
+    """
+
+    def __init__(self, ema: EMA) -> None:
+        self.models = {name: copy.deepcopy(ema.model) for name in POWER_WIDTHS}
+        self.first_step: int | None = None  # the first step whose weights were offered
+        self._live, self._averages = ema.live, [as_one_tensor(model) for model in self.models.values()]
+        powers = [power_exponent(width) + 1 for width in POWER_WIDTHS.values()]
+        self._powers = torch.tensor(powers, dtype=torch.float64, device=ema.live.device)
+        self._updates = torch.zeros((), dtype=torch.float64, device=ema.live.device)
+
+    def update(self, step: int, apply: torch.Tensor) -> None:
+        """Average the live weights in if it is the turn of `step` (from 1) and `apply` (0-dim float tensor on the
+        device) is 1; change nothing if it is 0."""
+        if step % POWER_EVERY:
+            return
+        if self.first_step is None:
+            self.first_step = step
+        self._updates += apply
+        kept = torch.log1p(-1 / self._updates.clamp(min=1))  # log (1 - 1/t): nothing is kept by the first update
+        shares = -torch.expm1(self._powers * kept) * apply
+        for average, share in zip(self._averages, shares.float().unbind(), strict=True):
+            average.lerp_(self._live, share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the averages themselves: the number of updates, float64, and the step of the first."""
+        return {"updates": self._updates, "first_step": self.first_step}
+
+    def load_state_dict(self, state: dict[str, Any], averages: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Continue from a state and the averaged weights by folder."""
+        for name, model in self.models.items():
+            model.load_state_dict(averages[name])
+        self._updates.copy_(state["updates"])
+        self.first_step = state["first_step"]
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -24,7 +24,7 @@ from ddpm.training.data import Images, to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices, set_up
-from ddpm.training.model import EMA, build_unet, set_layout, skip_unit_scales
+from ddpm.training.model import EMA, POWER_WIDTHS, PowerEMA, build_unet, set_layout, skip_unit_scales
 from ddpm.training.optimizers import make_optimizer
 from ddpm.training.soundness import skipping
 
@@ -43,6 +43,7 @@ class Trainer:
         if not choices.compile:
             skip_unit_scales(self.model)
         self.ema = EMA(self.model, config.ema_decay)
+        self.power_ema = PowerEMA(self.ema) if config.power_ema else None
         self.swa = self._new_average() if config.swa_start_epoch else None
         self.optimizer = make_optimizer(config, self.model, choices.dtype)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=choices.precision == "fp16")
@@ -70,6 +71,9 @@ class Trainer:
         """
         loss = self.backward(data, chosen, images_seen)
         grad_norm = self._apply_gradients(lr)
+        if self.power_ema:  # by the number of the step, so that a resumed run takes the same ones
+            number = images_seen // (self.config.images_per_step * self.world.world_size) + 1
+            self.power_ema.update(number, apply=grad_norm.isfinite().float())
         self.record.add(loss, grad_norm)
 
     def backward(self, data: Images, chosen: torch.Tensor, images_seen: int) -> torch.Tensor:
@@ -150,8 +154,12 @@ class Trainer:
         return self.swa.module if self.swa and self.swa.n_averaged else None
 
     def averages(self) -> dict[str, torch.nn.Module]:
-        """The models with averaged weights, by their folder in a checkpoint."""
+        """The models with averaged weights that are validated, by their folder in a checkpoint."""
         return {"unet": self.ema.model} | ({"unet_swa": self.swa_model} if self.swa_model else {})
+
+    def power_averages(self) -> dict[str, torch.nn.Module]:
+        """The models of `--power-ema`, from which others are rebuilt, by their folder; none before the first update."""
+        return self.power_ema.models if self.power_ema and self.power_ema.first_step else {}
 
     def state_dict(self) -> dict:
         """All that a resumed run needs, except the averaged weights, which have their own folders in a checkpoint."""
@@ -161,10 +169,15 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "skipped": list(self.record.skipped),
             "swa_epochs": int(self.swa.n_averaged) if self.swa else 0,
+            "power_ema": self.power_ema.state_dict() if self.power_averages() else None,
         }
 
-    def load_state_dict(self, state: dict, averages: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Continue from a checkpoint's `train_state.pt` and the weights of its `unet` folders."""
+    def load_state_dict(self, state: dict, averages: dict[str, dict[str, torch.Tensor]]) -> list[str]:
+        """Continue from a checkpoint's `train_state.pt` and the weights of its `unet` folders.
+
+        Returns:
+            Messages about averages that the checkpoint lacks.
+        """
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(averages["unet"])
         if "unet_swa" in averages:
@@ -179,6 +192,12 @@ class Trainer:
         if state["scaler"]:  # empty if the checkpoint was not made in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.record.skipped.extend(state.get("skipped", []))
+        if not self.power_ema:
+            return []
+        if not state.get("power_ema") or not averages.keys() >= POWER_WIDTHS.keys():
+            return ["the power-function averages (--power-ema) begin anew: the checkpoint has none"]
+        self.power_ema.load_state_dict(state["power_ema"], averages)
+        return []
 
 
 class StepBuffer:
