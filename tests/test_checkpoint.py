@@ -26,7 +26,7 @@ def test_diffusers_loads_the_averaged_weights_and_the_schedule(saver: Saver):
     saver.learn()
     folder = saver.save(1)
     unet = UNet2DModel.from_pretrained(folder, subfolder="unet")
-    inputs = torch.randn(2, 1, 28, 28), torch.tensor([3, 50]), torch.tensor([0, 47])
+    inputs = torch.randn(2, 4, 14, 14), torch.tensor([3, 50]), torch.tensor([0, 47])
     with torch.no_grad():
         assert unet(*inputs).sample.equal(saver.trainer.ema.model(*inputs).sample)
         assert not unet(*inputs).sample.equal(saver.trainer.model(*inputs).sample)

@@ -87,8 +87,8 @@ def test_a_full_disk_is_told_loudly_once_and_the_next_save_tries_again(saver: Sa
 
 
 def test_a_really_full_disk(small, tmp_path: Path):
-    """A file system of 2 MB holds two checkpoints of this size, and not three."""
-    with small_disk(tmp_path / "disk", "2m"):
+    """A file system of 1.6 MB holds two checkpoints of this size, and not three."""
+    with small_disk(tmp_path / "disk", "1600k"):
         saver = Saver(small, tmp_path / "disk" / "checkpoints")
         saver.learn()
         for step in (1, 2, 3):
