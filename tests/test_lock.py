@@ -121,8 +121,22 @@ def test_an_earlier_start_of_the_same_slurm_job_is_over(path: Path, monkeypatch:
     monkeypatch.setenv("SLURM_JOB_ID", "55")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setattr(lock, "SILENCE", 1000.0)
+    monkeypatch.setattr(lock, "BEAT", 0.05)
     with RunLock(path, "a_run") as mine:
         mine.take()
+
+
+def test_an_earlier_start_ends_however_soon_the_newer_one_is_done(path: Path, monkeypatch: pytest.MonkeyPatch):
+    earlier = holder(path, SLURM_JOB_ID="55", SLURM_RESTART_COUNT="0")
+    monkeypatch.setenv("SLURM_JOB_ID", "55")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(lock, "BEAT", 0.5)
+    with RunLock(path, "a_run") as mine:
+        mine.take()
+    _, told = earlier.communicate(timeout=20)
+    assert earlier.returncode == 1
+    assert "restart 1 of Slurm job 55 has taken a_run over" in told
+    assert not path.exists()
 
 
 def test_an_earlier_start_of_a_slurm_job_leaves_the_run_to_the_newer_one(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -43,6 +43,7 @@ class RunLock:
         self.path, self.run = path, run
         self._mine = {**_this_process(), "id": uuid.uuid4().hex}
         self._done = threading.Event()
+        self._stays_until = 0.0  # by the monotonic clock: the claim is not given back before
         self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
 
     def take(self) -> str:
@@ -65,6 +66,8 @@ class RunLock:
                         f"it with python pretty_logger.py {self.run}, or give another --run-name"
                     )
                 self._remove_claim(owner)
+                if newer is False:
+                    self._stays_until = time.monotonic() + 2 * BEAT
         except OSError as error:
             what = f"{error.filename or self.path}: {error.strerror}"
             raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
@@ -78,7 +81,12 @@ class RunLock:
             raise Overtaken(f"{whose(owner)} has taken {self.run} over")
 
     def release(self) -> None:
-        """Remove the claim file, unless another process owns it by now."""
+        """Remove the claim file, unless another process owns it by now.
+
+        If it was an earlier start's of this job, wait first until that one, which may be alive, has seen who took it:
+        finding no claim, it would think that somebody cleaned up, claim the run again, and train on.
+        """
+        time.sleep(max(0.0, self._stays_until - time.monotonic()))
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -206,7 +206,7 @@ def flags(small_data: Path) -> list[str]:
     """A run of 40 steps on two processes, which saves only when it is stopped and at its end."""
     few = {"epochs": 10, "val_every": 0, "samples_per_class": 0, "log_every": 1, "checkpoint_every": 1000}
     few |= {"device": "cpu"}  # the GPUs of this cluster are pretended
-    return as_arguments(preset("tiny", **(SMALL | few), patch_size=1, data_root=small_data))
+    return as_arguments(preset("tiny", **(SMALL | few), data_root=small_data))
 
 
 @pytest.fixture(scope="session")
