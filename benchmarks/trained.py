@@ -66,7 +66,8 @@ class Judge:
         self._real = self._school.teach_real()
         self.labels = torch.arange(NUM_CLASSES).repeat(per_class)
         self.facts = {
-            "classifier_top1": self._classifier.meta["top1"], "real_accuracy": self._real.estimate().to_dict(),
+            "data_sha256": self._classifier.meta["data_sha256"], "classifier_top1": self._classifier.meta["top1"],
+            "real_accuracy": self._real.estimate().to_dict(),
             "images_judged": len(self.labels), "test_images": len(unseen),
         }  # fmt: skip
 

@@ -70,3 +70,12 @@ def test_a_run_trains_and_judges_each_recipe(
         assert f"| {recipe} | 1 | 2 |" in shown
     assert document["runs"]["fast"][0]["frechet"] != document["runs"]["reference"][0]["frechet"]
     assert document["images_judged"] == 94
+    assert len(document["data_sha256"]) == 64
+
+
+def test_a_wrong_request_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["speedrun", "--data-root", "data"])
+    with pytest.raises(SystemExit) as ended:
+        speedrun.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

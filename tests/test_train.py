@@ -208,7 +208,7 @@ def test_a_cpu_is_not_asked_for_hours_of_pictures():
 
 def test_real_emnist_trains(emnist: Path, small: TrainConfig, tmp_path: Path, quick_reports: None):
     some = some_of(emnist, tmp_path / "data", {"train": 6016, "test": 500})
-    config = replace(small, data_root=some, epochs=2, batch_size=64, log_every=50, lr=4e-3)
+    config = replace(small, data_root=some, epochs=4, batch_size=64, log_every=50, lr=4e-3)
     assert run(config) == 0
     assert rows(config)["val_loss_ema"].is_monotonic_decreasing
-    assert rows(config)["val_loss_ema"].iloc[-1] < 0.6  # about 1 untrained
+    assert rows(config)["val_loss_ema"].iloc[-1] < 0.5
