@@ -126,7 +126,7 @@ class Run(RunLifecycle):
         schedule, progress, images = self.schedule, self.progress, self.config.images_per_step
         if progress.step >= schedule.epoch_end(epoch):
             return True
-        order = data.epoch_order(len(self.train_set), self.config.seed, epoch, self.world.device)
+        order = data.epoch_order(self.train_set, self.config, epoch)
         first = epoch * schedule.steps_per_epoch
         self.publish("training" if progress.warm or not self.choices.compile else "compiling", epoch)
         progress.resume_timing()
@@ -246,7 +246,7 @@ class Run(RunLifecycle):
             **dict(zip(select(group="memory"), memory, strict=True)),
             EMA_DELTA_NORM: trainer.ema.delta_norm(),
             **progress.times(),
-            DATA: self.config.data,
+            DATA: self.config.data_name,
         }
         return plain({metric.name: value for metric, value in figures.items()})
 
@@ -257,7 +257,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
 
     def publish(code: int, message: str) -> None:
         if is_first() and not config.dry_run and not os.path.exists(paths.lock):  # a lock: another job trains it
-            publish_failure(paths, config.data, code, message)
+            publish_failure(paths, config.data_name, code, message)
 
     lock_name = None
     try:
@@ -279,7 +279,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
             print(f"error: {error}", file=sys.stderr, flush=True)
         ours = holder(paths.lock) in (lock_name, None)  # else the run has been taken over
         if ours and (error.reported_here or is_first()):
-            publish_failure(paths, config.data, error.exit_code, str(error), keep=not is_first())
+            publish_failure(paths, config.data_name, error.exit_code, str(error), keep=not is_first())
         return error.exit_code
     except RequestError as error:
         publish(2, str(error))

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.rounds import seconds
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import PRESETS, preset
 from ddpm.run.program import run_program
 from ddpm.training.checkpointing import Checkpoints
@@ -38,12 +39,14 @@ def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, li
         config = preset(name, batch_size=batch_size, compile=False, log_every=1000, keep_last=1)
         device = world.device
         images = Images(torch.randint(0, 256, (batch_size, 28, 28), dtype=torch.uint8, device=device),
-                        torch.zeros(batch_size, dtype=torch.long, device=device))  # fmt: skip
-        trainer = Trainer(config, choose(config, device, flops_per_image(config)), world)
+                        torch.zeros(batch_size, dtype=torch.long, device=device), tuple(CLASS_NAMES))  # fmt: skip
+        choices = choose(config, len(CLASS_NAMES), device, flops_per_image(config))
+        trainer = Trainer(config, images.class_names, choices, world)
         print(f"{name}: {count_parameters(trainer.model) / 1e6:.1f} M parameters on {device}, "
               f"{torch.get_num_threads()} thread(s)")  # fmt: skip
         progress, schedule = Progress(device, batch_size), TrainingSchedule(config, 1, batch_size)
-        checkpoints = Checkpoints(root, config, schedule, identity_of(config, schedule, ""), None, lambda *_: None)
+        identity = identity_of(config, schedule, len(CLASS_NAMES), "")
+        checkpoints = Checkpoints(root, config, schedule, identity, None, lambda *_: None)
 
         def step() -> None:
             trainer.step(images, torch.arange(batch_size, device=device), progress.step, config.lr)

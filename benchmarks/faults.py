@@ -31,7 +31,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from ddpm.data import emnist
+from ddpm.data.emnist import emnist
+from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.metrics import names
 from ddpm.run.paths import RunPaths
@@ -52,10 +53,10 @@ PATIENCE = 300.0  # seconds that a run may take
 def some_of(source: Path, target: Path, images: dict[str, int]) -> Path:
     """Write the first images of each split of EMNIST Balanced under `target`; returns it, for `--data-root`."""
     for split, count in images.items():
-        for path, dimensions in zip(emnist.split_files(source, split), (3, 1), strict=True):
+        for path, dimensions in zip(emnist(source).files(split), (3, 1), strict=True):
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            emnist.write_idx(copy, emnist.read_idx(path, dimensions)[:count])
+            write_idx(copy, read_idx(path, dimensions)[:count])
     return target
 
 

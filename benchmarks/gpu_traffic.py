@@ -17,6 +17,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_blocks import UpBlock2D
 from diffusers.models.upsampling import Upsample2D
 
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import TrainConfig
 from ddpm.training.model import build_unet, meta_inputs
 
@@ -120,7 +121,7 @@ class Traffic:
 
 def traffic(config: TrainConfig) -> Traffic:
     """Count the traffic of a step of `batch_size` images, on the device "meta": nothing is computed."""
-    unet = build_unet(config, "meta")
+    unet = build_unet(config, len(CLASS_NAMES), "meta")
     recorder = Recorder(unet, config.batch_size)
     unet(*meta_inputs(config, 1))
     values = recorder.values

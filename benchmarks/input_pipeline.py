@@ -46,7 +46,7 @@ def our_batches(
     """Images and labels as train.py and ddpm/training/trainer.py bring them to the model, epoch after epoch."""
     schedule = TrainingSchedule(config, world.world_size, len(images))
     for epoch in itertools.count():
-        order = data.epoch_order(len(images), config.seed, epoch, world.device)
+        order = data.epoch_order(images, config, epoch)
         for batch in range(schedule.steps_per_epoch):
             chosen = data.global_slice(order, batch, config.batch_size, world)
             pixels = images.pixels.index_select(0, chosen)

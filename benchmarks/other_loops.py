@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import EMNIST
 
-from ddpm.run.config import NULL_CLASS, TrainConfig
+from ddpm.data.emnist import CLASS_NAMES
+from ddpm.data.sets import dataset
+from ddpm.run.config import TrainConfig
 from ddpm.training.compilation import compiled
-from ddpm.training.data import data_root
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.hardware import Choices, synchronize
 from ddpm.training.model import build_unet, set_layout, skip_unit_scales
@@ -37,9 +38,9 @@ def pil_loader(config: TrainConfig, workers: int, pinned: bool = False) -> DataL
     transform = transforms.Compose(
         [upright, transforms.Resize(config.resolution), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
     )
-    dataset = EMNIST(str(data_root(config)), split="balanced", train=True, transform=transform)
+    images = EMNIST(str(dataset(config).root), split="balanced", train=True, transform=transform)
     return DataLoader(
-        dataset, batch_size=config.batch_size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=pinned,
+        images, batch_size=config.batch_size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=pinned,
         persistent_workers=workers > 0,
     )  # fmt: skip
 
@@ -51,7 +52,7 @@ def endless(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def with_dropped_labels(labels: torch.Tensor, probability: float) -> torch.Tensor:
-    return torch.where(torch.rand(labels.shape, device=labels.device) < probability, NULL_CLASS, labels)
+    return torch.where(torch.rand(labels.shape, device=labels.device) < probability, len(CLASS_NAMES), labels)
 
 
 def target_of(
@@ -76,7 +77,7 @@ class PlainLoop:
     def __init__(self, config: TrainConfig, device: torch.device, workers: int = 8) -> None:
         self.config, self.device = config, device
         self.scheduler = make_scheduler(config)
-        self.model = build_unet(config, device)
+        self.model = build_unet(config, len(CLASS_NAMES), device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
@@ -127,7 +128,7 @@ class AccelerateLoop:
             mixed_precision="bf16" if device.type == "cuda" else "no", cpu=device.type == "cpu"
         )
         self.scheduler = make_scheduler(config)
-        model = build_unet(config)
+        model = build_unet(config, len(CLASS_NAMES))
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
         )
@@ -172,7 +173,7 @@ class BareModel:
 
     def __init__(self, config: TrainConfig, choices: Choices, device: torch.device) -> None:
         self.device, self.dtype = device, choices.dtype
-        model = build_unet(config, device)
+        model = build_unet(config, len(CLASS_NAMES), device)
         set_layout(model, choices.channels_last)
         if not choices.compile:
             skip_unit_scales(model)
@@ -184,7 +185,7 @@ class BareModel:
         self.images = torch.randn(shape, generator=source).to(device)
         self.target = torch.randn(shape, generator=source).to(device)
         self.timesteps = torch.randint(0, config.diffusion_steps, shape[:1], generator=source).to(device)
-        self.labels = torch.randint(0, NULL_CLASS, shape[:1], generator=source).to(device)
+        self.labels = torch.randint(0, len(CLASS_NAMES), shape[:1], generator=source).to(device)
 
     def steps(self, count: int) -> None:
         for _ in range(count):

@@ -20,8 +20,9 @@ from diffusers import UNet2DModel
 from rich.table import Table
 
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.evaluation.sweeps import SAMPLERS
-from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.run.config import TrainConfig
 from ddpm.run.program import run_program
 from ddpm.sampling.pipeline import make_sampler, sample
 from ddpm.sampling.sheets import images_at_once
@@ -81,11 +82,11 @@ class SamplingSetup:
     def __init__(self, config: TrainConfig, images: int, device: torch.device) -> None:
         set_up(device, config.deterministic)
         self.config, self.device = config, device
-        self.choices = choose(config, device, flops_per_image(config))
-        self.scheduler, network = make_scheduler(config), build_unet(config, device).eval()
+        self.choices = choose(config, len(CLASS_NAMES), device, flops_per_image(config))
+        self.scheduler, network = make_scheduler(config), build_unet(config, len(CLASS_NAMES), device).eval()
         set_layout(network, self.choices.channels_last)
         self.networks = {False: network, True: compiled(network)}
-        self.labels = torch.arange(images, device=device) % NUM_CLASSES
+        self.labels = torch.arange(images, device=device) % len(CLASS_NAMES)
 
     def draw(self, side: Side, steps: int | None = None) -> torch.Tensor:
         """The images of a side, float32 [images, 1, R, R]. `steps`: instead of the side's own number."""

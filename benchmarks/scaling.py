@@ -25,11 +25,11 @@ import torch
 from rich.table import Table
 
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, settings, spread, words
+from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
-from ddpm.training.data import count_images
 from ddpm.training.device import pick_device
 from ddpm.training.schedule import TrainingSchedule
 
@@ -131,7 +131,7 @@ def check(config: TrainConfig, processes: Sequence[int], steps: int, device: tor
         raise RequestError(f"--steps {steps}: must be 2 or more, as the first one is left out")
     if device.type == "cuda" and max(processes) > torch.cuda.device_count():
         raise RequestError(f"--processes {max(processes)}: there are {torch.cuda.device_count()} GPU(s) here")
-    TrainingSchedule(config, max(processes), count_images(config))  # raises if the largest global batch is too large
+    TrainingSchedule(config, max(processes), dataset(config).count())  # raises if the largest global batch is too large
 
 
 def main(argv: list[str] | None = None) -> None:

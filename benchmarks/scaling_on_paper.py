@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.rounds import RESULTS
 from benchmarks.scaling import TRAIN_ONLY
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import PRESETS, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
@@ -87,7 +88,7 @@ class Work:
 
 def work(name: str) -> Work:
     config = preset(name)
-    sizes = [4 * parameter.numel() for parameter in build_unet(config, "meta").parameters()]
+    sizes = [4 * parameter.numel() for parameter in build_unet(config, len(CLASS_NAMES), "meta").parameters()]
     return Work(name, config.batch_size, config.batch_size * flops_per_image(config), tuple(reversed(sizes)))
 
 

@@ -29,6 +29,7 @@ from benchmarks.apart import Loop, SideProcess
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
 from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import PRESETS, TrainConfig
 from ddpm.run.errors import RequestError
@@ -47,7 +48,7 @@ COMPILED_AT_ONCE = 6  # sides that compile at the same time, on a GPU
 def side(name: str, config: TrainConfig, world: DistContext) -> Iterator[tuple[Loop, dict[str, str]]]:
     """The loop of that name, and what it chose for the device."""
     flops = flops_per_image(config)
-    choices = choose(config, world.device, flops)
+    choices = choose(config, len(CLASS_NAMES), world.device, flops)
     if name == "ours" or name in variants.NAMES:
         with variants.variant(name, world.device), our_run(config, world) as ours:
             yield ours, choices.in_words()
@@ -132,7 +133,7 @@ def limits(config: TrainConfig, device: torch.device) -> dict:
     flops = flops_per_image(config)
     return {
         "flops_per_image": flops,
-        "matmul_flops": matmul_ceiling(DTYPES[choose(config, device, flops).precision], device),
+        "matmul_flops": matmul_ceiling(DTYPES[choose(config, len(CLASS_NAMES), device, flops).precision], device),
         "peak_flops": peak_flops(device),
     }
 

@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from ddpm.data.emnist import CLASS_NAMES
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference
 from ddpm.evaluation.scores import hits, rca
-from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.sampling.load import load_model
 from ddpm.training import data, hardware
@@ -64,7 +65,7 @@ class Judge:
         self._reference = Reference.of(self._classifier, unseen, config.resolution)
         self._school = School(train_set, unseen, config.resolution, per_class, say)
         self._real = self._school.teach_real()
-        self.labels = torch.arange(NUM_CLASSES).repeat(per_class)
+        self.labels = torch.arange(len(CLASS_NAMES)).repeat(per_class)
         self.facts = {
             "data_sha256": self._classifier.meta["data_sha256"], "classifier_top1": self._classifier.meta["top1"],
             "real_accuracy": self._real.estimate().to_dict(),

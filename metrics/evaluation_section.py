@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from matplotlib import style
 
-from ddpm.run.config import data_words
+from ddpm.run.datasets import data_words
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, at, found
 from ddpm.run.evaluation_file import load_evaluation, real_images_words
 from ddpm.run.files import atomic_write

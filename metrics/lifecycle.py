@@ -52,10 +52,15 @@ class RunLifecycle:
         self.paths = RunPaths(real(config.output_root), config.run)
         self.flops_per_image = flops_per_image(config)
         self.train_set, self.test_set = data.load(config, world)
-        self.schedule = TrainingSchedule(config, world.world_size, len(self.train_set))
+        images = data.images_per_epoch(config, len(self.train_set), self.train_set.num_classes)
+        self.schedule = TrainingSchedule(config, world.world_size, images)
         steps = self.schedule.total_steps
-        self.choices = hardware.choose(config, world.device, self.flops_per_image, world.gather, steps)
-        self.identity = identity_of(config, self.schedule, data.agreed_sha256(self.train_set, world))
+        self.choices = hardware.choose(
+            config, self.train_set.num_classes, world.device, self.flops_per_image, world.gather, steps
+        )
+        self.identity = identity_of(
+            config, self.schedule, self.train_set.num_classes, data.agreed_sha256(self.train_set, world)
+        )
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.schedule.global_batch)
         self.checkpoints: Checkpoints | None = None  # on the main process only
@@ -132,7 +137,7 @@ class RunLifecycle:
         """Build the model, and load the checkpoint that the run continues from."""
         config = self.config
         self.threads = Threads(self.world.device, self.world.gather)
-        self.trainer = Trainer(config, self.choices, self.world)
+        self.trainer = Trainer(config, self.train_set.class_names, self.choices, self.world)
         self.validation = Validation(config, self.test_set, self.choices.val_images, self.trainer.scheduler, self.world)
         if self.start:
             state, averages = self.start.load()
@@ -211,7 +216,7 @@ class RunLifecycle:
 
         False if asked to stop meanwhile.
         """
-        path = self.paths.sample_grid(self.config.data, epoch + 1)
+        path = self.paths.sample_grid(self.config.data_name, epoch + 1)
         if self.world.broadcast_result(path.exists, here=self.world.is_main):
             return True
         self.publish("sampling", epoch)
@@ -219,7 +224,9 @@ class RunLifecycle:
         with self.trainer.autocast(), self.progress.spending(SAMPLE_TIME_SEC):
             drawn = draw_samples(self.config, model, scheduler, per_class, self.world, interrupted=self.vote.passed)
         if drawn is not None and self.world.is_main:
-            self.logger.samples(path, drawn, labelled_grid(self.config, drawn, epoch + 1), self.progress.step)
+            names = self.train_set.class_names
+            picture = labelled_grid(self.config, names, drawn, epoch + 1)
+            self.logger.samples(path, drawn, names, picture, self.progress.step)
         return drawn is not None
 
     # ---- ending ------------------------------------------------------------------------------------------------------

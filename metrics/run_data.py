@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.run import kinds
-from ddpm.run.config import data_words
+from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.format import count, duration, number, timestamp
 from ddpm.run.metrics import METRICS, Metric

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from ddpm.export import evaluation_or_damage
-from ddpm.run.config import NUM_CLASSES
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import REPORTED, RunPaths
 from ddpm.sampling.export import export
@@ -39,7 +38,7 @@ class RunLogger:
     def __init__(self, paths: RunPaths, schedule: TrainingSchedule, world: DistContext) -> None:
         gpus = world.gather((world.node, gpu_uuid(world.device)))
         fields = {
-            "data": schedule.config.data, "world_size": world.world_size, "nodes": world.nodes,
+            "data": schedule.config.data_name, "world_size": world.world_size, "nodes": world.nodes,
             "epochs": schedule.epochs, "total_steps": schedule.total_steps,
             "device": device_name(world.device), "gpus": len({gpu for gpu in gpus if gpu[1]}),
         }  # fmt: skip
@@ -116,11 +115,13 @@ class RunLogger:
                 }
                 self._loggers.log_weights(named, self._schedule.images_seen(step))
 
-    def samples(self, path: Path, pixels: np.ndarray, picture: Image.Image, step: int) -> None:
+    def samples(
+        self, path: Path, pixels: np.ndarray, class_names: Sequence[str], picture: Image.Image, step: int
+    ) -> None:
         """Write a sample grid to `path`, and beside it (`.npz`) its images: `pixels` uint8 [N, H, W] by class."""
         with self._logger.going_on("the sample grid"):
-            labels = np.arange(NUM_CLASSES).repeat(len(pixels) // NUM_CLASSES)
-            atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels))
+            labels = np.arange(len(class_names)).repeat(len(pixels) // len(class_names))
+            atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels, names=np.array(class_names)))
             atomic_write(path, png(picture))  # last: if it is there, so is the other
             self._loggers.log_samples(picture, self._schedule.images_seen(step))
             self.log(f"samples: {path}")

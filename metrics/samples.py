@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import style
@@ -14,17 +16,17 @@ from ddpm.run.files import atomic_write, read_file
 from ddpm.run.paths import RunPaths, grid_epoch
 from metrics.style import STYLE, headed_figure, png
 
-SHOWN = "0258ABEGKMQRSagt"  # shapes that differ, some of them hard
+SHOWN = "0258ABEGKMQRSagt"  # of EMNIST Balanced: shapes that differ, some of them hard
 MOST_ROWS = 12
 GAP = 2  # pixels between the pictures
 NAME = "samples_through_training"
 
 
 def samples_through_training(paths: RunPaths) -> Path | None:
-    """Draw `plots/samples_through_training.png`: a row per sample grid, at most 12, and 16 classes as columns.
+    """Draw `plots/samples_through_training.png`: a row per sample grid, at most 12, and up to 16 classes as columns.
 
     Read from the arrays that training saves beside the grids (`samples/<data>_epoch_0010.npz`: `x` uint8 [N, H, W],
-    `y` class index [N]). Those that cannot be read, or that lack a class, are passed over.
+    `y` class index [N], `names` of the classes). Those that cannot be read, or that lack a class, are passed over.
 
     Returns:
         the picture's path; None, and no picture, if there are fewer than two grids to compare.
@@ -34,7 +36,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     """
     read = {file: read_row(file) for file in sorted(paths.samples.glob("*.npz")) if grid_epoch(file) is not None}
     rows = {file: row for file, row in read.items() if row is not None}
-    rows = {file: row for file, row in rows.items() if row.shape == list(rows.values())[-1].shape}
+    rows = {file: row for file, row in rows.items() if row.like(list(rows.values())[-1])}
     picture = paths.plots / f"{NAME}.png"
     if len(rows) < 2:
         picture.unlink(missing_ok=True)
@@ -51,22 +53,42 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     return picture
 
 
-def read_row(file: Path) -> np.ndarray | None:
-    """The first picture of each class of `SHOWN`, uint8 [classes, H, W]; None if they are not all there."""
+class Row(NamedTuple):
+    """The first picture of some classes in a sample grid."""
+
+    names: tuple[str, ...]
+    pixels: np.ndarray  # uint8 [classes, H, W]
+
+    def like(self, other: Row) -> bool:
+        return self.names == other.names and self.pixels.shape == other.pixels.shape
+
+
+def read_row(file: Path) -> Row | None:
+    """The classes of a grid that are shown; None if they are not all there."""
     try:
         with np.load(io.BytesIO(read_file(file))) as arrays:
             pixels, classes = arrays["x"], list(arrays["y"])
-            row = pixels[[classes.index(CLASS_NAMES.index(name)) for name in SHOWN]]
+            names = arrays["names"].tolist() if "names" in arrays else list(CLASS_NAMES)  # older ones had no other
+            shown = shown_classes(names)
+            row = pixels[[classes.index(label) for label in shown]]
     except Exception:  # zipfile, zlib and NumPy raise different ones for damaged files
         return None
-    return row if row.ndim == 3 and row.dtype == np.uint8 and row.size else None
+    sound = row.ndim == 3 and row.dtype == np.uint8 and row.size
+    return Row(tuple(names[label] for label in shown), row) if sound else None
 
 
-def _draw(rows: list[np.ndarray], epochs: list[int], document: dict) -> Figure:
+def shown_classes(names: Sequence[str]) -> list[int]:
+    """The labels of the classes that have a column: SHOWN if they are there, else evenly spaced ones."""
+    if set(SHOWN) <= set(names):
+        return [names.index(name) for name in SHOWN]
+    return np.unique(np.linspace(0, len(names) - 1, min(len(names), len(SHOWN))).round().astype(int)).tolist()
+
+
+def _draw(rows: list[Row], epochs: list[int], document: dict) -> Figure:
     """A mosaic whose rows are named by their epochs and whose columns by their classes."""
-    count, height, width = rows[0].shape
+    names, (count, height, width) = rows[0].names, rows[0].pixels.shape
     sheet = np.full((len(rows), count, height + GAP, width + GAP), np.nan)
-    sheet[:, :, :height, :width] = rows
+    sheet[:, :, :height, :width] = [row.pixels for row in rows]
     mosaic = sheet.swapaxes(1, 2).reshape(len(rows) * (height + GAP), -1)[:-GAP, :-GAP]
     cell = 0.56  # inches
     what = f"the same noise in every row  ·  EMA weights  ·  epoch {epochs[0]} to {epochs[-1]}"
@@ -76,7 +98,7 @@ def _draw(rows: list[np.ndarray], epochs: list[int], document: dict) -> Figure:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_facecolor("none")
-    axes.set_xticks((np.arange(count) + 0.5) * (width + GAP) - GAP / 2, list(SHOWN), fontsize=13, fontweight="bold")
+    axes.set_xticks((np.arange(count) + 0.5) * (width + GAP) - GAP / 2, names, fontsize=13, fontweight="bold")
     axes.set_yticks((np.arange(len(rows)) + 0.5) * (height + GAP) - GAP / 2, [f"epoch {epoch}" for epoch in epochs])
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     return figure

@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ddpm.run.config import data_words
+from ddpm.run.datasets import data_words
 from ddpm.run.format import plural, significant
 from ddpm.run.metrics import NONFINITE_STEPS, STEP
 from metrics.run_data import RunData

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ddpm.data import glyphs
-from ddpm.data.emnist import split_files, write_idx
+from ddpm.data.emnist import CLASS_NAMES
+from ddpm.data.emnist import emnist as emnist_files
+from ddpm.data.idx import write_idx
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training.data import Images
@@ -20,6 +22,7 @@ for name in ("VENV", "TORCH", "CONDA_ENV", "CONTAINER", "MODULES", "NPROC_PER_NO
     os.environ.pop(name, None)  # `make VENV=… test` hands it on, and submit.sh would take it for the user's wish
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 6, 3
+CLASSES = tuple(CLASS_NAMES)
 ONE = DistContext(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 
 
@@ -28,7 +31,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root for `--data-root` with 282 training and 141 test images, written as EMNIST is."""
     root = tmp_path_factory.mktemp("data")
     for split, pixels in glyphs.draw({"train": TRAIN_PER_CLASS, "test": TEST_PER_CLASS}, seed=0).items():
-        images, labels = split_files(root, split)
+        images, labels = emnist_files(root).files(split)
         images.parent.mkdir(parents=True, exist_ok=True)
         write_idx(images, pixels.transpose(0, 2, 1))
         write_idx(labels, (torch.arange(len(pixels)) % 47).byte().numpy())
@@ -80,7 +83,7 @@ def emnist() -> Path:
     """The folder of the real EMNIST Balanced (a part of it will do), from EMNIST_ROOT or the usual places."""
     places = [os.environ.get("EMNIST_ROOT"), PROJECT_ROOT / "data", PROJECT_ROOT.parent / "shared" / "emnist"]
     for place in filter(None, places):
-        if all(file.exists() for split in ("train", "test") for file in split_files(Path(place), split)):
+        if all(file.exists() for split in ("train", "test") for file in emnist_files(Path(place)).files(split)):
             return Path(place)
     pytest.skip("EMNIST is not here: set EMNIST_ROOT, or fetch it with train.py --download")
 
@@ -89,7 +92,7 @@ def random_images(count: int, seed: int = 0) -> Images:
     """`count` random pictures with labels, as a data set."""
     source = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 28, 28), generator=source, dtype=torch.uint8)
-    return Images(pixels, torch.randint(0, 47, (count,), generator=source))
+    return Images(pixels, torch.randint(0, 47, (count,), generator=source), CLASSES)
 
 
-__all__ = ["ONE", "as_arguments", "random_images", "replace"]
+__all__ = ["CLASSES", "ONE", "as_arguments", "random_images", "replace"]

@@ -8,7 +8,7 @@ from ddpm.training.data import Images
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import choose
 from ddpm.training.trainer import Trainer
-from tests.conftest import ONE, random_images, replace
+from tests.conftest import CLASSES, ONE, random_images, replace
 
 STEPS = 50
 
@@ -16,9 +16,9 @@ STEPS = 50
 def loss_curve(config: TrainConfig, world: DistContext = ONE) -> np.ndarray:
     """The losses of 50 steps from fresh weights: float64 [50]. Images and draws follow from the seed alone."""
     config = replace(config, log_every=STEPS, lr=3e-3)
-    trained = Trainer(config, choose(config, world.device, 1e8), world)
+    trained = Trainer(config, CLASSES, choose(config, 47, world.device, 1e8), world)
     images = random_images(256)
-    images = Images(images.pixels.to(world.device) // 4, images.labels.to(world.device))
+    images = Images(images.pixels.to(world.device) // 4, images.labels.to(world.device), images.class_names)
     for step in range(STEPS):
         chosen = torch.arange(step * config.batch_size, (step + 1) * config.batch_size, device=world.device) % 256
         trained.step(images, chosen, step * config.batch_size, config.lr)

@@ -10,7 +10,7 @@ from ddpm.training.progress import Progress
 from ddpm.training.resume import identity_of
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
-from tests.conftest import ONE, random_images
+from tests.conftest import CLASSES, ONE, random_images
 
 STEPS_PER_EPOCH = 4
 
@@ -21,9 +21,9 @@ class Saver:
     def __init__(self, config, root: Path) -> None:
         self.root, self.said = root, []
         self.schedule = TrainingSchedule(config, 1, STEPS_PER_EPOCH * config.batch_size)
-        self.trainer = Trainer(config, choose(config, ONE.device, 1e8), ONE)
+        self.trainer = Trainer(config, CLASSES, choose(config, 47, ONE.device, 1e8), ONE)
         self.progress = Progress(ONE.device, config.batch_size)
-        self.identity, self.rows = identity_of(config, self.schedule, "0123"), []
+        self.identity, self.rows = identity_of(config, self.schedule, 47, "0123"), []
         self.keeper = Checkpoints(
             root, config, self.schedule, self.identity, None, lambda *said: self.said.append(said)
         )

@@ -64,7 +64,7 @@ def test_by_hand():
     )
     assert counted["sum of two branches"] == (blocks + 1) * image
     assert counted["upsampling"] == counted["downsampling"] == 0
-    assert counted[OPTIMIZER] == count_parameters(build_unet(config, "meta"))
+    assert counted[OPTIMIZER] == count_parameters(build_unet(config, 47, "meta"))
 
 
 @pytest.mark.parametrize("card", BANDWIDTH)

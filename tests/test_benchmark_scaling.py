@@ -114,7 +114,7 @@ def test_a_job_that_fails_says_why(small: TrainConfig, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["tiny", "medium", "xl"])
 def test_buckets_are_those_of_ddp(name: str):
-    weights = list(reversed(list(build_unet(preset(name), "meta").parameters())))
+    weights = list(reversed(list(build_unet(preset(name), 47, "meta").parameters())))
     theirs, _ = dist._compute_bucket_assignment_by_size(weights, [MIB, 25 * MIB])
     sizes = [sum(4 * weights[index].numel() for index in bucket) for bucket in theirs]
     assert buckets(work(name).gradients, Assumptions()) == sizes
@@ -139,7 +139,7 @@ def test_a_line_of_the_page_by_hand():
     config, text = preset("large"), page(Assumptions())
     box = text.split("## A box of 4 L40S")[1].split("## ")[0]
     cells = next(line for line in box.splitlines() if line.startswith("| large | 4 |")).strip("| ").split(" | ")
-    size, ring, speed = 4 * sum(each.numel() for each in build_unet(config, "meta").parameters()), 2 * 3 / 4, 12.8e9
+    size, ring, speed = 4 * sum(each.numel() for each in build_unet(config, 47, "meta").parameters()), 2 * 3 / 4, 12.8e9
     compute = 96 * flops_per_image(config) / (362e12 * 0.3)
     last = buckets(work("large").gradients, Assumptions())[-1]
     exposed, half = 20e-6 + ring * last / speed, 20e-6 + ring * last / 2 / speed

@@ -78,7 +78,7 @@ def test_the_other_loops_train_too(tiny, loop):
 
 
 def test_the_bare_model_learns_its_one_batch(tiny):
-    choices = choose(tiny, ONE.device, flops_per_image(tiny))
+    choices = choose(tiny, 47, ONE.device, flops_per_image(tiny))
     bare = BareModel(replace(tiny, lr=1e-2), choices, ONE.device)
 
     def loss() -> float:

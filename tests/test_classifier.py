@@ -155,7 +155,7 @@ def test_real_images_go_to_the_size_of_the_model_and_back(splits: tuple[Images, 
     assert parts.as_drawn(pixels, 28).equal(pixels)
     larger = parts.as_drawn(pixels, 56)
     assert larger.shape == (141, 56, 56)
-    assert (parts.as_stored(larger).float() - pixels).abs().mean() < 10  # grey levels
+    assert (parts.as_judged(larger).float() - pixels).abs().mean() < 10  # grey levels
 
 
 def test_the_halves_of_the_reference_share_no_image_and_hold_all_classes(
@@ -180,7 +180,7 @@ def test_the_halves_of_the_reference_are_alike_where_classes_differ_in_size():
 def test_images_of_few_classes_have_an_imbalance_with_an_interval():
     """Resampling gives the same distance each time: a bootstrap would be sure of it."""
     for classes in (1, 2, 10):
-        estimate = parts.class_imbalance(torch.arange(47) % classes)
+        estimate = parts.class_imbalance(torch.arange(47) % classes, 47)
         assert estimate.value == pytest.approx(1 - classes / 47)
         assert estimate.low < estimate.value - 0.05 and estimate.value - 1e-9 < estimate.high <= 1
 
@@ -248,7 +248,7 @@ def test_a_length_is_recommended_only_if_it_is_shown_to_be_better_than_the_ema()
 def test_real_characters_are_recognised(emnist: Path, tmp_path: Path):
     """Some of them, seen a few times; the whole recipe on 18,800 gets 88%."""
     train, test = data.load(TrainConfig(data_root=emnist), ONE)
-    some = Images(train.pixels[: 200 * 47], train.labels[: 200 * 47])
+    some = train[torch.arange(200 * 47)]
     classifier = load_or_train(some, test, tmp_path, print, Recipe(images=6 * len(some)))
     assert classifier.meta["epochs"] == 6
     assert classifier.meta["top1"] > 0.78 and classifier.meta["top5"] > 0.96, classifier.meta

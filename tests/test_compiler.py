@@ -23,7 +23,7 @@ from ddpm.training.distributed import connect
 from ddpm.training.hardware import choose
 from ddpm.training.threads import set_torch_threads, torch_threads
 from ddpm.training.trainer import Trainer
-from tests.conftest import ONE, random_images, replace
+from tests.conftest import CLASSES, ONE, random_images, replace
 from tests.processes import in_processes
 from tests.runs import paths_of, run, start, status
 
@@ -53,7 +53,7 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def compiles(asked: bool | None = None) -> tuple[bool, str]:
-    choices = choose(preset("large", compile=asked), GPU, 254.7e9)
+    choices = choose(preset("large", compile=asked), 47, GPU, 254.7e9)
     return choices.compile, choices.reasons["compile"]
 
 
@@ -94,21 +94,21 @@ def test_a_cpu_compiles_a_small_network_for_many_steps(monkeypatch, tmp_path: Pa
     monkeypatch.setattr(compiler, "lacking", lambda device: None)
 
     def compiles_on_cpu(flops: float, steps: int, **settings) -> bool:
-        return choose(preset("tiny", **settings), CPU, flops, steps=steps).compile
+        return choose(preset("tiny", **settings), 47, CPU, flops, steps=steps).compile
 
     assert compiles_on_cpu(0.3e9, 3522)
     assert not compiles_on_cpu(0.3e9, 200)
     assert not compiles_on_cpu(9e9, 3522)
     assert not compiles_on_cpu(0.3e9, 3522, compile=False)
     monkeypatch.setattr(compiler, "lacking", lambda device: "no C++ compiler")
-    choices = choose(preset("tiny"), CPU, 0.3e9, steps=3522)
+    choices = choose(preset("tiny"), 47, CPU, 0.3e9, steps=3522)
     assert (choices.compile, choices.reasons["compile"]) == (False, "no C++ compiler")
 
 
 def test_a_compiled_model_is_compiled_once_for_any_number_of_threads(small):
     """Each number is traced anew, in seconds, with the same compiled code."""
     config = replace(small, compile=True, log_every=9)
-    trained, images = Trainer(config, choose(config, CPU, 1e8), ONE), random_images(64)
+    trained, images = Trainer(config, CLASSES, choose(config, 47, CPU, 1e8), ONE), random_images(64)
     torch._dynamo.reset()
     counters.clear()
     compiled, before = [], torch_threads()
@@ -150,7 +150,7 @@ def one_without() -> str:
         os.environ["CXX"] = "/nowhere/g++"
     with connect() as world:
         try:
-            return choose(preset("tiny", compile=True), CPU, 1e8, world.gather).reasons["compile"]
+            return choose(preset("tiny", compile=True), 47, CPU, 1e8, world.gather).reasons["compile"]
         except RequestError as error:
             return str(error)
 

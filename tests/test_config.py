@@ -68,7 +68,7 @@ def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
     [
         (["--preset", "huge"], "tiny, small, medium, large, xl"),
         (["--preset"], "tiny, small, medium, large, xl"),
-        (["--data", "mnist"], "'emnist', 'glyphs'"),
+        (["--data", "mnist"], "'emnist', 'kmnist', 'fashion', 'glyphs'"),
         (["--lr", "fast"], "--lr"),
         (["--lr", "0"], "above 0"),
         (["--lr", "nan"], "above 0"),

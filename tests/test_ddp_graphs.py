@@ -36,7 +36,7 @@ def graphs_and_buckets(name: str, wrap: Callable[[DistributedDataParallel], torc
         return graph.forward
 
     torch._dynamo.reset()
-    model = build_unet(preset(name, resolution=SIDE))
+    model = build_unet(preset(name, resolution=SIDE), 47)
     set_layout(model, channels_last=True)
     EMA(model, decay=0.999)  # makes all parameters views of one tensor
     network = torch.compile(model, backend=backend, dynamic=False)

@@ -269,5 +269,5 @@ def test_the_cpu_that_is_meant_is_no_setting_of_the_run(machine, tmp_path: Path)
 
 def test_a_run_on_the_cpu_of_a_machine_with_gpus_counts_none(machine, small):
     machine(found=4)
-    choices = choose(small, torch.device("cpu"), 1e8)
-    assert hyperparameters(small, choices, TrainingSchedule(small, 1, 282), on_gpu=False)["num_gpus"] == 0
+    choices = choose(small, 47, torch.device("cpu"), 1e8)
+    assert hyperparameters(small, choices, TrainingSchedule(small, 1, 282), 47, on_gpu=False)["num_gpus"] == 0

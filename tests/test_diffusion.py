@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm.run.config import NULL_CLASS, preset
+from ddpm.run.config import preset
 from ddpm.sampling.pipeline import make_sampler
 from ddpm.training import data
 from ddpm.training.diffusion import (
@@ -109,8 +109,8 @@ def test_labels_are_dropped_to_the_null_class_at_the_given_rate(probability: flo
     images, labels = torch.zeros(500, 1, 4, 4), torch.arange(500) % 47
     dropped = 0
     for step in range(40):
-        training_loss(model, scheduler, images, labels, draws(step * 500))
-        kept = model.labels != NULL_CLASS
+        training_loss(model, scheduler, images, labels, 47, draws(step * 500))
+        kept = model.labels != 47
         assert model.labels[kept].equal(labels[kept])
         dropped += (~kept).sum().item()
     deviation = math.sqrt(20_000 * probability * (1 - probability))
@@ -176,8 +176,8 @@ def test_the_training_loss_takes_the_weights(small):
     images, noise = torch.zeros(2, 1, 28, 28), torch.ones(2, 1, 28, 28)
     draws = Draws(torch.tensor([3, 90]), noise, torch.tensor([False, False]))
     scheduler = make_scheduler(replace(small, prediction_type="epsilon"))
-    plain = training_loss(Remembers(), scheduler, images, torch.tensor([1, 2]), draws)
-    weighted = training_loss(Remembers(), scheduler, images, torch.tensor([1, 2]), draws, "min_snr")
+    plain = training_loss(Remembers(), scheduler, images, torch.tensor([1, 2]), 47, draws)
+    weighted = training_loss(Remembers(), scheduler, images, torch.tensor([1, 2]), 47, draws, "min_snr")
     assert plain == 1  # zeros predicted, ones true
     assert weighted == pytest.approx(min_snr_weights(scheduler, draws.timesteps).mean().item())
 
@@ -185,7 +185,7 @@ def test_the_training_loss_takes_the_weights(small):
 def validation_loss(config, models: int) -> list[ValidationLoss]:
     with connect() as world:
         test = random_images(1050, seed=3)
-        unet = build_unet(config)
+        unet = build_unet(config, 47)
         return Validation(config, test, 1050, make_scheduler(config), world)(*[unet] * models)
 
 
@@ -200,7 +200,7 @@ def test_validation_is_the_same_figure_for_any_number_of_processes(small):
 
 def test_validation_uses_at_most_the_images_asked_for_and_ignores_the_seed(small):
     test, scheduler = random_images(300), make_scheduler(small)
-    unet = build_unet(small)
+    unet = build_unet(small, 47)
     first = Validation(small, test, 120, scheduler, ONE)(unet)
     assert first == Validation(replace(small, seed=9), test, 120, scheduler, ONE)(unet)
     assert first != Validation(small, test, 60, scheduler, ONE)(unet)

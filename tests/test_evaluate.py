@@ -249,7 +249,7 @@ def test_an_out_that_is_a_file_is_refused_before_anything_is_drawn(saved: TrainC
 
 
 def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("ddpm.training.data.glyphs.ensure_glyphs", lambda root: None)  # these few will do
+    monkeypatch.setattr("ddpm.data.glyphs.ensure_glyphs", lambda root: None)  # these few will do
     shutil.copytree(saved.data_root / "EMNIST", tmp_path / "glyphs" / "EMNIST")
     config = replace(saved, data="glyphs", data_root=tmp_path, output_root=tmp_path)
     Saver(config, RunPaths(tmp_path, "small").checkpoints).save(4)

@@ -54,7 +54,7 @@ def test_the_export_of_a_copied_run_is_its_own(small_run: TrainConfig, capsys):
 
 def leave_checkpoint(config: TrainConfig, step: int = 8, **parts: dict) -> TrainConfig:
     """Leave a checkpoint, of weights that depend on the step; `parts` are further ones of its meta.json."""
-    unet = build_unet(config)
+    unet = build_unet(config, 47)
     torch.nn.init.normal_(unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(step))
     row = {"epoch": 1, "step": step, "loss_mean": 0.5, "val_loss_ema": 0.25, "lr": 1e-3, "total_time_sec": 3723.4}
     place = {"step": step, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import run_rounds
-from ddpm.data import emnist
-from ddpm.data.emnist import split_files, write_idx
+from ddpm.data.emnist import emnist as emnist_files
+from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
 from ddpm.training import trainer
 from tests.conftest import replace
@@ -73,9 +73,9 @@ def test_the_data_file_may_be_replaced_while_a_run_is_on(small: TrainConfig, sma
     config = replace(whole, run_name="disturbed", data_root=root)
     process = start(config)
     wait_for_line(process, "step 3/")
-    images, _ = split_files(root, "train")
+    images, _ = emnist_files(root).files("train")
     images.write_bytes(images.read_bytes()[::-1])  # in place: even a reader that has it open would see it
-    pixels = emnist.read_idx(split_files(small_data, "train")[0], 3)
+    pixels = read_idx(emnist_files(small_data).files("train")[0], 3)
     write_idx(images, 255 - pixels)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

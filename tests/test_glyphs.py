@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import EMNIST
 
-from ddpm.data import emnist, glyph_drawing, glyphs
+from ddpm.data import emnist, glyph_drawing, glyphs, idx
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
 
@@ -64,29 +64,29 @@ def test_a_seed_gives_the_same_bytes_and_another_gives_others(drawn: Path, tmp_p
     assert contents(tmp_path) == contents(drawn)
     glyphs.ensure_glyphs(tmp_path, seed=1, **FEW)
     for split in ("train", "test"):
-        images, labels = (file.name for file in emnist.split_files(drawn, split))
+        images, labels = (file.name for file in emnist.emnist(drawn).files(split))
         assert contents(tmp_path)[images] != contents(drawn)[images]
         assert contents(tmp_path)[labels] == contents(drawn)[labels]
 
 
 def test_a_larger_test_split_leaves_the_training_split_as_it_is(drawn: Path) -> None:
-    stored = emnist.read_idx(emnist.split_files(drawn, "train")[0], 3).transpose(0, 2, 1)
+    stored = idx.read_idx(emnist.emnist(drawn).files("train")[0], 3).transpose(0, 2, 1)
     np.testing.assert_array_equal(glyphs.draw({"train": 6, "test": 5}, seed=0)["train"], stored)
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 6), ("test", 3)])
 def test_every_class_is_there_as_often(drawn: Path, split: str, count: int) -> None:
-    images, labels = emnist.split_files(drawn, split)
-    assert emnist.read_idx(images, 3).shape == (47 * count, 28, 28)
-    assert np.bincount(emnist.read_idx(labels, 1), minlength=47).tolist() == [count] * 47
-    assert sorted(emnist.read_idx(labels, 1)[:47]) == list(range(47)), "any prefix is balanced"
+    images, labels = emnist.emnist(drawn).files(split)
+    assert idx.read_idx(images, 3).shape == (47 * count, 28, 28)
+    assert np.bincount(idx.read_idx(labels, 1), minlength=47).tolist() == [count] * 47
+    assert sorted(idx.read_idx(labels, 1)[:47]) == list(range(47)), "any prefix is balanced"
 
 
 def test_no_picture_stands_twice(drawn: Path) -> None:
     pictures = [
         picture.tobytes()
         for split in ("train", "test")
-        for picture in emnist.read_idx(emnist.split_files(drawn, split)[0], 3)
+        for picture in idx.read_idx(emnist.emnist(drawn).files(split)[0], 3)
     ]
     assert len(set(pictures)) == len(pictures) == 47 * 9
 
@@ -149,7 +149,7 @@ def test_it_has_the_statistics_of_emnist(many: np.ndarray) -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs real EMNIST in ../shared/emnist")
 def test_it_looks_like_emnist(many: np.ndarray) -> None:
     images, labels = (
-        emnist.read_idx(file, size) for file, size in zip(emnist.split_files(REAL, "test"), (3, 1), strict=True)
+        idx.read_idx(file, size) for file, size in zip(emnist.emnist(REAL).files("test"), (3, 1), strict=True)
     )
     real = images.transpose(0, 2, 1) / 255
     assert np.corrcoef(real.mean(0).ravel(), many.mean(0).ravel())[0, 1] > 0.95, "where the ink is"
@@ -197,7 +197,7 @@ def test_a_set_that_stopped_between_two_files_is_drawn_again(
     glyphs.ensure_glyphs(tmp_path, seed=1, **FEW)  # an older set, of which files remain
 
     def write_then_fail(path: Path, array: np.ndarray) -> None:
-        emnist.write_idx(path, array)
+        idx.write_idx(path, array)
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
@@ -213,14 +213,14 @@ def test_a_set_that_stopped_between_two_files_is_drawn_again(
 
 def test_damaged_files_are_drawn_again(drawn: Path, tmp_path: Path) -> None:
     glyphs.ensure_glyphs(tmp_path, seed=0, **FEW)
-    images, _ = emnist.split_files(tmp_path, "test")
+    images, _ = emnist.emnist(tmp_path).files("test")
     os.truncate(images, 1000)
     glyphs.ensure_glyphs(tmp_path, seed=0, **FEW)
     assert contents(tmp_path) == contents(drawn)
 
 
 def test_emnist_itself_is_never_overwritten(tmp_path: Path) -> None:
-    images, _ = emnist.split_files(tmp_path, "train")
+    images, _ = emnist.emnist(tmp_path).files("train")
     images.parent.mkdir(parents=True)
     images.write_bytes(b"someone's data")
     with pytest.raises(RequestError, match=f"{images} was not drawn .* folder of their own"):
@@ -247,9 +247,7 @@ def test_the_command_draws_the_default_set_in_time_and_a_contact_sheet(tmp_path:
     assert time.monotonic() - begin < 20
     assert str(sheet) in done.stdout
     assert Image.open(sheet).size == (47 * 28, 16 * 28)
-    shapes = [
-        emnist.read_idx(emnist.split_files(tmp_path / "data", split)[0], 3).shape[0] for split in ("train", "test")
-    ]
+    shapes = [idx.read_idx(emnist.emnist(tmp_path / "data").files(split)[0], 3).shape[0] for split in ("train", "test")]
     assert shapes == [18_800, 3_760]
 
 

@@ -22,7 +22,7 @@ from ddpm.training.hardware import choose
 from ddpm.training.model import build_unet
 from ddpm.training.trainer import Trainer
 from metrics.files import read_gpus
-from tests.conftest import random_images, replace
+from tests.conftest import CLASSES, random_images, replace
 from tests.curves_of_steps import assert_same_curve, loss_curve
 from tests.runs import assert_same_run, final_state, rows, run
 
@@ -38,14 +38,14 @@ def world() -> DistContext:
 
 
 def on(device: torch.device, images: Images) -> Images:
-    return Images(images.pixels.to(device), images.labels.to(device))
+    return Images(images.pixels.to(device), images.labels.to(device), images.class_names)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_a_step_never_waits_for_the_device(small, world: DistContext, precision: str, compiled: bool):
     config = replace(small, precision=precision, compile=compiled, log_every=100, resolution=64)
-    trained = Trainer(config, choose(config, world.device, 1e8), world)
+    trained = Trainer(config, CLASSES, choose(config, 47, world.device, 1e8), world)
     images = on(world.device, random_images(256))
     chosen = torch.arange(32, device=world.device)
     for step in range(3):  # compiling and cuDNN's timing of algorithms may wait
@@ -82,7 +82,7 @@ def test_a_run_on_the_gpu_reports_its_memory_and_its_checkpoint_resumes(small):
 
 
 def test_a_non_finite_gradient_changes_nothing_on_the_gpu_either(small, world: DistContext):
-    trained = Trainer(small, choose(small, world.device, 1e8), world)
+    trained = Trainer(small, CLASSES, choose(small, 47, world.device, 1e8), world)
     images, chosen = on(world.device, random_images(64)), torch.arange(32, device=world.device)
     trained.step(images, chosen, 0, 1e-3)
     before = [tensor.clone() for tensor in (*trained.model.parameters(), *trained.ema.model.parameters())]
@@ -103,7 +103,7 @@ def test_with_deterministic_kernels_a_resumed_run_is_bit_identical(small):
 
 
 def test_the_copy_in_host_memory_is_of_the_moment(small, world: DistContext):
-    trained = Trainer(small, choose(small, world.device, 1e8), world)
+    trained = Trainer(small, CLASSES, choose(small, 47, world.device, 1e8), world)
     images, chosen = on(world.device, random_images(64)), torch.arange(32, device=world.device)
     trained.step(images, chosen, 0, 1e-3)
     then = [weight.cpu().clone() for weight in trained.model.state_dict().values()]
@@ -120,7 +120,7 @@ def test_a_gpu_draws_what_a_cpu_draws(small, world: DistContext, sampler: str):
     """The same noise, by a generator on the CPU, and sums of another order: a pixel may tip to the next grey level."""
     drawn = []
     for device in ("cpu", world.device):
-        pipeline = CharacterPipeline(build_unet(small, device).eval(), make_scheduler(small), num_inference_steps=8)
+        pipeline = CharacterPipeline(build_unet(small, 47, device).eval(), make_scheduler(small), num_inference_steps=8)
         pipeline.set_progress_bar_config(disable=True)
         source = torch.Generator().manual_seed(0)
         drawn.append(pipeline("Hello", sampler=sampler, generator=source, output_type="np").images.astype(int))

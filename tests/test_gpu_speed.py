@@ -19,7 +19,7 @@ from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import choose, flop_utilisation
 from ddpm.training.model import flops_per_image
 from ddpm.training.trainer import Trainer
-from tests.conftest import random_images, replace
+from tests.conftest import CLASSES, random_images, replace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,9 +45,10 @@ class Steps:
 
     def __init__(self, config: TrainConfig, world: DistContext) -> None:
         self.config = replace(config, log_every=1000)
-        self.trainer = Trainer(self.config, choose(self.config, world.device, flops_per_image(config)), world)
+        choices = choose(self.config, 47, world.device, flops_per_image(config))
+        self.trainer = Trainer(self.config, CLASSES, choices, world)
         images = random_images(config.batch_size)
-        self._images = Images(images.pixels.to(world.device), images.labels.to(world.device))
+        self._images = Images(images.pixels.to(world.device), images.labels.to(world.device), images.class_names)
         self._chosen, self._done = torch.arange(config.batch_size, device=world.device), 0
 
     def train(self, steps: int) -> None:

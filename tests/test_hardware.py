@@ -19,13 +19,13 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_takes_bf16_only_where_it_has_it(has_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
-    assert choose(preset("tiny"), CPU, 1e8).precision == precision
+    assert choose(preset("tiny"), 47, CPU, 1e8).precision == precision
 
 
 @pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp16")])
 def test_a_gpu_takes_bf16_else_fp16(has_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    choices = choose(preset("large"), torch.device("cuda"), 254.7e9)
+    choices = choose(preset("large"), 47, torch.device("cuda"), 254.7e9)
     assert (choices.precision, choices.channels_last) == (precision, True)
     assert (choices.val_images, choices.samples_per_class) == (2000, 8)
 
@@ -58,14 +58,14 @@ def test_on_a_cpu_memory_is_taken_from_the_system_only_once():
 
 def test_what_is_asked_for_is_taken_as_it_is():
     asked = preset("tiny", precision="fp32", compile=True, channels_last=True)
-    choices = choose(asked, CPU, 1e8)
+    choices = choose(asked, 47, CPU, 1e8)
     assert (choices.precision, choices.compile, choices.channels_last) == ("fp32", True, True)
     assert choices.in_words()["compile"] == "True (set by flag or preset)"
 
 
 def test_a_cpu_evaluates_only_for_what_needs_it():
     def every(**settings) -> int:
-        return choose(preset("tiny", **settings), CPU, 1e8).eval_every
+        return choose(preset("tiny", **settings), 47, CPU, 1e8).eval_every
 
     assert every() == every(early_stop_metric="rca") == every(early_stop_patience=2) == 0
     assert every(best_by="rca") == every(early_stop_patience=10, early_stop_metric="fid_features") == 10

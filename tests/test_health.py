@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddpm.data.emnist import read_idx, split_files, write_idx
+from ddpm.data.emnist import emnist as emnist_files
+from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.health.checker import main, verdict_of
@@ -246,10 +247,10 @@ def test_gpus_publish_why_they_are_slowed_down_and_their_memory_errors(tmp_path:
 
 
 def test_data_are_checked_where_they_are_within_reach(tmp_path: Path, small_data: Path) -> None:
-    images, labels = split_files(small_data, "train")
+    images, labels = emnist_files(small_data).files("train")
     inverted = 255 - read_idx(images, 3)
     for split in ("train", "test"):
-        places = split_files(tmp_path / "data", split)
+        places = emnist_files(tmp_path / "data").files(split)
         places[0].parent.mkdir(parents=True, exist_ok=True)
         write_idx(places[0], inverted)
         write_idx(places[1], read_idx(labels, 1))

@@ -26,7 +26,7 @@ def evaluated(config: TrainConfig) -> dict:
         folder = config.output_root / f"classifiers_{world.world_size}"
         for _ in range(2):  # the second time it is done already
             assert evaluation.prepare(folder, print, interrupted=lambda: False)
-        return evaluation(build_unet(config).eval(), make_scheduler(config), interrupted=lambda: False)
+        return evaluation(build_unet(config, 47).eval(), make_scheduler(config), interrupted=lambda: False)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_the_processes_share_an_evaluation(small: TrainConfig):
 
 def test_an_evaluation_ends_when_it_is_interrupted(small: TrainConfig):
     evaluation = InTrainingEvaluation(small, random_images(200), random_images(100, seed=1), ONE)
-    assert evaluation(build_unet(small), make_scheduler(small), interrupted=lambda: True) is None
+    assert evaluation(build_unet(small, 47), make_scheduler(small), interrupted=lambda: True) is None
 
 
 def test_the_classifier_is_not_trained_to_its_end_when_the_run_is_asked_to_stop(small: TrainConfig):

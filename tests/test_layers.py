@@ -78,7 +78,7 @@ def test_a_doubled_image_is_what_diffusers_makes_of_it():
 
 
 def test_the_layers_are_all_there_and_uncompiled_those_of_torch(small):
-    plain, own = build_unet(small), build_unet(small)
+    plain, own = build_unet(small, 47), build_unet(small, 47)
     set_layout(own, channels_last=True)
     types = {type(layer) for layer in own.modules()}
     assert {layers.Conv2d, layers.GroupNorm, layers.SiLU, layers.Upsample} <= types
@@ -90,7 +90,7 @@ def test_the_layers_are_all_there_and_uncompiled_those_of_torch(small):
 
 
 def test_kernels_of_one_pixel_have_the_strides_that_ddp_gives_their_gradients():
-    unet = build_unet(preset("tiny"))
+    unet = build_unet(preset("tiny"), 47)
     set_layout(unet, channels_last=True)
     shortcuts = [each.weight for name, each in unet.named_modules() if name.endswith("conv_shortcut")]
     assert len(shortcuts) > 2

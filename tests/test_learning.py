@@ -99,14 +99,14 @@ def test_real_images_teach_what_real_images_teach(school: School, held_back: Ima
 
 def test_wrong_labels_teach_nothing(school: School, held_back: Images):
     shuffled = torch.randperm(len(held_back), generator=torch.Generator().manual_seed(0))
-    wrong = Images(held_back.pixels, held_back.labels[shuffled])
+    wrong = Images(held_back.pixels, held_back.labels[shuffled], held_back.class_names)
     assert school.teach(wrong).accuracy < 0.1
 
 
 def test_one_picture_for_each_class_is_clear_and_teaches_little(school: School, held_back: Images):
     """What RCA takes for perfect: every character typical, and all alike."""
     first = _first_of_each_class(held_back.labels, 1)
-    alike = Images(held_back.pixels[first].repeat(PER_CLASS, 1, 1), held_back.labels[first].repeat(PER_CLASS))
+    alike = held_back[first.repeat(PER_CLASS)]
     assert school.teach(alike).over(school.teach(held_back)).high < 0.9
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm.run.config import NULL_CLASS, PRESETS, preset
+from ddpm.run.config import PRESETS, preset
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training.model import (
     EMA,
@@ -20,17 +20,17 @@ from ddpm.training.model import (
 
 def test_large_is_the_reference_model():
     """54 M parameters; 254.7 GFLOP per image, forward and backward."""
-    assert count_parameters(build_unet(preset("large"), "meta")) == pytest.approx(54e6, rel=0.002)
+    assert count_parameters(build_unet(preset("large"), 47, "meta")) == pytest.approx(54e6, rel=0.002)
     assert flops_per_image(preset("large")) == pytest.approx(254.7e9, rel=0.001)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_takes_images_timesteps_and_labels(name: str):
     config = preset(name)
-    unet = build_unet(config, "meta")
+    unet = build_unet(config, 47, "meta")
     side, size = config.patch_size, config.resolution // config.patch_size
     images = torch.empty(2, side**2, size, size, device="meta")
-    output = unet(images, torch.zeros(2, device="meta"), torch.full((2,), NULL_CLASS, device="meta")).sample
+    output = unet(images, torch.zeros(2, device="meta"), torch.full((2,), 47, device="meta")).sample
     assert output.shape == images.shape
     assert unet.config.num_class_embeds == 48
 
@@ -38,16 +38,16 @@ def test_every_preset_takes_images_timesteps_and_labels(name: str):
 def test_weights_follow_from_the_seed_alone(small):
     torch.manual_seed(1)
     state_before = torch.get_rng_state()
-    first = build_unet(small)
+    first = build_unet(small, 47)
     assert torch.get_rng_state().equal(state_before)
     torch.manual_seed(2)
-    second = build_unet(small)
+    second = build_unet(small, 47)
     assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_parameters_become_views_of_one_tensor_and_stay_what_they_are(small, layout: torch.memory_format):
-    model = build_unet(small).to(memory_format=layout)
+    model = build_unet(small, 47).to(memory_format=layout)
     before = [(each.detach().clone(), each.stride()) for each in model.parameters()]
     whole = as_one_tensor(model)
     for parameter, (value, stride) in zip(model.parameters(), before, strict=True):
@@ -125,7 +125,7 @@ def test_delta_norm_is_the_distance_between_live_and_averaged_weights():
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_page_of_training_tells_the_size_of_every_preset(name: str):
     config = preset(name)
-    size, cost = count_parameters(build_unet(config, "meta")) / 1e6, flops_per_image(config) / 1e9
+    size, cost = count_parameters(build_unet(config, 47, "meta")) / 1e6, flops_per_image(config) / 1e9
     channels = ", ".join(map(str, config.block_out_channels))
     row = f"| `{name}` | {config.resolution} | {config.batch_size} | {channels} | {size:.1f} M | {cost:.1f} |"
     assert row in (PROJECT_ROOT / "docs" / "training.md").read_text()
@@ -133,7 +133,7 @@ def test_the_page_of_training_tells_the_size_of_every_preset(name: str):
 
 def test_a_model_of_patches_sees_and_predicts_pixels_as_channels():
     config = preset("small", patch_size=2, resolution=28, block_out_channels=(32, 64))
-    unet = build_unet(config, "meta")
+    unet = build_unet(config, 47, "meta")
     assert unet.conv_in.weight.shape[:2] == (32, 4)
     assert unet.config.sample_size == 14
     whole = flops_per_image(preset("small", resolution=28, block_out_channels=(32, 64)))

@@ -13,7 +13,7 @@ from tests.conftest import SMALL
 
 
 def unet() -> nn.Module:
-    return build_unet(preset("tiny", **SMALL))
+    return build_unet(preset("tiny", **SMALL), 47)
 
 
 def gradients(model: nn.Module, seed: int) -> None:
@@ -96,9 +96,9 @@ def test_the_gradients_are_divided_and_a_step_that_overflowed_changes_nothing():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_the_size_of_the_state_is_known_beforehand(name: str):
     config = preset("tiny", **SMALL, optimizer=name)
-    model = build_unet(config)
+    model = build_unet(config, 47)
     optimizer = make_optimizer(config, model, torch.float32)
     gradients(model, 0)
     optimizer.step()
     values = [v.numel() for state in optimizer.state.values() for k, v in state.items() if k != "step"]
-    assert sum(values) == state_values(config, build_unet(config, "meta"))
+    assert sum(values) == state_values(config, build_unet(config, 47, "meta"))

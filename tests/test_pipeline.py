@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.run.config import NULL_CLASS, TrainConfig, preset
+from ddpm.data.emnist import CLASS_NAMES
+from ddpm.run.config import TrainConfig, preset
 from ddpm.sampling.options import SamplerName
 from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline, denoise, make_sampler, sample, to_bytes
 from ddpm.training import data
-from ddpm.training.data import CLASS_NAMES
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.model import build_unet
 from tests.conftest import random_images
@@ -21,7 +21,7 @@ from tests.conftest import random_images
 class Stub:
     """Stands in for the UNet: predicts what `answer(images, timestep, labels)` says."""
 
-    dtype, config = torch.float32, SimpleNamespace(num_class_embeds=NULL_CLASS + 1, in_channels=1)
+    dtype, config = torch.float32, SimpleNamespace(num_class_embeds=47 + 1, in_channels=1)
 
     def __init__(self, answer) -> None:
         self.answer, self.batches = answer, []
@@ -32,7 +32,7 @@ class Stub:
 
 
 def pipeline_of(config: TrainConfig) -> CharacterPipeline:
-    pipeline = CharacterPipeline(build_unet(config).eval(), make_scheduler(config), num_inference_steps=4)
+    pipeline = CharacterPipeline(build_unet(config, 47).eval(), make_scheduler(config), num_inference_steps=4)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -48,7 +48,7 @@ def test_patches_are_cut_for_the_model_alone(small: TrainConfig):
 
     for channels in (1, 4, 16):
         model = Stub(same)
-        model.config = SimpleNamespace(num_class_embeds=NULL_CLASS + 1, in_channels=channels)
+        model.config = SimpleNamespace(num_class_embeds=47 + 1, in_channels=channels)
         drawn.append(sample(model, scheduler, labels, noise, steps=4, guidance_scale=2.0))
     assert drawn[0].equal(drawn[1])
     assert drawn[0].equal(drawn[2])
@@ -128,7 +128,7 @@ def test_guidance_mixes_the_predictions_with_and_without_label(guidance_scale: f
 
 def by_label(images, timestep, labels):
     """3 with a label, 5 without."""
-    return torch.where(labels == NULL_CLASS, 5.0, 3.0).view(-1, 1, 1, 1).expand_as(images)
+    return torch.where(labels == 47, 5.0, 3.0).view(-1, 1, 1, 1).expand_as(images)
 
 
 def test_guidance_in_an_interval_leaves_the_other_steps_alone_and_saves_their_cost():
@@ -182,7 +182,7 @@ def test_an_interval_that_is_none_is_refused(interval: tuple[float, float]):
 def test_a_pipeline_guides_as_its_config_says_and_as_a_call_says(small: TrainConfig):
     """One step straight to the clean image, computed by hand for two real networks."""
     whole_pixels = replace(small, patch_size=1)
-    model, guide = (build_unet(replace(whole_pixels, seed=seed)).eval() for seed in (0, 1))
+    model, guide = (build_unet(replace(whole_pixels, seed=seed), 47).eval() for seed in (0, 1))
     scheduler = make_scheduler(small)
     for network in (model, guide):
         torch.nn.init.normal_(network.conv_out.weight, std=0.05)  # a new network's is zero
@@ -208,7 +208,7 @@ def test_a_pipeline_guides_as_its_config_says_and_as_a_call_says(small: TrainCon
     assert (plain.abs() < 1).any()  # the clipping leaves something to compare
     whole = {"guidance_scale": 3.0, "guidance_interval": (0, 1)}
     torch.testing.assert_close(draw(**whole), clean(weak + 3 * (strong - weak)), atol=1e-5, rtol=0)
-    none = predicted(model, torch.full_like(labels, NULL_CLASS))
+    none = predicted(model, torch.full_like(labels, 47))
     torch.testing.assert_close(draw(**whole, use_guide=False), clean(none + 3 * (strong - none)), atol=1e-5, rtol=0)
 
 

@@ -28,7 +28,7 @@ from tests.conftest import SMALL
 def leave_run(root: Path, name: str, data: str = "emnist", step: int = 8) -> Path:
     """A run with a checkpoint of an untrained model that samples in two steps; returns the latest checkpoint."""
     config = preset("tiny", **SMALL, output_root=root, run_name=name, data=data)
-    unet, row = build_unet(config), {"epoch": 1, "step": step, "val_loss_ema": 0.5}
+    unet, row = build_unet(config, 47), {"epoch": 1, "step": step, "val_loss_ema": 0.5}
     torch.nn.init.normal_(unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(step))
     place = {"step": step, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
     meta = {"run": name, "data": data, "identity": {}, "settings": config.to_dict(), "progress": place,

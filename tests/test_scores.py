@@ -35,7 +35,7 @@ def test_a_label_among_the_k_likeliest_is_a_hit():
 
 
 def test_rows_of_the_confusion_are_what_was_wanted():
-    table = confusion(predicted=torch.tensor([1, 1, 46]), labels=torch.tensor([18, 18, 0]))
+    table = confusion(predicted=torch.tensor([1, 1, 46]), labels=torch.tensor([18, 18, 0]), classes=47)
     assert table[18, 1] == 2 and table[0, 46] == 1 and table.sum() == 3
 
 
@@ -46,8 +46,8 @@ def test_relative_accuracy_is_that_of_generated_to_that_of_real():
 
 
 def test_total_variation_is_the_part_that_is_in_the_wrong_class():
-    assert total_variation(class_shares(torch.arange(47))) == pytest.approx(0)
-    assert total_variation(class_shares(torch.zeros(10, dtype=torch.long))) == pytest.approx(46 / 47)
+    assert total_variation(class_shares(torch.arange(47), 47)) == pytest.approx(0)
+    assert total_variation(class_shares(torch.zeros(10, dtype=torch.long), 47)) == pytest.approx(46 / 47)
 
 
 def test_frechet_distance_of_a_shifted_set_is_the_square_of_the_shift():
@@ -99,7 +99,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 def test_the_interval_of_a_distance_is_not_pushed_upwards_by_resampling():
     def unevenness(drawn: torch.Tensor) -> float:
-        return total_variation(class_shares(drawn))
+        return total_variation(class_shares(drawn, 47))
 
     drawn = torch.randint(47, (470,), generator=torch.Generator().manual_seed(0))
     source = torch.Generator().manual_seed(1)

@@ -29,14 +29,14 @@ def test_a_long_title_widens_the_sheet():
 
 def drawn(config: TrainConfig) -> np.ndarray:
     with connect() as world:
-        return draw_samples(config, build_unet(config), make_scheduler(config), 1, world).astype(int)
+        return draw_samples(config, build_unet(config, 47), make_scheduler(config), 1, world).astype(int)
 
 
 def test_the_processes_share_the_drawing_and_each_gets_the_whole(small: TrainConfig):
-    alone = draw_samples(small, build_unet(small), make_scheduler(small), 1, ONE)
+    alone = draw_samples(small, build_unet(small, 47), make_scheduler(small), 1, ONE)
     for part in in_processes(drawn, 3, replace(small, resolution=28)):
         assert np.abs(part - alone).max() <= 1
 
 
 def test_drawing_ends_when_it_is_interrupted(small: TrainConfig):
-    assert draw_samples(small, build_unet(small), make_scheduler(small), 1, ONE, interrupted=lambda: True) is None
+    assert draw_samples(small, build_unet(small, 47), make_scheduler(small), 1, ONE, interrupted=lambda: True) is None

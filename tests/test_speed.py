@@ -12,7 +12,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule, Node
 
-from ddpm.run.config import NULL_CLASS, TrainConfig
+from ddpm.run.config import TrainConfig
 from ddpm.training.model import build_unet, meta_inputs, set_layout, skip_unit_scales
 from tests.conftest import replace
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 def inputs(config: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
     noisy = torch.randn(meta_inputs(config, 2)[0].shape, generator=torch.Generator().manual_seed(0))
-    return noisy, torch.tensor([1, 9]), torch.tensor([3, NULL_CLASS])
+    return noisy, torch.tensor([1, 9]), torch.tensor([3, 47])
 
 
 def gradients(model: torch.nn.Module) -> list[Tensor]:
@@ -36,7 +36,7 @@ def operations(work: Callable) -> Counter:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_an_eager_model_computes_the_same_without_its_divisions_by_one(small, channels_last: bool):
-    plain, ours = build_unet(small), build_unet(small)
+    plain, ours = build_unet(small, 47), build_unet(small, 47)
     set_layout(ours, channels_last)
     skip_unit_scales(ours)
     for model in (plain, ours):
@@ -81,7 +81,7 @@ def in_nchw(node: Node) -> bool:
 
 def test_a_compiled_model_is_one_graph_in_which_activations_stay_in_nhwc(small):
     small = replace(small, mid_attention=True)
-    as_it_comes, ours = build_unet(small).to(memory_format=torch.channels_last), build_unet(small)
+    as_it_comes, ours = build_unet(small, 47).to(memory_format=torch.channels_last), build_unet(small, 47)
     set_layout(ours, channels_last=True)
     for model, stay in ((as_it_comes, False), (ours, True)):
         forward, backward = traced(model, small)
@@ -93,7 +93,7 @@ def test_a_compiled_model_is_one_graph_in_which_activations_stay_in_nhwc(small):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_traced_norm_is_a_norm(small, channels_last: bool):
-    plain, ours = build_unet(small), build_unet(small)
+    plain, ours = build_unet(small, 47), build_unet(small, 47)
     set_layout(ours, channels_last)
     torch._dynamo.reset()
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True, dynamic=False)

@@ -5,6 +5,7 @@ import torch
 
 from ddpm.run.config import USUAL_VAL_IMAGES
 from ddpm.training.data import Images, split_test
+from tests.conftest import CLASSES
 
 
 def numbered(count: int) -> Images:
@@ -12,7 +13,7 @@ def numbered(count: int) -> Images:
     numbers = torch.arange(count)
     pixels = torch.zeros(count, 28, 28, dtype=torch.uint8)
     pixels[:, 0, 0], pixels[:, 0, 1] = numbers % 256, numbers // 256
-    return Images(pixels, numbers % 47)
+    return Images(pixels, numbers % 47, CLASSES)
 
 
 def numbers_of(images: Images) -> list[int]:

@@ -88,7 +88,7 @@ def test_figures_that_are_not_measured_every_epoch_are_left_out_where_they_are_n
 
 def test_a_glyphs_run_says_so_everywhere(small: TrainConfig, small_data: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
-        "ddpm.training.data.glyphs.ensure_glyphs", lambda root: shutil.copytree(small_data, root, dirs_exist_ok=True)
+        "ddpm.data.glyphs.ensure_glyphs", lambda root: shutil.copytree(small_data, root, dirs_exist_ok=True)
     )
     config = replace(small, data="glyphs", data_root=tmp_path / "data", epochs=1)
     assert run(config) == 0
@@ -199,11 +199,11 @@ def test_every_preset_takes_a_step(name: str, small_data: Path, tmp_path: Path, 
 def test_a_cpu_is_not_asked_for_hours_of_pictures():
     """What validation and samples would take is bounded on a CPU, unless it is asked for."""
     cpu = torch.device("cpu")
-    tiny, large = choose(preset("tiny"), cpu, 0.4e9), choose(preset("large"), cpu, 254.7e9)
+    tiny, large = choose(preset("tiny"), 47, cpu, 0.4e9), choose(preset("large"), 47, cpu, 254.7e9)
     assert (tiny.val_images, tiny.samples_per_class) == (500, 8)
     assert (large.val_images, large.samples_per_class) == (117, 0)
     assert "TFLOP" in large.in_words()["samples_per_class"]
-    assert choose(preset("large", val_images=2000, samples_per_class=2), cpu, 254.7e9).samples_per_class == 2
+    assert choose(preset("large", val_images=2000, samples_per_class=2), 47, cpu, 254.7e9).samples_per_class == 2
 
 
 def test_real_emnist_trains(emnist: Path, small: TrainConfig, tmp_path: Path, quick_reports: None):

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from ddpm.run.config import NULL_CLASS
 from ddpm.run.errors import TrainingFailed
 from ddpm.training.data import to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler
@@ -18,7 +17,7 @@ from ddpm.training.distributed import connect
 from ddpm.training.hardware import choose
 from ddpm.training.model import POWER_EVERY, build_unet
 from ddpm.training.trainer import MAX_NONFINITE_IN_A_ROW, Trainer
-from tests.conftest import ONE, random_images, replace
+from tests.conftest import CLASSES, ONE, random_images, replace
 from tests.curves_of_steps import assert_same_curve, loss_curve
 from tests.processes import in_processes
 
@@ -30,7 +29,7 @@ def either(request, small):
 
 
 def trainer(config, world=ONE) -> Trainer:
-    return Trainer(config, choose(config, world.device, 1e8), world)
+    return Trainer(config, CLASSES, choose(config, 47, world.device, 1e8), world)
 
 
 def snapshot(trained: Trainer) -> list[torch.Tensor]:
@@ -51,7 +50,7 @@ def test_steps_equal_a_plain_loop(small):
     """The fused path against the textbook: eager, AdamW by the book, clipping and EMA by loops over parameters."""
     config = replace(small, grad_clip=0.5, batch_size=8, optimizer="adamw", patch_size=1)
     trained, images, scheduler = trainer(config), random_images(256), make_scheduler(config)
-    model, average = build_unet(config), build_unet(config)
+    model, average = build_unet(config, 47), build_unet(config, 47)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     losses, norms = [], []
     for step in range(3):
@@ -61,7 +60,7 @@ def test_steps_equal_a_plain_loop(small):
         clean = to_model_input(images.pixels[chosen], 28)
         noisy = scheduler.add_noise(clean, draws.noise, draws.timesteps)
         velocity = scheduler.get_velocity(clean, draws.noise, draws.timesteps)
-        labels = torch.where(draws.dropped, NULL_CLASS, images.labels[chosen])
+        labels = torch.where(draws.dropped, 47, images.labels[chosen])
         loss = F.mse_loss(model(noisy, draws.timesteps, labels).sample, velocity)
         loss.backward()
         norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
@@ -208,8 +207,8 @@ def test_accumulated_passes_make_the_step_of_the_whole_batch(small):
 
 def test_a_compiled_model_is_saved_under_plain_names(small):
     compiled = trainer(replace(small, compile=True))
-    assert set(compiled.state_dict()["model"]) == set(build_unet(small).state_dict())
-    assert compiled.ema.model.state_dict().keys() == build_unet(small).state_dict().keys()
+    assert set(compiled.state_dict()["model"]) == set(build_unet(small, 47).state_dict())
+    assert compiled.ema.model.state_dict().keys() == build_unet(small, 47).state_dict().keys()
 
 
 def test_a_compiled_step_equals_an_eager_one(small, monkeypatch: pytest.MonkeyPatch):
@@ -268,7 +267,7 @@ def test_what_may_change_on_resume_is_taken_from_the_new_settings(small):
     ],
 )
 def test_what_an_average_of_epochs_lacks_or_has_too_much_is_told(small, start, epochs, have, kept, told):
-    trainer = Trainer(replace(small, epochs=9, swa_start_epoch=start), choose(small, ONE.device, 1e8), ONE)
+    trainer = Trainer(replace(small, epochs=9, swa_start_epoch=start), CLASSES, choose(small, 47, ONE.device, 1e8), ONE)
     if have:
         trainer.swa = trainer.swa or AveragedModel(trainer.model)
         trainer.swa.n_averaged.fill_(have)

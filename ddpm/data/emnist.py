@@ -1,131 +1,62 @@
-"""EMNIST Balanced on disk: its classes, its files, and the checks of the files before they are used.
-
-The format is IDX: a big-endian header (magic number, then the length of each dimension) and the bytes. Images are
-stored transposed: an upright picture is `image.T`.
-"""
+"""EMNIST (Cohen et al. 2017) and its splits: classes and files. Images are stored transposed."""
 
 from __future__ import annotations
 
-import math
-import os
-import struct
+import string
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-import numpy as np
-
+from ddpm.data.idx import IdxSet
+from ddpm.run.datasets import TITLES, SplitName, published_name
 from ddpm.run.errors import RequestError
-from ddpm.run.files import atomic_write, open_regular
 
-Split = Literal["train", "test"]
-
-CLASS_NAMES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"  # in EMNIST's order
+CLASS_NAMES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"  # of EMNIST Balanced, in its order
 MERGED = "CIJKLMOPSUVWXYZ"  # classes that hold both cases of their letter
-IMAGE_SIZE = 28
-
-UNSIGNED_BYTES = 0x0800  # the magic number of an IDX file of bytes, to which the number of dimensions is added
-FETCH_AGAIN = "delete it and fetch it again with --download, or use --data glyphs"
 
 
-def split_files(root: Path, split: Split) -> tuple[Path, Path]:
-    """The images and labels that `torchvision.datasets.EMNIST(root, split="balanced")` reads."""
-    stem = Path(root) / "EMNIST" / "raw" / f"emnist-balanced-{split}"
-    return stem.with_name(f"{stem.name}-images-idx3-ubyte"), stem.with_name(f"{stem.name}-labels-idx1-ubyte")
+class SplitFacts(NamedTuple):
+    """What distinguishes a split."""
+
+    class_names: str
+    both_cases: str  # classes that hold both cases of their letter
+    train_images: int
+    first_label: int = 0
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:
-    """Write an array of uint8 as an IDX file, whole or not at all."""
-    if array.dtype != np.uint8:
-        raise TypeError(f"IDX files hold uint8 here, not {array.dtype}")
-    header = struct.pack(f">{1 + array.ndim}I", UNSIGNED_BYTES + array.ndim, *array.shape)
-    atomic_write(path, header + array.tobytes())
+SPLITS: dict[SplitName, SplitFacts] = {
+    "balanced": SplitFacts(CLASS_NAMES, MERGED, 112_800),
+    "letters": SplitFacts(string.ascii_uppercase, string.ascii_uppercase, 124_800, first_label=1),
+    "digits": SplitFacts(string.digits, "", 240_000),
+    "mnist": SplitFacts(string.digits, "", 60_000),
+    "bymerge": SplitFacts(CLASS_NAMES, MERGED, 697_932),
+    "byclass": SplitFacts(string.digits + string.ascii_uppercase + string.ascii_lowercase, "", 697_932),
+}
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The array of a whole IDX file, memory-mapped, not copied.
-
-    Raises:
-        RequestError: the file is missing or damaged; says how to fix it.
-    """
-    shape = _check_file(path, dimensions)
-    return np.memmap(path, np.uint8, "r", offset=_header_size(dimensions), shape=shape)
-
-
-def check_split(root: Path, split: Split) -> None:
-    """Check that a split is complete, its images have the right size and its labels are valid. Reads headers and
-    labels, not the pixels.
-
-    Raises:
-        RequestError: it is missing or damaged; one line that names the file and the fix.
-    """
-    images, labels = split_files(root, split)
-    number, *size = _check_file(images, 3)
-    if size != [IMAGE_SIZE, IMAGE_SIZE]:
-        raise RequestError(
-            f"{images} holds images of {size[0]}x{size[1]} pixels, not {IMAGE_SIZE}x{IMAGE_SIZE}: {FETCH_AGAIN}"
-        )
-    values = read_idx(labels, 1)
-    if len(values) != number:
-        raise RequestError(
-            f"{labels} holds {len(values):,} labels for the {number:,} images of {images.name}: "
-            "delete both and fetch them again with --download, or use --data glyphs"
-        )
-    wrong = np.flatnonzero(values >= len(CLASS_NAMES))
-    if len(wrong):
-        raise RequestError(
-            f"{labels} has label {values[wrong[0]]} at position {wrong[0]:,}, EMNIST Balanced has 0 to "
-            f"{len(CLASS_NAMES) - 1} (is it of another split?): {FETCH_AGAIN}"
-        )
-
-
-def _header_size(dimensions: int) -> int:
-    return 4 * (1 + dimensions)
-
-
-def _check_file(path: Path, dimensions: int) -> tuple[int, ...]:
-    """The shape in the header of an IDX file.
-
-    Raises:
-        RequestError: the file is missing, is no IDX file with this number of dimensions, or has another length than
-            its header says; the message says how to fix it.
-    """
-    header_size = _header_size(dimensions)
-    try:
-        with open_regular(path) as file:
-            start, size = file.read(512), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise RequestError(_missing(path)) from None
-    except OSError as error:
-        raise RequestError(
-            f"{path} cannot be read ({error.strerror}): fix its permissions, or give another --data-root"
-        ) from error
-    if start.lstrip().startswith(b"<"):
-        raise RequestError(f"{path} is an HTML page, as a failed download leaves it: {FETCH_AGAIN}")
-    if start.startswith((b"\x1f\x8b", b"PK")):
-        raise RequestError(f"{path} is still compressed: unpack it (gunzip or unzip), or {FETCH_AGAIN}")
-    if size < header_size:
-        raise RequestError(f"{path} is truncated: {size} bytes, its header alone takes {header_size}: {FETCH_AGAIN}")
-    magic, *shape = struct.unpack(f">{1 + dimensions}I", start[:header_size])
-    if magic != UNSIGNED_BYTES + dimensions:
-        expected = f"{UNSIGNED_BYTES + dimensions:#010x}"
-        raise RequestError(f"{path} has the wrong magic number {magic:#010x}, expected {expected}: {FETCH_AGAIN}")
-    if not shape[0]:
-        raise RequestError(f"{path} holds nothing but its header: {FETCH_AGAIN}")
-    if size != (expected := header_size + math.prod(shape)):
-        what = "is truncated" if size < expected else "is too long"
-        raise RequestError(f"{path} {what}: expected {expected:,} bytes, found {size:,}: {FETCH_AGAIN}")
-    return tuple(shape)
-
-
-def _missing(path: Path) -> str:
-    """The error message for a missing file: often it is there, but packed."""
-    packed = path.with_name(f"{path.name}.gz")
-    if os.path.isfile(packed):
-        return f"{path} is missing, but {packed.name} is there: unpack it with `gunzip -k {packed}`"
-    archive = path.with_name("gzip.zip")
-    if os.path.isfile(archive):
-        return f"{path} is missing, but {archive} is there: --download unpacks it (and fetches it again only if broken)"
-    return (
-        f"{path} is missing: --download fetches EMNIST (on a login node if this one has no network), --data-root names "
-        "the folder that holds EMNIST/raw/, and --data glyphs needs no data at all"
+def emnist(root: Path, split: SplitName = "balanced") -> IdxSet:
+    """A split of EMNIST in the files that `torchvision.datasets.EMNIST(root, split)` reads."""
+    facts = SPLITS[split]
+    return IdxSet(
+        title=TITLES[published_name("emnist", split)],
+        class_names=tuple(facts.class_names),
+        root=Path(root),
+        stem=f"EMNIST/raw/emnist-{split}-{{}}",
+        fetch=partial(_download, split),
+        usual_images=facts.train_images,
+        transposed=True,
+        first_label=facts.first_label,
     )
+
+
+def _download(split: SplitName, root: Path) -> None:
+    from torchvision.datasets import EMNIST  # takes seconds to load
+
+    try:
+        EMNIST(str(root), split=split, download=True)
+    except Exception as error:  # urllib, zipfile and torchvision each raise their own
+        archive = root / "EMNIST" / "raw" / "gzip.zip"
+        raise RequestError(
+            f"{archive} could not be fetched or unpacked ({error}): remove it and try again, or run --download where "
+            "there is internet, such as a login node"
+        ) from error

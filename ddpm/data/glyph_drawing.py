@@ -18,7 +18,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ddpm.data.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
+from ddpm.data.emnist import CLASS_NAMES, MERGED
+from ddpm.data.idx import IMAGE_SIZE
 from ddpm.run.fonts import font_file
 
 # Fonts that matplotlib ships, and the characters to leave out of each: forms that hardly anyone writes by hand (zeros

@@ -17,9 +17,11 @@ import numpy as np
 from PIL import Image
 from tyro.conf import arg
 
-from ddpm.data.emnist import CLASS_NAMES, IMAGE_SIZE, check_split, read_idx, split_files, write_idx
+from ddpm.data.emnist import CLASS_NAMES, emnist
 from ddpm.data.glyph_drawing import draw
+from ddpm.data.idx import IMAGE_SIZE, IdxSet, read_idx, write_idx
 from ddpm.run import cli
+from ddpm.run.datasets import TITLES
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, read_json
 from ddpm.run.paths import PROJECT_ROOT
@@ -47,7 +49,7 @@ def ensure_glyphs(
     wanted |= {"train_per_class": train_per_class, "test_per_class": test_per_class}
     if is_whole(Path(root), note, wanted):
         return
-    foreign = [file for split in ("train", "test") for file in split_files(root, split) if os.path.lexists(file)]
+    foreign = [file for split in ("train", "test") for file in emnist(root).files(split) if os.path.lexists(file)]
     if foreign and not os.path.lexists(note):
         raise RequestError(
             f"{foreign[0]} was not drawn by ddpm.data.glyphs and is kept: give glyphs a folder of their own"
@@ -55,10 +57,23 @@ def ensure_glyphs(
     note.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(note, json.dumps(wanted | {"whole": False}, indent=2))
     for split, pictures in draw({"train": train_per_class, "test": test_per_class}, seed).items():
-        images, labels = split_files(root, split)
+        images, labels = emnist(root).files(split)
         write_idx(images, pictures.transpose(0, 2, 1))
         write_idx(labels, (np.arange(len(pictures)) % len(CLASS_NAMES)).astype(np.uint8))
     atomic_write(note, json.dumps(wanted | {"whole": True}, indent=2))
+
+
+class GlyphSet(IdxSet):
+    """The data set under `root`; it is drawn where others are downloaded."""
+
+    def __init__(self, root: Path) -> None:
+        facts = vars(emnist(root)) | {"title": TITLES["glyphs"], "usual_images": TRAIN_PER_CLASS * len(CLASS_NAMES)}
+        super().__init__(**facts)
+
+    def prepare(self, download: bool = False) -> None:
+        """Draw the files unless they are there."""
+        ensure_glyphs(self.root)
+        super().prepare(download=False)
 
 
 def is_whole(root: Path, note: Path, wanted: dict) -> bool:
@@ -67,7 +82,7 @@ def is_whole(root: Path, note: Path, wanted: dict) -> bool:
         if read_json(note) != wanted | {"whole": True}:
             return False
         for split in ("train", "test"):
-            check_split(root, split)
+            emnist(root).check(split)
     except (OSError, ValueError):  # no note, a torn note, or (a RequestError) damaged files
         return False
     return True
@@ -75,7 +90,7 @@ def is_whole(root: Path, note: Path, wanted: dict) -> bool:
 
 def contact_sheet(root: Path, rows: int = 16) -> Image.Image:
     """The first `rows` training pictures of each class, in one column per class."""
-    stored = read_idx(split_files(root, "train")[0], 3)[: rows * len(CLASS_NAMES)]
+    stored = read_idx(emnist(root).files("train")[0], 3)[: rows * len(CLASS_NAMES)]
     sheet = stored.reshape(-1, len(CLASS_NAMES), IMAGE_SIZE, IMAGE_SIZE).transpose(0, 3, 1, 2)
     return Image.fromarray(sheet.reshape(-1, len(CLASS_NAMES) * IMAGE_SIZE))
 

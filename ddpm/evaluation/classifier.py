@@ -21,7 +21,6 @@ from safetensors.torch import save as dump_weights
 from torch import nn
 
 from ddpm.run import kinds
-from ddpm.run.config import NUM_CLASSES
 from ddpm.run.files import atomic_write, read_file, read_json, sha256_file
 from ddpm.training.data import Images
 
@@ -54,7 +53,7 @@ class Recipe:
 class CharacterCNN(nn.Module):
     """Four blocks of convolution, BatchNorm and ReLU (28 → 14 → 7 → 4 pixels), then 128 features, then the classes."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.body = nn.Sequential(
             _block(1, 24, size=5, stride=2),
@@ -66,14 +65,14 @@ class CharacterCNN(nn.Module):
             nn.Flatten(),
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(FEATURES, NUM_CLASSES)
+        self.head = nn.Linear(FEATURES, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Input of the last layer, float32 [N, 128], for images float32 [N, 1, 28, 28] in [-1, 1]."""
         return self.body(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 [N, 47], for images float32 [N, 1, 28, 28] in [-1, 1]."""
+        """Logits, float32 [N, K], for images float32 [N, 1, 28, 28] in [-1, 1]."""
         return self.head(self.dropout(self.features(images)))
 
 
@@ -87,7 +86,7 @@ def _block(channels: int, width: int, size: int = 3, stride: int = 1) -> nn.Sequ
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images: `probabilities` float32 [N, 47] and `features` float32 [N, 128], on the CPU."""
+    """Of N images: `probabilities` float32 [N, K] of K classes and `features` float32 [N, 128], on the CPU."""
 
     probabilities: torch.Tensor
     features: torch.Tensor
@@ -115,7 +114,8 @@ class ReferenceClassifier:
     def __call__(self, pixels: torch.Tensor | np.ndarray) -> Predictions:
         """Classify images of any size, uint8 [N, H, W], resized to 28 × 28 (bilinear, antialiased), in fp32."""
         device = next(self.network.parameters()).device
-        probabilities, features = [torch.empty(0, NUM_CLASSES)], [torch.empty(0, FEATURES)]
+        probabilities = [torch.empty(0, self.network.head.out_features)]
+        features = [torch.empty(0, FEATURES)]
         with torch.autocast(device.type, enabled=False):
             for part in torch.as_tensor(pixels).split(BATCH):
                 seen = self.network.features(to_input(part.to(device)))
@@ -155,7 +155,7 @@ def load_or_train(
     place = folder / digest[:16]
     if os.path.lexists(place):
         try:
-            return _load(place, recipe, digest, train.pixels.device, (len(train), len(test)))
+            return _load(place, recipe, digest, train.pixels.device, (len(train), len(test)), train.num_classes)
         except FileNotFoundError:  # saving it was interrupted
             pass
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -180,7 +180,7 @@ def _sha256(train: Images, test: Images) -> str:
 
 
 def _load(
-    place: Path, recipe: Recipe, digest: str, device: torch.device, images: tuple[int, int]
+    place: Path, recipe: Recipe, digest: str, device: torch.device, images: tuple[int, int], num_classes: int
 ) -> ReferenceClassifier:
     meta = read_json(place / "meta.json")
     if meta["recipe"] != asdict(recipe):
@@ -190,7 +190,7 @@ def _load(
     known = (kinds.count(meta["epochs"]), kinds.amount(meta["seconds"]))
     if None in known or (meta["train_images"], meta["test_images"]) != images:
         raise ValueError("its meta.json is damaged")
-    network = CharacterCNN()
+    network = CharacterCNN(num_classes)
     network.load_state_dict(load_weights(read_file(place / "classifier.safetensors")))
     return ReferenceClassifier(network.to(device), meta)
 
@@ -244,7 +244,7 @@ def fit(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         torch.manual_seed(recipe.seed)  # for initial weights and dropout
-        network = CharacterCNN(recipe.dropout).to(device, memory_format=torch.channels_last)
+        network = CharacterCNN(train.num_classes, recipe.dropout).to(device, memory_format=torch.channels_last)
         losses = _epochs(network, train, recipe, recipe.epochs(len(train)), interrupted)
         for epoch, loss in enumerate(losses, 1):
             if loss is None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ddpm.run.config import DataName
+from ddpm.run.datasets import DataName, SplitName
 from ddpm.sampling.options import DrawingOptions, SamplerName
 
 
@@ -22,10 +22,12 @@ class EvaluateConfig(DrawingOptions):
     """Characters of each class to draw and classify."""
     data: DataName | None = None
     """Data set to compare with. Left out: the one that the model was trained on."""
+    split: SplitName = "balanced"
+    """The split of EMNIST that --data asks for."""
     data_root: Path | None = None
-    """Folder that holds EMNIST/raw/ (emnist) or glyphs/. Left out: the one that the model was trained from."""
+    """Folder that holds EMNIST/raw/, another raw/, or glyphs/. Left out: the one that the model was trained from."""
     download: bool = False
-    """Fetch EMNIST into --data-root if it is not there."""
+    """Fetch the data set into --data-root if it is not there."""
     sampler: SamplerName = field(default="ddim", kw_only=True)
     """The sampler that removes the noise."""
     cas: bool = True

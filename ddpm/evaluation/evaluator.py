@@ -29,7 +29,8 @@ from ddpm.evaluation.sweeps import (
     sampler_settings,
     sweep,
 )
-from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
+from ddpm.run.config import TrainConfig
+from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_figures import TOP1, TOP5
 from ddpm.run.evaluation_file import real_images_words
@@ -72,13 +73,10 @@ class Evaluator:
         self.settings = self._sampler_settings()
         paths, out = self.model.paths, config.out and real(config.out)
         self.folder, self.json = (out, out / "evaluation.json") if out else (paths.evaluation_files, paths.evaluation)
-        source = TrainConfig(
-            data=config.data or self.model.data,
-            data_root=Path(config.data_root or trained["data_root"]),
-            download=config.download,
-        )
-        self.data = source.data
+        source = self._data_settings(trained)
+        self.data = source.data_name
         self.train, self.test = data.load(source, DistContext(0, 0, 1, 1, device))
+        self.num_classes = self._agreed_classes()
         self.real, test_images = parts.real_images(self.test, trained.get("val_images"))
         self._check_writable()
         precision, _ = hardware.pick_precision(config.precision, device)
@@ -119,9 +117,9 @@ class Evaluator:
     def measure(self) -> None:
         """Measure all but the sweeps, and write the files. An earlier evaluation.json is kept as a copy."""
         self.check_classifier()
-        labels = _labels(self.config.samples_per_class)
+        labels = self._labels(self.config.samples_per_class)
         drawn = self.image_generator.draw(labels, self.settings, self.config.seed, "characters of each class")
-        null_labels = torch.full((min(len(labels), len(self.real)),), NULL_CLASS)
+        null_labels = torch.full((min(len(labels), len(self.real)),), self.num_classes)
         unguided = SamplerSettings(self.settings.sampler, self.settings.steps, 1.0)
         unconditional = self.image_generator.draw(
             null_labels, unguided, self.config.seed, "characters of no given class"
@@ -183,14 +181,14 @@ class Evaluator:
     def sweep(self, name: str) -> None:
         """Compare what `name`, one of `sweeps`, says; each row is added to the files at once."""
         gpu = self.image_generator.device.type == "cuda"
-        labels = _labels(self.config.sweep_samples_per_class or (50 if gpu else 10))
+        labels = self._labels(self.config.sweep_samples_per_class or (50 if gpu else 10))
         candidates, prepare = sampler_settings(self.settings, self.most_steps), None
         if name == "guidance":
             candidates = guidance_settings(self.settings)
         elif name == "ema_lengths":
             candidates = length_settings(self.settings, len(self.lengths) + 1)
             prepare = averager(self.model.pipeline.unet, self.lengths)
-        school = self._school(len(labels) // NUM_CLASSES) if self.config.cas else None
+        school = self._school(len(labels) // self.num_classes) if self.config.cas else None
         per_evaluation = self.document["sampler"]["seconds_per_image"] / self.settings.evaluations
         expected = per_evaluation * len(labels) * sum(settings.evaluations for settings in candidates)
         if school:
@@ -225,12 +223,13 @@ class Evaluator:
         self, drawn: Drawn, labels: torch.Tensor, predictions: parts.Predictions, closest: parts.Neighbours
     ) -> None:
         caption = f"{self.model.run}, {self.model.folder.name} · {self.settings} · trained on {self.model.source}"
+        names = self.train.class_names
         title = "Asked for → read as: the classifier's most confident misreadings"
-        worst = worst_sheet(drawn.pixels, labels, predictions, title, caption)
+        worst = worst_sheet(drawn.pixels, labels, names, predictions, title, caption)
         originals = self.train[closest.indices.to(self.train.labels.device)]
         limit = self.document["memorisation"]["heldout"]["p01"]
         pairs = closest_sheet(
-            drawn.pixels, labels, originals.pixels.cpu(), originals.labels.cpu(), closest.distances,
+            drawn.pixels, labels, names, originals.pixels.cpu(), originals.labels.cpu(), closest.distances,
             "Closest to the training images: generated | training image, their classes and distance",
             f"{caption} · closest of {len(labels):,}, at most two of a class · 1% of the test images are closer than "
             f"{limit:.2f}",
@@ -266,6 +265,33 @@ class Evaluator:
             raise RequestError(f"--steps {settings.steps}: this model takes at most {self.most_steps}")
         return settings
 
+    def _data_settings(self, trained: dict[str, Any]) -> TrainConfig:
+        """The settings of the data to compare with: those of the training, or of the command line."""
+        config = self.config
+        root = Path(config.data_root or trained["data_root"])
+        if config.data:
+            return TrainConfig(data=config.data, split=config.split, data_root=root, download=config.download)
+        names = {name: trained[name] for name in ("data", "split") if name in trained}
+        return TrainConfig(**names, data_root=root, download=config.download)
+
+    def _agreed_classes(self) -> int:
+        """The number of classes of model and data.
+
+        Raises:
+            RequestError: they differ.
+        """
+        ours, theirs = list(self.model.pipeline.config.class_names), list(self.train.class_names)
+        if ours != theirs:
+            raise RequestError(
+                f"the model draws {len(ours)} classes ({' '.join(ours):.60}), {data_words(self.data)} has "
+                f"{len(theirs)} ({' '.join(theirs):.60}): compare with the data that it was trained on"
+            )
+        return len(ours)
+
+    def _labels(self, per_class: int) -> torch.Tensor:
+        """Labels of all classes in turn, so that any first part has them evenly: int64 [K * per_class]."""
+        return torch.arange(self.num_classes).repeat(per_class)
+
     def _check_writable(self) -> None:
         """Make the folder for the files; better now than after minutes of drawing.
 
@@ -278,8 +304,3 @@ class Evaluator:
             (self.folder / ".writable").unlink()
         except OSError as error:
             raise RequestError(f"cannot write to {error.filename} ({error.strerror}): choose another --out") from error
-
-
-def _labels(per_class: int) -> torch.Tensor:
-    """Labels of all classes in turn, so that any first part has them evenly: int64 [47 * per_class]."""
-    return torch.arange(NUM_CLASSES).repeat(per_class)

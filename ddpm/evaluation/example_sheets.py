@@ -11,14 +11,18 @@ from PIL import Image
 
 from ddpm.evaluation.classifier import Predictions
 from ddpm.sampling.sheets import FAINT, INK, MARGIN, font, headed_sheet
-from ddpm.training.data import CLASS_NAMES
 
 TILE, GAP, TEXT = 84, 14, 22  # pixels: side of a picture, space between tiles, height of the text below a tile
 WORST, PAIRS, PAIRS_OF_A_CLASS = 60, 30, 2
 
 
 def worst_sheet(
-    pixels: np.ndarray, labels: torch.Tensor, predictions: Predictions, title: str, caption: str
+    pixels: np.ndarray,
+    labels: torch.Tensor,
+    class_names: Sequence[str],
+    predictions: Predictions,
+    title: str,
+    caption: str,
 ) -> Image.Image:
     """The images, among uint8 [N, H, W], that the classifier misreads with the highest confidence: it reads another
     class than `labels`, int64 [N]."""
@@ -26,7 +30,7 @@ def worst_sheet(
     wrong = torch.nonzero(read != labels).flatten()
     chosen = wrong[confidence[wrong].argsort(descending=True)][:WORST].tolist()
     tiles = [
-        ([pixels[index]], f"{CLASS_NAMES[labels[index]]} → {CLASS_NAMES[read[index]]}", f"{confidence[index]:.0%}")
+        ([pixels[index]], f"{class_names[labels[index]]} → {class_names[read[index]]}", f"{confidence[index]:.0%}")
         for index in chosen
     ]
     return _sheet(tiles, title, caption, columns=10)
@@ -35,6 +39,7 @@ def worst_sheet(
 def closest_sheet(
     pixels: np.ndarray,
     labels: torch.Tensor,
+    class_names: Sequence[str],
     originals: torch.Tensor,
     original_labels: torch.Tensor,
     distances: torch.Tensor,
@@ -46,7 +51,7 @@ def closest_sheet(
 
     Args:
         pixels, labels: generated, uint8 [N, H, W], and the classes asked for, int64 [N].
-        originals, original_labels: the closest training image of each, uint8 [N, 28, 28], and its class, int64 [N].
+        originals, original_labels: the closest training image of each, uint8 [N, S, S], and its class, int64 [N].
         distances: between the two, float32 [N].
     """
     drawn, chosen = Counter(), []
@@ -57,7 +62,7 @@ def closest_sheet(
     tiles = [
         (
             [pixels[index], originals[index].numpy()],
-            f"{CLASS_NAMES[labels[index]]} · {CLASS_NAMES[original_labels[index]]}",
+            f"{class_names[labels[index]]} · {class_names[original_labels[index]]}",
             f"{distances[index]:.2f}",
         )
         for index in chosen[:PAIRS]

@@ -91,7 +91,8 @@ class ImageGenerator:
             self._compile()
 
     def draw(self, labels: torch.Tensor, settings: SamplerSettings, seed: int, what: str) -> Drawn:
-        """Draw an image for each label, int64 [N]; 47 means any class. First logs `what` and the expected time.
+        """Draw an image for each label, int64 [N]; the one after the last class means any. First logs `what` and how
+        long it will take.
 
         The measured time is that of all steps, after a warm-up and until the device has finished.
         """

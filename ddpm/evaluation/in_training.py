@@ -14,7 +14,7 @@ from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference, real_images
 from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
-from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.metrics import CAS, FID_FEATURES, RCA, RCA_UNGUIDED, TOP1, TOP5, Metric
 from ddpm.sampling.sheets import draw_samples
@@ -72,7 +72,7 @@ class InTrainingEvaluation:
                 return None
         if not self._classifier:
             return {}
-        labels = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
+        labels = torch.arange(self._train.num_classes).repeat_interleave(PER_CLASS)
         predictions, plain = self._classifier(drawn[scale]), self._classifier(drawn[1.0])
         first, fifth = (hits(predictions.probabilities, labels, k) for k in (1, 5))
         taught = self._school.teach(self._school.generated(torch.from_numpy(drawn[scale]), labels))

@@ -20,10 +20,9 @@ import torch
 
 from ddpm.evaluation.classifier import Recipe, ReferenceClassifier, fit
 from ddpm.evaluation.intervals import Z
-from ddpm.evaluation.measures import as_drawn, as_stored
+from ddpm.evaluation.measures import as_drawn, as_judged
 from ddpm.evaluation.scores import Estimate
-from ddpm.run.config import NUM_CLASSES
-from ddpm.training.data import CLASS_NAMES, Images
+from ddpm.training.data import Images
 
 SEEDS = 3  # classifiers for each set: initial weights, order and augmentation, and which real images
 T = 4.302653  # of Student's distribution at the tail of Z, for the spread of three
@@ -77,7 +76,7 @@ class School:
             resolution: of the model. All images are resized to it and back, as generated ones are.
             per_class: images of each class in a set; fewer if the smallest class has fewer.
         """
-        smallest = int(torch.bincount(train.labels, minlength=NUM_CLASSES).min())
+        smallest, self._class_names = min(train.counts()), train.class_names
         self.per_class = max(1, min(per_class, smallest))
         self._train, self._resolution, self._log = train, resolution, log
         self._tests, self._labels = as_drawn(test.pixels, resolution), test.labels.cpu()
@@ -95,14 +94,14 @@ class School:
         fit(images, some)
         seen = some.epochs(len(images)) * (len(images) // some.batch * some.batch or len(images))  # whole batches
         seconds_per_image = (time.perf_counter() - began) / seen
-        count = NUM_CLASSES * self.per_class
+        count = len(self._class_names) * self.per_class
         return SEEDS * sets * count * self._recipe.epochs(count) * seconds_per_image
 
     def generated(self, pixels: torch.Tensor, labels: torch.Tensor) -> Images:
         """Generated characters, uint8 [N, R, R] and int64 [N], as a set: the first `per_class` of each class."""
         chosen = _first_of_each_class(labels, self.per_class)
         device = self._train.pixels.device
-        return Images(as_stored(pixels[chosen]).to(device), labels[chosen].to(device))
+        return Images(as_judged(pixels[chosen]).to(device), labels[chosen].to(device), self._class_names)
 
     def real(self, per_class: int, seed: int) -> Images:
         """So many real images of each class, drawn at random."""
@@ -110,7 +109,9 @@ class School:
         labels = self._train.labels.cpu()[order]
         chosen = order[_first_of_each_class(labels, per_class)].to(self._train.labels.device)
         some = self._train[chosen]
-        return Images(as_stored(as_drawn(some.pixels, self._resolution)).to(some.pixels.device), some.labels)
+        return Images(
+            as_judged(as_drawn(some.pixels, self._resolution)).to(some.pixels.device), some.labels, some.class_names
+        )
 
     def teach(self, images: Images | Callable[[int], Images]) -> Lesson:
         """Train SEEDS classifiers on a set, or on `images(seed)`, and test them."""
@@ -141,7 +142,7 @@ class School:
         self._told(f"{count:,} real and {count:,} generated ones", both)
         fewer = {}
         for part in self._parts():
-            images = NUM_CLASSES * (self.per_class // part)
+            images = len(self._class_names) * (self.per_class // part)
             fewer[images] = self._told(f"{images:,} real ones", self.teach_real(part))
         curve = sorted([*((images, each.accuracy) for images, each in fewer.items()), (count, real.accuracy)])
         return {
@@ -156,7 +157,7 @@ class School:
             "curve": [{"images": images, "accuracy": accuracy} for images, accuracy in curve],
             "per_class": [
                 {"name": name, "accuracy": one, "real_accuracy": other, "cas": one / other if other else None}
-                for name, one, other in zip(CLASS_NAMES, self._by_class(ours), self._by_class(real), strict=True)
+                for name, one, other in zip(self._class_names, self._by_class(ours), self._by_class(real), strict=True)
             ],
         }
 
@@ -170,14 +171,14 @@ class School:
 
     def _by_class(self, lesson: Lesson) -> list[float]:
         """The accuracy on the test images of each class; 0 for a class without any."""
-        counts = torch.bincount(self._labels, minlength=NUM_CLASSES).clamp(min=1)
-        right = torch.bincount(self._labels, weights=lesson.hits.double().mean(0), minlength=NUM_CLASSES)
+        counts = torch.bincount(self._labels, minlength=len(self._class_names)).clamp(min=1)
+        right = torch.bincount(self._labels, weights=lesson.hits.double().mean(0), minlength=len(counts))
         return (right / counts).tolist()
 
 
 def joined(one: Images, other: Images) -> Images:
     """The images of both sets."""
-    return Images(torch.cat([one.pixels, other.pixels]), torch.cat([one.labels, other.labels]))
+    return Images(torch.cat([one.pixels, other.pixels]), torch.cat([one.labels, other.labels]), one.class_names)
 
 
 def worth(accuracy: Estimate, curve: list[tuple[int, float]], count: int) -> Estimate:
@@ -203,7 +204,7 @@ def _images_for(accuracy: float, curve: list[tuple[int, float]]) -> float:
 def _first_of_each_class(labels: torch.Tensor, count: int) -> torch.Tensor:
     """Indices of the first `count` images of each class, int64."""
     order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels, minlength=NUM_CLASSES)
+    counts = torch.bincount(labels)
     starts = counts.cumsum(0) - counts
     place = torch.arange(len(labels)) - starts[labels[order]]
     return order[place < count]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm.data.idx import IMAGE_SIZE
 from ddpm.evaluation.classifier import Predictions, ReferenceClassifier, to_input
 from ddpm.evaluation.scores import (
     Estimate,
@@ -24,11 +25,10 @@ from ddpm.evaluation.scores import (
     rca,
     total_variation,
 )
-from ddpm.run.config import NUM_CLASSES
 from ddpm.run.evaluation_figures import COVERAGE, DENSITY, FRECHET, IMBALANCE, KERNEL, RCA, TOP1, TOP5
 from ddpm.run.histogram import span
 from ddpm.sampling.pipeline import to_bytes
-from ddpm.training.data import CLASS_NAMES, Images, split_test, to_model_input
+from ddpm.training.data import Images, split_test, to_model_input
 
 KERNEL_IMAGES = 2000  # the kernel distance does not depend on the count, and its time grows with its square
 FRECHET_ROUNDS, KERNEL_ROUNDS = 100, 50  # of the bootstrap: some 20 and 100 ms each on a CPU
@@ -48,12 +48,12 @@ def real_images(test: Images, val_images: int | None) -> tuple[Images, dict[str,
 
 
 def as_drawn(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Stored images, uint8 [N, 28, 28], as the model would draw them: uint8 [N, R, R] on the CPU."""
+    """Stored images, uint8 [N, S, S], as the model would draw them: uint8 [N, R, R] on the CPU."""
     return torch.cat([to_bytes(to_model_input(part, resolution)).cpu() for part in pixels.split(1024)])
 
 
-def as_stored(pixels: torch.Tensor) -> torch.Tensor:
-    """Images as drawn, uint8 [N, R, R], as they are stored: uint8 [N, 28, 28]."""
+def as_judged(pixels: torch.Tensor) -> torch.Tensor:
+    """Images as drawn, uint8 [N, R, R], as the classifier sees them: uint8 [N, 28, 28]."""
     return torch.cat([to_bytes(to_input(part)) for part in pixels.split(1024)])
 
 
@@ -66,6 +66,7 @@ class Reference:
     """
 
     labels: torch.Tensor  # int64 [N]
+    class_names: tuple[str, ...]
     predictions: Predictions
     half: torch.Tensor  # features, float32 [about N / 2, 128]
     other_half: torch.Tensor
@@ -75,7 +76,8 @@ class Reference:
         """Classify `test`, resized to the model's resolution and back as generated images are."""
         predictions, labels = classifier(as_drawn(test.pixels, resolution)), test.labels.cpu()
         order, turns = round_robin(labels, torch.Generator().manual_seed(0))
-        return cls(labels, predictions, *(predictions.features[order[turns % 2 == half]] for half in (0, 1)))
+        halves = (predictions.features[order[turns % 2 == half]] for half in (0, 1))
+        return cls(labels, test.class_names, predictions, *halves)
 
     @property
     def hits(self) -> torch.Tensor:
@@ -124,15 +126,16 @@ def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, 
         TOP5.key: proportion(hits(predictions.probabilities, labels, 5)),
         **{name: classifier.meta[name] for name in ("train_images", "epochs", "seconds", "data_sha256")},
         "test_images": len(test),
-        "per_class_top1": _per_class(first, labels),
+        "per_class_top1": _per_class(first, labels, test.num_classes),
     }
 
 
 def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: Reference) -> dict[str, Any]:
     """Is each character read as the class that was asked for? `labels` int64 [N]."""
     first = hits(predictions.probabilities, labels, 1)
-    generated, real = _per_class(first, labels), _per_class(reference.hits, reference.labels)
-    counts, real_counts = (torch.bincount(each, minlength=NUM_CLASSES).tolist() for each in (labels, reference.labels))
+    classes = len(reference.class_names)
+    generated, real = _per_class(first, labels, classes), _per_class(reference.hits, reference.labels, classes)
+    counts, real_counts = (torch.bincount(each, minlength=classes).tolist() for each in (labels, reference.labels))
     return {
         TOP1.key: proportion(first),
         TOP5.key: proportion(hits(predictions.probabilities, labels, 5)),
@@ -148,10 +151,10 @@ def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: 
                 "real_count": real_count,
             }
             for name, ours, theirs, count, real_count in zip(
-                CLASS_NAMES, generated, real, counts, real_counts, strict=True
+                reference.class_names, generated, real, counts, real_counts, strict=True
             )
         ],
-        "confusion": confusion(predictions.predicted, labels).tolist(),
+        "confusion": confusion(predictions.predicted, labels, classes).tolist(),
     }
 
 
@@ -167,26 +170,26 @@ def unguided_part(predictions: Predictions, labels: torch.Tensor, reference: Ref
 
 def balance_part(predictions: Predictions, reference: Reference) -> dict[str, Any]:
     """Which classes does the model draw when it is asked for none? Compared with as many real test images."""
-    ours, real = predictions.predicted, reference.predictions.predicted
+    ours, real, classes = predictions.predicted, reference.predictions.predicted, len(reference.class_names)
     real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: len(ours)]]
     return {
-        "shares": class_shares(ours).tolist(),
-        "real_shares": class_shares(real).tolist(),
-        "total_variation": class_imbalance(ours),
-        "real_total_variation": class_imbalance(real),
+        "shares": class_shares(ours, classes).tolist(),
+        "real_shares": class_shares(real, classes).tolist(),
+        "total_variation": class_imbalance(ours, classes),
+        "real_total_variation": class_imbalance(real, classes),
         "count": len(ours),
     }
 
 
-def class_imbalance(predicted: torch.Tensor) -> Estimate:
-    """Total variation distance from uniform of the shares of the classes `predicted`, int64 [N]."""
+def class_imbalance(predicted: torch.Tensor, classes: int) -> Estimate:
+    """Total variation distance from uniform of the shares of the K classes `predicted`, int64 [N]."""
     within = IMBALANCE.range
-    estimate = bootstrap(lambda classes: total_variation(class_shares(classes)), predicted, within=within)
+    estimate = bootstrap(lambda some: total_variation(class_shares(some, classes)), predicted, within=within)
     # The distance is the share of images in too frequent classes, minus the share of these classes in a uniform
     # distribution. If only few classes were drawn, no resample has another class and the bootstrap's interval is too
     # narrow; the interval of that proportion is not.
-    frequent = class_shares(predicted) > 1 / NUM_CLASSES
-    low = proportion(frequent[predicted]).low - int(frequent.sum()) / NUM_CLASSES
+    frequent = class_shares(predicted, classes) > 1 / classes
+    low = proportion(frequent[predicted]).low - int(frequent.sum()) / classes
     return replace(estimate, low=max(0.0, min(estimate.low, low)))
 
 
@@ -226,8 +229,12 @@ class Neighbours:
 def neighbours(pixels: torch.Tensor, train: Images, resolution: int) -> Neighbours:
     """The closest training images of `pixels`, uint8 [N, R, R] as drawn. For a fair comparison, training images are
     resized to R × R and back too."""
-    known = train.pixels if resolution == train.pixels.shape[-1] else as_stored(as_drawn(train.pixels, resolution))
-    return Neighbours(*nearest(as_stored(pixels), known, train.pixels.device))
+    known = (
+        train.pixels
+        if resolution == train.pixels.shape[-1] == IMAGE_SIZE
+        else as_judged(as_drawn(train.pixels, resolution))
+    )
+    return Neighbours(*nearest(as_judged(pixels), known, train.pixels.device))
 
 
 def memorisation_part(generated: Neighbours, heldout: Neighbours, train_images: int) -> dict[str, Any]:
@@ -247,10 +254,10 @@ def memorisation_part(generated: Neighbours, heldout: Neighbours, train_images: 
     }
 
 
-def _per_class(first: torch.Tensor, labels: torch.Tensor) -> list[float]:
+def _per_class(first: torch.Tensor, labels: torch.Tensor, classes: int) -> list[float]:
     """The share of hits among the images of each class, from bool [N] and int64 [N]; 0 for a class without images."""
-    counts = torch.bincount(labels, minlength=NUM_CLASSES).clamp(min=1)
-    return (torch.bincount(labels[first], minlength=NUM_CLASSES).double() / counts).tolist()
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return (torch.bincount(labels[first], minlength=classes).double() / counts).tolist()
 
 
 def _quantiles(distances: torch.Tensor) -> dict[str, float]:

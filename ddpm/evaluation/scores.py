@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ddpm.evaluation.intervals import TAIL, proportion_interval, ratio_interval
-from ddpm.run.config import NUM_CLASSES
 
 ROUNDS = 200  # of the bootstrap
 ALONE = {"sync_on_compute": False}  # otherwise torchmetrics waits for the other processes, which compute nothing
@@ -89,18 +88,18 @@ def rca(generated: torch.Tensor, real: torch.Tensor) -> Estimate:
 
 
 def hits(probabilities: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
-    """Is the label [N] among the k likeliest classes of `probabilities` [N, 47]? bool [N]."""
-    return (probabilities.topk(k, dim=1).indices == labels[:, None]).any(1)
+    """Is the label [N] among the k likeliest classes of `probabilities` [N, K]? bool [N]."""
+    return (probabilities.topk(min(k, probabilities.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
 
-def confusion(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How often each class (row) was taken for each (column), int64 [47, 47], from two int64 [N]."""
-    return torch.bincount(labels * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
+def confusion(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """How often each of K classes (row) was taken for each (column), int64 [K, K], from two int64 [N]."""
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
-def class_shares(predicted: torch.Tensor) -> torch.Tensor:
-    """The share of each class among int64 [N], float64 [47]."""
-    return torch.bincount(predicted, minlength=NUM_CLASSES).double() / len(predicted)
+def class_shares(predicted: torch.Tensor, classes: int) -> torch.Tensor:
+    """The share of each of K classes among int64 [N], float64 [K]."""
+    return torch.bincount(predicted, minlength=classes).double() / len(predicted)
 
 
 def total_variation(shares: torch.Tensor) -> float:

@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm.run.cli import flag
+from ddpm.run.datasets import UNEQUAL, DataName, SplitName, published_name
 from ddpm.run.errors import RequestError
 from ddpm.run.files import plain
 from ddpm.run.metrics import VAL_LOSS, VAL_LOSS_SWA, names
 from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, name_taken
 from ddpm.run.program import run_program
-
-NUM_CLASSES = 47
-NULL_CLASS = NUM_CLASSES  # the label that stands for "no label" (classifier-free guidance)
 
 SELECTABLE = names(selectable=True)  # the figures that a user can choose by
 EVALUATED = names(group="quality")  # measured by --eval-every
@@ -36,25 +34,28 @@ NO_RECIPE = (  # say nothing of what is trained
     *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb", "power_ema",
 )  # fmt: skip
 
-DataName = Literal["emnist", "glyphs"]
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
 RecipeName = Literal["reference", "fast"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a class-conditional diffusion model (DDPM) of handwritten characters on EMNIST Balanced."""
+    """Train a class-conditional diffusion model (DDPM) of handwritten characters."""
 
     preset: PresetName = "large"
     """Model size, resolution and batch size; sets the defaults of the flags below. tiny trains on two CPU cores."""
     recipe: RecipeName = "reference"
     """How it learns; sets defaults too. reference: as the run this project grew from. fast: in minutes; tiny's own."""
     data: DataName = "emnist"
-    """EMNIST Balanced, or the embedded data set of characters drawn from fonts (needs no download)."""
+    """EMNIST, Kuzushiji-MNIST, Fashion-MNIST, or the embedded characters drawn from fonts (need no download)."""
+    split: SplitName = "balanced"
+    """The split of EMNIST."""
+    balance: Literal["none", "classes"] | None = None
+    """classes: draw every class equally often in an epoch. Left out: for bymerge and byclass, which are unequal."""
     data_root: Path = PROJECT_ROOT / "data"
-    """Folder that contains EMNIST/raw/ (emnist) or glyphs/ (drawn on first use)."""
+    """Folder that contains EMNIST/raw/, KMNIST/raw/, FashionMNIST/raw/, or glyphs/ (drawn on first use)."""
     download: bool = False
-    """Download EMNIST into --data-root if it is not there."""
+    """Download the data set into --data-root if it is not there."""
 
     resolution: int = 96
     """Height and width of the images, in pixels; divisible by --patch-size times 2^(levels - 1)."""
@@ -194,12 +195,24 @@ class TrainConfig:
 
     @property
     def model_name(self) -> str:
-        """The recipe as the reference run names it; glyphs are never called balanced."""
-        split = "balanced" if self.data == "emnist" else self.data
+        """The recipe as the reference run names it; it begins with the data, of EMNIST with the split alone."""
+        split = self.split if self.data == "emnist" else self.data
         cfg = "cfg" if self.cfg_dropout_prob > 0 else "nocfg"
         schedule = "cosine" if self.beta_schedule == "squaredcos_cap_v2" else self.beta_schedule
         ema = "ema" if self.ema_decay > 0 else "noema"
         return f"{split}_{cfg}_{schedule}_{ema}_{self.diffusion_steps}_steps"
+
+    @property
+    def data_name(self) -> str:
+        """The data set, as files and pages name it."""
+        return published_name(self.data, self.split)
+
+    @property
+    def balanced(self) -> bool:
+        """Is every class drawn equally often in an epoch?"""
+        if self.balance is None:
+            return self.data == "emnist" and self.split in UNEQUAL
+        return self.balance == "classes"
 
     @property
     def run(self) -> str:
@@ -256,11 +269,6 @@ def preset(name: str, **changes: Any) -> TrainConfig:
     if recipe not in RECIPES:
         raise RequestError(f"--recipe {recipe}: no such recipe; there are {', '.join(RECIPES)}")
     return TrainConfig(**{**RECIPES[recipe], **settings})
-
-
-def data_words(name: str) -> str:
-    """Name of the data set of `--data` for people; glyphs are never presented as EMNIST."""
-    return "EMNIST Balanced" if name == "emnist" else "embedded glyphs, not EMNIST"
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------------
@@ -414,7 +422,8 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
         "sample_every": (grids, "--samples-per-class 1 or more"),
         "sample_steps guidance_scale": (grids or config.eval_every != 0, "--samples-per-class or --eval-every"),
         "val_images": (config.val_every > 0, "--val-every 1 or more"),
-        "download": (config.data == "emnist", "--data emnist"),
+        "download": (config.data != "glyphs", "--data emnist, kmnist or fashion"),
+        "split": (config.data == "emnist", "--data emnist"),
         "keep_every": (config.keep_every <= config.epochs, f"{config.keep_every} epochs or more"),
     }
     for settings, (effective, need) in needs.items():

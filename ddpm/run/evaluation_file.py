@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ddpm.run import kinds
-from ddpm.run.config import NUM_CLASSES
 from ddpm.run.evaluation_figures import AUGMENTED, CAS, CAS_UNGUIDED, FIGURES, FRECHET, RCA, TOP1, WORTH, at
 from ddpm.run.files import read_json, why
 from ddpm.run.paths import RunPaths
@@ -93,8 +92,9 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
         for name, kind in GUIDANCE.items():
             if name in settings:
                 _check(settings[name], kind, name)
-    for entry in evaluation["conditional"]["per_class"]:  # older versions compared with equally many of each class
-        entry.setdefault("real_count", evaluation["classifier"]["test_images"] // NUM_CLASSES)
+    classes = evaluation["conditional"]["per_class"]
+    for entry in classes:  # older versions compared with equally many of each class
+        entry.setdefault("real_count", evaluation["classifier"]["test_images"] // len(classes))
         _check(entry["real_count"], kinds.count, "conditional.per_class.real_count")
     _check_lengths(evaluation)
     return evaluation

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ddpm.run.config import data_words
+from ddpm.data.emnist import CLASS_NAMES
+from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.meta import checked_meta
@@ -18,7 +19,6 @@ from ddpm.sampling.ema_length import EmaLength, ema_length
 from ddpm.sampling.options import Weights, weights_of, weights_words
 from ddpm.sampling.pipeline import EVERYWHERE, CharacterPipeline, make_sampler, resolution
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of
-from ddpm.training.data import CLASS_NAMES
 from ddpm.training.model import set_layout
 
 NEEDED = (  # parts of meta.json that loading, sampling and the model card read
@@ -59,7 +59,7 @@ class TrainedModel:
 
     @property
     def data(self) -> str:
-        """`emnist` or `glyphs`."""
+        """The name of the data set in files."""
         return self.meta["data"]
 
     @property
@@ -134,7 +134,7 @@ def load_model(
         words = (str(error).strip() or repr(error)).splitlines()[0]
         raise RequestError(f"{folder} cannot be loaded ({words}): give another checkpoint") from error
     pipeline = CharacterPipeline(
-        unet, scheduler, CLASS_NAMES, num_inference_steps=settings["sample_steps"],
+        unet, scheduler, class_names_of(meta), num_inference_steps=settings["sample_steps"],
         guidance_scale=guidance.get("guidance_scale", settings["guidance_scale"]),
         guidance_interval=guidance.get("guidance_interval", EVERYWHERE),
     )  # fmt: skip
@@ -143,6 +143,12 @@ def load_model(
     found = _own_guide(trained) if guide is None else _other_guide(trained, guide, output_root)
     pipeline.register_modules(guide=found and found.unet)
     return replace(trained, guide=found)
+
+
+def class_names_of(meta: dict[str, Any]) -> str | list[str]:
+    """The names of the classes as a pipeline takes them: a string if each is a character."""
+    names = meta.get("class_names") or CLASS_NAMES  # older checkpoints are all of EMNIST's classes
+    return "".join(names) if all(len(name) == 1 for name in names) else list(names)
 
 
 def _own_guide(model: TrainedModel) -> Guide | None:

@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ddpm.data.emnist import CLASS_NAMES, IMAGE_SIZE, MERGED
-from ddpm.run.config import data_words
+from ddpm.data.emnist import CLASS_NAMES, MERGED
+from ddpm.data.idx import IMAGE_SIZE
+from ddpm.run.datasets import data_words
 from ddpm.run.evaluation_figures import at, found, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration

@@ -20,7 +20,6 @@ from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.options import check_guided
 from ddpm.sampling.pipeline import make_sampler, resolution, to_bytes
 from ddpm.sampling.sheets import LABEL_WIDTH, MARGIN, images_at_once, png, sample_caption, sample_grid, settings_words
-from ddpm.training.data import CLASS_NAMES
 
 PER_CLASS = {"sheet": 8, "animation": 3, "strip": 1}  # pictures of each character, where --per-class is left out
 
@@ -35,6 +34,7 @@ class Renderer:
 
     def __init__(self, config: SampleConfig, trained: TrainedModel) -> None:
         self.config, self.trained, default = config, trained, trained.pipeline.config
+        self.class_names = default.class_names
         self.sampler = config.sampler or default.sampler
         self.steps = config.steps or default.num_inference_steps
         self.guidance_scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
@@ -113,7 +113,7 @@ class Renderer:
         """The class of each image, in drawing order."""
         config = self.config
         if config.text is None:
-            wanted = CLASS_NAMES if config.chars is None else expand(config.chars)
+            wanted = self.class_names if config.chars is None else expand(config.chars)
         else:
             wanted = "".join(self.lines)
         labels = [self.trained.pipeline.label_of(each) for each in wanted if not each.isspace()]
@@ -135,12 +135,12 @@ class Renderer:
         if self.config.handwriting:
             page, notes = repeated(lay_out(self.lines, finished), len(shown)), list(map(step_name, shown))
             return write(page, np.concatenate(list(shown.values())), self.config.style, self._signature, notes)
-        names = [CLASS_NAMES[label] for label in self.labels]
+        names = [self.class_names[label] for label in self.labels]
         return denoising_strip(shown, names, self.trained.run, self.caption)
 
     def _sheet(self) -> Callable[[np.ndarray], Image.Image]:
         """Images → a labelled sheet."""
-        names = [CLASS_NAMES[label] for label in dict.fromkeys(self.labels)]
+        names = [self.class_names[label] for label in dict.fromkeys(self.labels)]
         cell = max(resolution(self.trained.pipeline.unet), 56)
         width = LABEL_WIDTH + len(self.labels) // len(names) * cell + MARGIN
         columns = columns_for(len(names), width, cell + 4)

@@ -10,12 +10,12 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image, ImageDraw, ImageFont
 
-from ddpm.run.config import NUM_CLASSES, TrainConfig, data_words
+from ddpm.run.config import TrainConfig
+from ddpm.run.datasets import data_words
 from ddpm.run.fonts import font_file
 from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling.options import weights_words
 from ddpm.sampling.pipeline import sample, to_bytes
-from ddpm.training.data import CLASS_NAMES
 from ddpm.training.distributed import DistContext
 from ddpm.training.seeding import Stream, generator
 
@@ -35,7 +35,7 @@ def draw_samples(
     series: int = 0,
     guidance_scale: float | None = None,
 ) -> np.ndarray | None:
-    """Generated characters, class by class, from the same noise in every run: uint8 [47 * per_class, R, R].
+    """Generated characters, class by class, from the same noise in every run: uint8 [K * per_class, R, R].
 
     Every process calls it; they share the work, and each gets all images.
 
@@ -44,7 +44,7 @@ def draw_samples(
         series: each number has noise of its own.
         guidance_scale: instead of the run's.
     """
-    labels = torch.arange(NUM_CLASSES, device=world.device).repeat_interleave(per_class)
+    labels = torch.arange(model.config.num_class_embeds - 1, device=world.device).repeat_interleave(per_class)
     shape = (len(labels), 1, config.resolution, config.resolution)
     noise = torch.randn(shape, device=world.device, generator=generator(world.device, 0, Stream.SAMPLING, series))
     chunk = images_at_once(config.resolution, world.device)
@@ -69,10 +69,11 @@ def images_at_once(resolution: int, device: torch.device) -> int:
     return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // resolution**2)
 
 
-def labelled_grid(config: TrainConfig, pixels: np.ndarray, epoch: int) -> Image.Image:
+def labelled_grid(config: TrainConfig, class_names: Sequence[str], pixels: np.ndarray, epoch: int) -> Image.Image:
     """A run's sample grid after `epoch`: the images of `draw_samples` with the run's name and a caption."""
     settings = settings_words("ddim", config.sample_steps, guidance_of(guidance_fields(config.guidance_scale)))
-    return sample_grid(pixels, CLASS_NAMES, config.run, sample_caption(config.data, f"epoch {epoch}", "ema", settings))
+    caption = sample_caption(config.data_name, f"epoch {epoch}", "ema", settings)
+    return sample_grid(pixels, class_names, config.run, caption)
 
 
 def settings_words(sampler: str, steps: int, guidance: str) -> str:
@@ -88,7 +89,7 @@ def sample_caption(data: str, progress: str, weights: str, settings: str) -> str
     """The line below the title of every sheet of generated characters.
 
     Args:
-        data: `emnist` or `glyphs`.
+        data: the name of the data set in files.
         progress: how long the model was trained, such as `epoch 6`.
         weights: those that drew the characters, as `weights_of` names them.
         settings: as `settings_words` gives them.

@@ -92,7 +92,8 @@ class Checkpoints:
         place = {"step": step, "images_seen": schedule.images_seen(step), "epoch": epoch, "batch": batch}
         meta = {
             "run": config.run,
-            "data": config.data,
+            "data": config.data_name,
+            "class_names": list(trainer.class_names),
             "identity": self._identity,
             "settings": config.to_dict(),
             "used": trainer.choices.values(),

@@ -1,44 +1,45 @@
-"""EMNIST Balanced, held on the device as uint8; the order in which a run sees it; from stored bytes to model input."""
+"""The images, held on the device as uint8; the order in which a run sees them; from stored bytes to model input."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torchvision.datasets import EMNIST
 
-from ddpm.data import emnist, glyphs
+from ddpm.data.idx import Split
+from ddpm.data.sets import dataset
 from ddpm.run.config import USUAL_VAL_IMAGES, TrainConfig
 from ddpm.run.errors import RequestError
-from ddpm.run.files import why_and_cure
 from ddpm.training.distributed import DistContext
 from ddpm.training.seeding import Stream, generator
-
-CLASS_NAMES = emnist.CLASS_NAMES
 
 
 @dataclass(frozen=True)
 class Images:
-    """A split on the device: `pixels` uint8 [N, 28, 28], upright, 0 is background; `labels` int64 [N], 0…46."""
+    """A split on the device: `pixels` uint8 [N, S, S], upright, 0 is background; `labels` int64 [N]; the class of each
+    label in `class_names`."""
 
     pixels: torch.Tensor
     labels: torch.Tensor
+    class_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, chosen: torch.Tensor) -> Images:
         """Those at the indices `chosen`, int64 [M]."""
-        return Images(self.pixels[chosen], self.labels[chosen])
+        return Images(self.pixels[chosen], self.labels[chosen], self.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     def counts(self) -> list[int]:
-        """Images of each of the 47 classes."""
-        return torch.bincount(self.labels, minlength=len(CLASS_NAMES)).tolist()
+        """Images of each class."""
+        return torch.bincount(self.labels, minlength=self.num_classes).tolist()
 
 
 def split_test(test: Images, val_images: int | None) -> tuple[Images, Images]:
@@ -58,11 +59,6 @@ def split_test(test: Images, val_images: int | None) -> tuple[Images, Images]:
     return test[order[:first]], rest if min(rest.counts()) >= 2 else test
 
 
-def data_root(config: TrainConfig) -> Path:
-    """The folder that holds the data's EMNIST/raw/."""
-    return config.data_root / "glyphs" if config.data == "glyphs" else config.data_root
-
-
 def load(config: TrainConfig, world: DistContext) -> tuple[Images, Images]:
     """The training and the test split, on the device of this process.
 
@@ -72,7 +68,7 @@ def load(config: TrainConfig, world: DistContext) -> tuple[Images, Images]:
         RequestError: data are missing or damaged; the message names the file and the fix.
     """
     world.broadcast_result(partial(prepare, config), here=world.local_rank == 0)
-    return _read(config, train=True, device=world.device), _read(config, train=False, device=world.device)
+    return _read(config, "train", world.device), _read(config, "test", world.device)
 
 
 def prepare(config: TrainConfig) -> None:
@@ -81,17 +77,12 @@ def prepare(config: TrainConfig) -> None:
     Raises:
         RequestError: they are not; the message names the file and the fix.
     """
-    root = data_root(config)
     try:
-        if config.data == "glyphs":
-            glyphs.ensure_glyphs(root)
-        elif config.download:
-            _download(root)
+        dataset(config).prepare(config.download)
     except OSError as error:
         what = error.strerror or error
+        root = config.data_root
         raise RequestError(f"{root}: {what}; give a folder that can be written to with --data-root") from error
-    for split in ("train", "test"):
-        emnist.check_split(root, split)
 
 
 def agreed_sha256(images: Images, world: DistContext) -> str:
@@ -112,38 +103,27 @@ def agreed_sha256(images: Images, world: DistContext) -> str:
     return next(iter(found.values()))
 
 
-def present(config: TrainConfig) -> bool:
-    """Are there files of the data set?
+def images_per_epoch(config: TrainConfig, images: int, classes: int) -> int:
+    """The number of images that an epoch draws from a training split of `images` images."""
+    return images // classes * classes if config.balanced else images
 
-    Raises:
-        RequestError: their folder cannot be read.
+
+def epoch_order(images: Images, config: TrainConfig, epoch: int) -> torch.Tensor:
+    """The indices of the images of `epoch` (from 0) in order, int64 [images_per_epoch]; the same on every process.
+
+    A permutation of all images; with `--balance classes` as many of every class, so that those of small classes come
+    several times and of large ones others in every epoch.
     """
-    try:
-        os.lstat(emnist.split_files(data_root(config), "train")[1])
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise RequestError(f"--data-root: {why_and_cure(error)}") from error
-    return True
-
-
-def count_images(config: TrainConfig) -> int:
-    """The number of training images, without reading or drawing any; the usual number if the data are not there yet.
-
-    Raises:
-        RequestError: the files are damaged.
-    """
-    root = data_root(config)
-    _, labels = emnist.split_files(root, "train")
-    if not present(config):
-        return (glyphs.TRAIN_PER_CLASS if config.data == "glyphs" else 2400) * len(CLASS_NAMES)
-    emnist.check_split(root, "train")
-    return len(emnist.read_idx(labels, 1))
-
-
-def epoch_order(images: int, seed: int, epoch: int, device: torch.device) -> torch.Tensor:
-    """The order of `epoch` (from 0), a permutation of 0…images-1 as int64 [images]; the same on every process."""
-    return torch.randperm(images, generator=generator(device, seed, Stream.ORDER, epoch), device=device)
+    device = images.labels.device
+    source = generator(device, config.seed, Stream.ORDER, epoch)
+    order = torch.randperm(len(images), generator=source, device=device)
+    if not config.balanced:
+        return order
+    by_class = order[images.labels[order].argsort(stable=True)]
+    counts = torch.bincount(images.labels, minlength=images.num_classes).unsqueeze(1)
+    turns = torch.arange(len(images) // images.num_classes, device=device)
+    chosen = by_class[(counts.cumsum(0) - counts + turns % counts).flatten()]
+    return chosen[torch.randperm(len(chosen), generator=source, device=device)]
 
 
 def global_slice(order: torch.Tensor, batch: int, images: int, world: DistContext) -> torch.Tensor:
@@ -153,7 +133,7 @@ def global_slice(order: torch.Tensor, batch: int, images: int, world: DistContex
 
 
 def to_model_input(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Stored pixels, uint8 [B, 28, 28], as the model takes them: float32 [B, 1, resolution, resolution] in [-1, 1]."""
+    """Stored pixels, uint8 [B, S, S], as the model takes them: float32 [B, 1, resolution, resolution] in [-1, 1]."""
     images = pixels.unsqueeze(1).float()
     stored = pixels.shape[-1]
     if resolution != stored:
@@ -162,18 +142,11 @@ def to_model_input(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
     return images / 127.5 - 1
 
 
-def _read(config: TrainConfig, train: bool, device: torch.device) -> Images:
-    split = EMNIST(str(data_root(config)), split="balanced", train=train)
-    upright = split.data.transpose(1, 2).contiguous()  # EMNIST is stored transposed
-    return Images(upright.to(device), split.targets.to(device))
-
-
-def _download(root: Path) -> None:
-    try:
-        EMNIST(str(root), split="balanced", download=True)
-    except Exception as error:  # urllib, zipfile and torchvision each raise their own
-        archive = root / "EMNIST" / "raw" / "gzip.zip"
-        raise RequestError(
-            f"{archive} could not be fetched or unpacked ({error}): remove it and try again, or run --download where "
-            "there is internet, such as a login node"
-        ) from error
+def _read(config: TrainConfig, split: Split, device: torch.device) -> Images:
+    source = dataset(config)
+    pixels, labels = map(torch.from_numpy, source.read(split))
+    images = Images(pixels.to(device), labels.to(device), source.class_names)
+    if config.balanced and split == "train" and 0 in (counts := images.counts()):
+        name = images.class_names[counts.index(0)]
+        raise RequestError(f"class {name} has no training images: --balance classes has none to draw")
+    return images

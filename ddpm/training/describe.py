@@ -13,7 +13,9 @@ from typing import Any
 import diffusers
 import torch
 
-from ddpm.run.config import NULL_CLASS, NUM_CLASSES, TrainConfig, data_words
+from ddpm.data.sets import dataset
+from ddpm.run.config import TrainConfig
+from ddpm.run.datasets import data_words
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training import compiler, data, hardware
 from ddpm.training.compiler import USUAL
@@ -45,26 +47,30 @@ def describe_run(
     """
     return {
         "run": config.run,
-        "data": config.data,
+        "data": config.data_name,
         "settings": config.to_dict(),
-        "hyperparameters": hyperparameters(config, choices, schedule, on_gpu=world.device.type == "cuda"),
+        "hyperparameters": hyperparameters(
+            config, choices, schedule, train.num_classes, on_gpu=world.device.type == "cuda"
+        ),
         "environment": environment(choices, world, threads, by_step),
         "data_summary": {
             "train_images": len(train),
             "test_images": len(test),
-            "class_names": list(data.CLASS_NAMES),
+            "class_names": list(train.class_names),
             "train_counts": train.counts(),
             "test_counts": test.counts(),
         },
         "model": {
-            "parameters": count_parameters(build_unet(config, "meta")),
+            "parameters": count_parameters(build_unet(config, train.num_classes, "meta")),
             "flops_per_image": flops,
             "peak_flops": hardware.peak_flops(world.device),
         },
     }
 
 
-def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSchedule, on_gpu: bool) -> dict[str, Any]:
+def hyperparameters(
+    config: TrainConfig, choices: Choices, schedule: TrainingSchedule, num_classes: int, on_gpu: bool
+) -> dict[str, Any]:
     """The settings, named as in the report of the reference run, and those that this report does not have."""
     return {
         "model_name": config.model_name,
@@ -74,15 +80,16 @@ def hyperparameters(config: TrainConfig, choices: Choices, schedule: TrainingSch
         "patch_size": config.patch_size,
         "batch_size_per_gpu": config.batch_size,
         "block_out_channels": list(config.block_out_channels),
-        "dataset_split": "balanced" if config.data == "emnist" else "glyphs (embedded, not EMNIST)",
+        "dataset_split": config.split if config.data == "emnist" else data_words(config.data_name),
+        "balance": "classes" if config.balanced else "none",
         "epochs": config.epochs,
         "learning_rate": schedule.peak_lr,
         "diffusion_steps": config.diffusion_steps,
         "beta_schedule": config.beta_schedule,
         "ema_decay": config.ema_decay,
         "cfg_dropout_prob": config.cfg_dropout_prob,
-        "num_classes": NUM_CLASSES,
-        "null_class_index": NULL_CLASS,
+        "num_classes": num_classes,
+        "null_class_index": num_classes,
         "num_gpus": schedule.world_size if on_gpu else 0,
         "optimizer": NAMES[config.optimizer],
         "mixed_precision": choices.precision,
@@ -193,9 +200,11 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         RequestError: the data are damaged, or the batch is larger than the data set.
     """
     flops = flops_per_image(config)
-    schedule = TrainingSchedule(config, world.world_size, data.count_images(config))
-    choices = hardware.choose(config, world.device, flops, world.gather, schedule.total_steps)
-    unet = build_unet(config, "meta")
+    source = dataset(config)
+    num_classes = len(source.class_names)
+    schedule = TrainingSchedule(config, world.world_size, data.images_per_epoch(config, source.count(), num_classes))
+    choices = hardware.choose(config, num_classes, world.device, flops, world.gather, schedule.total_steps)
+    unet = build_unet(config, num_classes, "meta")
     parameters, moments = count_parameters(unet), state_values(config, unet)
     half = 1 if choices.precision == "fp32" else 2
     averages = 1 + bool(config.swa_start_epoch) + config.power_ema * len(POWER_WIDTHS)
@@ -212,7 +221,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         "parameters": f"{parameters:,}",
         "compute": f"{flops / 1e9:,.4g} GFLOP per image, forward and backward",
         "global batch": f"{schedule.global_batch} images",
-        "training images": f"{schedule.train_images:,}" + ("" if data.present(config) else " (not here yet)"),
+        "training images": f"{schedule.train_images:,}" + ("" if source.present() else " (not here yet)"),
         "learning rate": f"{schedule.peak_lr:.3g} ({config.lr_schedule})",
         "steps": f"{schedule.steps_per_epoch} per epoch, {schedule.total_steps} in {schedule.epochs} epochs",
         "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from ddpm.run.config import NULL_CLASS, TrainConfig, beta_range
+from ddpm.run.config import TrainConfig, beta_range
 from ddpm.run.metrics import BANDS, SLOWEST_RANK, SLOWEST_RANK_RATIO, Metric
 from ddpm.training.data import Images, split_test, to_model_input
 from ddpm.training.distributed import DistContext
@@ -89,7 +89,7 @@ def denoising_errors(
 
     Args:
         images: [B, 1, R, R] in [-1, 1].
-        labels: int64 [B], 47 for no class.
+        labels: int64 [B]; the one after the last class means any.
         timesteps: int64 [B].
         noise: float32 [B, 1, R, R], added to the images.
         patch_size: of the model, which sees and predicts the pixels of a patch as channels.
@@ -107,6 +107,7 @@ def training_loss(
     scheduler: DDPMScheduler,
     images: torch.Tensor,
     labels: torch.Tensor,
+    null_class: int,
     draws: Draws,
     weighting: str = "none",
     patch_size: int = 1,
@@ -116,10 +117,11 @@ def training_loss(
     Args:
         images: [B, 1, R, R] in [-1, 1].
         labels: int64 [B].
+        null_class: the label that stands for none.
         weighting: of timesteps, a value of `--loss-weighting`.
         patch_size: of the model.
     """
-    labels = labels.masked_fill(draws.dropped, NULL_CLASS)
+    labels = labels.masked_fill(draws.dropped, null_class)
     errors = denoising_errors(model, scheduler, images, labels, draws.timesteps, draws.noise, patch_size)
     return (errors if weighting == "none" else errors * min_snr_weights(scheduler, draws.timesteps)).mean()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ddpm.run.config import EVALUATED, NUM_CLASSES, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, parse_target
+from ddpm.run.config import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, parse_target
 from ddpm.run.errors import RequestError
 from ddpm.training import compiler
 
@@ -75,6 +75,7 @@ class Choices:
 
 def choose(
     config: TrainConfig,
+    num_classes: int,
     device: torch.device,
     flops_per_image: float,
     gather: Callable[[object], list] = lambda value: [value],
@@ -98,7 +99,7 @@ def choose(
         "channels_last": _channels_last_pays(device, precision[0]),
         "val_images": _affordable(USUAL_VAL_IMAGES, 2 * flops_per_image / 3, device),  # two models, forward only
         "samples_per_class": _affordable(
-            8, NUM_CLASSES * config.sample_steps * 2 * flops_per_image / 3, device, at_least=0
+            8, num_classes * config.sample_steps * 2 * flops_per_image / 3, device, at_least=0
         ),
         "eval_every": _evaluation_pays(config, device),
     }

@@ -11,17 +11,17 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.run.config import NUM_CLASSES, TrainConfig
+from ddpm.run.config import TrainConfig
 from ddpm.training.layers import replace_layers
 from ddpm.training.seeding import Stream, derive
 
 
-def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2DModel:
+def build_unet(config: TrainConfig, num_classes: int, device: torch.device | str = "cpu") -> UNet2DModel:
     """A UNet with initial weights that depend on nothing but the settings and their seed. On the device "meta" it has
     shapes only.
 
-    It takes noisy images [B, P², R/P, R/P] in patches (pixel_unshuffle), timesteps [B] and class labels [B] (47 is the
-    null class), and returns predictions of the same shape.
+    It takes noisy images [B, P², R/P, R/P] in patches (pixel_unshuffle), timesteps [B] and class labels [B] (the
+    one after the last class is the null class, "any"), and returns predictions of the same shape.
     """
     levels, pixels = len(config.block_out_channels), config.patch_size**2
     with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
@@ -37,7 +37,7 @@ def build_unet(config: TrainConfig, device: torch.device | str = "cpu") -> UNet2
             resnet_time_scale_shift=config.resnet_time_scale_shift,
             down_block_types=("DownBlock2D",) * levels,
             up_block_types=("UpBlock2D",) * levels,
-            num_class_embeds=NUM_CLASSES + 1,
+            num_class_embeds=num_classes + 1,
         )
     return unet.to(device)
 
@@ -140,7 +140,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 def flops_per_image(config: TrainConfig) -> float:
     """Floating-point operations (a multiply-add is two) of forward and backward for one image; computes nothing."""
-    unet = build_unet(config, "meta")
+    unet = build_unet(config, 1, "meta")  # more classes are no more operations
     with FlopCounterMode(display=False) as counter:
         unet(*meta_inputs(config, 1)).sample.sum().backward()
     return float(counter.get_total_flops())
@@ -148,7 +148,7 @@ def flops_per_image(config: TrainConfig) -> float:
 
 def activation_bytes(config: TrainConfig, batch_size: int) -> int:
     """Bytes that autograd keeps between forward and backward of a batch, in fp32."""
-    unet, saved = build_unet(config, "meta"), {}
+    unet, saved = build_unet(config, 1, "meta"), {}
     weights = {id(parameter) for parameter in unet.parameters()}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.config import BETAS, NUM_CLASSES, TrainConfig, beta_range, preset
+from ddpm.run.config import BETAS, TrainConfig, beta_range, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json, real, why_and_cure
 from ddpm.run.paths import RunPaths, grid_epoch, readable_folder
@@ -80,7 +80,7 @@ def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Che
     return found, damaged
 
 
-def identity_of(config: TrainConfig, schedule: TrainingSchedule, data_sha256: str) -> dict[str, Any]:
+def identity_of(config: TrainConfig, schedule: TrainingSchedule, num_classes: int, data_sha256: str) -> dict[str, Any]:
     """The settings and data that must stay the same when a run is continued. All others may change."""
     names = ("preset", "data", "resolution", "block_out_channels", "layers_per_block", "norm_num_groups",
              "mid_attention", "seed", "diffusion_steps", "beta_schedule", "prediction_type")  # fmt: skip
@@ -92,8 +92,10 @@ def identity_of(config: TrainConfig, schedule: TrainingSchedule, data_sha256: st
         "optimizer": None if config.optimizer == "adamw" else config.optimizer,
         "resnet time scale shift": None if config.resnet_time_scale_shift == "default" else "scale_shift",
         "patch size": None if config.patch_size == 1 else config.patch_size,
+        "split": config.split if config.data == "emnist" and config.split != "balanced" else None,
+        "balance": "classes" if config.balanced else None,
         "betas": None if betas in (None, BETAS) else " – ".join(f"{beta:.4g}" for beta in betas),
-        "classes": NUM_CLASSES,
+        "classes": num_classes,
         "training images": schedule.train_images,
         "SHA-256 of the images": data_sha256[:16],
         "global batch": schedule.global_batch,

@@ -34,11 +34,12 @@ MAX_NONFINITE_IN_A_ROW = 25
 class Trainer:
     """The model, with all state that training changes: optimizer, loss scaler, averaged weights."""
 
-    def __init__(self, config: TrainConfig, choices: Choices, world: DistContext) -> None:
-        self.config, self.choices, self.world = config, choices, world
+    def __init__(self, config: TrainConfig, class_names: tuple[str, ...], choices: Choices, world: DistContext) -> None:
+        """`class_names`: of the data, in the order of their labels."""
+        self.config, self.class_names, self.choices, self.world = config, class_names, choices, world
         set_up(world.device, config.deterministic)
         self.scheduler = make_scheduler(config)
-        self.model = build_unet(config, world.device)  # the plain module, which is saved, validated and averaged
+        self.model = build_unet(config, len(class_names), world.device)  # the plain module: saved, validated, averaged
         set_layout(self.model, choices.channels_last)
         if not choices.compile:
             skip_unit_scales(self.model)
@@ -86,8 +87,8 @@ class Trainer:
             with self._exchanging_gradients(number == passes):
                 with self.autocast():
                     loss = training_loss(
-                        self._network, self.scheduler, images, data.labels[part], draws, self.config.loss_weighting,
-                        self.config.patch_size,
+                        self._network, self.scheduler, images, data.labels[part], data.num_classes, draws,
+                        self.config.loss_weighting, self.config.patch_size,
                     ) / passes  # fmt: skip
                 self.scaler.scale(loss).backward()
             total += loss.detach()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.data.emnist import CLASS_NAMES, check_split, read_idx, split_files
+from ddpm.data.sets import dataset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why
 from ddpm.run.format import DASH, plural, shown
@@ -36,14 +36,13 @@ def data(run: RunData, identity: dict[str, Any], limits: Thresholds) -> Componen
     found, summary = [fact(f"trained on: {run.data_words}")], run.document.get("data_summary") or {}
     counts = {split: values for split in SPLITS if (values := summary.get(f"{split}_counts"))}
     found += [_balance(split, values, limits) for split, values in counts.items()]
-    names = summary.get("class_names") or CLASS_NAMES
+    names = summary.get("class_names") or []
     rows = [(label, *numbers) for label, *numbers in zip(names, *counts.values(), strict=False)]
     tables = [Table("Images of each class", ["Class", *counts], rows, folded=True)] if counts else []
-    place = run.settings.get("data_root")
     try:
-        if not place or not run.data:
+        if not run.settings.get("data_root") or not run.data:
             raise RequestError("the run's settings name no folder")
-        found += _images(run.data, Path(place), identity, limits)
+        found += _images(run, identity, limits)
     except (RequestError, OSError, ValueError) as error:
         words = "the images could not be read from here, so only the counts that the run published are shown"
         found.append(fact(f"{words} ({error})"))
@@ -61,48 +60,45 @@ def _balance(split: str, counts: Sequence[int], limits: Thresholds) -> Finding:
     return healthy(f"{words}, {low:,} to {high:,} in each" if low < high else f"{words}, {low:,} in each")
 
 
-def _images(name: str, folder: Path, identity: dict[str, Any], limits: Thresholds) -> list[Finding]:
+def _images(run: RunData, identity: dict[str, Any], limits: Thresholds) -> list[Finding]:
     """Range of labels, statistics of pixels, duplicates, and whether they are the images that were trained on.
 
     Raises:
         RequestError: a file is missing or damaged.
     """
-    from ddpm.training.data import data_root  # here, as it imports torch, which is slow and not needed by the dashboard
-
-    root = data_root(SimpleNamespace(data=name, data_root=folder))
+    source = dataset(SimpleNamespace(**{"data": run.data, "split": "balanced", **run.settings}))
     images, labels = {}, {}
     for split in SPLITS:
-        check_split(root, split)
-        places = split_files(root, split)
-        images[split], labels[split] = read_idx(places[0], 3), read_idx(places[1], 1)
+        source.check(split)
+        images[split], labels[split] = source.read(split)
     least, most = min(x.min() for x in labels.values()), max(x.max() for x in labels.values())
-    found = [healthy(f"labels run from {least} to {most}, one for each of {len(CLASS_NAMES)} classes")]
-    found += [_pixels(name, images["train"], limits), _duplicates(images, limits)]
+    found = [healthy(f"labels run from {least} to {most}, one for each of {len(source.class_names)} classes")]
+    found += [_pixels(run.data, images["train"], limits), _duplicates(images, limits)]
     if expected := identity.get("SHA-256 of the images"):
         if _digest(images["train"], labels["train"]).startswith(expected):
             found.append(healthy(f"the files are those that were trained on (SHA-256 {expected}…)"))
         else:
-            words = f"the files in {root} are no longer those that were trained on"
+            words = f"the files in {run.settings['data_root']} are no longer those that were trained on"
             found.append(warning(f"{words} (SHA-256 {expected}…)"))
     return found
 
 
 def _pixels(name: str, images: np.ndarray, limits: Thresholds) -> Finding:
-    """Mean and standard deviation of the training pixels, uint8 [N, 28, 28], as numbers from 0 to 1."""
+    """Mean and standard deviation of the training pixels, uint8 [N, S, S], as numbers from 0 to 1."""
     shades, levels = np.bincount(np.asarray(images).ravel(), minlength=256), np.arange(256) / 255
     mean = (shades * levels).sum() / shades.sum()
     std = np.sqrt((shades * (levels - mean) ** 2).sum() / shades.sum())
     words = f"training pixels, 0 to 1: mean {mean:.4f}, standard deviation {std:.4f}"
     if name != "emnist":
-        return fact(f"{words} (not EMNIST, so there is nothing to compare with)")
+        return fact(f"{words} (not EMNIST Balanced, so there is nothing to compare with)")
     far = abs(mean - EMNIST_MEAN) > limits.pixel_mean or abs(std - EMNIST_STD) > limits.pixel_std
     return Finding("warning" if far else "healthy", f"{words}; all of EMNIST Balanced: {EMNIST_MEAN} and {EMNIST_STD}")
 
 
 def _digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """The same SHA-256 as `ddpm.training.data.agreed_sha256`: of the upright pixels, then of the labels as int64."""
-    content = hashlib.sha256(np.ascontiguousarray(images.transpose(0, 2, 1)))
-    content.update(labels.astype(np.int64))
+    """The same SHA-256 as `ddpm.training.data.agreed_sha256`: of the upright pixels, then of the labels."""
+    content = hashlib.sha256(images)
+    content.update(labels)
     return content.hexdigest()
 
 

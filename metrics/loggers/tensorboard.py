@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ddpm.run.config import NO_RECIPE, data_words
+from ddpm.run.config import NO_RECIPE
+from ddpm.run.datasets import data_words
 from ddpm.run.metrics import FID_FEATURES, LOSS_MEAN, RCA, SAMPLES_PER_SEC, VAL_LOSS_EMA
 from ddpm.run.paths import RunPaths
 from metrics.loggers.logger import Histogram, Logger, finals, scalars, tag

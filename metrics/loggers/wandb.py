@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from ddpm.run.config import data_words
+from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import RunPaths
