@@ -8,7 +8,7 @@ from torch import nn
 
 from ddpm.run.config import preset
 from ddpm.training.model import build_unet
-from ddpm.training.optimizers import Muon, is_hidden, make_optimizer, orthonormal, state_values
+from ddpm.training.optimizers import HIDDEN, Muon, is_hidden, make_optimizer, orthonormal, state_values
 from tests.conftest import SMALL
 
 
@@ -47,7 +47,7 @@ def test_hidden_weights_move_as_torchs_muon_moves_them_and_the_others_as_adamw_d
     matrices = [nn.Parameter(parameter.detach().flatten(1)) for parameter in hidden]
     assert len(hidden) > len(matrices) / 2
     reference = [
-        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=0.01 * HIDDEN, weight_decay=0.1 / HIDDEN, adjust_lr_fn="original"),
         torch.optim.AdamW(others, lr=0.01, weight_decay=0.1),
     ]
     for seed in range(4):
@@ -60,7 +60,7 @@ def test_hidden_weights_move_as_torchs_muon_moves_them_and_the_others_as_adamw_d
             each.step()
     found = [p for n, p in ours.named_parameters() if is_hidden(n, p)]
     for parameter, matrix in zip(found, matrices, strict=True):
-        torch.testing.assert_close(parameter.flatten(1), matrix, rtol=0, atol=2e-3)  # in bf16, steps are 0.03 wide
+        torch.testing.assert_close(parameter.flatten(1), matrix, rtol=0, atol=5e-3)  # in bf16, steps are 0.07 wide
     for parameter, other in zip((p for n, p in ours.named_parameters() if not is_hidden(n, p)), others, strict=True):
         torch.testing.assert_close(parameter, other)
 

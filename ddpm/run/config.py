@@ -250,7 +250,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {},
     "fast": dict(
-        optimizer="muon", lr=2e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
         prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
     ),
 }  # fmt: skip

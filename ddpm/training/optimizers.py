@@ -1,8 +1,8 @@
 """The optimizers: AdamW, and Muon for hidden layers with AdamW for the rest.
 
-Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; how far it steps: Liu et al. 2025, arXiv
-2502.16982. It moves a matrix of weights along the nearest matrix with orthonormal rows (or columns) to its momentum:
-equally far in every direction that the gradients agree on, where AdamW mostly follows the few that dominate.
+Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. It moves a matrix of weights along the nearest
+matrix with orthonormal rows (or columns) to its momentum: equally far in every direction that the gradients agree on,
+where AdamW mostly follows the few that dominate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ddpm.run.config import TrainConfig
 
 MOMENTUM = 0.95
 NAMES = {"adamw": "AdamW", "muon": "Muon, and AdamW for what is not hidden"}
-RMS = 0.2  # of a step, over the learning rate: about that of AdamW's steps, so that one --lr suits both
+HIDDEN = 7.0  # the learning rate of hidden layers over that of AdamW: 0.02 and 3e-3 are the usual ones of the two
 FIRST_AND_LAST = ("conv_in.", "conv_out.", "class_embedding.")  # between pixels or classes and hidden channels
 QUINTIC = (3.4445, -4.7750, 2.0315)  # five rounds of it take singular values from 0.003 to 1 near 1 (Jordan et al.)
 ROUNDS = 5
@@ -82,6 +82,7 @@ class Muon(torch.optim.AdamW):
         scale = getattr(self, "grad_scale", None)
         self._steps += keep
         for parameters, momenta in self._hidden:
+            _, rows, columns = momenta.shape
             gradients = torch.stack([as_matrix(parameter.grad) for parameter in parameters])
             if scale is not None:
                 gradients /= scale
@@ -90,7 +91,7 @@ class Muon(torch.optim.AdamW):
             steps = orthonormal(gradients.lerp_(momenta, MOMENTUM), self._dtype)
             weights = [as_matrix(parameter) for parameter in parameters]
             torch._foreach_mul_(weights, 1 - decay * keep)
-            torch._foreach_add_(weights, (steps * (-rate * RMS * max(steps.shape[1:]) ** 0.5 * keep)).unbind())
+            torch._foreach_add_(weights, (steps * (-rate * HIDDEN * max(1, rows / columns) ** 0.5 * keep)).unbind())
             for parameter in parameters:
                 parameter.grad = None  # AdamW passes over parameters without a gradient
         super().step(closure)
