@@ -8,7 +8,7 @@ where AdamW mostly follows the few that dominate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ HIDDEN = 7.0  # the learning rate of hidden layers over that of AdamW: 0.02 and 
 FIRST_AND_LAST = ("conv_in.", "conv_out.", "class_embedding.")  # between pixels or classes and hidden channels
 QUINTIC = (3.4445, -4.7750, 2.0315)  # five rounds of it take singular values from 0.003 to 1 near 1 (Jordan et al.)
 ROUNDS = 5
+A_GROUP = 3e7  # multiplications that take as long as the dozens of small operations of another group
 
 
 def make_optimizer(config: TrainConfig, model: torch.nn.Module, dtype: torch.dtype) -> torch.optim.AdamW:
@@ -48,63 +49,92 @@ def is_hidden(name: str, parameter: torch.Tensor) -> bool:
     return parameter.dim() > 1 and not name.startswith(FIRST_AND_LAST)
 
 
+class Group(NamedTuple):
+    """Weights that Muon computes together: as matrices of as many rows, with zeros for the columns that one lacks."""
+
+    parameters: list[torch.nn.Parameter]
+    weights: list[torch.Tensor]  # the same memory, as `wide` gives it
+    momenta: torch.Tensor  # float32 [N, rows, columns]
+    factors: torch.Tensor  # on the steps of each, float32 [N, 1, 1]
+
+    def parts(self, together: torch.Tensor) -> list[torch.Tensor]:
+        """The part of [N, rows, columns] that belongs to each weight."""
+        return [part[:, : matrix.shape[1]] for part, matrix in zip(together, self.weights, strict=True)]
+
+
 class Muon(torch.optim.AdamW):
     """Muon for the weights of hidden convolutions and linear layers, fused AdamW for the other parameters.
 
     As fused AdamW, it divides gradients by `grad_scale`, and changes nothing where `found_inf` is 1: tensors on the
-    device, for which no step waits. All weights of the same shape are computed together.
+    device, for which no step waits.
     """
 
     def __init__(self, model: torch.nn.Module, *, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
         super().__init__(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         self._dtype = dtype
-        by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if is_hidden(name, parameter):
-                by_shape.setdefault(as_matrix(parameter).shape, []).append(parameter)
-        self._hidden = [(each, as_matrix(each[0]).new_zeros(len(each), *shape)) for shape, each in by_shape.items()]
-        self._steps = self._hidden[0][1].new_zeros(())  # that were not skipped
+        self._groups = in_groups([each for name, each in model.named_parameters() if is_hidden(name, each)])
+        self._steps = self._groups[0].momenta.new_zeros(())  # that were not skipped
         self._share_momenta()
 
     def _share_momenta(self) -> None:
-        """Let the momentum of each hidden weight be its part of the momenta of that shape, shaped as the weight."""
-        for parameters, momenta in self._hidden:
-            for parameter, part in zip(parameters, momenta, strict=True):
-                momentum = part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())
-                self.state[parameter] = {"step": self._steps, "momentum": momentum}
+        """Let the momentum of each hidden weight be its part of the momenta of its group, shaped as the weight."""
+        for group in self._groups:
+            for parameter, part in zip(group.parameters, group.parts(group.momenta), strict=True):
+                self.state[parameter] = {"step": self._steps, "momentum": as_weights(part, parameter)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Update the weights. The gradients of hidden ones are freed."""
-        (group,) = self.param_groups
-        rate, decay = group["lr"], group["lr"] * group["weight_decay"]
+        (settings,) = self.param_groups
+        rate, decay = settings["lr"], settings["lr"] * settings["weight_decay"]
         keep = 1 - getattr(self, "found_inf", torch.zeros_like(self._steps))
         scale = getattr(self, "grad_scale", None)
         self._steps += keep
-        for parameters, momenta in self._hidden:
-            _, rows, columns = momenta.shape
-            gradients = torch.stack([as_matrix(parameter.grad) for parameter in parameters])
+        for group in self._groups:
+            gradients = torch.zeros_like(group.momenta)
+            torch._foreach_copy_(group.parts(gradients), [wide(parameter.grad) for parameter in group.parameters])
             if scale is not None:
                 gradients /= scale
             gradients = torch.where(keep > 0, gradients, 0)
-            momenta.lerp_(gradients, (1 - MOMENTUM) * keep)
-            steps = orthonormal(gradients.lerp_(momenta, MOMENTUM), self._dtype)
-            weights = [as_matrix(parameter) for parameter in parameters]
-            torch._foreach_mul_(weights, 1 - decay * keep)
-            torch._foreach_add_(weights, (steps * (-rate * HIDDEN * max(1, rows / columns) ** 0.5 * keep)).unbind())
-            for parameter in parameters:
+            group.momenta.lerp_(gradients, (1 - MOMENTUM) * keep)
+            steps = orthonormal(gradients.lerp_(group.momenta, MOMENTUM), self._dtype)
+            steps *= group.factors * (-HIDDEN * rate * keep)
+            torch._foreach_mul_(group.weights, 1 - decay * keep)
+            torch._foreach_add_(group.weights, group.parts(steps))
+            for parameter in group.parameters:
                 parameter.grad = None  # AdamW passes over parameters without a gradient
         super().step(closure)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state of `state_dict()`, from a run with the same parameters."""
         super().load_state_dict(state_dict)
-        for parameters, momenta in self._hidden:
-            for parameter, momentum in zip(parameters, momenta, strict=True):
+        for group in self._groups:
+            for parameter, part in zip(group.parameters, group.parts(group.momenta), strict=True):
                 loaded = torch.empty_like(parameter, requires_grad=False).copy_(self.state[parameter]["momentum"])
-                momentum.copy_(as_matrix(loaded))
+                part.copy_(wide(loaded))
                 self._steps.copy_(self.state[parameter]["step"])
         self._share_momenta()
+
+
+def in_groups(parameters: list[torch.nn.Parameter]) -> list[Group]:
+    """Hidden weights by the shape of their matrices. A shape joins a wider one of as many rows where the products of
+    the zeros that this adds take less time than starting another group's operations."""
+    by_shape: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        by_shape.setdefault(tuple(wide(parameter).shape), []).append(parameter)
+    groups: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
+    for rows, columns in sorted(by_shape, reverse=True):
+        joined = min((shape for shape in groups if shape[0] == rows), default=None)
+        added = joined and len(by_shape[rows, columns]) * 2 * ROUNDS * rows**2 * (joined[1] - columns)
+        shape = joined if joined and added < A_GROUP else (rows, columns)
+        groups.setdefault(shape, []).extend(by_shape[rows, columns])
+    made = []
+    for shape, those in groups.items():
+        sizes = [as_matrix(each).shape for each in those]
+        factors = torch.tensor([max(1, rows / columns) ** 0.5 for rows, columns in sizes], device=those[0].device)
+        momenta = those[0].new_zeros(len(those), *shape)
+        made.append(Group(those, [wide(each) for each in those], momenta, factors.view(-1, 1, 1)))
+    return made
 
 
 def as_matrix(weights: torch.Tensor) -> torch.Tensor:
@@ -118,18 +148,34 @@ def as_matrix(weights: torch.Tensor) -> torch.Tensor:
     return weights.flatten(1)
 
 
+def wide(weights: torch.Tensor) -> torch.Tensor:
+    """The matrix of `as_matrix`, transposed if it has more rows than columns."""
+    matrix = as_matrix(weights)
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def as_weights(matrix: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A matrix of the form of `wide(parameter)`, seen in the shape of the parameter."""
+    if matrix.shape[0] != len(parameter):
+        matrix = matrix.mT
+    if parameter.dim() == 2:
+        return matrix
+    _, channels, *kernel = parameter.shape
+    if parameter.is_contiguous(memory_format=torch.channels_last):
+        return matrix.unflatten(1, (*kernel, channels)).permute(0, 3, 1, 2)
+    return matrix.unflatten(1, (channels, *kernel))
+
+
 def orthonormal(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """U Vᵀ of each matrix U S Vᵀ, but for singular values of about 0.7 to 1.2 in the place of ones.
 
     Args:
-        matrices: float32 [N, rows, columns].
+        matrices: float32 [N, rows, columns], with no more rows than columns.
         dtype: of the products.
     """
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)  # no singular value is above 1 then
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)  # no singular value is above 1 then
     a, b, c = QUINTIC
     for _ in range(ROUNDS):  # Newton-Schulz: a X + b (X Xᵀ) X + c (X Xᵀ)² X
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.to(matrices.dtype)
