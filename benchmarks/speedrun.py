@@ -15,7 +15,8 @@ The rules, which stand before any record:
   in training.
 - A record holds if the means over the seeds are above both thresholds with p < 0.01, by a one-sided t-test over the
   seeds, five or more (as in modded-nanogpt). The slowest seed counts as its time.
-- Recipes that are compared take the same number of seeds, in turn, in one run of this program.
+- Recipes that are compared take the same number of seeds, in turn. A command that is given again with the same
+  `--folder` goes on where it was interrupted: a finished training is not repeated.
 
 results/speedrun.md has one line for each record.
 """
@@ -103,7 +104,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     for seed in options.seeds:
         for recipe in options.recipes:
             name = f"{recipe}_{seed}"
-            flags = ["--preset", options.preset, "--recipe", recipe, *shlex.split(options.flags), "--resume", "never"]
+            flags = ["--preset", options.preset, "--recipe", recipe, *shlex.split(options.flags)]
             row = train(flags, seed, options.steps, config.data_root, root, name)
             runs[recipe].append({"seed": seed, "steps": options.steps, "seconds": row["train_time_sec"]})
             checkpoints[recipe, seed] = RunPaths(root, name).checkpoints / "latest"
