@@ -52,6 +52,7 @@ if __name__ == "__main__":  # before torch takes seconds to load: handle signals
     limit_spinning()
     limit_workers(LAUNCH.local_world_size)
 
+from ddpm.find_batch_size import find_batch_size
 from ddpm.run.files import plain, real
 from ddpm.run.lock import RunLock, holder
 from ddpm.run.metrics import (
@@ -256,7 +257,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
     paths = RunPaths(real(config.output_root), config.run)
 
     def publish(code: int, message: str) -> None:
-        if is_first() and not config.dry_run and not os.path.exists(paths.lock):  # a lock: another job trains it
+        if is_first() and not config.only_asks and not os.path.exists(paths.lock):  # a lock: another job trains it
             publish_failure(paths, config.data_name, code, message)
 
     lock_name = None
@@ -265,8 +266,8 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
             wandb.require()
         leave_traces(paths.nccl_traces)
         with connect(config.device) as world:
-            if config.dry_run:
-                dry_run(config, world)
+            if config.only_asks:
+                (dry_run if config.dry_run else find_batch_size)(config, world)
                 return 0
             with RunLock(paths.lock, config.run) as run_lock:
                 lock_name = world.broadcast_result(run_lock.take, here=world.is_main)

@@ -219,6 +219,7 @@ def test_slow_epochs_and_slow_processes_are_named(tmp_path: Path) -> None:
         ({"throttle": ["hw_thermal"]}, 1, "slowed down: hw_thermal"),
         ({"throttle": ["sw_power_cap"]}, 0, "as is usual under full load"),
         ({"memory_used_mb": 45_900.0}, 1, "memory 100% full"),
+        ({"memory_used_mb": 4_600.0}, 1, "memory 10% full (least 25%): `python train.py --find-batch-size` tells"),
         ({"utilization": 7}, 1, "in use 7%"),
         (dict.fromkeys(GPU, None), 0, "NVML gives no figures for it"),
     ],

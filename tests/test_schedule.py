@@ -69,11 +69,12 @@ def test_the_step_schedule_falls_by_its_factor_every_few_epochs():
     )
 
 
-def test_scale_lr_follows_the_global_batch():
+@pytest.mark.parametrize(("rule", "power"), [("none", 0), ("linear", 1), ("sqrt", 0.5)])
+def test_scale_lr_follows_the_global_batch(rule: str, power: float):
     for world_size, grad_accum in ((1, 1), (4, 1), (2, 3)):
-        config = preset("tiny", lr=1e-3, lr_schedule="constant", warmup_steps=0, scale_lr=True, grad_accum=grad_accum)
+        config = preset("tiny", lr=1e-3, lr_schedule="constant", warmup_steps=0, scale_lr=rule, grad_accum=grad_accum)
         scaled = TrainingSchedule(config, world_size, 10_000)
-        assert scaled.learning_rate(3) == pytest.approx(1e-3 * world_size * grad_accum)
+        assert scaled.learning_rate(3) == pytest.approx(1e-3 * (world_size * grad_accum) ** power)
 
 
 def test_a_global_batch_larger_than_the_data_set_is_refused():

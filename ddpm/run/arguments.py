@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from ddpm.run import cli
-from ddpm.run.config import START_ONLY, TrainConfig, preset
+from ddpm.run.config import START_ONLY, TrainConfig, in_todays_words, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import SETTINGS, read_text, why
 
@@ -81,7 +81,7 @@ def read_settings_file(path: Path) -> list[str]:
         raise RequestError(f"--config {path} holds no mapping of names to values; {fix}")
     settings = with_known_names(settings, str(path))
     if of_a_run:
-        settings = ONCE | settings
+        settings = ONCE | in_todays_words(settings)
     skipped = OF_THE_START if of_a_run else ()
     return to_arguments({name: value for name, value in settings.items() if name not in skipped}, str(path))
 

@@ -29,7 +29,7 @@ from ddpm.run.program import run_program
 
 SELECTABLE = names(selectable=True)  # the figures that a user can choose by
 EVALUATED = names(group="quality")  # measured by --eval-every
-START_ONLY = ("config", "download", "dry_run", "resume")  # settings that are asked of one start
+START_ONLY = ("config", "download", "dry_run", "find_batch_size", "resume")  # settings that are asked of one start
 NO_RECIPE = (  # say nothing of what is trained
     *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb", "power_ema",
 )  # fmt: skip
@@ -87,8 +87,8 @@ class TrainConfig:
     """adamw, or Muon (Jordan et al. 2024) for the weights of hidden layers and AdamW for the rest."""
     lr: float = 1e-4
     """Peak learning rate."""
-    scale_lr: bool = False
-    """Scale --lr linearly: multiply it by the global batch / the preset's --batch-size (Goyal et al. 2017)."""
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply --lr by the global batch / the preset's --batch-size (Goyal et al. 2017), or by its square root."""
     lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step"] = "constant"
     """Learning rate after warm-up: constant, half a cosine to zero at the last step, several half cosines, or steps."""
     lr_cycles: int = 4
@@ -188,6 +188,8 @@ class TrainConfig:
     """A YAML or JSON file of settings, such as a run's training_metrics.json. Typed flags take precedence over it."""
     dry_run: bool = False
     """Print the resolved settings and the memory, disk and steps that the run needs, then exit."""
+    find_batch_size: bool = False
+    """Try batch sizes on this device, print how fast each is and the memory that it takes, then exit."""
 
     def __post_init__(self) -> None:
         for mistake in mistakes(self):
@@ -218,6 +220,11 @@ class TrainConfig:
     def run(self) -> str:
         """The run's name: `--run-name`, else built from the settings."""
         return self.run_name or f"{self.model_name}_{self.preset}"
+
+    @property
+    def only_asks(self) -> bool:
+        """Does the start train nothing, but print something?"""
+        return self.dry_run or self.find_batch_size
 
     @property
     def usual_batch(self) -> int:
@@ -254,6 +261,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
     ),
 }  # fmt: skip
+
+
+def in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings from the file of a run, those of older versions in the words of this one."""
+    if isinstance(scaled := settings.get("scale_lr"), bool):
+        return settings | {"scale_lr": "linear" if scaled else "none"}
+    return settings
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ddpm.run.config import DataName, TrainConfig
+from ddpm.run.config import DataName, TrainConfig, in_todays_words
 from ddpm.run.metrics import DATA as DATA_SET
 from ddpm.run.metrics import METRICS, names
 
@@ -112,7 +112,7 @@ def mapping(kind: Kind) -> Kind:
 def settings(value: Any) -> dict[str, Any]:
     """The settings of a run; one that is not of its field's type becomes None. Texts and numbers of settings that this
     version does not know stay."""
-    hints, given = _hints(), value if isinstance(value, dict) else {}
+    hints, given = _hints(), in_todays_words(value) if isinstance(value, dict) else {}
     return {name: item if _fits(item, hints.get(name, str | int | float)) else None for name, item in given.items()}
 
 

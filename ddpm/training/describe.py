@@ -174,7 +174,7 @@ def in_words(description: dict[str, Any]) -> list[str]:
 
 def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
     """A line with the learning rate that `--scale-lr` gives; none without the flag."""
-    if not settings["scale_lr"]:
+    if settings["scale_lr"] == "none":
         return []
     factor = schedule["learning_rate"] / settings["lr"]
     return [f"learning rate {schedule['learning_rate']:.3g}: --lr {settings['lr']:g} times {factor:g} (--scale-lr)"]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.config import BETAS, TrainConfig, beta_range, preset
+from ddpm.run.config import BETAS, START_ONLY, TrainConfig, beta_range, in_todays_words, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json, real, why_and_cure
 from ddpm.run.paths import RunPaths, grid_epoch, readable_folder
@@ -133,11 +133,11 @@ def changes(
             another number of processes.
     """
     progress = checkpoint.meta["progress"]
-    before = {**checkpoint.meta["settings"], "processes": progress["world_size"]}
+    before = {**in_todays_words(checkpoint.meta["settings"]), "processes": progress["world_size"]}
     now = {**config.to_dict(), "processes": schedule.world_size}
     if threads and progress.get("threads"):
         before["threads"], now["threads"] = progress["threads"], threads
-    compared = [name for name in now if name not in ("resume", "dry_run", "download")]
+    compared = [name for name in now if name not in START_ONLY]
     differing = [name for name in compared if before.get(name) != now[name]]
     words = [f"{name.replace('_', ' ')} {before.get(name)} → {now[name]}" for name in differing]
     if {"processes", "threads"} & set(differing):

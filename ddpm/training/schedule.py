@@ -81,8 +81,9 @@ class TrainingSchedule:
 
     @property
     def peak_lr(self) -> float:
-        """`--lr`, scaled by the global batch if `--scale-lr` asks for it."""
-        return self.config.lr * (self.global_batch / self.config.usual_batch if self.config.scale_lr else 1)
+        """`--lr`, scaled by the global batch as `--scale-lr` asks for it."""
+        larger = self.global_batch / self.config.usual_batch
+        return self.config.lr * {"none": 1.0, "linear": larger, "sqrt": math.sqrt(larger)}[self.config.scale_lr]
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the step that follows `step` others: linear warm-up, times the schedule's factor.

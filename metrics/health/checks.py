@@ -122,6 +122,9 @@ def _gpu(gpu: dict[str, Any], training: bool, limits: Thresholds) -> list[tuple[
         said.append(("warning", f"in use {use:.0f}% of the time at the last reading (limit {limits.utilization:g}%)"))
     if used and total and used / total > limits.gpu_memory:
         said.append(("warning", f"memory {used / total:.0%} full (limit {limits.gpu_memory:.0%})"))
+    if training and used is not None and total and used / total < limits.little_gpu_memory:
+        hint = "`python train.py --find-batch-size` tells whether a larger batch is faster"
+        said.append(("warning", f"memory {used / total:.0%} full (least {limits.little_gpu_memory:.0%}): {hint}"))
     said += _throttling(gpu.get("throttle") or []) + _memory_errors(gpu)
     return said or ([("–", "NVML gives no figures for it")] if {use, heat, used} == {None} else [])
 
