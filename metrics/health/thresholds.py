@@ -52,8 +52,8 @@ class Thresholds:
     quality_drop: float = limit(0.1, "share", "of the best RCA, lost since (warning)")
     temperature_warning_c: float = limit(85, "°C", "data-centre GPUs slow down at about 87 to 92 (warning)")
     temperature_unhealthy_c: float = limit(92, "°C", "they slow down here, and shut down not far above (unhealthy)")
-    little_gpu_memory: float = limit(0.25, "share", "of the memory in use in the phase `training`: below it, a larger batch "
-        "may be faster (warning)")
+    little_gpu_memory: float = limit(0.25, "share", "of the memory in use in the phase `training`: below it, a larger "
+        "batch may be faster (warning)")
     gpu_memory: float = limit(0.97, "share", "of the memory in use: a larger batch or sample may not fit (warning)")
     utilization: float = limit(50, "%", "of a GPU in the phase `training`: below it, something keeps it waiting "
         "(warning)")
