@@ -259,6 +259,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast": dict(
         optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
         prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
+        resnet_time_scale_shift="scale_shift",
     ),
 }  # fmt: skip
 
