@@ -43,7 +43,6 @@ class Generated:
 
 BEFORE = {"large": ("340 + 546", 117.4), "small": ("267 + 452", 141.8)}  # launches, GB: before ddpm/training/layers.py
 GENERATED = [  # by torch 2.14
-    Generated("tiny", "H100", (138, 178), (0.035, 0.046)),
     Generated("small", "H100", (261, 435), (24.078, 31.682)),
     Generated("small", "L40S", (261, 435), (24.078, 31.681)),
     Generated("medium", "H100", (327, 554), (23.251, 29.992)),
