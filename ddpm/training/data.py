@@ -89,18 +89,19 @@ def agreed_sha256(images: Images, world: DistContext) -> str:
     """The SHA-256 of all pixels and labels, as 64 hexadecimal digits.
 
     Raises:
-        RequestError: the nodes hold different images.
+        RequestError: the nodes hold different images, or call the classes differently.
     """
     digest = None
     if world.local_rank == 0:  # one process of each node is enough
         content = hashlib.sha256(images.pixels.cpu().numpy())
         content.update(images.labels.cpu().numpy())
         digest = content.hexdigest()
-    found = {node: theirs for theirs, node in world.gather((digest, world.node)) if theirs}
+    gathered = world.gather((digest, images.class_names, world.node))
+    found = {node: (theirs, names) for theirs, names, node in gathered if theirs}
     if len(set(found.values())) > 1:
         nodes = ", ".join(sorted(found))
         raise RequestError(f"--data-root holds different images on different nodes ({nodes}): copy it from one of them")
-    return next(iter(found.values()))
+    return next(theirs for theirs, _ in found.values())
 
 
 def images_per_epoch(config: TrainConfig, images: int, classes: int) -> int:
