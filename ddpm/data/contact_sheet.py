@@ -11,13 +11,13 @@ from ddpm.run.fonts import font_file
 
 MOST_CLASSES = 100  # rows
 PER_CLASS = 12
-LABEL, GAP, SMALLEST = 220, 4, 48  # pixels: width of the names, between rows, side up to which images are enlarged
+GAP, SMALLEST = 4, 64  # pixels: between images; side up to which images are enlarged
 LONGEST = 24  # characters of a name
 PAPER, INK = 40, 220  # gray, so that the edges of black images can be seen
 
 
 def draw_sheet(class_names: Sequence[str], pixels: np.ndarray, labels: np.ndarray) -> Image.Image:
-    """A row for each of the first `MOST_CLASSES` classes: its number, name and first images.
+    """A row for each of the first `MOST_CLASSES` classes: its name and first images.
 
     Args:
         pixels: uint8 [N, S, S].
@@ -25,13 +25,15 @@ def draw_sheet(class_names: Sequence[str], pixels: np.ndarray, labels: np.ndarra
     """
     names = class_names[:MOST_CLASSES]
     side = pixels.shape[-1] * max(1, SMALLEST // pixels.shape[-1])
-    sheet = Image.new("L", (LABEL + PER_CLASS * (side + GAP), len(names) * (side + GAP) + GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(font_file("DejaVuSans"), 14)
-    for label, name in enumerate(names):
+    font = ImageFont.truetype(font_file("DejaVuSans"), 14)
+    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    left = 4 * GAP + round(max(map(font.getlength, short)))
+    sheet = Image.new("L", (left + PER_CLASS * (side + GAP), len(names) * (side + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for label, name in enumerate(short):
         top = GAP + label * (side + GAP)
-        short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        draw.text((GAP, top + side // 2), f"{label}  {short}", font=font, fill=INK, anchor="lm")
+        draw.text((GAP, top + side // 2), name, font=font, fill=INK, anchor="lm")
         for column, image in enumerate(pixels[np.flatnonzero(labels == label)[:PER_CLASS]]):
             enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (LABEL + column * (side + GAP), top))
+            sheet.paste(enlarged, (left + column * (side + GAP), top))
     return sheet

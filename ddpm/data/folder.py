@@ -24,7 +24,7 @@ import numpy as np
 from ddpm.data.class_folders import SPLITS, File, Listing, changed, in_words, list_classes
 from ddpm.data.contact_sheet import draw_sheet
 from ddpm.data.idx import Split
-from ddpm.data.pictures import Picture, read_picture, turn_black
+from ddpm.data.pictures import Picture, in_one_line, read_picture, turn_black
 from ddpm.run.datasets import Invert, data_words, published_name
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, strict_json, why_and_cure
@@ -136,7 +136,7 @@ class FolderSet:
 
     def remarks(self) -> list[str]:
         """What was found in the folder, a line each."""
-        return list(_remarks(self.prepared.facts))
+        return list(_remarks(self.listing, self.prepared.facts))
 
     def contact_sheet(self) -> Path:
         """Write a picture of the first training images of each class; returns its path."""
@@ -196,8 +196,6 @@ class FolderSet:
         facts = {
             "sizes": [[*size, count] for size, count in sorted(sizes.items())],
             "backgrounds": found,
-            "given_split": "test" in self.listing.splits,
-            "ignored": dict(self.listing.ignored),
             "shared": sum(test and digest in shared for digest, test in zip(digests, in_test, strict=True)),
         }
         chosen = {"train": ~in_test, "test": in_test}
@@ -240,13 +238,15 @@ class FolderSet:
         for label, of_class in itertools.groupby(sorted(set(images)), key=itemgetter(0)):
             distinct = list(of_class)
             if len(distinct) == 1:
-                name = self.class_names[label]
-                raise RequestError(f"class {name!r} has copies of one image only: give it 2 or more different ones")
+                name, file = self.class_names[label], self.root / self.listing.splits["train"][label][0].path
+                raise RequestError(
+                    in_one_line(f"class {name!r} has copies of one image only, {file}: give it others too")
+                )
             chosen.update(distinct[::EVERY])
         return np.array([image in chosen for image in images])
 
 
-def _remarks(facts: dict[str, Any]) -> Iterator[str]:
+def _remarks(listing: Listing, facts: dict[str, Any]) -> Iterator[str]:
     sizes = sorted(facts["sizes"], key=lambda size: (size[0] * size[1], size))
     (width, height, _), (widest, highest, _), usual = sizes[0], sizes[-1], max(sizes, key=itemgetter(2))
     if len(sizes) == 1:
@@ -256,9 +256,11 @@ def _remarks(facts: dict[str, Any]) -> Iterator[str]:
     found = facts["backgrounds"]
     words = "dark in {dark:,}, light in {light:,}, none found in {none:,}; {inverted:,} images inverted"
     yield f"background: {words.format(**found)}"
-    given = "train/ and test/" if facts["given_split"] else "every tenth image of a class, by the hash of its content"
+    given = (
+        "train/ and test/" if "test" in listing.splits else "every tenth image of a class, by the hash of its content"
+    )
     yield f"test split: {given}"
-    if ignored := in_words(facts["ignored"]):
+    if ignored := in_words(listing.ignored):
         yield f"ignored: {ignored}"
     if shared := facts["shared"]:
         yield (

@@ -75,7 +75,9 @@ class TrainConfig:
     """Timestep and class are added in each residual block, or scale and shift its second norm (Dhariwal & Nichol)."""
 
     epochs: int = 100
-    """Passes over the training images."""
+    """Epochs, each of one pass over the training images or, if these are few, of several."""
+    passes_per_epoch: int | None = None
+    """Passes over the training images in an epoch. Left out: 1, but for --data folder enough to draw 18,800 images."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, even within an epoch."""
     batch_size: int = 96
@@ -276,8 +278,8 @@ def preset(name: str, **changes: Any) -> TrainConfig:
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 BOUNDS = {  # smallest value → settings
-    1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
-    "resolution patch_size layers_per_block norm_num_groups lr_cycles",
+    1: "epochs passes_per_epoch max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps "
+    "val_images resolution patch_size layers_per_block norm_num_groups lr_cycles",
     0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
     "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
 }

@@ -92,6 +92,7 @@ def hyperparameters(
         "balance": "classes" if config.balanced else "none",
         "invert": config.invert if config.data == "folder" else None,
         "epochs": config.epochs,
+        "images_per_epoch": schedule.train_images,
         "learning_rate": schedule.peak_lr,
         "diffusion_steps": config.diffusion_steps,
         "beta_schedule": config.beta_schedule,
@@ -174,12 +175,19 @@ def in_words(description: dict[str, Any]) -> list[str]:
         f"{model['flops_per_image'] / 1e9:,.4g} GFLOP per image",
         counts_in_words(description["data"], description["data_summary"]),
         *description["data_summary"].get("remarks", []),
+        *_passes_in_words(description["data_summary"]["train_images"], schedule["images_per_epoch"]),
         f"{machine['world_size']} process(es) on {machine['gpu'] or 'CPU'}, "
         f"global batch {schedule['global_batch_size']}, {schedule['steps_per_epoch']} steps per epoch, "
         f"{schedule['total_steps']} steps",
         *_lr_in_words(settings, schedule),
         "; ".join(f"{name} {why}" for name, why in machine["choices"].items() if not why.endswith(f"({USUAL})")),
     ]
+
+
+def _passes_in_words(images: int, drawn: int) -> list[str]:
+    """A line if an epoch draws every image several times."""
+    passes = round(drawn / images)
+    return [f"an epoch passes over the training images {passes} times (--passes-per-epoch)"] if passes > 1 else []
 
 
 def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
@@ -218,7 +226,8 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         found = [counts_in_words(config.data_name, data_summary(*data.load(config, world))), *source.remarks()]
         written = "trained"
     num_classes = len(source.class_names)
-    schedule = TrainingSchedule(config, world.world_size, data.images_per_epoch(config, source.count(), num_classes))
+    images = source.count()
+    schedule = TrainingSchedule(config, world.world_size, data.images_per_epoch(config, images, num_classes))
     choices = hardware.choose(config, num_classes, world.device, flops, world.gather, schedule.total_steps)
     unet = build_unet(config, num_classes, "meta")
     parameters, moments = count_parameters(unet), state_values(config, unet)
@@ -237,7 +246,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         "parameters": f"{parameters:,}",
         "compute": f"{flops / 1e9:,.4g} GFLOP per image, forward and backward",
         "global batch": f"{schedule.global_batch} images",
-        "training images": f"{schedule.train_images:,}" + ("" if source.present() else " (not here yet)"),
+        "training images": f"{images:,}" + ("" if source.present() else " (not here yet)"),
         "learning rate": f"{schedule.peak_lr:.3g} ({config.lr_schedule})",
         "steps": f"{schedule.steps_per_epoch} per epoch, {schedule.total_steps} in {schedule.epochs} epochs",
         "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "
@@ -249,7 +258,13 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         print(json.dumps(config.to_dict(), indent=2))
         if isinstance(source, FolderSet):
             estimates |= {"prepared images": source.file, "contact sheet": source.contact_sheet()}
-        for name, text in (*estimates.items(), *(("note", remark) for remark in (*found, *schedule.remarks()))):
+        for name, text in (
+            *estimates.items(),
+            *(
+                ("note", remark)
+                for remark in (*found, *_passes_in_words(images, schedule.train_images), *schedule.remarks())
+            ),
+        ):
             print(f"{name + ':':<20} {text}")
         print(f"dry run: nothing was {written}")
 
