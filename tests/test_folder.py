@@ -14,17 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from rich.console import Console
 
 from ddpm.data import folder as folder_module
 from ddpm.data.folder import FolderSet
 from ddpm.data.pictures import read_picture
 from ddpm.data.sets import dataset
+from ddpm.evaluation.config import EvaluateConfig
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.datasets import data_words, is_published_name, published_name
 from ddpm.run.errors import RequestError
+from ddpm.run.paths import RunPaths
 from ddpm.training import data
 from ddpm.training.distributed import connect
+from metrics.health.checker import main as health
 from tests.conftest import ONE, SMALL, replace
 from tests.damage import without_rights
 from tests.processes import in_processes
@@ -554,10 +559,9 @@ def test_a_run_does_not_go_on_with_other_names_or_levels(change, expected, image
     assert re.search(expected, message)
 
 
-def test_a_dry_run_shows_what_is_in_the_folder(images: TrainConfig):
-    process = start(replace(images, dry_run=True))
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0
+def test_a_dry_run_shows_what_is_in_the_folder(images: TrainConfig, capsys: pytest.CaptureFixture):
+    assert run(replace(images, dry_run=True)) == 0
+    output = capsys.readouterr().out
     assert "<i>:12 `c`:18 a|b:27" in output
     assert "images: all 28x28 pixels" in output
     assert "dark in 64, light in 0" in output
@@ -572,7 +576,7 @@ def test_a_dry_run_shows_what_is_in_the_folder(images: TrainConfig):
 def test_a_wrong_folder_ends_with_code_2_and_one_line(images: TrainConfig):
     (images.data_root / "a|b" / "bad.png").write_bytes(b"")
     process = start(images)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 2
     assert [line for line in output.splitlines() if "bad.png" in line] == output.splitlines()[-1:]
 
@@ -625,3 +629,30 @@ def test_ten_thousand_small_images_are_read_in_well_under_a_minute(tmp_path: Pat
     began = time.perf_counter()
     prepared(tmp_path / "many")
     assert time.perf_counter() - began < 30
+
+
+def test_health_knows_whether_the_folder_is_still_the_one_of_the_run(images: TrainConfig, quick_reports):
+    assert run(images) == 0
+    moved = RunPaths(images.output_root.rename(images.output_root.with_name("moved")), images.run)
+
+    def page() -> str:
+        health([images.run, "--output-root", str(moved.root)])
+        return moved.health.read_text().replace("\\", "")
+
+    assert "the files are those that were trained on" in page()
+    assert "labels run from 0 to 2, one for each of 3 classes" in page()
+    os.utime(images.data_root / "a|b" / "0.png", (1, 1))
+    assert re.search(r"could not be read from here.*are not prepared at 28 pixels, or have changed since", page())
+    shutil.rmtree(images.data_root)
+    assert re.search(r"could not be read from here.*no such folder", page())
+
+
+def test_an_evaluation_compares_with_the_folder_at_the_resolution_of_the_model(images: TrainConfig, quick_reports):
+    config = replace(images, resolution=32, invert="no")
+    assert run(config) == 0
+    asked = EvaluateConfig(config.run, output_root=config.output_root, device="cpu")
+    evaluator = Evaluator(asked, "", Console(quiet=True))
+    assert evaluator.data == config.data_name
+    assert evaluator.train.pixels.shape[1:] == (32, 32)
+    assert evaluator.train.class_names == ("<i>", "`c`", "a|b")
+    assert len(list((config.output_root / "data" / "prepared").iterdir())) == 1, "those of the training"

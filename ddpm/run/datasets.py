@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Literal
 
-DataName = Literal["emnist", "kmnist", "fashion", "folder", "glyphs"]
+DataName = Literal["emnist", "kmnist", "fashion", "glyphs", "folder"]
 SplitName = Literal["balanced", "letters", "digits", "mnist", "bymerge", "byclass"]
 Invert = Literal["auto", "yes", "no"]
 
