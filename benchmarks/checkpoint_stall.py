@@ -45,7 +45,7 @@ def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, li
         print(f"{name}: {count_parameters(trainer.model) / 1e6:.1f} M parameters on {device}, "
               f"{torch.get_num_threads()} thread(s)")  # fmt: skip
         progress, schedule = Progress(device, batch_size), TrainingSchedule(config, 1, batch_size)
-        identity = identity_of(config, schedule, len(CLASS_NAMES), "")
+        identity = identity_of(config, schedule, CLASS_NAMES, "")
         checkpoints = Checkpoints(root, config, schedule, identity, None, lambda *_: None)
 
         def step() -> None:

@@ -196,7 +196,7 @@ def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
         for name, kind in {"data": str, "state": str, "epochs": list, "summary": dict}.items():
             if not isinstance(document, dict) or not isinstance(document.get(name), kind):
                 raise ValueError(f"{name!r} is not there, or of the wrong kind")
-        if document["data"] not in kinds.DATA or document["state"] not in ("running", *ENDED):
+        if not kinds.data_set(document["data"]) or document["state"] not in ("running", *ENDED):
             raise ValueError(f"data {document['data']!r:.30}, state {document['state']!r:.30}")
     except FileNotFoundError:
         return {}, missing(paths)

@@ -59,7 +59,7 @@ class RunLifecycle:
             config, self.train_set.num_classes, world.device, self.flops_per_image, world.gather, steps
         )
         self.identity = identity_of(
-            config, self.schedule, self.train_set.num_classes, data.agreed_sha256(self.train_set, world)
+            config, self.schedule, self.train_set.class_names, data.agreed_sha256(self.train_set, world)
         )
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.schedule.global_batch)

@@ -73,7 +73,7 @@ class RunData:
     @property
     def data(self) -> str | None:
         """`emnist` or `glyphs`; None if that is not known."""
-        return self.document.get("data") or kinds.one_of(*kinds.DATA)(self.status.get("data"))
+        return self.document.get("data") or kinds.data_set(self.status.get("data"))
 
     @property
     def data_words(self) -> str:

@@ -23,7 +23,7 @@ class Saver:
         self.schedule = TrainingSchedule(config, 1, STEPS_PER_EPOCH * config.batch_size)
         self.trainer = Trainer(config, CLASSES, choose(config, 47, ONE.device, 1e8), ONE)
         self.progress = Progress(ONE.device, config.batch_size)
-        self.identity, self.rows = identity_of(config, self.schedule, 47, "0123"), []
+        self.identity, self.rows = identity_of(config, self.schedule, CLASSES, "0123"), []
         self.keeper = Checkpoints(
             root, config, self.schedule, self.identity, None, lambda *said: self.said.append(said)
         )

@@ -13,7 +13,7 @@ from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Checkpoint, inspect, sweep
 from ddpm.training.resume import changes, choose_start, damaged_checkpoints, find_latest, identity_of, refuse_other_run
 from ddpm.training.schedule import TrainingSchedule
-from tests.conftest import replace
+from tests.conftest import CLASSES, replace
 from tests.savers import Saver, flip_a_bit
 
 
@@ -137,7 +137,7 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_silently_begin_anew(sav
 def test_another_run_is_refused_with_a_table_of_what_differs(saver: Saver, small):
     saver.save(4)
     asked = replace(small, diffusion_steps=50, prediction_type="epsilon")
-    other = identity_of(asked, TrainingSchedule(asked, 2, 128), 47, "4567")
+    other = identity_of(asked, TrainingSchedule(asked, 2, 128), CLASSES, "4567")
     with pytest.raises(RequestError) as refusal:
         choose_start(saver.root, "auto", other)
     first, head, *table = str(refusal.value).splitlines()
@@ -158,7 +158,7 @@ def test_old_betas_do_not_go_on_with_new_ones(saver: Saver, small):
     found, _ = choose_start(saver.root, "auto", saver.identity)
     for schedule, steps, goes_on in (("linear", 100, False), ("linear", 1000, True), ("squaredcos_cap_v2", 100, True)):
         config = replace(small, beta_schedule=schedule, diffusion_steps=steps)
-        now = identity_of(config, saver.schedule, 47, "0123")
+        now = identity_of(config, saver.schedule, CLASSES, "0123")
         old = Checkpoint(found.folder, {**found.meta, "identity": {k: v for k, v in now.items() if k != "betas"}})
         if goes_on:
             refuse_other_run(old, now)

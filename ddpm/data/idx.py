@@ -89,6 +89,10 @@ class IdxSet:
         upright = np.ascontiguousarray(pixels.transpose(0, 2, 1) if self.transposed else pixels)
         return upright, read_idx(labels, 1).astype(np.int64) - self.first_label
 
+    def remarks(self) -> list[str]:
+        """None: the files hold nothing beside the images."""
+        return []
+
     def check(self, split: Split) -> None:
         """Check that a split is complete, its images have the right size and its labels are valid. Reads headers and
         labels, not the pixels.

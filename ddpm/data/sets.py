@@ -8,9 +8,11 @@ from typing import Protocol
 import numpy as np
 
 from ddpm.data.emnist import emnist
+from ddpm.data.folder import FolderSet
 from ddpm.data.glyphs import GlyphSet
 from ddpm.data.idx import Split
 from ddpm.data.others import fashion, kmnist
+from ddpm.run.datasets import Invert
 
 
 class DataSet(Protocol):
@@ -43,13 +45,19 @@ class DataSet(Protocol):
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Pixels, uint8 [N, S, S], upright, 0 is background; and labels, int64 [N]."""
 
+    def remarks(self) -> list[str]:
+        """What was found in the files beside the images, a line each."""
+
 
 class DataSettings(Protocol):
     """The settings that say what the data are: those of a TrainConfig."""
 
     data: str
     split: str
-    data_root: Path
+    data_root: Path | str
+    resolution: int
+    invert: Invert
+    output_root: Path | str
 
 
 def dataset(settings: DataSettings) -> DataSet:
@@ -59,4 +67,6 @@ def dataset(settings: DataSettings) -> DataSet:
         return emnist(root, settings.split)
     if settings.data == "glyphs":
         return GlyphSet(root / "glyphs")
+    if settings.data == "folder":
+        return FolderSet(root, settings.resolution, settings.invert, Path(settings.output_root) / "data" / "prepared")
     return {"kmnist": kmnist, "fashion": fashion}[settings.data](root)

@@ -268,11 +268,13 @@ class Evaluator:
     def _data_settings(self, trained: dict[str, Any]) -> TrainConfig:
         """The settings of the data to compare with: those of the training, or of the command line."""
         config = self.config
-        root = Path(config.data_root or trained["data_root"])
+        names = {name: trained[name] for name in ("data", "split", "invert", "resolution") if name in trained}
         if config.data:
-            return TrainConfig(data=config.data, split=config.split, data_root=root, download=config.download)
-        names = {name: trained[name] for name in ("data", "split") if name in trained}
-        return TrainConfig(**names, data_root=root, download=config.download)
+            names |= {"data": config.data, "split": config.split}
+        return TrainConfig(
+            **names, data_root=Path(config.data_root or trained["data_root"]), download=config.download,
+            output_root=config.output_root, block_out_channels=(32,),  # one level, which fits any resolution
+        )  # fmt: skip
 
     def _agreed_classes(self) -> int:
         """The number of classes of model and data.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm.run.cli import flag
-from ddpm.run.datasets import UNEQUAL, DataName, SplitName, published_name
+from ddpm.run.datasets import UNEQUAL, DataName, Invert, SplitName, published_name
 from ddpm.run.errors import RequestError
 from ddpm.run.files import plain
 from ddpm.run.metrics import VAL_LOSS, VAL_LOSS_SWA, names
@@ -47,13 +47,15 @@ class TrainConfig:
     recipe: RecipeName = "reference"
     """How it learns; sets defaults too. reference: as the run this project grew from. fast: in minutes; tiny's own."""
     data: DataName = "emnist"
-    """EMNIST, Kuzushiji-MNIST, Fashion-MNIST, or the embedded characters drawn from fonts (need no download)."""
+    """EMNIST, Kuzushiji-MNIST, Fashion-MNIST, a folder of your own images (docs/your-data.md), or glyphs from fonts."""
     split: SplitName = "balanced"
     """The split of EMNIST."""
     balance: Literal["none", "classes"] | None = None
     """classes: draw every class equally often in an epoch. Left out: for bymerge and byclass, which are unequal."""
     data_root: Path = PROJECT_ROOT / "data"
-    """Folder that contains EMNIST/raw/, KMNIST/raw/, FashionMNIST/raw/, or glyphs/ (drawn on first use)."""
+    """Folder with EMNIST/raw/, KMNIST/raw/, FashionMNIST/raw/ or glyphs/. For --data folder: a subfolder per class."""
+    invert: Invert = "auto"
+    """For --data folder. auto: turn light backgrounds black. yes: invert every image. no: keep all as they are."""
     download: bool = False
     """Download the data set into --data-root if it is not there."""
 
@@ -73,7 +75,9 @@ class TrainConfig:
     """Timestep and class are added in each residual block, or scale and shift its second norm (Dhariwal & Nichol)."""
 
     epochs: int = 100
-    """Passes over the training images."""
+    """Epochs, each of one pass over the training images or, if these are few, of several."""
+    passes_per_epoch: int | None = None
+    """Passes over the training images in an epoch. Left out: 1, but for --data folder enough to draw 18,800 images."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, even within an epoch."""
     batch_size: int = 96
@@ -198,7 +202,7 @@ class TrainConfig:
     @property
     def model_name(self) -> str:
         """The recipe as the reference run names it; it begins with the data, of EMNIST with the split alone."""
-        split = self.split if self.data == "emnist" else self.data
+        split = self.split if self.data == "emnist" else self.data_name
         cfg = "cfg" if self.cfg_dropout_prob > 0 else "nocfg"
         schedule = "cosine" if self.beta_schedule == "squaredcos_cap_v2" else self.beta_schedule
         ema = "ema" if self.ema_decay > 0 else "noema"
@@ -207,7 +211,7 @@ class TrainConfig:
     @property
     def data_name(self) -> str:
         """The data set, as files and pages name it."""
-        return published_name(self.data, self.split)
+        return published_name(self.data, self.split, self.data_root)
 
     @property
     def balanced(self) -> bool:
@@ -289,8 +293,8 @@ def preset(name: str, **changes: Any) -> TrainConfig:
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 BOUNDS = {  # smallest value → settings
-    1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
-    "resolution patch_size layers_per_block norm_num_groups lr_cycles",
+    1: "epochs passes_per_epoch max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps "
+    "val_images resolution patch_size layers_per_block norm_num_groups lr_cycles",
     0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
     "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
 }
@@ -404,6 +408,10 @@ def _name_rules(config: TrainConfig) -> list[tuple[bool, str]]:
     name = config.run_name or ""
     return [
         (
+            config.data == "folder" and config.data_root == TrainConfig.data_root,
+            "--data folder needs --data-root: the folder that has a subfolder of images for each class",
+        ),
+        (
             config.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", config.run_name),
             f"--run-name {config.run_name}: use letters, digits and . _ + = - only, a letter or digit first",
         ),
@@ -437,8 +445,9 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
         "sample_every": (grids, "--samples-per-class 1 or more"),
         "sample_steps guidance_scale": (grids or config.eval_every != 0, "--samples-per-class or --eval-every"),
         "val_images": (config.val_every > 0, "--val-every 1 or more"),
-        "download": (config.data != "glyphs", "--data emnist, kmnist or fashion"),
+        "download": (config.data not in ("folder", "glyphs"), "--data emnist, kmnist or fashion"),
         "split": (config.data == "emnist", "--data emnist"),
+        "invert": (config.data == "folder", "--data folder"),
         "keep_every": (config.keep_every <= config.epochs, f"{config.keep_every} epochs or more"),
     }
     for settings, (effective, need) in needs.items():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import unicodedata
+from pathlib import Path
 from typing import Literal
 
-DataName = Literal["emnist", "kmnist", "fashion", "glyphs"]
+DataName = Literal["emnist", "kmnist", "fashion", "glyphs", "folder"]
 SplitName = Literal["balanced", "letters", "digits", "mnist", "bymerge", "byclass"]
+Invert = Literal["auto", "yes", "no"]
 
 TITLES = {  # name in files → words
     "emnist": "EMNIST Balanced",
@@ -20,12 +25,35 @@ TITLES = {  # name in files → words
 }
 UNEQUAL = ("bymerge", "byclass")  # splits whose classes differ much in size
 
+FOLDER = "folder-"  # begins the name of a folder of images
+LONGEST = 80  # bytes of a folder's name in other names
 
-def published_name(data: str, split: str) -> str:
-    """The name of a data set in the files of a run: `emnist` is EMNIST Balanced, as it always was."""
+
+def published_name(data: str, split: str, root: Path | str = "") -> str:
+    """The name of a data set in the files of a run: `emnist` is EMNIST Balanced, as it always was.
+
+    Args:
+        root: `--data-root`, by whose name a folder of images is called.
+    """
+    if data == "folder":
+        return FOLDER + safe_name(os.path.basename(os.path.abspath(root)))
     return f"emnist-{split}" if data == "emnist" and split != "balanced" else data
+
+
+def safe_name(name: str) -> str:
+    """`name` as a part of the names of files and runs: letters, digits and `_ . + = -`, at most `LONGEST` bytes."""
+    safe = re.sub(r"[^\w.+=-]+", "-", unicodedata.normalize("NFC", name))
+    return safe.encode()[:LONGEST].decode(errors="ignore").strip("-.") or "images"
+
+
+def is_published_name(name: str) -> bool:
+    """Is `name` one that `published_name` returns?"""
+    folder = name.removeprefix(FOLDER)
+    return name in TITLES or (folder != name and safe_name(folder) == folder)
 
 
 def data_words(name: str) -> str:
     """A data set in words, by its name in files; glyphs are never presented as EMNIST."""
+    if name.startswith(FOLDER):
+        return f"images of {name.removeprefix(FOLDER)}/"
     return TITLES.get(name, name)

@@ -33,7 +33,7 @@ LEARNING = {
 }  # fmt: skip
 SHAPE = {  # the fields of evaluation.json that are read, besides the estimates; [kind] is a list of any length
     "generated": kinds.text, "run": kinds.text, "checkpoint": kinds.text, "step": _or_null(kinds.count),
-    "data": kinds.one_of(*kinds.DATA), "device": kinds.text, "command": kinds.text, "seed": kinds.count,
+    "data": kinds.data_set, "device": kinds.text, "command": kinds.text, "seed": kinds.count,
     "samples_per_class": kinds.count,
     "classifier": {"train_images": kinds.count, "test_images": kinds.count},
     "sampler": {"name": kinds.text, "steps": kinds.count, "guidance_scale": NUMBER, "seconds_per_image": NUMBER},

@@ -13,18 +13,23 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ddpm.run.config import DataName, TrainConfig, in_todays_words
+from ddpm.run.config import TrainConfig, in_todays_words
+from ddpm.run.datasets import is_published_name
 from ddpm.run.metrics import DATA as DATA_SET
 from ddpm.run.metrics import METRICS, names
 
 Kind = Callable[[Any], Any]
 
-DATA = get_args(DataName)
 LAST_STAMP = 2.5e11  # seconds since 1970, in the year 9892: Python's dates end with the year 9999
 
 
 def text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def data_set(value: Any) -> str | None:
+    """The name of a data set, as files hold it."""
+    return value if isinstance(value, str) and is_published_name(value) else None
 
 
 def flag(value: Any) -> bool | None:

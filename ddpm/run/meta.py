@@ -53,7 +53,7 @@ def _row(value: Any) -> Any:
 
 KINDS: dict[str, kinds.Kind] = {
     "run": kinds.text,
-    "data": kinds.one_of(*kinds.DATA),
+    "data": kinds.data_set,
     "identity": kinds.anything(dict),
     "settings": _settings,
     "used": _settings,

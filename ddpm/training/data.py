@@ -16,6 +16,8 @@ from ddpm.run.errors import RequestError
 from ddpm.training.distributed import DistContext
 from ddpm.training.seeding import Stream, generator
 
+FEWEST = 18_800  # images that an epoch of a folder draws, about
+
 
 @dataclass(frozen=True)
 class Images:
@@ -89,39 +91,53 @@ def agreed_sha256(images: Images, world: DistContext) -> str:
     """The SHA-256 of all pixels and labels, as 64 hexadecimal digits.
 
     Raises:
-        RequestError: the nodes hold different images.
+        RequestError: the nodes hold different images, or call the classes differently.
     """
     digest = None
     if world.local_rank == 0:  # one process of each node is enough
         content = hashlib.sha256(images.pixels.cpu().numpy())
         content.update(images.labels.cpu().numpy())
         digest = content.hexdigest()
-    found = {node: theirs for theirs, node in world.gather((digest, world.node)) if theirs}
+    gathered = world.gather((digest, images.class_names, world.node))
+    found = {node: (theirs, names) for theirs, names, node in gathered if theirs}
     if len(set(found.values())) > 1:
         nodes = ", ".join(sorted(found))
         raise RequestError(f"--data-root holds different images on different nodes ({nodes}): copy it from one of them")
-    return next(iter(found.values()))
+    return next(theirs for theirs, _ in found.values())
+
+
+def passes_per_epoch(config: TrainConfig, images: int) -> int:
+    """How often an epoch draws each image of a training split of `images` images.
+
+    The presets' numbers of epochs are meant for data sets of 18,800 images (glyphs) and more. A folder may hold some
+    hundreds, from which so few epochs of one pass would learn nothing.
+    """
+    if config.passes_per_epoch is not None:
+        return config.passes_per_epoch
+    return max(1, round(FEWEST / images)) if config.data == "folder" else 1
 
 
 def images_per_epoch(config: TrainConfig, images: int, classes: int) -> int:
     """The number of images that an epoch draws from a training split of `images` images."""
-    return images // classes * classes if config.balanced else images
+    drawn = images * passes_per_epoch(config, images)
+    return drawn // classes * classes if config.balanced else drawn
 
 
 def epoch_order(images: Images, config: TrainConfig, epoch: int) -> torch.Tensor:
     """The indices of the images of `epoch` (from 0) in order, int64 [images_per_epoch]; the same on every process.
 
-    A permutation of all images; with `--balance classes` as many of every class, so that those of small classes come
-    several times and of large ones others in every epoch.
+    A permutation of all images for each pass; with `--balance classes` as many of every class, so that those of small
+    classes come several times and of large ones others in every epoch.
     """
     device = images.labels.device
     source = generator(device, config.seed, Stream.ORDER, epoch)
-    order = torch.randperm(len(images), generator=source, device=device)
+    passes = range(passes_per_epoch(config, len(images)))
     if not config.balanced:
-        return order
+        return torch.cat([torch.randperm(len(images), generator=source, device=device) for _ in passes])
+    order = torch.randperm(len(images), generator=source, device=device)
     by_class = order[images.labels[order].argsort(stable=True)]
     counts = torch.bincount(images.labels, minlength=images.num_classes).unsqueeze(1)
-    turns = torch.arange(len(images) // images.num_classes, device=device)
+    turns = torch.arange(len(passes) * len(images) // images.num_classes, device=device)
     chosen = by_class[(counts.cumsum(0) - counts + turns % counts).flatten()]
     return chosen[torch.randperm(len(chosen), generator=source, device=device)]
 

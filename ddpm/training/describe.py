@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 
+from ddpm.data.folder import FolderSet
 from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig
 from ddpm.run.datasets import data_words
@@ -25,6 +26,8 @@ from ddpm.training.model import POWER_WIDTHS, activation_bytes, build_unet, coun
 from ddpm.training.optimizers import NAMES, state_values
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
+
+MOST_COUNTS = 100  # classes whose images are counted one by one in a line of the log
 
 
 def describe_run(
@@ -53,18 +56,23 @@ def describe_run(
             config, choices, schedule, train.num_classes, on_gpu=world.device.type == "cuda"
         ),
         "environment": environment(choices, world, threads, by_step),
-        "data_summary": {
-            "train_images": len(train),
-            "test_images": len(test),
-            "class_names": list(train.class_names),
-            "train_counts": train.counts(),
-            "test_counts": test.counts(),
-        },
+        "data_summary": {**data_summary(train, test), "remarks": dataset(config).remarks()},
         "model": {
             "parameters": count_parameters(build_unet(config, train.num_classes, "meta")),
             "flops_per_image": flops,
             "peak_flops": hardware.peak_flops(world.device),
         },
+    }
+
+
+def data_summary(train: data.Images, test: data.Images) -> dict[str, Any]:
+    """How many images there are, of which classes."""
+    return {
+        "train_images": len(train),
+        "test_images": len(test),
+        "class_names": list(train.class_names),
+        "train_counts": train.counts(),
+        "test_counts": test.counts(),
     }
 
 
@@ -82,7 +90,9 @@ def hyperparameters(
         "block_out_channels": list(config.block_out_channels),
         "dataset_split": config.split if config.data == "emnist" else data_words(config.data_name),
         "balance": "classes" if config.balanced else "none",
+        "invert": config.invert if config.data == "folder" else None,
         "epochs": config.epochs,
+        "images_per_epoch": schedule.train_images,
         "learning_rate": schedule.peak_lr,
         "diffusion_steps": config.diffusion_steps,
         "beta_schedule": config.beta_schedule,
@@ -164,12 +174,20 @@ def in_words(description: dict[str, Any]) -> list[str]:
         f"run {description['run']}: UNet of {model['parameters'] / 1e6:.2f} M parameters, {settings['resolution']} px, "
         f"{model['flops_per_image'] / 1e9:,.4g} GFLOP per image",
         counts_in_words(description["data"], description["data_summary"]),
+        *description["data_summary"].get("remarks", []),
+        *_passes_in_words(description["data_summary"]["train_images"], schedule["images_per_epoch"]),
         f"{machine['world_size']} process(es) on {machine['gpu'] or 'CPU'}, "
         f"global batch {schedule['global_batch_size']}, {schedule['steps_per_epoch']} steps per epoch, "
         f"{schedule['total_steps']} steps",
         *_lr_in_words(settings, schedule),
         "; ".join(f"{name} {why}" for name, why in machine["choices"].items() if not why.endswith(f"({USUAL})")),
     ]
+
+
+def _passes_in_words(images: int, drawn: int) -> list[str]:
+    """A line if an epoch draws every image several times."""
+    passes = round(drawn / images)
+    return [f"an epoch passes over the training images {passes} times (--passes-per-epoch)"] if passes > 1 else []
 
 
 def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
@@ -187,6 +205,8 @@ def counts_in_words(name: str, summary: dict[str, Any]) -> str:
         images, counts = summary[f"{split}_images"], summary[f"{split}_counts"]
         if min(counts) == max(counts):
             words.append(f"{split} {images} images, {counts[0]} of each class")
+        elif len(counts) > MOST_COUNTS:
+            words.append(f"{split} {images} images of {len(counts)} classes, NOT equal: {min(counts)} to {max(counts)}")
         else:
             each = " ".join(f"{label}:{count}" for label, count in zip(summary["class_names"], counts, strict=True))
             words.append(f"{split} {images} images, classes NOT equal: {each}")
@@ -194,15 +214,20 @@ def counts_in_words(name: str, summary: dict[str, Any]) -> str:
 
 
 def dry_run(config: TrainConfig, world: DistContext) -> None:
-    """Print the resolved settings and estimates of compute, memory and disk. Trains nothing and writes nothing.
+    """Print the resolved settings and estimates of compute, memory and disk. Trains nothing and writes nothing, but
+    prepares a folder of images, says what was found in it, and draws its contact sheet.
 
     Raises:
         RequestError: the data are damaged, or the batch is larger than the data set.
     """
     flops = flops_per_image(config)
-    source = dataset(config)
+    source, found, written = dataset(config), [], "trained or written"
+    if isinstance(source, FolderSet):
+        found = [counts_in_words(config.data_name, data_summary(*data.load(config, world))), *source.remarks()]
+        written = "trained"
     num_classes = len(source.class_names)
-    schedule = TrainingSchedule(config, world.world_size, data.images_per_epoch(config, source.count(), num_classes))
+    images = source.count()
+    schedule = TrainingSchedule(config, world.world_size, data.images_per_epoch(config, images, num_classes))
     choices = hardware.choose(config, num_classes, world.device, flops, world.gather, schedule.total_steps)
     unet = build_unet(config, num_classes, "meta")
     parameters, moments = count_parameters(unet), state_values(config, unet)
@@ -221,7 +246,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         "parameters": f"{parameters:,}",
         "compute": f"{flops / 1e9:,.4g} GFLOP per image, forward and backward",
         "global batch": f"{schedule.global_batch} images",
-        "training images": f"{schedule.train_images:,}" + ("" if source.present() else " (not here yet)"),
+        "training images": f"{images:,}" + ("" if source.present() else " (not here yet)"),
         "learning rate": f"{schedule.peak_lr:.3g} ({config.lr_schedule})",
         "steps": f"{schedule.steps_per_epoch} per epoch, {schedule.total_steps} in {schedule.epochs} epochs",
         "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "
@@ -231,9 +256,17 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
     }
     if world.is_main:
         print(json.dumps(config.to_dict(), indent=2))
-        for name, text in (*estimates.items(), *(("note", remark) for remark in schedule.remarks())):
+        if isinstance(source, FolderSet):
+            estimates |= {"prepared images": source.file, "contact sheet": source.contact_sheet()}
+        for name, text in (
+            *estimates.items(),
+            *(
+                ("note", remark)
+                for remark in (*found, *_passes_in_words(images, schedule.train_images), *schedule.remarks())
+            ),
+        ):
             print(f"{name + ':':<20} {text}")
-        print("dry run: nothing was trained or written")
+        print(f"dry run: nothing was {written}")
 
 
 def commit() -> str | None:

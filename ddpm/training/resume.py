@@ -5,6 +5,7 @@ Files that cannot be used are moved to another name or folder, never deleted.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shlex
@@ -80,7 +81,9 @@ def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Che
     return found, damaged
 
 
-def identity_of(config: TrainConfig, schedule: TrainingSchedule, num_classes: int, data_sha256: str) -> dict[str, Any]:
+def identity_of(
+    config: TrainConfig, schedule: TrainingSchedule, class_names: Sequence[str], data_sha256: str
+) -> dict[str, Any]:
     """The settings and data that must stay the same when a run is continued. All others may change."""
     names = ("preset", "data", "resolution", "block_out_channels", "layers_per_block", "norm_num_groups",
              "mid_attention", "seed", "diffusion_steps", "beta_schedule", "prediction_type")  # fmt: skip
@@ -94,12 +97,20 @@ def identity_of(config: TrainConfig, schedule: TrainingSchedule, num_classes: in
         "patch size": None if config.patch_size == 1 else config.patch_size,
         "split": config.split if config.data == "emnist" and config.split != "balanced" else None,
         "balance": "classes" if config.balanced else None,
+        "invert": config.invert if config.data == "folder" else None,
+        "class names": _in_short(class_names) if config.data == "folder" else None,
         "betas": None if betas in (None, BETAS) else " – ".join(f"{beta:.4g}" for beta in betas),
-        "classes": num_classes,
+        "classes": len(class_names),
         "training images": schedule.train_images,
         "SHA-256 of the images": data_sha256[:16],
         "global batch": schedule.global_batch,
     }
+
+
+def _in_short(class_names: Sequence[str]) -> str:
+    """The first names and, where that is not all, the SHA-256 of all of them."""
+    words = ", ".join(class_names)
+    return words if len(words) <= 60 else f"{words:.40}… (SHA-256 {hashlib.sha256(words.encode()).hexdigest()[:16]})"
 
 
 def refuse_other_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:

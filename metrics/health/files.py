@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from ddpm.data.sets import dataset
+from ddpm.run.datasets import DataName
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why
 from ddpm.run.format import DASH, plural, shown
@@ -66,7 +67,11 @@ def _images(run: RunData, identity: dict[str, Any], limits: Thresholds) -> list[
     Raises:
         RequestError: a file is missing or damaged.
     """
-    source = dataset(SimpleNamespace(**{"data": run.data, "split": "balanced", **run.settings}))
+    usual = {"data": run.data, "split": "balanced", "invert": "auto", "resolution": None}
+    settings = SimpleNamespace(**{**usual, **run.settings, "output_root": run.paths.root})
+    if settings.data not in get_args(DataName):
+        raise RequestError("the run's settings name no data set")
+    source = dataset(settings)
     images, labels = {}, {}
     for split in SPLITS:
         source.check(split)
