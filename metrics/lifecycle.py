@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ddpm.evaluation.in_training import InTrainingEvaluation
 from ddpm.run.config import TrainConfig
@@ -35,6 +35,7 @@ from ddpm.training.resume import (
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
+from metrics.criteria.in_training import changed, out_of_reach
 from metrics.files import last_words, read_status
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
@@ -95,14 +96,19 @@ class RunLifecycle:
             if start:
                 notes += damaged_checkpoints(root, start, damaged)
                 notes += abandoned_line(self.paths, start)
-                update_best(root, self.config.best_by)
+                update_best(root, self.config)
             checkpoint.point_latest(root)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
 
         decided = self.world.broadcast_result(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
-        self.ended_early = out_of_patience(self.start.meta["history"], self.config) if self.start else None
+        self.ended_early = self.reason_to_end(self.start.meta["history"]) if self.start else None
+
+    def reason_to_end(self, rows: Sequence[dict]) -> str | None:
+        """Why the run should end before its last epoch, by the rows so far; None if it should go on."""
+        missed = self.config.stop_when and out_of_reach(self.config.criterion, rows, self.schedule.epochs)
+        return out_of_patience(rows, self.config) or missed
 
     def without_baseline(self) -> Iterator[str]:
         """Why the training log cannot compare this run with `--baseline` yet, if so."""
@@ -190,9 +196,11 @@ class RunLifecycle:
                 self.logger.log(f"after epoch {row['epoch']} the state is unsound: {unsound}", "warning")
             models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
             self.logger.weights(row["epoch"], row["step"], models)
-        if self.config.early_stop_patience:
+            for line, severity in changed(self.config.criterion, self.logger.rows, self.schedule.epochs):
+                self.logger.log(line, severity)
+        if self.config.early_stop_patience or self.config.stop_when:
             self.ended_early = self.world.broadcast_result(
-                lambda: out_of_patience(self.logger.rows, self.config), here=self.world.is_main
+                lambda: self.reason_to_end(self.logger.rows), here=self.world.is_main
             )
 
     def save(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddpm.run.config import TrainConfig, preset, without_effect
+from ddpm.run.config import TrainConfig, beyond_the_end, preset, without_effect
 from ddpm.run.errors import RequestError
 
 
@@ -30,6 +30,8 @@ class TrainingSchedule:
                 f"--warmup-steps {config.warmup_steps}: the run has only {total} steps, so the learning rate would "
                 "never reach its peak: give fewer, or 0"
             )
+        if beyond := beyond_the_end(config.parsed_criteria, self.epochs, f"--max-steps {config.max_steps}"):
+            raise RequestError(beyond)
         if config.lr_schedule == "cosine_restarts" and config.lr_cycles > total:
             raise RequestError(f"--lr-cycles {config.lr_cycles}: the run has only {total} steps: give fewer")
 

@@ -25,6 +25,7 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import RunPaths
 from metrics import sections, trends
+from metrics.criteria.of_run import criteria_section
 from metrics.curves import USUAL, charts
 from metrics.files import ENDED
 from metrics.page import Block, Bullets, Code, Facts, Note, Page, Section, Table, code, link, to_markdown
@@ -83,6 +84,7 @@ def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Pag
         *sections.warnings(run),
         Note(f"The latest start {status['state']}{said}.") if later else None,
         quick_reference(run),
+        criteria_section(run),
         best_results(run),
         milestones_section(run, trends.main_loss([run.rows]), metric, phases, target),
         phases_section(run, metric, phases),

@@ -18,6 +18,7 @@ from ddpm.run.files import read_file
 from ddpm.run.format import DASH, count, duration, plural, timestamp
 from ddpm.run.metrics import IMAGES_SEEN, LR, METRICS, NONFINITE_STEPS, STEP, TOTAL_TIME_SEC, Metric
 from ddpm.run.paths import RunPaths
+from metrics.criteria.of_run import verdicts_of
 from metrics.files import ENDED, read_event
 from metrics.page import Section, Table
 from metrics.phases import Phase
@@ -185,6 +186,14 @@ class MilestoneCollector:
                 words = f"`{metric.name}` {metric.text_of(self._rows[epoch])}, asked for {metric.text(value)}"
                 self.at_epoch(epoch, f"target reached: {words}")
 
+    def criteria(self) -> None:
+        """The epochs at which a criterion was met or missed."""
+        for verdict in verdicts_of(self._run):
+            if verdict.state in ("met", "missed") and verdict.epoch in self._rows:
+                words = f"criterion {verdict.state}: {verdict.criterion.name}"
+                said = verdict.words if verdict.criterion.name != verdict.criterion.text else verdict.brief
+                self.at_epoch(verdict.epoch, f"{words} ({said})")
+
     def end(self) -> None:
         """How the run ended, if it has; with the message of its status, if that is about the same end."""
         run, state = self._run, self._run.document.get("state")
@@ -220,6 +229,7 @@ def milestones_section(
     collector.bests(best_of)
     collector.plateaus(metric, phases)
     collector.target(target)
+    collector.criteria()
     collector.first_checkpoint()
     collector.starts()
     collector.end()
