@@ -163,7 +163,9 @@ def _ahead(curve: Curve, asked: Threshold, course: Course) -> str:
         return f"a slope takes three values, and there are {len(curve)}{due}"
     if found.expected is None:
         return f"at the present slope it is not reached{due}"
-    earliest, expected, latest = (f"{math.ceil(at):,}" for at in (found.earliest, found.expected, found.latest))
+    earliest, expected, latest = (
+        f"{math.ceil(round(at, 6)):,}" for at in (found.earliest, found.expected, found.latest)
+    )
     return f"at the present slope it is reached at about epoch {expected} ({earliest} to {latest}){due}"
 
 
