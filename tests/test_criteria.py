@@ -102,7 +102,7 @@ def test_criteria_that_cannot_be_judged_are_refused_before_anything_starts(argum
 
 def test_max_steps_ends_a_run_before_the_epoch_that_a_criterion_names():
     config = preset("tiny", epochs=6, max_steps=20, batch_size=64, criterion=("val_loss_ema <= 0.1 by epoch 3",))
-    with pytest.raises(RequestError, match="epoch 3 is beyond the end, epoch 2 .--max-steps 20"):
+    with pytest.raises(RequestError, match=r"epoch 3 is beyond the end, epoch 2 .--max-steps 20"):
         TrainingSchedule(config, 1, 1000)
 
 
@@ -124,7 +124,7 @@ def test_criteria_are_given_one_by_one_or_by_a_plan_and_typed_ones_replace_those
         parse_args(["--criteria", str(plan)])
 
 
-# ---- verdicts: every kind, each of the four ----------------------------------------------------------------------------
+# ---- verdicts: every kind, each of the four --------------------------------------------------------------------------
 
 
 def test_a_threshold_is_met_at_the_first_epoch_that_reaches_it():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ddpm.run.criteria import Criterion
 from ddpm.run.metrics import DASH, Metric
 from ddpm.run.paths import RunPaths
 from metrics.compare.figures import ComparedRun, differing
 from metrics.criteria.of_run import Purpose, cell, heading, purpose_of, verdicts_of
-from metrics.criteria.verdicts import Verdict, counts_words
-from metrics.page import Block, Section, Table
+from metrics.criteria.verdicts import State, Verdict, counts_words
+from metrics.page import Block, Section, Table, code
 from metrics.run_data import RunData, read_run
 
 MOST_CHANGES = 6  # settings that are named for a run
@@ -36,7 +37,7 @@ def purposes_section(
     problems = dict.fromkeys(purpose.problem for purpose in purposes if purpose.problem)
     blocks: list[Block] = [f"**Problem:** {problem}" for problem in problems]
     if any(judged):
-        blocks += [_overall(labels, judged), criteria_table(labels, judged)]
+        blocks += [_overall(labels, judged), *_named(judged), criteria_table(labels, judged)]
     changes = _changes(runs)
     rows = [
         (label, purpose.changes or changes.get(run.paths) or DASH, purpose.why or DASH, purpose.expect or DASH,
@@ -49,12 +50,24 @@ def purposes_section(
 
 def criteria_table(labels: Sequence[str], judged: Sequence[Sequence[Verdict]]) -> Table:
     """A row for each run, a column for each criterion."""
-    columns = dict.fromkeys(heading(verdict.criterion) for found in judged for verdict in found)
-    by_run = [{heading(verdict.criterion): cell(verdict) for verdict in found} for found in judged]
+    columns = dict.fromkeys(_short(verdict.criterion) for found in judged for verdict in found)
+    by_run = [{_short(verdict.criterion): cell(verdict) for verdict in found} for found in judged]
     rows = [
         (label, *(cells.get(column, DASH) for column in columns)) for label, cells in zip(labels, by_run, strict=True)
     ]
     return Table("", ["Run", *columns], rows)
+
+
+def _short(criterion: Criterion) -> str:
+    """A criterion at the head of a column: its name, or what it asks for."""
+    return code(criterion.text) if criterion.name == criterion.text else criterion.name
+
+
+def _named(judged: Sequence[Sequence[Verdict]]) -> list[str]:
+    """What the criteria ask for that have a name, as a paragraph; none if none has one."""
+    criteria = dict.fromkeys(verdict.criterion for found in judged for verdict in found)
+    named = [heading(criterion) for criterion in criteria if criterion.name != criterion.text]
+    return ["; ".join(named) + "."] if named else []
 
 
 def _overall(labels: Sequence[str], judged: Sequence[Sequence[Verdict]]) -> str:
@@ -78,8 +91,12 @@ def _came(run: RunData, compared: ComparedRun | None, metric: Metric, found: Seq
     """The figure that ranks the runs, the criteria that are not met, and how the run ended if not at its end."""
     figure = compared.figure(metric) if compared else None
     parts = [f"{metric.name} {figure.text(metric)}"] if figure and figure.known else []
-    unmet = [f"{one.criterion.name} {one.state}: {one.words}" for one in found if one.state != "met"]
-    parts += unmet or (["all criteria met"] if found else [])
+    unmet: dict[State, list[str]] = {}
+    for one in found:
+        if one.state != "met":
+            unmet.setdefault(one.state, []).append(f"{_short(one.criterion)} {one.brief}".strip())
+    parts += [f"{state}: {', '.join(named)}" for state, named in unmet.items()]
+    parts += ["all criteria met"] if found and not unmet else []
     ended = f"stopped early after epoch {run.last['epoch']} of {run.planned_epochs}" if run.stopped_early else None
     if run.state != "finished":
         ended = run.condition.note if run.status else run.state

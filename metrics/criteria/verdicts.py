@@ -149,10 +149,15 @@ def _reached(asked: Threshold, course: Course) -> Judgement:
                          f"epoch {point.epoch}", point.epoch)  # fmt: skip
     top = best(curve)
     gap = gap_words(metric, abs(top.value - asked.value))
-    words = f"best {metric.name} {metric.text(top.value)} (epoch {top.epoch}), {gap} from {asked.value:g}"
+    words = f"best {metric.name} {metric.text(top.value)} (epoch {top.epoch}), {gap} {_side(asked)}"
     if course.closed:
         return Judgement("missed", f"{words}, {_end_words(course)}", f"by {gap}", course.done)
     return Judgement("open", f"{words}; {_ahead(curve, asked, course)}", f"{gap} to go")
+
+
+def _side(asked: Threshold) -> str:
+    """Where a value lies that does not hold: `above 0.13`."""
+    return f"{'above' if asked.sign[0] == '<' else 'below'} {asked.value:g}"
 
 
 def _ahead(curve: Curve, asked: Threshold, course: Course) -> str:
@@ -180,12 +185,12 @@ def _of_run(asked: Threshold, course: Course) -> Judgement:
     decided = np.flatnonzero(asked.holds(running) != upper) if grows else ()
     epoch = int(curve.epochs[decided[0]]) if len(decided) else course.done
     gap = gap_words(metric, abs(value - asked.value))
-    words = f"{metric.name} {metric.text(value)}"
+    words, away = f"{metric.name} {metric.text(value)}", f"{gap} {_side(asked)}"
     if asked.holds(value) and (course.closed or len(decided)):
         return Judgement("met", f"{words} at epoch {epoch}", f"epoch {epoch}", epoch)
     if course.closed or len(decided):
-        return Judgement("missed", f"{words}, {gap} from {asked.value:g}, at epoch {epoch}", f"by {gap}", epoch)
-    so_far = "which would meet it" if asked.holds(value) else f"{gap} from {asked.value:g}"
+        return Judgement("missed", f"{words}, {away}, at epoch {epoch}", f"by {gap}", epoch)
+    so_far = "which would meet it" if asked.holds(value) else away
     brief = "holds so far" if asked.holds(value) else f"{gap} to go"
     return Judgement("open", f"{words} so far, {so_far}; decided {_decided(course.last_epoch)}", brief)
 
