@@ -37,6 +37,7 @@ from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
 from metrics.criteria.in_training import changed, out_of_reach
 from metrics.files import last_words, read_status
+from metrics.note.notes import add_notes
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
@@ -165,6 +166,8 @@ class RunLifecycle:
         )  # fmt: skip
         rows = start.meta["history"] if start else []
         self.logger.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.schedule.remarks()])
+        for note in add_notes(self.paths, config.note):
+            self.logger.log(f"note: {note}")
         for note in later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
             self.logger.log(note)
         if start:

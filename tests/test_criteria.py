@@ -22,6 +22,11 @@ from metrics.criteria.of_run import count_of
 from metrics.criteria.verdicts import Course, Verdict, counts_words, verdicts
 from metrics.health.criteria import criteria
 from metrics.live.panels import progress_panel
+from metrics.note.__main__ import main as note
+from metrics.note.notes import read_notes
+from metrics.page import to_markdown
+from metrics.report import report_page
+from metrics.run_data import read_run
 from tests.metrics_documents import make_document, make_run
 from tests.runs import paths_of, rows, run, status
 
@@ -345,3 +350,29 @@ def test_dashboard_and_health_count_the_criteria(tmp_path: Path):
     assert [finding.status for finding in component.findings] == ["healthy", "warning"]
     document["settings"].pop("criterion")
     assert criteria(make_run(document, tmp_path)) == [] and count_of(make_run(document, tmp_path)) == ""
+
+
+# ---- notes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_note_is_added_with_its_time_to_log_report_and_comparison(small, quick_reports, capsys, monkeypatch):
+    config = replace(small, epochs=1, note=("begun by the plan",))
+    assert run(config) == 0
+    assert "note: begun by the plan" in paths_of(config).log.read_text()
+    root = ["--output-root", str(config.output_root)]
+    assert note(["small", "a <b>bold</b> | remark\nof two lines", *root]) == 0
+    with paths_of(config).notes.open("a") as file:
+        file.write('{"time": 1, "text": "torn')
+    assert note(["small", "begun by the plan", *root]) == 0, "it is there already"
+    page = paths_of(config).training_log.read_text()
+    times = r"\| 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC \|"
+    assert len(re.findall(f"{times} begun by the plan \\|", page)) == 1
+    assert re.search(times + r" a \\<b\\>bold\\</b\\> \\\| remark of two lines \|", page)
+    assert run(config) == 0, "the same command again"
+    assert [each.text for each in read_notes(paths_of(config))] == [
+        "begun by the plan",
+        "a <b>bold</b> | remark of two lines",
+    ]
+    assert note(["small", " ", *root]) == 2 and "give a text in quotes" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert "a \\<b\\>bold" in to_markdown(report_page(read_run(paths_of(config))), config.output_root)

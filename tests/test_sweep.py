@@ -108,6 +108,15 @@ def test_a_plan_is_every_combination_of_runs_grid_and_seeds_over_the_base(root: 
     assert len({run.name for run in plan.runs}) == 16
 
 
+def test_the_plan_of_the_docs_has_criteria_reasons_and_notes():
+    plan = read_plan(PROJECT_ROOT / "plans" / "criteria.yaml")
+    assert [run.config.expect for run in plan.runs][-1] == "misses the loss"
+    assert all(len(run.config.criterion) == 3 and run.config.problem and run.config.note for run in plan.runs)
+    page = (PROJECT_ROOT / "docs" / "plans.md").read_text()
+    shown = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    assert shown == yaml.safe_load((PROJECT_ROOT / "plans" / "criteria.yaml").read_text())
+
+
 def test_the_example_is_a_plan():
     plan = read_plan(PROJECT_ROOT / "plans" / "example.yaml")
     assert len(plan.runs) == 8

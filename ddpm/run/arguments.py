@@ -19,6 +19,7 @@ from ddpm.run.files import SETTINGS, read_text, why
 
 TYPES = get_type_hints(TrainConfig)  # of each setting
 ONCE = {"recipe": "reference", "optimizer": "adamw", "patch_size": 1}  # of runs of versions without these settings
+REPEATED = ("--criterion", "--note")  # each use adds a value
 OF_THE_START = (*START_ONLY, "device")  # not taken over from a run's file: this machine may be another one
 
 
@@ -39,15 +40,18 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from error
         typed = {argument.partition("=")[0] for argument in arguments}
-        arguments = (_gathered(in_file)[1] if typed & {"--criterion", "--criteria"} else in_file) + arguments
+        arguments = (
+            _gathered("--criterion", in_file)[1] if typed & {"--criterion", "--criteria"} else in_file
+        ) + arguments
     if (path := _value_of("--criteria", arguments)) is not None:
         arguments = read_criteria_file(Path(path)) + arguments
     return _parse(arguments)
 
 
 def _parse(arguments: Sequence[str]) -> TrainConfig:
-    criteria, arguments = _gathered(arguments)
-    arguments = [*arguments, *(["--criterion", *criteria] if criteria else [])]
+    for option in REPEATED:
+        values, others = _gathered(option, arguments)
+        arguments = [*others, *([option, *values] if values else [])]
     # the other defaults depend on the preset and its recipe, so they are read first
     name, recipe = _value_of("--preset", arguments), _value_of("--recipe", arguments)
     defaults = preset(TrainConfig.preset if name is None else name, **({"recipe": recipe} if recipe else {}))
@@ -64,21 +68,21 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
-def _gathered(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The values of every `--criterion`, each once, and the other arguments: tyro would keep those of the last only."""
-    criteria, others, inside = [], [], False
+def _gathered(option: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of every `option`, each once, and the other arguments: tyro would keep those of the last only."""
+    values, others, inside = [], [], False
     for argument in arguments:
-        option, equals, value = argument.partition("=")
+        name, equals, value = argument.partition("=")
         starts = argument.startswith("--")
-        if starts and option == "--criterion":
+        if starts and name == option:
             inside = not equals
-            criteria += [value] if equals else []
+            values += [value] if equals else []
         elif inside and not starts:
-            criteria.append(argument)
+            values.append(argument)
         else:
             inside = False
             others.append(argument)
-    return list(dict.fromkeys(criteria)), others
+    return list(dict.fromkeys(values)), others
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ EVALUATED = names(group="quality")  # measured by --eval-every
 START_ONLY = ("config", "criteria", "download", "dry_run", "resume")  # settings that are asked of one start
 NO_RECIPE = (  # say nothing of what is trained
     *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb", "power_ema",
-    "criterion", "problem", "why", "expect",
+    "criterion", "problem", "why", "expect", "note",
 )  # fmt: skip
 
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
@@ -194,6 +194,8 @@ class TrainConfig:
     """Why the run has these settings, in words."""
     expect: str | None = None
     """What is expected of the run, in words; comparisons show it beside what came."""
+    note: tuple[str, ...] = ()
+    """A remark for the run's pages, with its time; repeat for more. python -m metrics.note adds others later."""
     baseline: str | None = None
     """A run under the same --output-root with which training_log.md compares this one."""
     wandb: bool = False

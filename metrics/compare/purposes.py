@@ -10,7 +10,8 @@ from ddpm.run.paths import RunPaths
 from metrics.compare.figures import ComparedRun, differing
 from metrics.criteria.of_run import Purpose, cell, heading, purpose_of, verdicts_of
 from metrics.criteria.verdicts import State, Verdict, counts_words
-from metrics.page import Block, Section, Table, code
+from metrics.note.notes import read_notes
+from metrics.page import Block, Bullets, Section, Table, code
 from metrics.run_data import RunData, read_run
 
 MOST_CHANGES = 6  # settings that are named for a run
@@ -45,7 +46,17 @@ def purposes_section(
         for label, run, purpose, found in zip(labels, published, purposes, judged, strict=True)
     ]  # fmt: skip
     heads = ["Run", "Changed", "Why", "Expected", "What came"]
-    return Section("Criteria", [*blocks, Table("", heads, rows)])
+    return Section("Criteria", [*blocks, Table("", heads, rows), *_notes(labels, published)])
+
+
+def _notes(labels: Sequence[str], published: Sequence[RunData]) -> list[Block]:
+    """The remarks on the runs; one that several have, as by their plan, once."""
+    having: dict[str, list[str]] = {}
+    for label, run in zip(labels, published, strict=True):
+        for note in read_notes(run.paths):
+            having.setdefault(note.text, []).append(label)
+    lines = [f"{', '.join(runs) if len(runs) < len(labels) else 'all runs'}: {text}" for text, runs in having.items()]
+    return ["**Notes**", Bullets(lines)] if lines else []
 
 
 def criteria_table(labels: Sequence[str], judged: Sequence[Sequence[Verdict]]) -> Table:

@@ -16,6 +16,7 @@
       - val_loss_ema <= 0.13
       - steady: no new worst of val_loss_ema in epochs 2-3
     stop_when: missed         # end a run that can no longer meet one
+    notes: [a remark]         # for the pages of every run
 
 This makes eight runs, such as `rates-slow-weight_decay=0.0-seed=0`. null stands for a setting's default.
 """
@@ -42,7 +43,7 @@ from metrics.files import read_json, read_status
 
 PARTS = {
     "name": str, "problem": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str,
-    "criteria": list, "stop_when": str,
+    "criteria": list, "stop_when": str, "notes": list,
 }  # fmt: skip
 NOT_HERE = {  # setting: why a plan cannot hold it
     "run_name": "the runs' names are made from the plan's",
@@ -157,8 +158,10 @@ def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
 
 
 def _of_all(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Problem, criteria and `stop_when` of a plan as settings of its runs."""
+    """Problem, criteria, `stop_when` and notes of a plan as settings of its runs."""
     settings = {name: content[name] for name in ("problem", "stop_when") if content.get(name)}
+    if content.get("notes"):
+        settings["note"] = list(map(str, content["notes"]))
     if content.get("criteria"):
         try:
             settings["criterion"] = criteria_texts(content["criteria"])
