@@ -11,7 +11,7 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.errors import EXIT_STOPPED, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.lock import RunLock
-from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
+from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, LR, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
 from ddpm.run.paths import REPORTED, RunPaths, find_run
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, labelled_grid
@@ -104,7 +104,9 @@ class RunLifecycle:
 
         decided = self.world.broadcast_result(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
-        self.ended_early = self.reason_to_end(self.start.meta["history"]) if self.start else None
+        rows = self.start.meta["history"] if self.start else []
+        self.schedule.follow(self.schedule.reductions_by(rows))
+        self.ended_early = self.reason_to_end(rows) if rows else None
 
     def reason_to_end(self, rows: Sequence[dict]) -> str | None:
         """Why the run should end before its last epoch, by the rows so far; None if it should go on."""
@@ -201,10 +203,22 @@ class RunLifecycle:
             self.logger.weights(row["epoch"], row["step"], models)
             for line, severity in changed(self.config.criterion, self.logger.rows, self.schedule.epochs):
                 self.logger.log(line, severity)
+        if self.config.lr_schedule == "plateau":
+            self.follow_plateau()
         if self.config.early_stop_patience or self.config.stop_when:
             self.ended_early = self.world.broadcast_result(
                 lambda: self.reason_to_end(self.logger.rows), here=self.world.is_main
             )
+
+    def follow_plateau(self) -> None:
+        """Lower the learning rate, on every process, if the main process's rows ask for it."""
+        known = len(self.schedule.reductions)
+        self.schedule.follow(
+            self.world.broadcast_result(lambda: self.schedule.reductions_by(self.logger.rows), here=self.world.is_main)
+        )
+        for lowered in self.schedule.reductions[known:] if self.progress.step < self.schedule.total_steps else ():
+            rates = f"{LR.text(lowered.before)} → {LR.text(lowered.rate)}"
+            self.logger.log(f"learning rate {rates} from step {lowered.step} on: {lowered.reason}")
 
     def save(self) -> None:
         """Begin to write a checkpoint of the current step (on the main process)."""

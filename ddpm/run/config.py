@@ -91,14 +91,24 @@ class TrainConfig:
     """Peak learning rate."""
     scale_lr: bool = False
     """Scale --lr linearly: multiply it by the global batch / the preset's --batch-size (Goyal et al. 2017)."""
-    lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step"] = "constant"
-    """Learning rate after warm-up: constant, half a cosine to zero at the last step, several half cosines, or steps."""
+    lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step", "plateau"] = "constant"
+    """After warm-up: constant, half a cosine to zero, several half cosines, steps, or lowered where a figure stalls."""
     lr_cycles: int = 4
     """Number of cosines of cosine_restarts, of equal length (Loshchilov & Hutter 2017)."""
     lr_step_epochs: float = 30.0
     """Epochs between the steps of the step schedule."""
     lr_step_factor: float = 0.1
     """Factor on the learning rate at each step of the step schedule."""
+    plateau_metric: Literal[SELECTABLE] = "val_loss_ema"
+    """The column of training_metrics.csv that the plateau schedule watches."""
+    plateau_factor: float = 0.1
+    """Factor on the learning rate at each plateau."""
+    plateau_patience: int = 10
+    """Measured epochs without an improvement that are endured; after one more the learning rate is lowered."""
+    plateau_cooldown: int = 0
+    """Measured epochs after a change of the learning rate that do not count towards --plateau-patience."""
+    plateau_lowest: float = 0.0
+    """Lowest learning rate of the plateau schedule."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
@@ -298,7 +308,8 @@ BOUNDS = {  # smallest value → settings
     1: "epochs max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps val_images "
     "resolution patch_size layers_per_block norm_num_groups lr_cycles",
     0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
-    "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
+    "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta "
+    "plateau_patience plateau_cooldown plateau_lowest",
 }
 EXAMPLES = {  # settings that must be above 0 and finite → an example
     "lr": "1e-4", "timestep_power": "0.6 (1 for uniform timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
@@ -340,6 +351,10 @@ def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
         (not 0 <= config.ema_decay < 1, f"--ema-decay {config.ema_decay}: must lie in [0, 1), such as 0.999"),
         (not 0 <= config.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {config.cfg_dropout_prob}: must lie in [0, 1]"),
         (not 0 < config.lr_step_factor <= 1, f"--lr-step-factor {config.lr_step_factor}: must lie in (0, 1]"),
+        (
+            not 0 < config.plateau_factor < 1,
+            f"--plateau-factor {config.plateau_factor}: must lie in (0, 1), such as 0.5",
+        ),
         (config.diffusion_steps < 2, f"--diffusion-steps {config.diffusion_steps}: must be 2 or more"),
         (
             config.sample_steps > config.diffusion_steps,
@@ -416,6 +431,8 @@ def _metric_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
     asked |= {f"--best-by {config.best_by}": config.best_by} if config.best_by in EVALUATED else {}
     if target:
         asked[f"--target {config.target}"] = target[0]
+    if config.lr_schedule == "plateau":
+        asked[f"--plateau-metric {config.plateau_metric}"] = config.plateau_metric
     if config.early_stop_patience > 0:
         asked[f"--early-stop-metric {watched}"] = watched
     for option, metric in asked.items():
@@ -484,6 +501,10 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
     grids = config.samples_per_class != 0
     needs = {  # settings → (have they an effect?, what they need for one)
         "lr_cycles": (config.lr_schedule == "cosine_restarts", "--lr-schedule cosine_restarts"),
+        "plateau_metric plateau_factor plateau_patience plateau_cooldown plateau_lowest": (
+            config.lr_schedule == "plateau",
+            "--lr-schedule plateau",
+        ),
         "lr_step_epochs lr_step_factor": (config.lr_schedule == "step", "--lr-schedule step"),
         "early_stop_metric min_delta": (config.early_stop_patience > 0, "--early-stop-patience"),
         "sample_every": (grids, "--samples-per-class 1 or more"),
