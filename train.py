@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from ddpm.run.arguments import parse_args
-from ddpm.run.config import EVALUATED, TrainConfig
+from ddpm.run.config import TrainConfig
 from ddpm.run.errors import NotMetError, OutOfMemory, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program
@@ -188,7 +188,7 @@ class Run(RunLifecycle):
             self.publish_row(self.epoch_row(epoch, measured))
             if progress.step % self.schedule.steps_per_epoch == 0:
                 progress.begin_epoch()
-            if due(config.checkpoint_every) or due(config.keep_every) or (evaluate and config.best_by in EVALUATED):
+            if due(config.checkpoint_every) or due(config.keep_every) or (evaluate and config.best_by != VAL_LOSS.name):
                 self.save()
         if self.choices.samples_per_class and (last() or due(config.sample_every)):
             return self.draw_samples(epoch)

@@ -23,10 +23,10 @@ from tyro.conf import Positional, arg
 from ddpm.run import cli
 from ddpm.run.errors import RequestError
 from ddpm.run.format import plural, significant
-from ddpm.run.metrics import GRAD_NORM, GRAD_NORM_MAX, METRICS, TOTAL_TIME_SEC, Metric, headline, select
+from ddpm.run.metrics import FIGURES, GRAD_NORM, GRAD_NORM_MAX, METRICS, TOTAL_TIME_SEC, Metric, headline, select
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import LEGIBLE, run_program
-from metrics.run_data import FIGURES, RunData, load_run
+from metrics.run_data import RunData, load_run
 from metrics.trends import Curve
 
 USUAL = headline()

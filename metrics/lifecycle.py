@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ddpm.evaluation.in_training import InTrainingEvaluation
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import EXIT_STOPPED, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.lock import RunLock
-from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
+from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, LR, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
 from ddpm.run.paths import REPORTED, RunPaths, find_run
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, labelled_grid
@@ -35,7 +35,9 @@ from ddpm.training.resume import (
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
+from metrics.criteria.in_training import changed, out_of_reach
 from metrics.files import last_words, read_status
+from metrics.note.notes import add_notes
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
@@ -95,14 +97,21 @@ class RunLifecycle:
             if start:
                 notes += damaged_checkpoints(root, start, damaged)
                 notes += abandoned_line(self.paths, start)
-                update_best(root, self.config.best_by)
+                update_best(root, self.config)
             checkpoint.point_latest(root)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
 
         decided = self.world.broadcast_result(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
-        self.ended_early = out_of_patience(self.start.meta["history"], self.config) if self.start else None
+        rows = self.start.meta["history"] if self.start else []
+        self.schedule.follow(self.schedule.reductions_by(rows))
+        self.ended_early = self.reason_to_end(rows) if rows else None
+
+    def reason_to_end(self, rows: Sequence[dict]) -> str | None:
+        """Why the run should end before its last epoch, by the rows so far; None if it should go on."""
+        missed = self.config.stop_when and out_of_reach(self.config.criterion, rows, self.schedule.epochs)
+        return out_of_patience(rows, self.config) or missed
 
     def without_baseline(self) -> Iterator[str]:
         """Why the training log cannot compare this run with `--baseline` yet, if so."""
@@ -159,6 +168,8 @@ class RunLifecycle:
         )  # fmt: skip
         rows = start.meta["history"] if start else []
         self.logger.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.schedule.remarks()])
+        for note in add_notes(self.paths, config.note):
+            self.logger.log(f"note: {note}")
         for note in later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
             self.logger.log(note)
         if start:
@@ -190,10 +201,24 @@ class RunLifecycle:
                 self.logger.log(f"after epoch {row['epoch']} the state is unsound: {unsound}", "warning")
             models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
             self.logger.weights(row["epoch"], row["step"], models)
-        if self.config.early_stop_patience:
+            for line, severity in changed(self.config.criterion, self.logger.rows, self.schedule.epochs):
+                self.logger.log(line, severity)
+        if self.config.lr_schedule == "plateau":
+            self.follow_plateau()
+        if self.config.early_stop_patience or self.config.stop_when:
             self.ended_early = self.world.broadcast_result(
-                lambda: out_of_patience(self.logger.rows, self.config), here=self.world.is_main
+                lambda: self.reason_to_end(self.logger.rows), here=self.world.is_main
             )
+
+    def follow_plateau(self) -> None:
+        """Lower the learning rate, on every process, if the main process's rows ask for it."""
+        known = len(self.schedule.reductions)
+        self.schedule.follow(
+            self.world.broadcast_result(lambda: self.schedule.reductions_by(self.logger.rows), here=self.world.is_main)
+        )
+        for lowered in self.schedule.reductions[known:] if self.progress.step < self.schedule.total_steps else ():
+            rates = f"{LR.text(lowered.before)} → {LR.text(lowered.rate)}"
+            self.logger.log(f"learning rate {rates} from step {lowered.step} on: {lowered.reason}")
 
     def save(self) -> None:
         """Begin to write a checkpoint of the current step (on the main process)."""

@@ -19,6 +19,8 @@ from ddpm.run.format import DASH, count, timestamp
 from ddpm.run.paths import RunPaths, grid_epoch
 from ddpm.run.program import run_program
 from metrics import sections
+from metrics.criteria.of_run import criteria_section
+from metrics.note.notes import notes_section
 from metrics.page import Block, Facts, Note, Page, Picture, Section, code, link, to_markdown
 from metrics.run_data import RunData, load_run
 from metrics.starts import stamp_of
@@ -40,7 +42,7 @@ def report_page(run: RunData) -> Page:
     if os.path.isfile(history):
         blocks.append(Picture(history, history.stem, "Characters drawn from the same noise at different epochs."))
     blocks += [_grid(picture, "The newest sample grid: a row per class, EMA weights.") for picture in newest]
-    blocks.append(sections.summary(run))
+    blocks += [criteria_section(run), notes_section(paths), sections.summary(run)]
     drawn = [name for name in plots_of(run) if os.path.isfile(paths.plots / f"{name}.png")]
     if "dashboard" in drawn:
         blocks.append(_plot(run, "dashboard"))

@@ -20,7 +20,7 @@ from ddpm.run import kinds
 from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.format import count, duration, number, timestamp
-from ddpm.run.metrics import METRICS, Metric
+from ddpm.run.metrics import FIGURES, Metric
 from ddpm.run.paths import RunPaths
 from metrics.files import ENDED, faults, missing, read_csv, read_document, read_events, read_gpus, read_status
 from metrics.page import Finding
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CLOCK_SKEW = 60.0  # seconds that the clocks of two nodes may differ
-FIGURES = tuple(name for name in METRICS if name not in ("epoch", "data"))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ddpm.run.criteria import parse_criteria
 from ddpm.run.files import real
 from ddpm.run.format import DASH, count, duration, shown, timestamp
 from ddpm.run.metrics import EPOCH_TABLE, EPOCH_TIME_SEC, VAL_LOSS, VAL_LOSS_SWA, chosen_by, select
+from metrics.criteria.of_run import purpose_of
 from metrics.page import Block, Bullets, Code, Note, Section, Table, code, link
 from metrics.run_data import RunData
 from metrics.starts import computed, stamp_of, why_started
@@ -76,6 +78,10 @@ def best_checkpoint(run: RunData) -> str | None:
     row = next((row for row in run.rows if step == f"step_{row.get('step') or 0:08}"), None)
     by = run.settings.get("best_by") or VAL_LOSS.name
     metric = chosen_by(by)
+    if row is not None and by == "criteria":
+        met = [criterion.met_by_weights(row) for criterion in parse_criteria(purpose_of(run).criteria)]
+        how = f"`--best-by {by}` takes the epoch, of those that were saved, that meets most, then by validation loss"
+        return f"`{step}`, after epoch {row['epoch']}, meets {sum(met)} of {len(met)} criteria; {how}"
     if row is None or metric is None or metric.of(row) is None:
         return None
     most = "largest" if metric.larger_is_better else "smallest"

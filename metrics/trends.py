@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.run.format import significant
 from ddpm.run.metrics import LOSS_MEAN, TRAIN_IMAGES, TRAIN_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA, Metric
 
 SMOOTH = 5  # number of measured values whose mean is a smoothed value
@@ -162,6 +163,11 @@ def best_smoothed(curve: Curve) -> Smoothed | None:
     place = int(means.argmin())
     mean = curve.values[place : place + SMOOTH].mean()
     return Smoothed(float(mean), int(curve.epochs[place]), int(curve.epochs[place + SMOOTH - 1]))
+
+
+def gap_words(metric: Metric, gap: float) -> str:
+    """The difference of two values as text, with three significant digits."""
+    return metric.text(gap) if metric.format.endswith("%") else significant(gap, 3)
 
 
 def new_bests(curve: Curve) -> Curve:

@@ -25,6 +25,7 @@ from metrics.curves import CurvesConfig
 from metrics.health.checker import HealthConfig
 from metrics.html import HtmlConfig
 from metrics.jobs.sweep import SweepConfig
+from metrics.note.__main__ import NoteConfig
 from metrics.report import ReportConfig
 from metrics.training_log.__main__ import TrainingLogConfig
 from pretty_logger import ViewConfig
@@ -41,7 +42,7 @@ CONFIGS = {
     "pretty_logger.py": ViewConfig, "ddpm.export": ExportConfig, "ddpm.data.glyphs": GlyphsConfig,
     "metrics.compare": CompareConfig, "metrics.curves": CurvesConfig, "metrics.health": HealthConfig,
     "metrics.html": HtmlConfig, "metrics.report": ReportConfig, "metrics.sweep": SweepConfig,
-    "metrics.training_log": TrainingLogConfig,
+    "metrics.note": NoteConfig, "metrics.training_log": TrainingLogConfig,
 }  # fmt: skip
 MOST_WORDS = 1500  # of README
 OTHERS = {  # flags of every program, and of sbatch, torchrun, docker, apptainer, TensorBoard

@@ -299,3 +299,19 @@ def log_of(config: TrainConfig) -> str:
 
 def checkpoints_of(config: TrainConfig) -> list[Path]:
     return sorted(paths_of(config).checkpoints.glob("step_*"))
+
+
+def test_a_run_whose_learning_rate_falls_at_plateaus_is_the_same_when_it_is_resumed(small: TrainConfig):
+    """Nothing improves at such a small rate, so each epoch but the first lowers it."""
+    plateau = dict(lr=1e-7, lr_schedule="plateau", plateau_patience=0, plateau_factor=0.5, plateau_metric="val_loss")
+    whole = replace(small, run_name="whole", epochs=4, optimizer="adamw", **plateau)
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    assert rows(whole)["lr"].tolist() == pytest.approx([1e-7, 1e-7, 5e-8, 2.5e-8])
+    for steps in (16, 20, None):  # at the end of an epoch, within one
+        assert run(replace(parts, max_steps=steps)) == 0
+    assert_same_run(whole, parts)
+    log = paths_of(whole).log.read_text()
+    assert "learning rate 1.000e-07 → 5.000e-08 from step 16 on: val_loss has not improved on " in log
+    page = paths_of(whole).training_log.read_text()
+    assert "(end of epoch 3): val_loss has not improved on" in page

@@ -1,6 +1,10 @@
 """How long a run is: arithmetic on global batches."""
 
+import itertools
+import random
+
 import pytest
+import torch
 
 from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
@@ -50,6 +54,43 @@ def test_the_learning_rate_after_so_many_images_is_that_of_any_number_of_process
     for step in range(alone.total_steps):
         assert alone.images_seen(step) == four.images_seen(step)
         assert alone.learning_rate(step) == four.learning_rate(step)
+
+
+@pytest.mark.parametrize("mode", ["lower", "higher"])
+@pytest.mark.parametrize("cooldown", [0, 2])
+def test_plateaus_lower_the_learning_rate_as_torch_does(mode: str, cooldown: int):
+    name = {"lower": "val_loss_ema", "higher": "rca"}[mode]
+    generator = random.Random(cooldown)
+    for patience, factor, lowest in itertools.product((0, 1, 3), (0.5, 0.1), (0.0, 2e-4)):
+        values = [generator.choice([0.3, 0.30001, 0.29, 0.5 - 0.01 * epoch, 0.6]) for epoch in range(30)]
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([parameter], lr=1e-3)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, {"lower": "min", "higher": "max"}[mode], factor, patience, cooldown=cooldown, min_lr=lowest
+        )
+        settings = dict(
+            lr=1e-3, lr_schedule="plateau", warmup_steps=0, epochs=30, plateau_metric=name, plateau_factor=factor,
+            plateau_patience=patience, plateau_cooldown=cooldown, plateau_lowest=lowest, eval_every=1,
+        )  # fmt: skip
+        schedule, rows = make_schedule(**settings), []
+        for epoch, value in enumerate(values, 1):
+            assert schedule.learning_rate(15 * (epoch - 1)) == pytest.approx(optimizer.param_groups[0]["lr"])
+            rows.append({"epoch": epoch, "step": 15 * epoch, name: value})
+            schedule.follow(schedule.reductions_by(rows))
+            theirs.step(value)
+        again = make_schedule(world_size=4, **settings | {"batch_size": 16})
+        again.follow(again.reductions_by(rows))
+        assert [again.learning_rate(step) for step in range(450)] == [schedule.learning_rate(s) for s in range(450)]
+
+
+def test_epochs_without_the_figure_do_not_count_towards_a_plateau():
+    rows = [{"epoch": epoch, "step": 15 * epoch, "val_loss_ema": None} for epoch in range(1, 9)]
+    rows[0]["val_loss_ema"] = rows[7]["val_loss_ema"] = 0.3
+    schedule = make_schedule(lr=1e-3, lr_schedule="plateau", plateau_patience=0, warmup_steps=0, epochs=9)
+    (lowered,) = schedule.reductions_by(rows)
+    assert (lowered.epoch, lowered.step, lowered.rate) == (8, 120, 1e-4)
+    assert lowered.reason == "val_loss_ema has not improved on 0.30000 (epoch 1) by epoch 8"
+    assert make_schedule(lr_schedule="constant").reductions_by(rows) == []
 
 
 def test_cosine_restarts_begins_each_cycle_at_the_top():

@@ -108,6 +108,15 @@ def test_a_plan_is_every_combination_of_runs_grid_and_seeds_over_the_base(root: 
     assert len({run.name for run in plan.runs}) == 16
 
 
+def test_the_plan_of_the_docs_has_criteria_reasons_and_notes():
+    plan = read_plan(PROJECT_ROOT / "plans" / "criteria.yaml")
+    assert [run.config.expect for run in plan.runs][-1] == "misses the loss"
+    assert all(len(run.config.criterion) == 3 and run.config.problem and run.config.note for run in plan.runs)
+    page = (PROJECT_ROOT / "docs" / "plans.md").read_text()
+    shown = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    assert shown == yaml.safe_load((PROJECT_ROOT / "plans" / "criteria.yaml").read_text())
+
+
 def test_the_example_is_a_plan():
     plan = read_plan(PROJECT_ROOT / "plans" / "example.yaml")
     assert len(plan.runs) == 8
@@ -127,6 +136,11 @@ def test_the_example_is_a_plan():
     ({"rank_by": "beauty"}, "rank_by: beauty: no such column"),
     ({"run": {}}, "there is no 'run' in a plan"),
     ({"seeds": 3}, "seeds: must be a list"),
+    ({"criteria": ["val_los <= 1"]}, "criterion 'val_los <= 1': there is no figure val_los; did you mean val_loss"),
+    ({"criteria": [3]}, "criteria: must be a list such as"),
+    ({"criteria": ["val_loss <= 1 by epoch 3"]}, "run rates-slow: criterion 'val_loss <= 1 by epoch 3': epoch 3"),
+    ({"base": {"criteria": "other.yaml"}}, "criteria cannot stand here"),
+    ({"stop_when": "late"}, "stop-when"),
     ({"seeds": [1, 1]}, "two runs would be called rates-slow-seed=1"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_plan_is_said_in_one_line_before_anything_starts(root: Path, capsys, parts, words):
@@ -161,6 +175,47 @@ def test_the_runs_are_trained_and_compared(root: Path, capsys):
     page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
     assert "# Comparison of 2 runs" in page and "| lr | 0.001 | 0.003 |" in page
     assert "[2/2] rates-fast: " in capsys.readouterr().out
+
+
+CRITERIA = [{"good": "val_loss_ema <= 0.3"}, "val_loss_ema <= 0.2 by epoch 1"]
+
+
+def test_the_page_tells_first_what_was_asked_why_and_what_came(root: Path, capsys):
+    runs = {"slow": {"lr": 0.001, "why": "it may be | too fast", "expect": "a lower loss"}, "fast": {}}
+    plan = write_plan(root, runs=runs, criteria=CRITERIA, problem="which <rate>?", base={"lr": 0.003})
+    assert sweep.main([str(plan)]) == 3
+    output = " ".join(capsys.readouterr().out.split())
+    assert "criteria of 2 runs: 2 met, 2 missed" in output
+    assert "rates-fast: missed: val_loss_ema <= 0.2 by epoch 1: best val_loss_ema" in output
+    page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
+    assert page.index("## Criteria") < page.index("Before you compare") < page.index("## Ranking")
+    section = page[page.index("## Criteria") : page.index("Before you compare")]
+    assert "good: `val_loss_ema <= 0.3`." in section
+    assert "**Problem:** which \\<rate\\>?" in section
+    assert "| Run | good | `val_loss_ema <= 0.2 by epoch 1` |" in section
+    assert re.search(r"\| `rates-slow` \| ✓ met, epoch 1 \| ✗ missed by 0.079 \|", section)
+    changed = r"\| `rates-slow` \| `lr` 0.001 \(base 0.003\) \| it may be \\\| too fast \| a lower loss \| val\\?_loss"
+    assert re.search(changed, section)
+    assert "| `rates-fast` | nothing: the base | – | – |" in section
+
+
+def test_the_exit_code_is_0_when_every_run_meets_every_criterion(root: Path, capsys):
+    assert sweep.main([str(write_plan(root, criteria=CRITERIA[:1]))]) == 0
+    assert "criteria of 2 runs: 2 met" in capsys.readouterr().out
+    plan = write_plan(root, criteria=["val_loss_ema <= 1e-9"])
+    assert sweep.main([str(plan), "--compare"]) == 3, "judged by the plan as it is now, without training again"
+    runs = {"slow": {}, "bad": {"epochs": FAILS}, "fast": {}}
+    assert sweep.main([str(write_plan(root, criteria=CRITERIA[:1], runs=runs))]) == 1
+    page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
+    assert re.search(r"\| `rates-bad` \| · open, not measured yet \|", page), "a run without figures has its row too"
+
+
+def test_a_run_that_its_criteria_have_ended_is_trained_on_when_these_change(root: Path):
+    changes = {"stop_when": "missed", "base": {"epochs": 2}}
+    train(write_plan(root, criteria=CRITERIA[:1], **changes), 0)
+    assert read_plan(write_plan(root, criteria=CRITERIA[:1], **changes)).runs[0].is_finished
+    assert not read_plan(write_plan(root, criteria=CRITERIA[1:], **changes)).runs[0].is_finished
+    assert not read_plan(write_plan(root, criteria=CRITERIA[:1], base={"epochs": 2})).runs[0].is_finished
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(root: Path, capsys):

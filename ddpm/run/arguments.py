@@ -13,11 +13,13 @@ import yaml
 
 from ddpm.run import cli
 from ddpm.run.config import START_ONLY, TrainConfig, in_todays_words, preset
+from ddpm.run.criteria import criteria_texts, parse_criteria
 from ddpm.run.errors import RequestError
 from ddpm.run.files import SETTINGS, read_text, why
 
 TYPES = get_type_hints(TrainConfig)  # of each setting
 ONCE = {"recipe": "reference", "optimizer": "adamw", "patch_size": 1}  # of runs of versions without these settings
+REPEATED = ("--criterion", "--note")  # each use adds a value
 OF_THE_START = (*START_ONLY, "device")  # not taken over from a run's file: this machine may be another one
 
 
@@ -37,11 +39,19 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
             _parse(in_file)
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from error
-        arguments = in_file + arguments
+        typed = {argument.partition("=")[0] for argument in arguments}
+        arguments = (
+            _gathered("--criterion", in_file)[1] if typed & {"--criterion", "--criteria"} else in_file
+        ) + arguments
+    if (path := _value_of("--criteria", arguments)) is not None:
+        arguments = read_criteria_file(Path(path)) + arguments
     return _parse(arguments)
 
 
 def _parse(arguments: Sequence[str]) -> TrainConfig:
+    for option in REPEATED:
+        values, others = _gathered(option, arguments)
+        arguments = [*others, *([option, *values] if values else [])]
     # the other defaults depend on the preset and its recipe, so they are read first
     name, recipe = _value_of("--preset", arguments), _value_of("--recipe", arguments)
     defaults = preset(TrainConfig.preset if name is None else name, **({"recipe": recipe} if recipe else {}))
@@ -56,6 +66,23 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
         if name == option:
             found = value if equals else following
     return found
+
+
+def _gathered(option: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of every `option`, each once, and the other arguments: tyro would keep those of the last only."""
+    values, others, inside = [], [], False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        starts = argument.startswith("--")
+        if starts and name == option:
+            inside = not equals
+            values += [value] if equals else []
+        elif inside and not starts:
+            values.append(argument)
+        else:
+            inside = False
+            others.append(argument)
+    return list(dict.fromkeys(values)), others
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -84,6 +111,25 @@ def read_settings_file(path: Path) -> list[str]:
         settings = ONCE | in_todays_words(settings)
     skipped = OF_THE_START if of_a_run else ()
     return to_arguments({name: value for name, value in settings.items() if name not in skipped}, str(path))
+
+
+def read_criteria_file(path: Path) -> list[str]:
+    """`criteria`, `stop_when` and `problem` of a plan as command-line arguments.
+
+    Raises:
+        RequestError: it cannot be read, or has no criteria.
+    """
+    fix = "give a plan with criteria, as docs/plans.md describes it"
+    try:
+        content = read_yaml(path)
+        if not isinstance(content, dict) or not content.get("criteria"):
+            raise ValueError("it has no part `criteria`")
+        settings = {"criterion": criteria_texts(content["criteria"])}
+        parse_criteria(tuple(settings["criterion"]))
+    except ValueError as error:
+        raise RequestError(f"--criteria {path}: {error}; {fix}") from error
+    taken = {name: content[name] for name in ("stop_when", "problem") if name in content}
+    return to_arguments(settings | taken, f"--criteria {path}")
 
 
 def read_yaml(path: Path) -> Any:

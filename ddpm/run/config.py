@@ -14,24 +14,26 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ddpm.run.cli import flag
+from ddpm.run.criteria import Criterion, parse_criteria
 from ddpm.run.datasets import UNEQUAL, DataName, Invert, SplitName, published_name
 from ddpm.run.errors import RequestError
 from ddpm.run.files import plain
-from ddpm.run.metrics import VAL_LOSS, VAL_LOSS_SWA, names
+from ddpm.run.metrics import DASH, VAL_LOSS, VAL_LOSS_SWA, names
 from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, name_taken
 from ddpm.run.program import run_program
 
 SELECTABLE = names(selectable=True)  # the figures that a user can choose by
 EVALUATED = names(group="quality")  # measured by --eval-every
-START_ONLY = ("config", "download", "dry_run", "find_batch_size", "resume")  # settings that are asked of one start
+START_ONLY = ("config", "criteria", "download", "dry_run", "find_batch_size", "resume")  # asked of one start
 NO_RECIPE = (  # say nothing of what is trained
     *START_ONLY, "run_name", "data_root", "output_root", "target", "baseline", "wandb", "power_ema",
+    "criterion", "problem", "why", "expect", "note",
 )  # fmt: skip
 
 PresetName = Literal["tiny", "small", "medium", "large", "xl"]
@@ -93,14 +95,24 @@ class TrainConfig:
     """Peak learning rate."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
     """Multiply --lr by the global batch / the preset's --batch-size (Goyal et al. 2017), or by its square root."""
-    lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step"] = "constant"
-    """Learning rate after warm-up: constant, half a cosine to zero at the last step, several half cosines, or steps."""
+    lr_schedule: Literal["constant", "cosine", "cosine_restarts", "step", "plateau"] = "constant"
+    """After warm-up: constant, half a cosine to zero, several half cosines, steps, or lowered where a figure stalls."""
     lr_cycles: int = 4
     """Number of cosines of cosine_restarts, of equal length (Loshchilov & Hutter 2017)."""
     lr_step_epochs: float = 30.0
     """Epochs between the steps of the step schedule."""
     lr_step_factor: float = 0.1
     """Factor on the learning rate at each step of the step schedule."""
+    plateau_metric: Literal[SELECTABLE] = "val_loss_ema"
+    """The column of training_metrics.csv that the plateau schedule watches."""
+    plateau_factor: float = 0.1
+    """Factor on the learning rate at each plateau."""
+    plateau_patience: int = 10
+    """Measured epochs without an improvement that are endured; after one more the learning rate is lowered."""
+    plateau_cooldown: int = 0
+    """Measured epochs after a change of the learning rate that do not count towards --plateau-patience."""
+    plateau_lowest: float = 0.0
+    """Lowest learning rate of the plateau schedule."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
@@ -172,8 +184,8 @@ class TrainConfig:
     """Epochs between checkpoints; one is always written at the end."""
     checkpoint_minutes: float = 15.0
     """Minutes after which the next progress line writes a checkpoint, also within an epoch. 0: only after epochs."""
-    best_by: Literal["val_loss", "rca", "rca_unguided", "cas", "fid_features"] = "val_loss"
-    """Criterion for `best`: the validation loss of the EMA weights, or a figure of --eval-every."""
+    best_by: Literal["val_loss", "rca", "rca_unguided", "cas", "fid_features", "criteria"] = "val_loss"
+    """What makes `best`: validation loss of the EMA weights, a figure of --eval-every, or the criteria it meets."""
     keep_last: int = 3
     """Number of newest checkpoints to keep. The best one is always kept."""
     keep_every: int = 0
@@ -184,6 +196,20 @@ class TrainConfig:
     """Timeout in minutes for collective operations; start-up and compilation get 30."""
     target: str | None = None
     """A figure to reach, such as val_loss=0.004; training_log.md shows the distance to it. Does not stop the run."""
+    criterion: tuple[str, ...] = ()
+    """A success criterion, such as "val_loss_ema <= 0.14 by epoch 4" or "name: rca >= 0.9"; repeat for more."""
+    criteria: Path | None = None
+    """A plan (YAML) whose criteria and stop_when this run takes over; docs/plans.md describes them."""
+    stop_when: Literal["missed"] | None = None
+    """missed: end the run when a criterion can no longer be met. Left out: train to the end."""
+    problem: str | None = None
+    """The question that the run is to answer, in words; its pages show it."""
+    why: str | None = None
+    """Why the run has these settings, in words."""
+    expect: str | None = None
+    """What is expected of the run, in words; comparisons show it beside what came."""
+    note: tuple[str, ...] = ()
+    """A remark for the run's pages, with its time; repeat for more. python -m metrics.note adds others later."""
     baseline: str | None = None
     """A run under the same --output-root with which training_log.md compares this one."""
     wandb: bool = False
@@ -239,6 +265,11 @@ class TrainConfig:
     def images_per_step(self) -> int:
         """Images that one process contributes to each optimizer step."""
         return self.batch_size * self.grad_accum
+
+    @property
+    def parsed_criteria(self) -> tuple[Criterion, ...]:
+        """The criteria of `--criterion`."""
+        return parse_criteria(self.criterion)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
@@ -296,7 +327,8 @@ BOUNDS = {  # smallest value → settings
     1: "epochs passes_per_epoch max_steps batch_size grad_accum log_every checkpoint_every keep_last sample_steps "
     "val_images resolution patch_size layers_per_block norm_num_groups lr_cycles",
     0: "val_every eval_every sample_every samples_per_class keep_every warmup_steps seed weight_decay "
-    "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta",
+    "grad_clip guidance_scale checkpoint_minutes swa_start_epoch early_stop_patience min_delta "
+    "plateau_patience plateau_cooldown plateau_lowest",
 }
 EXAMPLES = {  # settings that must be above 0 and finite → an example
     "lr": "1e-4", "timestep_power": "0.6 (1 for uniform timesteps)", "hang_minutes": "10", "lr_step_epochs": "30",
@@ -316,7 +348,7 @@ def mistakes(config: TrainConfig) -> Iterator[str]:
     for name, example in EXAMPLES.items():
         if not 0 < getattr(config, name) < math.inf:
             yield f"{flag(name)} {getattr(config, name)}: must be above 0 and finite, such as {example}"
-    for rules in (_training_rules, _metric_rules, _model_rules, _name_rules):
+    for rules in (_training_rules, _criteria_rules, _metric_rules, _model_rules, _name_rules):
         yield from (message for broken, message in rules(config) if broken)
 
 
@@ -338,6 +370,10 @@ def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
         (not 0 <= config.ema_decay < 1, f"--ema-decay {config.ema_decay}: must lie in [0, 1), such as 0.999"),
         (not 0 <= config.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {config.cfg_dropout_prob}: must lie in [0, 1]"),
         (not 0 < config.lr_step_factor <= 1, f"--lr-step-factor {config.lr_step_factor}: must lie in (0, 1]"),
+        (
+            not 0 < config.plateau_factor < 1,
+            f"--plateau-factor {config.plateau_factor}: must lie in (0, 1), such as 0.5",
+        ),
         (config.diffusion_steps < 2, f"--diffusion-steps {config.diffusion_steps}: must be 2 or more"),
         (
             config.sample_steps > config.diffusion_steps,
@@ -360,12 +396,62 @@ def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def beyond_the_end(criteria: Iterable[Criterion], epochs: int, limit: str) -> str | None:
+    """A message if a criterion names an epoch after the last of `epochs`; `limit` says what ends the run."""
+    for criterion in criteria:
+        for condition in criterion.conditions:
+            if condition.last_named > epochs:
+                named = f"criterion {criterion.name!r}: epoch {condition.last_named} is beyond the end"
+                return f"{named}, epoch {epochs} ({limit})"
+    return None
+
+
+def asked_of(criteria: Iterable[Criterion]) -> dict[str, str]:
+    """What asks for a figure of the rows → the column: a figure that is never measured makes no criterion."""
+    return {
+        f"criterion {criterion.name!r} ({condition.metric.name})": condition.metric.name
+        for criterion in criteria
+        for condition in criterion.conditions
+        if condition.metric
+    }
+
+
+def _criteria_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
+    beyond = beyond_the_end(config.parsed_criteria, config.epochs, f"--epochs {config.epochs}")
+    yield beyond is not None, str(beyond)
+    without = "needs criteria: give one with --criterion, or a plan of criteria with --criteria"
+    yield config.stop_when is not None and not config.criterion, f"--stop-when {config.stop_when} {without}"
+    for criterion in config.parsed_criteria:
+        for condition in criterion.conditions:
+            every = _measured_every(config, condition.metric.name) if condition.window else 0
+            first, last = condition.window or (0, 0)
+            missed = every > 0 and last // every == (first - 1) // every and last < config.epochs
+            yield (
+                missed,
+                (
+                    f"criterion {criterion.name!r}: {condition.metric.name} is measured every {every} epochs only, so "
+                    f"not in epochs {first} to {last}: name other epochs, or measure it more often"
+                ),
+            )
+    yield config.best_by == "criteria" and not config.criterion, f"--best-by criteria {without}"
+
+
+def _measured_every(config: TrainConfig, name: str) -> int:
+    """Epochs between measurements of a figure; 0 if it is never measured. The last epoch is always measured."""
+    if name in EVALUATED:
+        return USUAL_EVAL_EVERY if config.eval_every is None else config.eval_every
+    return config.val_every if name.startswith("val_loss") else 1
+
+
 def _metric_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
     """A figure that decides something, or is a target, must be measured."""
     watched, target = config.early_stop_metric, parse_target(config.target or "")
-    asked = {f"--best-by {config.best_by}": config.best_by} if config.best_by in EVALUATED else {}
+    asked = asked_of(config.parsed_criteria)
+    asked |= {f"--best-by {config.best_by}": config.best_by} if config.best_by in EVALUATED else {}
     if target:
         asked[f"--target {config.target}"] = target[0]
+    if config.lr_schedule == "plateau":
+        asked[f"--plateau-metric {config.plateau_metric}"] = config.plateau_metric
     if config.early_stop_patience > 0:
         asked[f"--early-stop-metric {watched}"] = watched
     for option, metric in asked.items():
@@ -373,9 +459,7 @@ def _metric_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
         yield evaluated and config.eval_every == 0, f"{option} needs evaluations: give --eval-every 1 or more"
         yield validated and config.val_every == 0, f"{option} needs validation: give --val-every 1 or more"
         yield metric == VAL_LOSS_SWA.name and not config.swa_start_epoch, f"{option} needs SWA: give --swa-start-epoch"
-    every = 1 if watched == "loss_mean" else config.val_every
-    if watched in EVALUATED:
-        every = USUAL_EVAL_EVERY if config.eval_every is None else config.eval_every
+    every = _measured_every(config, watched)
     yield (
         0 < config.early_stop_patience < every,
         f"--early-stop-patience {config.early_stop_patience}: {watched} is measured every {every} epochs only; give "
@@ -440,6 +524,10 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
     grids = config.samples_per_class != 0
     needs = {  # settings → (have they an effect?, what they need for one)
         "lr_cycles": (config.lr_schedule == "cosine_restarts", "--lr-schedule cosine_restarts"),
+        "plateau_metric plateau_factor plateau_patience plateau_cooldown plateau_lowest": (
+            config.lr_schedule == "plateau",
+            "--lr-schedule plateau",
+        ),
         "lr_step_epochs lr_step_factor": (config.lr_schedule == "step", "--lr-schedule step"),
         "early_stop_metric min_delta": (config.early_stop_patience > 0, "--early-stop-patience"),
         "sample_every": (grids, "--samples-per-class 1 or more"),
@@ -491,7 +579,8 @@ def markdown_table() -> str:
     defaults = dataclasses.asdict(TrainConfig(data_root=Path("data"), output_root=Path(".")))
     for name, text in field_help().items():
         value = defaults[name]
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else "–" if value is None else value
+        words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        shown = DASH if value in (None, ()) else words
         rows.append(f"| `{flag(name)}` | {shown} | {text} |")
     return "\n".join(rows)
 

@@ -187,6 +187,7 @@ CAS = column("cas", "CAS", "CAS", meaning="classification accuracy score: what c
 # fmt: on
 
 ALL = tuple(METRICS.values())
+FIGURES = tuple(name for name in METRICS if name not in (EPOCH.name, DATA.name))  # what an epoch's row measures
 EPOCH_TABLE = (  # the columns of tables of epochs
     EPOCH, LOSS_MEAN, LOSS_STD, LOSS_MIN, LOSS_MAX, VAL_LOSS, VAL_LOSS_EMA, VAL_LOSS_SWA, RCA, FID_FEATURES, LR,
     GRAD_NORM, SAMPLES_PER_SEC, GPU_MEM_PEAK_MB, EMA_DELTA_NORM, EPOCH_TIME_SEC,

@@ -112,6 +112,11 @@ class RunPaths:
         return self.metrics / "events.jsonl"
 
     @property
+    def notes(self) -> Path:
+        """Remarks of people, a JSON object a line."""
+        return self.metrics / "notes.jsonl"
+
+    @property
     def gpus(self) -> Path:
         """One JSON file per node: what NVML says of the GPUs that the job uses there."""
         return self.metrics / "gpus"

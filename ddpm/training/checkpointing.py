@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import real, replace_link
-from ddpm.run.metrics import LOSS_MEAN, chosen_by
+from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS_EMA, chosen_by
 from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
 from ddpm.training.hardware import synchronize
 from ddpm.training.progress import Progress
@@ -150,7 +151,7 @@ class Checkpoints:
     def _tidy_up(self, newest: Checkpoint) -> None:
         """Update the link `best` and remove old checkpoints. Errors lose no work here, so they are only logged."""
         try:
-            if update_best(self._root, self._config.best_by) == newest.folder:
+            if update_best(self._root, self._config) == newest.folder:
                 self._log(f"best so far: {newest.folder.name}", "info")
             for problem in prune(self._root, self._config.keep_last, self._config.keep_every):
                 self._log(problem, "warning")
@@ -197,21 +198,32 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
     return torch.empty(like.shape, dtype=like.dtype)
 
 
-def update_best(root: Path, by: str) -> Path | None:
-    """Point `best` at the best sound checkpoint by the metric `by`, a value of `--best-by`; of equal ones, the oldest.
+def update_best(root: Path, config: TrainConfig) -> Path | None:
+    """Point `best` at the best sound checkpoint by `--best-by`; of equal ones, the oldest.
 
-    Returns its folder; None, and removes `best`, if no checkpoint has this metric."""
-    metric = chosen_by(by)
-    best_of = max if metric.larger_is_better else min
-    scores = {folder: metric.of(read_meta(folder).get("metrics", {})) for folder in sound_folders(root)}
-    scores = {folder: score for folder, score in scores.items() if score is not None}
-    if not scores:
+    Returns its folder; None, and removes `best`, if no checkpoint can be judged by it."""
+    costs = {folder: selection_cost(read_meta(folder).get("metrics", {}), config) for folder in sound_folders(root)}
+    costs = {folder: cost for folder, cost in costs.items() if cost is not None}
+    if not costs:
         (root / "best").unlink(missing_ok=True)
         return None
-    best = best_of(scores, key=scores.get)
+    best = min(costs, key=costs.get)
     if real(root / "best") != real(best):
         replace_link(root / "best", best.name)
     return best
+
+
+def selection_cost(row: Mapping[str, Any], config: TrainConfig) -> tuple[float, ...] | None:
+    """Sorts checkpoints by `--best-by`, the best first, by the row of their epoch; None if they cannot be judged by it.
+
+    For `criteria`: those that meet most come first; of these the one with the smallest validation loss.
+    """
+    metric = chosen_by(config.best_by)
+    if metric is None:
+        loss, met = VAL_LOSS_EMA.of(row), [criterion.met_by_weights(row) for criterion in config.parsed_criteria]
+        return (-sum(met), math.inf if loss is None else loss) if row else None
+    value = metric.of(row)
+    return None if value is None else (-value if metric.larger_is_better else value,)
 
 
 def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:

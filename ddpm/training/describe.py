@@ -24,7 +24,7 @@ from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices
 from ddpm.training.model import POWER_WIDTHS, activation_bytes, build_unet, count_parameters, flops_per_image
 from ddpm.training.optimizers import NAMES, state_values
-from ddpm.training.schedule import TrainingSchedule
+from ddpm.training.schedule import PLATEAU, TrainingSchedule
 from ddpm.training.threads import Threads
 
 MOST_COUNTS = 100  # classes whose images are counted one by one in a line of the log
@@ -119,6 +119,7 @@ def hyperparameters(
         "lr_cycles": config.lr_cycles if config.lr_schedule == "cosine_restarts" else None,
         "lr_step_epochs": config.lr_step_epochs if config.lr_schedule == "step" else None,
         "lr_step_factor": config.lr_step_factor if config.lr_schedule == "step" else None,
+        **{name: getattr(config, name) if config.lr_schedule == "plateau" else None for name in PLATEAU},
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
         "grad_clip": config.grad_clip,

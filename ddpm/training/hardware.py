@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ddpm.run.config import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, parse_target
+from ddpm.run.config import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, asked_of, parse_target
 from ddpm.run.errors import RequestError
 from ddpm.training import compiler
 
@@ -202,8 +202,12 @@ def _evaluation_pays(config: TrainConfig, device: torch.device) -> tuple[int, st
         return USUAL_EVAL_EVERY, "--best-by needs it"
     if config.early_stop_patience and config.early_stop_metric in EVALUATED:
         return USUAL_EVAL_EVERY, "--early-stop-metric needs it"
+    if config.lr_schedule == "plateau" and config.plateau_metric in EVALUATED:
+        return USUAL_EVAL_EVERY, "--plateau-metric needs it"
     if config.target and parse_target(config.target)[0] in EVALUATED:
         return USUAL_EVAL_EVERY, "--target needs it"
+    if any(name in EVALUATED for name in asked_of(config.parsed_criteria).values()):
+        return USUAL_EVAL_EVERY, "a criterion needs it"
     return 0, "takes minutes on a CPU"
 
 

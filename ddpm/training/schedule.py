@@ -3,19 +3,77 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from ddpm.run.config import TrainConfig, preset, without_effect
+from ddpm.run.config import TrainConfig, beyond_the_end, preset, without_effect
 from ddpm.run.errors import RequestError
+from ddpm.run.metrics import METRICS
+
+PLATEAU = ("plateau_metric", "plateau_factor", "plateau_patience", "plateau_cooldown", "plateau_lowest")  # settings
+THRESHOLD = 1e-4  # smallest relative improvement that counts, as in torch
+NEGLIGIBLE = 1e-8  # smallest change of the learning rate that is made, as in torch
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """From `step` on, after `epoch`, the learning rate is `rate`, which was `before`; `reason` in words."""
+
+    step: int
+    epoch: int
+    before: float
+    rate: float
+    reason: str
+
+
+def plateau_reductions(
+    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], peak: float, steps_per_epoch: int
+) -> list[Reduction]:
+    """The reductions of the learning rate, by the rule of torch.optim.lr_scheduler.ReduceLROnPlateau with a relative
+    threshold. A function of the published rows alone, so it is the same when a run is resumed and on every process.
+
+    Args:
+        rows: of all epochs so far; those without the figure do not count, nor does one that `--max-steps` cut short,
+            as it is trained to its end when the run is continued.
+        settings: those of `PLATEAU`.
+        peak: the learning rate before the first reduction.
+    """
+    name, factor, patience, cooldown, lowest = (settings[each] for each in PLATEAU)
+    metric, rate, found = METRICS[name], peak, []
+    best, best_epoch, bad, resting = None, 0, 0, 0
+    for row in rows:
+        value = metric.of(row)
+        if value is None or not row.get("step") or row["step"] % steps_per_epoch:
+            continue
+        margin = 1 + THRESHOLD if metric.larger_is_better else 1 - THRESHOLD
+        if best is None or (value > best * margin if metric.larger_is_better else value < best * margin):
+            best, best_epoch, bad = value, row["epoch"], 0
+        else:
+            bad += 1
+        if resting:
+            resting, bad = resting - 1, 0
+        if bad <= patience:
+            continue
+        resting, bad, lowered = cooldown, 0, max(rate * factor, lowest)
+        if rate - lowered > NEGLIGIBLE:
+            why = f"{name} has not improved on {metric.text(best)} (epoch {best_epoch}) by epoch {row['epoch']}"
+            found.append(Reduction(row["step"], row["epoch"], rate, lowered, why))
+            rate = lowered
+    return found
 
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The run in global batches: every process takes `images_per_step` images of each, in `grad_accum` passes."""
+    """The run in global batches: every process takes `images_per_step` images of each, in `grad_accum` passes.
+
+    `reductions`: of the plateau schedule so far, the same on every process.
+    """
 
     config: TrainConfig
     world_size: int
     train_images: int
+    reductions: list[Reduction] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if self.global_batch > self.train_images:
@@ -30,6 +88,8 @@ class TrainingSchedule:
                 f"--warmup-steps {config.warmup_steps}: the run has only {total} steps, so the learning rate would "
                 "never reach its peak: give fewer, or 0"
             )
+        if beyond := beyond_the_end(config.parsed_criteria, self.epochs, f"--max-steps {config.max_steps}"):
+            raise RequestError(beyond)
         if config.lr_schedule == "cosine_restarts" and config.lr_cycles > total:
             raise RequestError(f"--lr-cycles {config.lr_cycles}: the run has only {total} steps: give fewer")
 
@@ -43,6 +103,9 @@ class TrainingSchedule:
                 f"the preset's --warmup-steps {config.warmup_steps} are more than the {total} steps of the run: the "
                 "learning rate never reaches its peak; give fewer, or 0"
             )
+        if config.lr_schedule == "plateau" and config.plateau_patience >= self.epochs - 1:
+            few = f"the {self.epochs} epochs of the run are too few for the learning rate to be lowered"
+            found.append(f"--plateau-patience {config.plateau_patience}: {few}")
         if config.max_steps and config.max_steps > planned:
             found.append(f"--max-steps {config.max_steps} does nothing: --epochs {config.epochs} end at step {planned}")
         if config.max_steps and whole < min(config.swa_start_epoch, config.epochs):
@@ -103,8 +166,21 @@ class TrainingSchedule:
                 return _half_cosine(step * config.lr_cycles / self.total_steps % 1)
             case "step":
                 return config.lr_step_factor ** int(step / self.steps_per_epoch / config.lr_step_epochs)
+            case "plateau":
+                lowered = (each.rate for each in reversed(self.reductions) if each.step <= step)
+                return next(lowered, self.peak_lr) / self.peak_lr
             case _:
                 return 1.0
+
+    def follow(self, reductions: Sequence[Reduction]) -> None:
+        """Take over the reductions of the plateau schedule up to now."""
+        self.reductions[:] = reductions
+
+    def reductions_by(self, rows: Sequence[Mapping[str, Any]]) -> list[Reduction]:
+        """The reductions that the rows ask for; none with another schedule."""
+        if self.config.lr_schedule != "plateau":
+            return []
+        return plateau_reductions(rows, vars(self.config), self.peak_lr, self.steps_per_epoch)
 
 
 def _half_cosine(done: float) -> float:

@@ -5,9 +5,10 @@ python -m metrics.compare RUN RUN [RUN ...] [--rank-by COLUMN] [--loss-levels LO
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 
@@ -17,6 +18,8 @@ from ddpm.run.paths import RunPaths
 from metrics.compare.figures import rank, read_runs
 from metrics.compare.page import MARK, make_page, summary
 from metrics.compare.plots import draw_plots, save_plots
+from metrics.compare.purposes import purposes_section
+from metrics.criteria.of_run import Purpose
 from metrics.page import to_markdown, to_rich
 
 PAGE = "comparison.md"
@@ -42,8 +45,14 @@ def check_folder(folder: Path) -> None:
     )
 
 
-def compare(places: Sequence[RunPaths], folder: Path, rank_by: str | None = None, levels: Sequence[float] = ()) -> Path:
+def compare(
+    places: Sequence[RunPaths], folder: Path, rank_by: str | None = None, levels: Sequence[float] = (),
+    plan: Mapping[str, Purpose] = MappingProxyType({}),
+) -> Path:  # fmt: skip
     """Write the page and its plots into `folder`, print the summary, and return the page's path.
+
+    Args:
+        plan: run → what it is for, by the plan that it belongs to.
 
     Raises:
         RequestError: fewer than two runs have figures, `rank_by` is no column with values, or `folder` holds something
@@ -55,12 +64,13 @@ def compare(places: Sequence[RunPaths], folder: Path, rank_by: str | None = None
     runs, left_out = read_runs(places)
     ranking = rank(runs, rank_by)
     plots = draw_plots(runs, ranking.metric)
+    purposes = purposes_section(places, runs, ranking.metric, plan)
     folder.mkdir(parents=True, exist_ok=True)
-    page = make_page(runs, left_out, ranking, levels, folder, list(plots))
+    page = make_page(runs, left_out, ranking, levels, folder, list(plots), purposes)
     atomic_write(folder / PAGE, to_markdown(page, folder))  # first: its MARK shows that the folder is a comparison's
     save_plots(plots, runs, folder / "plots")
     console = Console()
     with console.capture() as captured:  # Rich itself would end the process on a closed pipe
-        console.print(to_rich(summary(runs, left_out, ranking)))
+        console.print(to_rich(summary(runs, left_out, ranking, purposes)))
     print(captured.get(), flush=True)
     return folder / PAGE

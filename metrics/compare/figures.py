@@ -13,10 +13,10 @@ from typing import Any
 
 from ddpm.run.config import NO_RECIPE, TrainConfig
 from ddpm.run.errors import RequestError
-from ddpm.run.format import significant
 from ddpm.run.metrics import (
     DASH,
     DATA,
+    FIGURES,
     IMAGES_SEEN,
     METRICS,
     TOTAL_TIME_SEC,
@@ -25,7 +25,7 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import RunPaths
 from metrics import trends
-from metrics.run_data import FIGURES, RunData, read_run
+from metrics.run_data import RunData, read_run
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
@@ -104,15 +104,10 @@ def setting_words(value: Any) -> str:
     return DASH if value is None else " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def gap_words(metric: Metric, gap: float) -> str:
-    """The difference of two values as text, with three significant digits."""
-    return metric.text(gap) if metric.format.endswith("%") else significant(gap, 3)
-
-
 def delta(metric: Metric, value: float, reference: float) -> str:
     """`-0.0123`: how much `value` is above (+) or below (-) `reference`."""
     sign = "+" if value > reference else "-" if value < reference else "±"
-    return sign + gap_words(metric, abs(value - reference))
+    return sign + trends.gap_words(metric, abs(value - reference))
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ MACHINE = ("host", "device", "gpu", "world_size", "precision", "compile", "torch
 
 def make_page(
     runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking, levels: Sequence[float], folder: Path,
-    plots: Sequence[str],
+    plots: Sequence[str], purposes: Section | None = None,
 ) -> Page:  # fmt: skip
     """The page of a comparison.
 
@@ -74,10 +74,11 @@ def make_page(
         levels: losses for the section "When losses were reached"; if empty, they are chosen from the runs.
         folder: where the page will be saved.
         plots: names of the pictures in `folder/plots/`.
+        purposes: what the runs were for, and their verdicts.
     """
     pictures = [Picture(folder / "plots" / f"{name}.png", name, caption(name)) for name in plots]
     blocks = [
-        *summary(runs, left_out, ranking),
+        *summary(runs, left_out, ranking, purposes),
         seeds_section(ranking),
         settings_section(runs),
         Section("Curves and samples", pictures),
@@ -91,12 +92,15 @@ def make_page(
     return Page(f"Comparison of {len(runs)} runs", blocks, MARK)
 
 
-def summary(runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking) -> list[Block]:
-    """The part that is also printed on the terminal: data, warnings and ranking."""
+def summary(
+    runs: Sequence[ComparedRun], left_out: Sequence[str], ranking: Ranking, purposes: Section | None = None
+) -> list[Block]:
+    """The part that is also printed on the terminal: data, criteria, warnings and ranking."""
     metrics = [metric for metric in (ranking.metric, *headline()) if has_values(runs, metric)]
     warned = [*(f"Left out: {line}." for line in left_out), *cautions(runs, metrics)]
     trained_on = f"Trained on: {'; '.join(values_of(runs, DATA.name))}."
-    return [trained_on, *([Note("**Before you compare**", warned)] if warned else []), ranking_section(ranking)]
+    first = [trained_on, *([purposes] if purposes else [])]
+    return [*first, *([Note("**Before you compare**", warned)] if warned else []), ranking_section(ranking)]
 
 
 def runs_tables(runs: Sequence[ComparedRun], columns: Mapping[str, Sequence[str]]) -> list[Table]:

@@ -31,7 +31,7 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import grid_epoch
 from metrics.compare.figures import ComparedRun, comparable, has_values, values_of
-from metrics.samples import GAP, SHOWN, read_row
+from metrics.samples import GAP, Row, read_row
 from metrics.style import (
     BLUE,
     DPI,
@@ -214,7 +214,7 @@ def draw_samples(runs: Sequence[ComparedRun]) -> Figure | None:
     margins = {"left": left / width, "right": 0.995, "top": 1 - top / height, "bottom": 0.05 / height}
     panels = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={**margins, "hspace": 0.12})[:, 0]
     for place, (axes, (label, row)) in enumerate(zip(panels, rows, strict=True)):
-        draw_row(axes, row, label, named=place == 0)
+        draw_row(axes, row, label, named=place == 0 or row.names != rows[place - 1][1].names)
     what = f"Samples at epoch {max(common)}" if common else "Latest samples of each run, at different epochs"
     head(figure, f"{what}: EMA weights", runs)
     return figure
@@ -226,17 +226,17 @@ def grids_of(run: ComparedRun) -> dict[int, Path]:
     return {epoch: file for epoch, file in found.items() if epoch is not None}
 
 
-def draw_row(axes: Axes, row: np.ndarray, label: str, named: bool) -> None:
+def draw_row(axes: Axes, row: Row, label: str, named: bool) -> None:
     """Pictures beside each other; `named`: with their classes above."""
-    count, height, width = row.shape
+    count, height, width = row.pixels.shape
     gap = max(1, GAP * width // 28)
     sheet = np.full((height, count, width + gap), np.nan)
-    sheet[:, :, :width] = row.swapaxes(0, 1)
+    sheet[:, :, :width] = row.pixels.swapaxes(0, 1)
     axes.imshow(sheet.reshape(height, -1)[:, :-gap], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_facecolor("none")
     axes.set_yticks([height / 2], [label])
     centres = (np.arange(count) + 0.5) * (width + gap) - gap / 2
-    axes.set_xticks(centres if named else [], list(SHOWN) if named else [], fontsize=12, fontweight="bold")
+    axes.set_xticks(centres if named else [], list(row.names) if named else [], fontsize=12, fontweight="bold")
     axes.tick_params(length=0, top=False, labeltop=named, labelbottom=False)

@@ -15,11 +15,11 @@ from metrics.compare.figures import (
     Ranking,
     best_first,
     differing,
-    gap_words,
     over_seeds,
     setting_words,
 )
 from metrics.page import Block, Section, Table
+from metrics.trends import gap_words
 
 
 def told_apart(groups: Sequence[Sequence[ComparedRun]], names: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ from ddpm.run.paths import RunPaths
 from ddpm.run.program import flush
 from metrics.files import read_json
 from metrics.health import checks
+from metrics.health.criteria import criteria
 from metrics.health.files import CheckpointReader, data, model
 from metrics.health.losses import losses
 from metrics.health.page import Health, reasons, to_console, to_json, to_page, to_table, verdict
@@ -53,7 +54,8 @@ def verdict_of(run: RunData) -> tuple[str, str | None]:
 
 
 def _published(run: RunData, limits: Thresholds) -> list[checks.Component]:
-    return [checks.progress(run, limits), losses(run, limits), checks.gpus(run, limits), performance(run, limits)]
+    judged = [checks.progress(run, limits), losses(run, limits), checks.gpus(run, limits), performance(run, limits)]
+    return [*judged, *criteria(run)]
 
 
 class HealthChecker:

@@ -1,16 +1,22 @@
 """The plan of a sweep, a YAML (or JSON) file that lists runs and their flags of train.py.
 
     name: rates               # the runs are called rates-<run>
+    problem: which rate is best?
     base:                     # settings of all runs, with - or _
       preset: tiny
       epochs: 3
     runs:                     # changes of each run ...
       slow: {lr: 0.001}
-      fast: {lr: 0.003, warmup-steps: 200}
+      fast: {lr: 0.003, warmup-steps: 200, why: it may be too slow, expect: a lower loss}
     grid:                     # ... and/or every combination of these values
       weight-decay: [0.0, 0.01]
     seeds: [0, 1]             # each of them with every seed
     rank_by: val_loss_ema     # as --rank-by of metrics.compare
+    criteria:                 # of every run, as --criterion of train.py, each with a name if you like
+      - val_loss_ema <= 0.13
+      - steady: no new worst of val_loss_ema in epochs 2-3
+    stop_when: missed         # end a run that can no longer meet one
+    notes: [a remark]         # for the pages of every run
 
 This makes eight runs, such as `rates-slow-weight_decay=0.0-seed=0`. null stands for a setting's default.
 """
@@ -26,17 +32,24 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.run.arguments import parse_args, read_yaml, to_arguments, with_known_names
-from ddpm.run.config import NO_RECIPE, TrainConfig
+from ddpm.run.config import NO_RECIPE, TrainConfig, preset
+from ddpm.run.criteria import criteria_texts, parse_criteria
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real
 from ddpm.run.paths import RunPaths
+from metrics.compare.figures import parse_rank_by, setting_words
+from metrics.criteria.of_run import Purpose
 from metrics.files import read_json, read_status
 
-PARTS = {"name": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str}
+PARTS = {
+    "name": str, "problem": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str,
+    "criteria": list, "stop_when": str, "notes": list,
+}  # fmt: skip
 NOT_HERE = {  # setting: why a plan cannot hold it
     "run_name": "the runs' names are made from the plan's",
     "dry_run": "give --dry-run to metrics.sweep",
     "resume": "a run that was begun is always continued",
+    "criteria": "a plan has criteria of its own, beside its base",
 }
 OF_ALL = ("output_root",)  # may stand in `base` only
 
@@ -47,6 +60,8 @@ class PlannedRun:
 
     arguments: tuple[str, ...]
     config: TrainConfig
+    changes: str = ""
+    """The settings that it changes in the base, in words."""
 
     @property
     def name(self) -> str:
@@ -62,7 +77,8 @@ class PlannedRun:
         trained, planned = (read_json(self.paths.json) or {}).get("settings"), self.config.to_dict()
         if not isinstance(trained, dict) or (read_status(self.paths) or {}).get("state") != "finished":
             return False
-        return all(trained.get(name) == planned[name] for name in planned.keys() - {*NO_RECIPE})
+        ignored = {*NO_RECIPE} - ({"criterion"} if self.config.stop_when else set())  # these may have ended it
+        return all(trained.get(name) == planned[name] for name in planned.keys() - ignored)
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,11 @@ class RunPlan:
     def folder(self) -> Path:
         """Folder of the comparison."""
         return self.runs[0].paths.root / "metrics" / "comparisons" / self.name
+
+    @property
+    def purposes(self) -> dict[str, Purpose]:
+        """Run → what it is for, by the plan."""
+        return {run.name: Purpose.of(run.config, run.changes) for run in self.runs}
 
     @property
     def settings_folder(self) -> Path:
@@ -115,18 +136,16 @@ def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
         RequestError: the file cannot be read, is no plan, or a setting is wrong; names the run and the setting.
     """
     content = _content(path)
-    base = _settings(path, "base", content.get("base") or {})
+    base = _of_all(path, content) | _settings(path, "base", content.get("base") or {})
     if output_root is not None:
         base["output_root"] = str(output_root)
     name = content.get("name") or path.stem
     if content.get("rank_by"):
-        from metrics.compare.figures import parse_rank_by  # here, as it loads pandas
-
         try:
             parse_rank_by(content["rank_by"])
         except RequestError as error:
             raise RequestError(f"{path}: {error}".replace("--rank-by", "rank_by:")) from None
-    runs = tuple(_planned(path, name, words, {**base, **changes}) for words, changes in _variants(path, content))
+    runs = tuple(_planned(path, name, words, base, changes) for words, changes in _variants(path, content))
     if len(runs) < 2:
         raise RequestError(
             f"{path}: a plan needs two or more runs, under runs:, grid: or seeds:; this one has {len(runs)}"
@@ -136,6 +155,20 @@ def read_plan(path: Path, output_root: Path | None = None) -> RunPlan:
         twice = next(name for name in names if names.count(name) > 1)
         raise RequestError(f"{path}: two runs would be called {twice}; give them other names or values")
     return RunPlan(name, runs, content.get("rank_by"), content)
+
+
+def _of_all(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Problem, criteria, `stop_when` and notes of a plan as settings of its runs."""
+    settings = {name: content[name] for name in ("problem", "stop_when") if content.get(name)}
+    if content.get("notes"):
+        settings["note"] = list(map(str, content["notes"]))
+    if content.get("criteria"):
+        try:
+            settings["criterion"] = criteria_texts(content["criteria"])
+            parse_criteria(tuple(settings["criterion"]))
+        except ValueError as error:
+            raise RequestError(f"{path}: {error}") from None
+    return settings
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -197,10 +230,22 @@ def _value_in_name(value: Any) -> str:
     return re.sub(r"[^\w.+=-]", "_", text)
 
 
-def _planned(path: Path, plan: str, words: list[str], settings: dict[str, Any]) -> PlannedRun:
-    name = "-".join([plan, *words])
+def _planned(path: Path, plan: str, words: list[str], base: dict[str, Any], changes: dict[str, Any]) -> PlannedRun:
+    name, settings = "-".join([plan, *words]), {**base, **changes}
     arguments = [*to_arguments(settings, f"{path}, run {name}"), "--run-name", name]
     try:
-        return PlannedRun(tuple(arguments), parse_args(arguments))
+        config = parse_args(arguments)
     except RequestError as error:
         raise RequestError(f"{path}, run {name}: {error}") from error
+    return PlannedRun(tuple(arguments), config, _changes_words(config, changes, base))
+
+
+def _changes_words(config: TrainConfig, changes: dict[str, Any], base: dict[str, Any]) -> str:
+    """`lr` 0.003 (base 0.001), for each setting that a run changes in the base; without its reasons and its seed."""
+    usual = vars(preset(config.preset, recipe=config.recipe))
+    words = []
+    for name in [name for name in changes if name not in (*NO_RECIPE, "seed")]:
+        value, before = getattr(config, name), base.get(name, usual[name])
+        if setting_words(value) != setting_words(before):
+            words.append(f"`{name}` {setting_words(value)} (base {setting_words(before)})")
+    return ", ".join(words) or "nothing: the base"

@@ -6,6 +6,7 @@ slow down training.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ from ddpm.run.metrics import (
     VAL_LOSS_SWA,
     Metric,
 )
+from metrics.criteria.of_run import count_of
 from metrics.live.lines import SHORT, now, part
 from metrics.run_data import RunData
 from metrics.starts import computed
@@ -162,6 +164,8 @@ def _figures(run: RunData, width: int) -> Text:
     figures = {SHORT[metric]: now(run.status, metric) for metric in (LOSS_MEAN, SAMPLES_PER_SEC, LR, GRAD_NORM)}
     if run.ended and (speed := run.summary.get("avg_throughput_sps")) is not None:
         figures[SHORT[SAMPLES_PER_SEC]] = SAMPLES_PER_SEC.text(speed)
+    if judged := count_of(run):
+        figures = dict(itertools.islice(figures.items(), 2)) | {"criteria": judged} | figures
     figures["seen"] = count(run.status.get("images_seen"))
     cells = fitting((f"{name} {value}" for name, value in figures.items()), width, GAP)
     parts = [cell.partition(" ") for cell in cells]

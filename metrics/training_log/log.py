@@ -25,8 +25,10 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import RunPaths
 from metrics import sections, trends
+from metrics.criteria.of_run import criteria_section
 from metrics.curves import USUAL, charts
 from metrics.files import ENDED
+from metrics.note.notes import notes_section
 from metrics.page import Block, Bullets, Code, Facts, Note, Page, Section, Table, code, link, to_markdown
 from metrics.phases import FAST, FLAT, FLAT_IN_ALL, FLAT_NOW, SHORTEST, UNSURE, Phase, find_phases, rate_words
 from metrics.run_data import RunData, load_run
@@ -83,7 +85,9 @@ def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Pag
         *sections.warnings(run),
         Note(f"The latest start {status['state']}{said}.") if later else None,
         quick_reference(run),
+        criteria_section(run),
         best_results(run),
+        notes_section(run.paths),
         milestones_section(run, trends.main_loss([run.rows]), metric, phases, target),
         phases_section(run, metric, phases),
         target_section(run, target) if target else None,

@@ -15,9 +15,11 @@ import numpy as np
 
 from ddpm.run.config import parse_target
 from ddpm.run.files import read_file
-from ddpm.run.format import DASH, count, duration, plural, timestamp
+from ddpm.run.format import DASH, count, duration, number, plural, timestamp
 from ddpm.run.metrics import IMAGES_SEEN, LR, METRICS, NONFINITE_STEPS, STEP, TOTAL_TIME_SEC, Metric
 from ddpm.run.paths import RunPaths
+from ddpm.training.schedule import PLATEAU, plateau_reductions
+from metrics.criteria.of_run import verdicts_of
 from metrics.files import ENDED, read_event
 from metrics.page import Section, Table
 from metrics.phases import Phase
@@ -136,6 +138,7 @@ class MilestoneCollector:
         settings, rates = self._run.settings, self._run.curve(LR)
         warmup = settings.get("warmup_steps") or 0
         smooth = str(settings.get("lr_schedule")).startswith("cosine")
+        reasons = self._reasons()
         steps = np.array([STEP.of(self._rows[epoch]) or 0 for epoch in rates.epochs.tolist()])
         warm = rates[steps >= warmup]
         if warmup and len(warm):
@@ -148,7 +151,8 @@ class MilestoneCollector:
             rose, fell = after > before * (1 + CHANGE), not smooth and after < before * (1 - CHANGE)
             if rose or fell:
                 words = f"learning rate {'rose' if rose else 'fell'} {_from_to(warm, place - 1, place)}"
-                changes.append((int(warm.epochs[place]), words))
+                epoch = int(warm.epochs[place - 1])
+                changes.append((int(warm.epochs[place]), words + (f": {reasons[epoch]}" if epoch in reasons else "")))
         for epoch, what in self._few(changes, "changes of the learning rate"):
             self.at_epoch(epoch, what)
         largest = np.maximum.accumulate(rates.values)[len(rates) - len(warm) :]
@@ -157,6 +161,15 @@ class MilestoneCollector:
             until = rates[rates.epochs <= warm.epochs[half[0]]]
             words = _from_to(until, int(until.values.argmax()), -1)
             self.at_epoch(until.last.epoch, f"learning rate down to half or less: {words}")
+
+    def _reasons(self) -> dict[int, str]:
+        """Why the plateau schedule lowered the rate: epoch after which it did → reason; empty for other schedules."""
+        settings = {name: self._run.settings.get(name) for name in PLATEAU}
+        known = self._run.document.get("hyperparameters") or {}
+        peak, steps = number(known.get("learning_rate")), number(known.get("steps_per_epoch"))
+        if self._run.settings.get("lr_schedule") != "plateau" or None in settings.values() or not (peak and steps):
+            return {}
+        return {each.epoch: each.reason for each in plateau_reductions(self._run.rows, settings, peak, int(steps))}
 
     def plateaus(self, metric: Metric, phases: Sequence[Phase]) -> None:
         for phase in phases:
@@ -184,6 +197,14 @@ class MilestoneCollector:
             if epoch is not None:
                 words = f"`{metric.name}` {metric.text_of(self._rows[epoch])}, asked for {metric.text(value)}"
                 self.at_epoch(epoch, f"target reached: {words}")
+
+    def criteria(self) -> None:
+        """The epochs at which a criterion was met or missed."""
+        for verdict in verdicts_of(self._run):
+            if verdict.state in ("met", "missed") and verdict.epoch in self._rows:
+                words = f"criterion {verdict.state}: {verdict.criterion.name}"
+                said = verdict.words if verdict.criterion.name != verdict.criterion.text else verdict.brief
+                self.at_epoch(verdict.epoch, f"{words} ({said})")
 
     def end(self) -> None:
         """How the run ended, if it has; with the message of its status, if that is about the same end."""
@@ -220,6 +241,7 @@ def milestones_section(
     collector.bests(best_of)
     collector.plateaus(metric, phases)
     collector.target(target)
+    collector.criteria()
     collector.first_checkpoint()
     collector.starts()
     collector.end()

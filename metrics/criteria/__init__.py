@@ -1,0 +1,1 @@
+"""Success criteria: whether a run meets them, and how pages say so."""

@@ -1,0 +1,29 @@
+"""Criteria while a run trains: lines for its log, and whether it should end because it misses one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from metrics.criteria.verdicts import Course, verdicts
+
+
+def changed(texts: Sequence[str], rows: Sequence[Mapping[str, Any]], last_epoch: int) -> Iterator[tuple[str, str]]:
+    """Lines of the log, with their severity, about the criteria that the last row has decided."""
+    before, after = (verdicts(texts, Course(part, last_epoch)) for part in (rows[:-1], rows))
+    for earlier, verdict in zip(before, after, strict=True):
+        if verdict.state != earlier.state and verdict.state in ("met", "missed"):
+            severity = "success" if verdict.state == "met" else "warning"
+            yield f"criterion {verdict.state}: {verdict.criterion.name}: {verdict.words}", severity
+
+
+def out_of_reach(texts: Sequence[str], rows: Sequence[Mapping[str, Any]], last_epoch: int) -> str | None:
+    """Why a run with `--stop-when missed` should end now; None if it should go on, or is at its end."""
+    course = Course(rows, last_epoch)
+    if not rows or course.closed:
+        return None
+    missed = next((verdict for verdict in verdicts(texts, course) if verdict.state == "missed"), None)
+    if missed is None:
+        return None
+    told = f"the criterion {missed.criterion.name!r} can no longer be met ({missed.words})"
+    return f"stopped early after epoch {course.done}: {told}; leave out --stop-when to train on"

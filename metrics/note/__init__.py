@@ -1,0 +1,1 @@
+"""Remarks of people about a run, with their times."""
