@@ -4,7 +4,7 @@
     torchrun --standalone --nproc_per_node=4 train.py      one process per GPU
     sbatch submit.sh                                       the same on a Slurm cluster
 
-Where to change what: settings in ddpm/run/config.py, figures in ddpm/run/metrics.py, data sets in ddpm/data/; under
+Where to change what: settings in ddpm/run/config/, figures in ddpm/run/metrics.py, data sets in ddpm/data/; under
 ddpm/training/, images and their order in data.py, the network in model.py, what makes it fast in layers.py and
 compilation.py, the loss in diffusion.py, the optimizer step in trainer.py, checkpoints in checkpoint.py (format) and
 checkpointing.py (when, which), resuming in resume.py; sampling in ddpm/sampling/pipeline.py, evaluation in

@@ -9,7 +9,9 @@ import pytest
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.cli import flag
-from ddpm.run.config import PRESETS, RECIPES, TrainConfig, field_help, markdown_table, preset, without_effect
+from ddpm.run.config import PRESETS, RECIPES, TrainConfig, preset
+from ddpm.run.config.__main__ import field_help, markdown_table
+from ddpm.run.config.rules import without_effect
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE
 from tests.conftest import replace

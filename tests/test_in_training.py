@@ -9,7 +9,8 @@ import train
 from ddpm.evaluation import in_training
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.in_training import InTrainingEvaluation
-from ddpm.run.config import EVALUATED, TrainConfig
+from ddpm.run.config import TrainConfig
+from ddpm.run.config.rules import EVALUATED
 from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.signals import StopRequest
 from ddpm.training.diffusion import make_scheduler

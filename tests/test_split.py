@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm.run.config import USUAL_VAL_IMAGES
+from ddpm.run.config.rules import USUAL_VAL_IMAGES
 from ddpm.training.data import Images, split_test
 from tests.conftest import CLASSES
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from ddpm.data.idx import Split
 from ddpm.data.sets import dataset
-from ddpm.run.config import USUAL_VAL_IMAGES, TrainConfig
+from ddpm.run.config import TrainConfig
+from ddpm.run.config.rules import USUAL_VAL_IMAGES
 from ddpm.run.errors import RequestError
 from ddpm.training.distributed import DistContext
 from ddpm.training.seeding import Stream, generator

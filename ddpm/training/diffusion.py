@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from ddpm.run.config import TrainConfig, beta_range
+from ddpm.run.config import TrainConfig
+from ddpm.run.config.rules import beta_range
 from ddpm.run.metrics import BANDS, SLOWEST_RANK, SLOWEST_RANK_RATIO, Metric
 from ddpm.training.data import Images, split_test, to_model_input
 from ddpm.training.distributed import DistContext

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ddpm.run.config import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, TrainConfig, asked_of, parse_target
+from ddpm.run.config import TrainConfig
+from ddpm.run.config.rules import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, asked_of, parse_target
 from ddpm.run.errors import RequestError
 from ddpm.training import compiler
 

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.config import BETAS, START_ONLY, TrainConfig, beta_range, in_todays_words, preset
+from ddpm.run.config import START_ONLY, TrainConfig, in_todays_words, preset
+from ddpm.run.config.rules import BETAS, beta_range
 from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json, real, why_and_cure
 from ddpm.run.paths import RunPaths, grid_epoch, readable_folder

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddpm.run.config import TrainConfig, beyond_the_end, preset, without_effect
+from ddpm.run.config import TrainConfig, preset
+from ddpm.run.config.rules import beyond_the_end, without_effect
 from ddpm.run.errors import RequestError
 from ddpm.run.metrics import METRICS
 

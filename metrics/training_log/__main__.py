@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from ddpm.run import cli
 from ddpm.run.command import RunCommand
-from ddpm.run.config import SELECTABLE, parse_target
+from ddpm.run.config.rules import SELECTABLE, parse_target
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import find_run
 from ddpm.run.program import run_program

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ddpm.run.config import parse_target
+from ddpm.run.config.rules import parse_target
 from ddpm.run.format import count, duration, significant
 from ddpm.run.metrics import IMAGES_SEEN, METRICS, TOTAL_TIME_SEC, Metric, headline
 from ddpm.run.paths import RunPaths

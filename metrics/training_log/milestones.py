@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ddpm.run.config import parse_target
+from ddpm.run.config.rules import parse_target
 from ddpm.run.files import read_file
 from ddpm.run.format import DASH, count, duration, number, plural, timestamp
 from ddpm.run.metrics import IMAGES_SEEN, LR, METRICS, NONFINITE_STEPS, STEP, TOTAL_TIME_SEC, Metric
