@@ -27,7 +27,9 @@ from ddpm.sampling.options import SamplerName, weights_of, weights_words
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TASK = "unconditional-image-generation"  # the closest task of the Hub: it has none for drawing by class
 # machine-specific settings: the card leaves them out, and an export's meta.json has these values
-MACHINE_SPECIFIC = {"data_root": "data", "output_root": ".", "resume": "auto", "device": "auto", "config": None}
+MACHINE_SPECIFIC = {
+    "data_root": "data", "output_root": ".", "resume": "auto", "device": "auto", "config": None, "criteria": None,
+}  # fmt: skip
 SHOWN_EPOCHS = 10
 EPOCH_COLUMNS = [EPOCH, LOSS_MEAN, VAL_LOSS_EMA, LR]
 
