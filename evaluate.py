@@ -1,8 +1,8 @@
-"""How good are the characters that a model draws? Measured by a classifier that was trained on the real ones.
+"""How good are the images that a model draws? Measured by a classifier that was trained on the real ones.
 
     python evaluate.py RUN                       the best checkpoint of a run; also a checkpoint's or an export's folder
     python evaluate.py RUN --no-sweeps           without comparing guidance scales and samplers, which takes longest
-    python evaluate.py RUN --no-cas              without what a classifier learns from the characters
+    python evaluate.py RUN --no-cas              without what a classifier learns from the images
 
 Writes evaluation.json, pictures and the generated images, and adds a section to the run's report. In ddpm/evaluation/:
 the flags in config.py, the measurements in evaluator.py. This file prints the results, and updates the report.

@@ -1,7 +1,8 @@
-"""Draw characters, or a text in handwriting, with a trained model, and show the denoising steps.
+"""Draw images of classes, or a text in handwriting, with a trained model, and show the denoising steps.
 
-    python sample.py RUN                                   a sheet of all 47 classes
+    python sample.py RUN                                   a sheet of all classes; of more than 64, some of them
     python sample.py RUN --chars 0-9A-F --per-class 12     a sheet of some classes
+    python sample.py RUN --classes "Bag, Ankle boot"       a sheet of classes that are not characters
     python sample.py RUN --text "Hello World"              handwriting on paper
     python sample.py RUN --text "Hello World" --animate    its denoising as a GIF; as a video with --out hello.mp4
     python sample.py RUN --chars 0-9 --strip               denoising steps side by side
@@ -51,7 +52,7 @@ def make(config: SampleConfig) -> Path:
         The picture's path.
 
     Raises:
-        RequestError: there is no such model, character or device, or the picture cannot be written.
+        RequestError: there is no such model, class or device, or the picture cannot be written.
     """
     limit_spinning()
     limit_workers(1)
@@ -94,7 +95,7 @@ def make(config: SampleConfig) -> Path:
             atomic_write(file, content)
     except OSError as error:
         raise RequestError(f"{error.filename or path}: {error.strerror}; give another file with --out") from error
-    print(f"  {count} characters: {renderer.settings} · {precision} on {hardware.device_name(device)}")
+    print(f"  {count} images: {renderer.settings} · {precision} on {hardware.device_name(device)}")
     timing = f"  {seconds:.1f} s, {1000 * seconds / count:,.1f} ms per image"
     print(f"{timing} · {fewer_threads}" if fewer_threads else timing)
     for file, content in files.items():
@@ -120,7 +121,8 @@ def only_run(root: Path) -> str:
 def free_name(run: str, config: SampleConfig) -> Path:
     """A file in samples/ that does not exist yet, named after run and content; numbered from the second on."""
     kind = "-strip" if config.strip is not None else ""
-    content = re.sub(r"[^A-Za-z0-9]+", "-", config.text or config.chars or "characters").strip("-")[:40].rstrip("-")
+    asked = config.text or config.chars or config.classes or "classes"
+    content = re.sub(r"[^A-Za-z0-9]+", "-", asked).strip("-")[:40].rstrip("-") or "some"
     folder, suffixes = config.output_root / "samples", (config.suffix, ".npz")
     numbers = itertools.chain([""], map("-{}".format, itertools.count(2)))
     stems = (f"{run}-{content}{kind}{number}" for number in numbers)

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.step_recorder import Steps
+from benchmarks.step_recorder import Steps, command
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import atomic_write
@@ -94,9 +94,10 @@ def record(name: str, data_root: Path) -> dict[str, Any]:
     """Train a run on one thread, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments, out = flags(name, data_root, Path(scratch)), Path(scratch) / "steps.json"
-        command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "step_recorder.py"), str(out), *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            command(out, arguments), cwd=PROJECT_ROOT, env=environment, stdout=subprocess.DEVNULL, check=True
+        )
         return document(json.loads(out.read_text(encoding="utf-8")), parse_args(arguments))
 
 

@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.step_recorder import Steps
+from benchmarks.step_recorder import Steps, command
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.program import run_program
 
-RECORDER = Path(__file__).with_name("step_recorder.py")
 USUAL = "--precision fp32 --no-compile --log-every 1 --val-every 0 --samples-per-class 0 --no-export --epochs 1000"
 
 
@@ -57,9 +56,10 @@ def steps_of(commit: str, flags: list[str], steps: int) -> Steps:
     with checkout(commit) as folder, tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "steps.json"
         arguments = [*USUAL.split(), "--max-steps", str(steps), "--output-root", scratch, "--run-name", "compared"]
-        command = [sys.executable, str(RECORDER), str(out), *arguments, *flags]
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command(out, [*arguments, *flags]), cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
         if ended.returncode:
             last = (ended.stderr.strip() or ended.stdout.strip() or "it said nothing").splitlines()[-1]
             raise RequestError(f"{commit} with {shlex.join(flags)} ended with exit code {ended.returncode}: {last}")

@@ -1,8 +1,5 @@
-"""Runs the train.py of the checkout in the current folder, and writes the loss and gradient norm of every step.
-
-python /path/to/step_recorder.py OUT.json FLAGS OF train.py …
-
-It imports nothing but that checkout, so it also records commits from before this file (see loss_compare.py).
+"""Records the loss and gradient norm of every step of a run, also by the code of another commit: it imports nothing but
+the checkout in the current folder (see loss_compare.py).
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 Steps = dict[str, list[float]]  # losses and grad_norms
@@ -37,17 +35,19 @@ def recorded(step_buffer: Any) -> Iterator[Steps]:
         step_buffer.take = take
 
 
-def main(out: str, arguments: list[str]) -> int:
-    sys.path[0] = os.getcwd()
+def command(out: Path, arguments: list[str]) -> list[str]:
+    """The command that trains with the flags `arguments`, by the code in the folder where it is started, and writes the
+    steps to `out`."""
+    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import step_recorder; step_recorder.main()"
+    return [sys.executable, "-c", code, str(out), *arguments]
+
+
+def main() -> None:
+    out, *arguments = sys.argv[1:]
     names = ("train", "ddpm.training.trainer", "ddpm.run.arguments", "ddpm.run.signals")
     train, trainer, command_line, signals = map(importlib.import_module, names)
     with recorded(trainer.StepBuffer) as steps:
         code = train.main(command_line.parse_args(arguments), signals.StopRequest())
     if os.environ.get("RANK", "0") == "0":
-        with open(out, "w", encoding="utf-8") as file:
-            json.dump(steps, file)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+        Path(out).write_text(json.dumps(steps), encoding="utf-8")
+    sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from matplotlib import style
 
+from ddpm.data.classes import thing
 from ddpm.run.datasets import data_words
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, at, found
 from ddpm.run.evaluation_file import load_evaluation, real_images_words
@@ -27,6 +28,7 @@ from metrics.evaluation_words import (
     length_words,
     readability_words,
     recommended_words,
+    things,
     variety_words,
 )  # fmt: skip
 from metrics.page import Block, Facts, Note, Picture, Section, Table, code
@@ -36,9 +38,9 @@ CAPTIONS = {
     "worst": "The classifier's most confident misreadings: the class asked for, and the class read.",
     "per_class": "Top-1 of each class, with 95% intervals.",
     "confusion": "The class asked for against the class read.",
-    "class_balance": "Classes of the characters drawn when no class was asked for.",
-    "closest_pairs": "The characters closest to training images, each beside that image.",
-    "memorisation": "Distance of generated characters and of test images to the closest training image.",
+    "class_balance": "Classes of the {things} drawn when no class was asked for.",
+    "closest_pairs": "The {things} closest to training images, each beside that image.",
+    "memorisation": "Distance of generated {things} and of test images to the closest training image.",
     "samplers": "RCA and Fréchet distance of each sampler against its time, with 95% intervals.",
     "guidance": "RCA and Fréchet distance by guidance, with 95% intervals.",
 }
@@ -99,7 +101,11 @@ def evaluation_section(paths: RunPaths) -> Section | None:
 
     def pictures(*names: str) -> list[Picture]:
         files = [(name, paths.evaluation_files / f"{name}.png") for name in names]
-        return [Picture(file, name.replace("_", " "), CAPTIONS[name]) for name, file in files if os.path.isfile(file)]
+        return [
+            Picture(file, name.replace("_", " "), CAPTIONS[name].format(things=things(evaluation)))
+            for name, file in files
+            if os.path.isfile(file)
+        ]
 
     def compared(name: str) -> list[Block]:
         return [*pictures(name), sweep_table(evaluation, name)] if evaluation[name] else []
@@ -109,7 +115,7 @@ def evaluation_section(paths: RunPaths) -> Section | None:
         lengths = [Section("Which EMA length to take", [length_words(evaluation), *compared("ema_lengths")])]
     glyphs = "**Measured on the embedded glyphs, not EMNIST**: nothing here is about handwriting."
     return Section("Evaluation", [
-        *([] if evaluation["data"] == "emnist" else [Note(glyphs)]),
+        *([Note(glyphs)] if evaluation["data"] == "glyphs" else []),
         *lead(evaluation),
         Section("What can be learned from them", learning_words(evaluation)),
         Section("Readability", [*readability_words(evaluation), *pictures("worst", "per_class", "confusion")]),
@@ -127,8 +133,8 @@ def evaluation_section(paths: RunPaths) -> Section | None:
 
 
 def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
-    """All figures with their intervals and counts, those of test images below those of generated characters."""
-    rows = []
+    """All figures with their intervals and counts, those of test images below those of generated images."""
+    rows, what = [], thing(evaluation["data"])
     for figure in found(evaluation):
         for place, label in ((figure.place, figure.heading), (figure.real, "– of test images")):
             if place:
@@ -139,7 +145,8 @@ def figures_table(evaluation: dict[str, Any], meanings: bool = False) -> Table:
                     figure.interval_text(estimate),
                     f"{estimate['count']:,}",
                 )
-                rows.append((*cells, figure.meaning if place == figure.place else "") if meanings else cells)
+                meaning = figure.meaning.replace("character", what) if place == figure.place else ""
+                rows.append((*cells, meaning) if meanings else cells)
     heads = ["Figure", "Value", "95% interval", "Images", *(["What it says"] if meanings else [])]
     title = "" if meanings else f"{evaluation['run']}, {evaluation['checkpoint']}: {sampler_words(evaluation)}"
     return Table(title, heads, rows)
@@ -182,7 +189,7 @@ def how(evaluation: dict[str, Any]) -> Facts:
         "Intervals": "95%; proportions: Wilson's (exact where none or all are hits), RCA: MOVER-R, CAS: spread "
         "over classifiers and test images, others: bootstrap",
         "Seed": str(evaluation["seed"]),
-        "Characters": f"{evaluation['samples_per_class']:,} of each class",
+        things(evaluation).capitalize(): f"{evaluation['samples_per_class']:,} of each class",
         "Device": evaluation["device"],
         "Time": evaluation["generated"],
     })  # fmt: skip

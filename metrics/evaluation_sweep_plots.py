@@ -12,6 +12,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from ddpm.data.classes import thing
 from ddpm.run.evaluation_figures import FRECHET, RCA, EvaluationFigure
 from ddpm.run.format import significant
 from ddpm.run.guidance import guidance_kind, guidance_of
@@ -61,7 +62,7 @@ def guidance(evaluation: dict) -> Figure:
         ticks = sorted(set(scales))
         axes.set_xticks(ticks, [f"{scale:g}" for scale in ticks])
         axes.set_xlabel("guidance scale")
-        _finish_score(axes, score, rows)
+        _finish_score(axes, score, rows, f"{thing(evaluation['data'])}s")
     return figure
 
 
@@ -100,7 +101,7 @@ def samplers(evaluation: dict) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 3)))
         axes.set_xlabel("seconds per image")
-        _finish_score(axes, score, rows)
+        _finish_score(axes, score, rows, f"{thing(evaluation['data'])}s")
         axes.set_ylim(*_vertical_limits([score.of(row) for row in rows], bound))
     _place_labels(figure, labels)
     return figure
@@ -125,12 +126,12 @@ def _vertical_limits(estimates: list[dict], bound: list[float | None]) -> tuple[
     return known.min() - room, known.max() + room
 
 
-def _finish_score(axes: Axes, score: EvaluationFigure, rows: list[dict]) -> None:
-    """Titles and axis of a panel of RCA or of the Fréchet distance."""
+def _finish_score(axes: Axes, score: EvaluationFigure, rows: list[dict], things: str) -> None:
+    """Titles and axis of a panel of RCA or of the Fréchet distance; `things`: characters or images."""
     axes.set_title("RCA: readability relative to test images" if score is RCA else "Fréchet distance to test images")
     counts = {score.of(row)["count"] for row in rows}
     axes.set_title(
-        f"{score.better} is better, {' or '.join(f'{count:,}' for count in sorted(counts))} characters", **NOTE
+        f"{score.better} is better, {' or '.join(f'{count:,}' for count in sorted(counts))} {things}", **NOTE
     )
     axes.set_ylabel(score.label)
     if score is RCA:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ddpm.data.classes import thing
 from ddpm.evaluation.findings import NEAR_CHANCE, WEAK, best_row, class_interval, copying, weak_classes
 from ddpm.run.evaluation_figures import (
     AUGMENTED,
@@ -31,16 +32,21 @@ from metrics.page import code
 SHOWN_CLASSES = 3  # weakest classes that are named
 
 
+def things(evaluation: dict[str, Any]) -> str:
+    """What the sentences call the images: characters, if the data are some."""
+    return f"{thing(evaluation['data'])}s"
+
+
 def lead(evaluation: dict[str, Any]) -> list[str]:
-    """First the classifier's own accuracy, then its results for the model's characters."""
+    """First the classifier's own accuracy, then its results for the model's images."""
     classifier, generated, distances = (evaluation[part] for part in ("classifier", "conditional", "distances"))
     usual = " (with all 112,800 training images of EMNIST Balanced, 88 to 91% is usual; with fewer it is less)"
     return [
         f"The check first: a classifier, trained on the {classifier['train_images']:,} training images, reads "
         f"{TOP1.words_of(classifier)} of the {classifier['test_images']:,} test images correctly"
         f"{usual if evaluation['data'] == 'emnist' else ''}. {test_images_sentence(evaluation)}",
-        f"It reads {TOP1.words_of(generated)} of the {TOP1.of(generated)['count']:,} generated characters as the "
-        f"class that was asked for: **RCA {RCA.words_of(generated)}**, where 1 is as readable as test images"
+        f"It reads {TOP1.words_of(generated)} of the {TOP1.of(generated)['count']:,} generated {things(evaluation)} as "
+        f"the class that was asked for: **RCA {RCA.words_of(generated)}**, where 1 is as readable as test images"
         f"{unguided_words(evaluation)}. "
         f"Their Fréchet distance to test images is {FRECHET.words_of(distances)}, that of other test images "
         f"{FRECHET.words(distances['frechet_real'])}.",
@@ -63,7 +69,7 @@ def test_images_sentence(evaluation: dict[str, Any]) -> str:
 
 
 def learning_words(evaluation: dict[str, Any]) -> list[str]:
-    """What a classifier learns from the generated characters, and which classes teach it least."""
+    """What a classifier learns from the generated images, and which classes teach it least."""
     part = evaluation["learning"]
     if part is None:
         return ["Not measured (evaluate.py measures it, unless told --no-cas)."]
@@ -73,12 +79,12 @@ def learning_words(evaluation: dict[str, Any]) -> list[str]:
         for entry in classes
     )
     return [
-        f"A classifier that has learned from {part['images']:,} generated characters alone reads "
+        f"A classifier that has learned from {part['images']:,} generated {things(evaluation)} alone reads "
         f"{TOP1.words(part['accuracy'])} of the test images; one that has learned from as many real "
         f"ones {TOP1.words(part['real_accuracy'])}: **CAS {CAS.words_of(part)}**, where 1 is as good as real ones."
         f"{worth_words(part)}",
-        f"At guidance 1 the CAS is {CAS_UNGUIDED.words_of(part)}. Real and generated characters together teach "
-        f"{AUGMENTED.words_of(part)} times what the real ones alone do.",
+        f"At guidance 1 the CAS is {CAS_UNGUIDED.words_of(part)}. Real and generated {things(evaluation)} together "
+        f"teach {AUGMENTED.words_of(part)} times what the real ones alone do.",
         f"Classes that it learned least, of {part['seeds']} classifiers each: {named}.",
     ]
 
@@ -104,7 +110,7 @@ def readability_words(evaluation: dict[str, Any]) -> list[str]:
         f"{TOP1.text(entry['real_top1'])})"
         for entry in weak[:SHOWN_CLASSES]
     )
-    each = _count_per_class([entry["count"] for entry in evaluation["conditional"]["per_class"]])
+    each = _count_per_class([entry["count"] for entry in evaluation["conditional"]["per_class"]], things(evaluation))
     if weak:
         words = f"{len(weak)} class(es) are below {WEAK} of the test images' Top-1, the weakest: {named}, of {each}."
     else:
@@ -120,9 +126,9 @@ def _interval(ends: tuple[float, float]) -> str:
     return TOP1.interval_text(dict(zip(("low", "high"), ends, strict=True)))
 
 
-def _count_per_class(counts: Sequence[int]) -> str:
+def _count_per_class(counts: Sequence[int], what: str) -> str:
     few, many = min(counts), max(counts)
-    return f"{few:,} characters of each class" if few == many else f"{few:,} to {many:,} characters of each class"
+    return f"{few:,} {what} of each class" if few == many else f"{few:,} to {many:,} {what} of each class"
 
 
 def variety_words(evaluation: dict[str, Any]) -> str:
@@ -131,40 +137,41 @@ def variety_words(evaluation: dict[str, Any]) -> str:
     order = sorted(zip(balance["shares"], names, strict=True), key=lambda pair: pair[0] or 0)
     least, most = (f"{code(name)} ({TOP1.text(share)})" for share, name in (order[0], order[-1]))
     return (
-        f"{PRECISION.words_of(distances)} of the generated characters lie among the test images "
+        f"{PRECISION.words_of(distances)} of the generated {things(evaluation)} lie among the test images "
         f"(precision); {RECALL.words_of(distances)} of the test images lie among the generated "
-        f"characters (recall).{neighbourhood_words(distances)} "
-        f"Of {balance['count']:,} characters drawn when no class was asked for, {most} was most "
+        f"{things(evaluation)} (recall).{neighbourhood_words(evaluation)} "
+        f"Of {balance['count']:,} {things(evaluation)} drawn when no class was asked for, {most} was most "
         f"frequent and {least} least, where an even share is {TOP1.text(1 / len(names))}. Their imbalance (total "
         f"variation) is {IMBALANCE.words_of(balance)}, that of as many test images "
         f"{IMBALANCE.words(balance['real_total_variation'])}."
     )
 
 
-def neighbourhood_words(distances: dict[str, Any]) -> str:
+def neighbourhood_words(evaluation: dict[str, Any]) -> str:
+    distances = evaluation["distances"]
     if not (distances.get(COVERAGE.key) and distances.get(DENSITY.key)):
         return ""
     return (
-        f" A generated character lies near {COVERAGE.words_of(distances)} of the test images (coverage; other test "
-        f"images: {COVERAGE.words(distances['coverage_real'])}), and their density there is "
+        f" A generated {thing(evaluation['data'])} lies near {COVERAGE.words_of(distances)} of the test images "
+        f"(coverage; other test images: {COVERAGE.words(distances['coverage_real'])}), and their density there is "
         f"{DENSITY.words_of(distances)} (other test images: {DENSITY.words(distances['density_real'])})."
     )
 
 
 def copying_words(evaluation: dict[str, Any]) -> str:
-    """Whether characters were memorised, as far as the counts can show it."""
+    """Whether images were memorised, as far as the counts can show it."""
     estimate = at(evaluation, VERY_CLOSE.place)
     words = (
-        f"{VERY_CLOSE.words(estimate)} of the {estimate['count']:,} generated characters are closer to a training "
-        "image than 99% of the test images are; 1% would be chance."
+        f"{VERY_CLOSE.words(estimate)} of the {estimate['count']:,} generated {things(evaluation)} are closer to a "
+        "training image than 99% of the test images are; 1% would be chance."
     )
     heldout = sum(evaluation["memorisation"]["histogram"]["heldout"])
     return {
         "more than chance": f"{words} This is more: look at the closest pairs. One cause is copying. Another is strong "
-        "guidance: it makes characters plainer than real ones, and plain characters are close to many images.",
+        f"guidance: it makes {things(evaluation)} plainer than real ones, and plain ones are close to many images.",
         "near chance": f"{words} There is no sign of copying.",
-        "too few to tell": f"{words} {estimate['count']:,} characters and {heldout:,} test images are too few to tell "
-        f"whether it is less than {NEAR_CHANCE:.0%}.",
+        "too few to tell": f"{words} {estimate['count']:,} {things(evaluation)} and {heldout:,} test images are too "
+        f"few to tell whether it is less than {NEAR_CHANCE:.0%}.",
     }[copying(evaluation)]
 
 
@@ -177,7 +184,7 @@ def recommended_words(evaluation: dict[str, Any]) -> str:
     if len(rows) == 1:
         return "None is recommended: only one was measured."
     return (
-        f"None is recommended: {RCA.of(rows[0])['count']:,} characters each are too few to tell them apart "
+        f"None is recommended: {RCA.of(rows[0])['count']:,} {things(evaluation)} each are too few to tell them apart "
         "(--sweep-samples-per-class)."
     )
 
@@ -188,8 +195,8 @@ def length_words(evaluation: dict[str, Any]) -> str:
     if take:
         return f"**`--ema-length {take['ema_length']:g}`**: {take['why']}."
     return (
-        f"None is recommended: with {RCA.of(rows[0])['count']:,} characters each, no length is shown to be better than "
-        "the EMA of the training."
+        f"None is recommended: with {RCA.of(rows[0])['count']:,} {things(evaluation)} each, no length is shown to be "
+        "better than the EMA of the training."
     )
 
 
@@ -206,7 +213,7 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
         equal = ", ".join(map(guidance_of, others))
         apart = f"{equal} cannot be distinguished from it" if others else "it differs significantly from all others"
         sentences.append(f"Guidance {guidance_of(best)} has the {what}, {figure.words_of(best)}; {apart}.")
-    count = f"Each was measured on {RCA.of(rows[0])['count']:,} characters."
+    count = f"Each was measured on {RCA.of(rows[0])['count']:,} {things(evaluation)}."
     legend = [
         words
         for field, words in (
@@ -215,4 +222,6 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
         )
         if any(row.get(field) for row in rows)
     ]
-    return " ".join([count, *sentences, *legend, "Stronger guidance makes characters plainer and more alike."])
+    return " ".join(
+        [count, *sentences, *legend, f"Stronger guidance makes {things(evaluation)} plainer and more alike."]
+    )

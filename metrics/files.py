@@ -167,11 +167,17 @@ def mean_utilization(starts: Iterable[dict[str, Any]]) -> tuple[float | None, in
 
 
 def energy_wh(starts: Iterable[dict[str, Any]]) -> float | None:
-    """The energy in watt-hours that GPUs used in `starts`: the sum of mean power × duration up to the latest reading.
-    None if no power was read."""
-    known = [(finite(start.get("mean_power_w")), finite(start.get("seconds"))) for start in starts]
-    joules = [watts * seconds for watts, seconds in known if None not in (watts, seconds) and min(watts, seconds) >= 0]
-    return sum(joules) / 3600 if joules else None
+    """The energy in watt-hours that was used in `starts`; None if it was not measured. For starts of older versions,
+    which kept no energy: mean power × duration up to the latest reading."""
+    used = [found for start in starts if (found := _energy_of(start)) is not None]
+    return sum(used) if used else None
+
+
+def _energy_of(start: dict[str, Any]) -> float | None:
+    energy, watts, seconds = (finite(start.get(name)) for name in ("energy_wh", "mean_power_w", "seconds"))
+    if energy is None and None not in (watts, seconds):
+        energy = watts * seconds / 3600 if min(watts, seconds) >= 0 else None
+    return energy if energy is None or energy >= 0 else None
 
 
 def last_words(status: dict[str, Any] | None) -> str:

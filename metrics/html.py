@@ -157,7 +157,12 @@ def write_html(paths: RunPaths) -> Path:
     if not paths.report.exists():
         command = paths.command("python -m metrics.report")
         raise RequestError(f"there is no page {paths.report}: write it first ({command})")
-    return write_page(paths.report, f"{paths.run}: training report")
+    return write_page(paths.report, report_title(paths))
+
+
+def report_title(paths: RunPaths) -> str:
+    """The title of `training_report.html`."""
+    return f"{paths.run}: training report"
 
 
 def _read_asset(name: str) -> str:

@@ -14,7 +14,7 @@ from ddpm.run.lock import RunLock
 from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, LR, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
 from ddpm.run.paths import REPORTED, RunPaths, find_run
 from ddpm.run.signals import StopRequest
-from ddpm.sampling.sheets import draw_samples, labelled_grid
+from ddpm.sampling.sheets import draw_samples, grid_labels, labelled_grid
 from ddpm.training import checkpoint, data, hardware, soundness
 from ddpm.training.checkpointing import Checkpoints, update_best
 from ddpm.training.describe import describe_run
@@ -60,9 +60,8 @@ class RunLifecycle:
         self.choices = hardware.choose(
             config, self.train_set.num_classes, world.device, self.flops_per_image, world.gather, steps
         )
-        self.identity = identity_of(
-            config, self.schedule, self.train_set.class_names, data.agreed_sha256(self.train_set, world)
-        )
+        self.data_sha256 = data.agreed_sha256(self.train_set, world)
+        self.identity = identity_of(config, self.schedule, self.train_set.class_names, self.data_sha256)
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.schedule.global_batch)
         self.checkpoints: Checkpoints | None = None  # on the main process only
@@ -168,6 +167,7 @@ class RunLifecycle:
         )  # fmt: skip
         rows = start.meta["history"] if start else []
         self.logger.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.schedule.remarks()])
+        self.logger.manifest(description, self.data_sha256)
         for note in add_notes(self.paths, config.note):
             self.logger.log(f"note: {note}")
         for note in later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
@@ -237,7 +237,7 @@ class RunLifecycle:
         return soundness.blown_up({LOSS_MEAN.name: float(so_far[LOSS_MEAN])}, earlier)
 
     def draw_samples(self, epoch: int) -> bool:
-        """Draw a grid of generated characters with the averaged weights, unless it is there (every process calls it).
+        """Draw a grid of generated images with the averaged weights, unless it is there (every process calls it).
 
         False if asked to stop meanwhile.
         """
@@ -245,13 +245,13 @@ class RunLifecycle:
         if self.world.broadcast_result(path.exists, here=self.world.is_main):
             return True
         self.publish("sampling", epoch)
-        model, scheduler, per_class = self.trainer.ema.model, self.trainer.scheduler, self.choices.samples_per_class
+        model, scheduler, names = self.trainer.ema.model, self.trainer.scheduler, self.train_set.class_names
+        labels = grid_labels(len(names), self.choices.samples_per_class)
         with self.trainer.autocast(), self.progress.spending(SAMPLE_TIME_SEC):
-            drawn = draw_samples(self.config, model, scheduler, per_class, self.world, interrupted=self.vote.passed)
+            drawn = draw_samples(self.config, model, scheduler, labels, self.world, interrupted=self.vote.passed)
         if drawn is not None and self.world.is_main:
-            names = self.train_set.class_names
-            picture = labelled_grid(self.config, names, drawn, epoch + 1)
-            self.logger.samples(path, drawn, names, picture, self.progress.step)
+            picture = labelled_grid(self.config, names, labels, drawn, epoch + 1)
+            self.logger.samples(path, drawn, labels, names, picture, self.progress.step)
         return drawn is not None
 
     # ---- ending ------------------------------------------------------------------------------------------------------

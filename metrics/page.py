@@ -20,6 +20,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ddpm.sampling.markdown import cell, escaped
+from ddpm.sampling.markdown import code as code  # pages are made with it
+
 Status = Literal["healthy", "warning", "unhealthy", "–"]  # the last: reported, not judged
 ORDER: tuple[Status, ...] = ("–", "healthy", "warning", "unhealthy")
 MARKS = {"–": "·", "healthy": "✓", "warning": "▲", "unhealthy": "✗"}
@@ -27,7 +30,6 @@ STYLES = {"–": "bright_black", "healthy": "green", "warning": "yellow", "unhea
 OF_MARKS = {mark: STYLES[status] for status, mark in MARKS.items()}
 SHORT = 12  # characters; a column of shorter cells is not wrapped on a terminal
 INLINE = re.compile(r"\*\*(?P<bold>.+?)\*\*|`(?P<code>[^`]+)`|\[(?P<words>[^\]\n]*)\]\((?P<target>[^)\s]*)\)")
-SPECIAL = re.compile(r"[\\*<>\[\]~`]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,6 @@ def worst(statuses: Iterable[Status]) -> Status:
     return max(statuses, key=ORDER.index, default="–")
 
 
-def code(text: Any) -> str:
-    """`text` as Markdown code in one line; backticks in it become apostrophes."""
-    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
-
-
 def link(words: str, target: Path, folder: Path) -> str:
     """A link to the file `target` that works from a page in `folder`."""
     return f"[{words}]({_relative(target, folder)})"
@@ -145,7 +142,7 @@ def markdown_table(table: Table) -> str:
     """A table alone, without its title."""
 
     def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(_inline(str(cell)).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cell(_inline(str(each))) for each in cells) + " |"
 
     rule = "| " + " | ".join(["---:" if table.numbers else "---"] * len(table.heads)) + " |"
     return "\n".join([line(table.heads), rule, *map(line, table.rows)])
@@ -194,10 +191,10 @@ def _inline(text: str) -> str:
     """A text in one line, all but its markup escaped."""
     text, parts, last = " ".join(text.split()), [], 0
     for found in INLINE.finditer(text):
-        parts.append(SPECIAL.sub(r"\\\g<0>", text[last : found.start()]))
+        parts.append(escaped(text[last : found.start()]))
         parts.append(f"**{_inline(found['bold'])}**" if found["bold"] else found[0])
         last = found.end()
-    return "".join([*parts, SPECIAL.sub(r"\\\g<0>", text[last:])])
+    return "".join([*parts, escaped(text[last:])])
 
 
 def _relative(target: Path, folder: Path) -> str:

@@ -259,7 +259,7 @@ def loss_by_noise_level(axes: Axes, run: RunData) -> None:
         log_scale(axes, values)
 
 
-@panel("Readability of drawn characters", "share, or ratio of shares", RCA, "no readability was measured")
+@panel("Readability of drawn images", "share, or ratio of shares", RCA, "no readability was measured")
 def readability(axes: Axes, run: RunData) -> None:
     looks = {
         RCA: (GREEN, "RCA: Top-1 relative to test images"),

@@ -40,7 +40,7 @@ def report_page(run: RunData) -> Page:
     history = paths.plots / f"{grids.NAME}.png"
     blocks: list[Block | None] = [*head(run)]
     if os.path.isfile(history):
-        blocks.append(Picture(history, history.stem, "Characters drawn from the same noise at different epochs."))
+        blocks.append(Picture(history, history.stem, "Images drawn from the same noise at different epochs."))
     blocks += [_grid(picture, "The newest sample grid: a row per class, EMA weights.") for picture in newest]
     blocks += [criteria_section(run), notes_section(paths), sections.summary(run)]
     drawn = [name for name in plots_of(run) if os.path.isfile(paths.plots / f"{name}.png")]

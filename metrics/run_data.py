@@ -71,7 +71,7 @@ class RunData:
 
     @property
     def data(self) -> str | None:
-        """`emnist` or `glyphs`; None if that is not known."""
+        """The data set's name in files, such as `emnist` or `glyphs`; None if that is not known."""
         return self.document.get("data") or kinds.data_set(self.status.get("data"))
 
     @property

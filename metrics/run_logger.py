@@ -26,8 +26,10 @@ from ddpm.training.describe import in_words
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import device_name, gpu_uuid
 from ddpm.training.schedule import TrainingSchedule
+from metrics.live.cost import cost_so_far, cost_words
 from metrics.live.logger import PrettyLogger
 from metrics.loggers.group import LoggerGroup
+from metrics.loggers.manifest import add_start, manifest_entry
 from metrics.starts import why_started
 from metrics.tracker import MetricsTracker
 
@@ -42,7 +44,8 @@ class RunLogger:
             "epochs": schedule.epochs, "total_steps": schedule.total_steps,
             "device": device_name(world.device), "gpus": len({gpu for gpu in gpus if gpu[1]}),
         }  # fmt: skip
-        here = [uuid for node, uuid in gpus if uuid and node == world.node]
+        here = list(dict.fromkeys(uuid for node, uuid in gpus if uuid and node == world.node))  # may share one
+        self._hosts = list(dict.fromkeys(node for node, _ in gpus))
         self.paths, self._schedule = paths, schedule
         self._logger = PrettyLogger(
             paths, fields, rank=world.rank, local_rank=world.local_rank, node=world.node, gpu_uuids=here
@@ -81,6 +84,13 @@ class RunLogger:
         self.log(f"begins at step {step} of {self._schedule.total_steps} ({why})", "success")
         self._loggers = LoggerGroup(self.paths, description, images, self.log)
 
+    def manifest(self, description: dict[str, Any], data_sha256: str) -> None:
+        """Add this start to `manifest.json`: its software, machine, data and `description` (main process only)."""
+        with self._logger.going_on("the manifest", "warning"):
+            entry = manifest_entry(description, self._hosts, data_sha256)
+            if aside := add_start(self.paths.manifest, entry):
+                self.log(f"{self.paths.manifest.name} could not be read: it is now {aside.name}", "warning")
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of all epochs so far."""
@@ -98,7 +108,9 @@ class RunLogger:
         """Publish the row of an epoch that is done."""
         if self._tracker:
             with self._logger.going_on("the epoch's metrics"):
-                row = self._tracker.add_epoch(row)  # with all columns
+                self._logger.flush()  # the GPU-hours are read from the status
+                cost = {metric.name: value for metric, value in cost_so_far(self.paths).items()}
+                row = self._tracker.add_epoch(row | cost)  # with all columns
                 self._loggers.log_metrics(row)
         self._logger.log_epoch_summary(row)
         if self._tracker:
@@ -116,12 +128,13 @@ class RunLogger:
                 self._loggers.log_weights(named, self._schedule.images_seen(step))
 
     def samples(
-        self, path: Path, pixels: np.ndarray, class_names: Sequence[str], picture: Image.Image, step: int
-    ) -> None:
-        """Write a sample grid to `path`, and beside it (`.npz`) its images: `pixels` uint8 [N, H, W] by class."""
+        self, path: Path, pixels: np.ndarray, labels: torch.Tensor, class_names: Sequence[str], picture: Image.Image,
+        step: int,
+    ) -> None:  # fmt: skip
+        """Write a sample grid to `path`, and beside it (`.npz`) its images, `pixels` uint8 [N, H, W], their `labels`
+        int64 [N], and the names of all classes."""
         with self._logger.going_on("the sample grid"):
-            labels = np.arange(len(class_names)).repeat(len(pixels) // len(class_names))
-            atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels, names=np.array(class_names)))
+            atomic_write(path.with_suffix(".npz"), npz(x=pixels, y=labels.numpy(), names=np.array(class_names)))
             atomic_write(path, png(picture))  # last: if it is there, so is the other
             self._loggers.log_samples(picture, self._schedule.images_seen(step))
             self.log(f"samples: {path}")
@@ -150,6 +163,7 @@ class RunLogger:
             outdated = REPORTED  # files of an earlier start, unless the report is written now
             if report:
                 self._logger.set_progress(phase="reporting", state=state, exit_code=code, message=message)
+                self._logger.flush()  # the report tells of this status
                 again = f"(later: {self.paths.command('python -m metrics.report')})"
                 with self._logger.going_on(f"the report {again}"):
                     from metrics.report import write_report
@@ -158,6 +172,8 @@ class RunLogger:
                     outdated = ()
                 if outdated:
                     message = "; ".join(filter(None, (message, f"its report could not be written {again}")))
+            with self._logger.going_on("what the run cost"):
+                self.log(f"cost so far: {cost_words(cost_so_far(self.paths))}")
             for label, path in self.paths.artifacts().items():
                 if label not in outdated:
                     self.log(f"{label}: {self.paths.root / path}")

@@ -1,4 +1,4 @@
-"""The sample grids of a run as one picture: characters drawn from the same noise at different epochs."""
+"""The sample grids of a run as one picture: images drawn from the same noise at different epochs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from ddpm.data.classes import evenly
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.files import atomic_write, read_file
 from ddpm.run.paths import RunPaths, grid_epoch
-from metrics.style import STYLE, headed_figure, png
+from metrics.style import STYLE, class_labels, headed_figure, height_of_labels, png
 
 SHOWN = "0258ABEGKMQRSagt"  # of EMNIST Balanced: shapes that differ, some of them hard
 MOST_ROWS = 12
+FEWEST = 10  # columns' width of the picture, so that its head has room
 GAP = 2  # pixels between the pictures
 NAME = "samples_through_training"
 
@@ -26,7 +28,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     """Draw `plots/samples_through_training.png`: a row per sample grid, at most 12, and up to 16 classes as columns.
 
     Read from the arrays that training saves beside the grids (`samples/<data>_epoch_0010.npz`: `x` uint8 [N, H, W],
-    `y` class index [N], `names` of the classes). Those that cannot be read, or that lack a class, are passed over.
+    `y` class index [N], `names` of all classes). Those that cannot be read, or that lack a class, are passed over.
 
     Returns:
         the picture's path; None, and no picture, if there are fewer than two grids to compare.
@@ -43,7 +45,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
         return None
     files = list(rows)
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_ROWS)).round().astype(int))
-    document = {"run": paths.run, "data": files[-1].stem.split("_epoch_")[0]}
+    document = {"run": paths.run, "data": files[-1].stem.rpartition("_epoch_")[0]}
     with style.context(STYLE):
         shown = [files[index] for index in chosen]
         figure = _draw([rows[file] for file in shown], [grid_epoch(file) for file in shown], document)
@@ -67,21 +69,22 @@ def read_row(file: Path) -> Row | None:
     """The classes of a grid that are shown; None if they are not all there."""
     try:
         with np.load(io.BytesIO(read_file(file))) as arrays:
-            pixels, classes = arrays["x"], list(arrays["y"])
+            pixels, labels = arrays["x"], arrays["y"].tolist()
             names = arrays["names"].tolist() if "names" in arrays else list(CLASS_NAMES)  # older ones had no other
-            shown = shown_classes(names)
-            row = pixels[[classes.index(label) for label in shown]]
+            shown = chosen_labels(names, sorted(set(labels)))
+            row = pixels[[labels.index(label) for label in shown]]
     except Exception:  # zipfile, zlib and NumPy raise different ones for damaged files
         return None
     sound = row.ndim == 3 and row.dtype == np.uint8 and row.size
     return Row(tuple(names[label] for label in shown), row) if sound else None
 
 
-def shown_classes(names: Sequence[str]) -> list[int]:
-    """The labels of the classes that have a column: SHOWN if they are there, else evenly spaced ones."""
+def chosen_labels(names: Sequence[str], drawn: Sequence[int]) -> list[int]:
+    """The labels that have a column, of those that were `drawn`: of EMNIST's classes SHOWN, of others evenly spaced
+    ones."""
     if set(SHOWN) <= set(names):
         return [names.index(name) for name in SHOWN]
-    return np.unique(np.linspace(0, len(names) - 1, min(len(names), len(SHOWN))).round().astype(int)).tolist()
+    return [drawn[index] for index in evenly(len(drawn), len(SHOWN))]
 
 
 def _draw(rows: list[Row], epochs: list[int], document: dict) -> Figure:
@@ -92,13 +95,16 @@ def _draw(rows: list[Row], epochs: list[int], document: dict) -> Figure:
     mosaic = sheet.swapaxes(1, 2).reshape(len(rows) * (height + GAP), -1)[:-GAP, :-GAP]
     cell = 0.56  # inches
     what = f"the same noise in every row  ·  EMA weights  ·  epoch {epochs[0]} to {epochs[-1]}"
-    figure = headed_figure(cell * count + 1.1, cell * len(rows) * height / width + 0.36, document, what)
+    figure = headed_figure(
+        cell * max(count, FEWEST) + 1.1, cell * len(rows) * height / width + height_of_labels(names), document, what
+    )
     axes = figure.add_subplot()
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_facecolor("none")
-    axes.set_xticks((np.arange(count) + 0.5) * (width + GAP) - GAP / 2, names, fontsize=13, fontweight="bold")
+    centres = (np.arange(count) + 0.5) * (width + GAP) - GAP / 2
+    class_labels(axes, "x", centres, names, size=13, fontweight="bold")
     axes.set_yticks((np.arange(len(rows)) + 0.5) * (height + GAP) - GAP / 2, [f"epoch {epoch}" for epoch in epochs])
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     return figure

@@ -32,11 +32,12 @@ SUMMARY = {  # row: (format, what it is)
                                  "which it is smallest, unless --best-by is given"),
     "best_swa_epoch": (".0f", "the epoch of `best_val_loss_swa`"),
     "best_val_loss_swa": (".5f", "smallest validation loss of the SWA weights, averaged from --swa-start-epoch on"),
-    "final_rca": (".3f", "RCA of the last evaluation in training: Top-1 of drawn characters / of test images"),
+    "final_rca": (".3f", "RCA of the last evaluation in training: Top-1 of drawn images / of test images"),
     "best_rca": (".3f", "largest RCA of the evaluations in training"),
     "final_fid_features": (".3f", "Fréchet distance to test images in the classifier's features, last evaluation"),
     "nonfinite_steps": (".0f", "steps that were skipped because the gradient was not finite"),
     "restarts": (".0f", "how often the run was continued"),
+    **{metric.name: (metric.format, metric.meaning) for metric in select(group="cost")},
 }  # fmt: skip
 
 
@@ -159,6 +160,8 @@ def data(run: RunData) -> Section:
     names, words = known.get("class_names") or [], run.data_words
     counts = {split: values for split in splits if (values := known.get(f"{split}_counts"))}
     blocks: list[Block] = [f"{words[0].upper()}{words[1:]}."]
+    if (run.document.get("hyperparameters") or {}).get("balance") == "classes":
+        blocks.append("Every class is drawn equally often in an epoch (`--balance classes`), whatever its images.")
     if counts:
         blocks.append(Bullets([_balance(split, values, names) for split, values in counts.items()]))
     if len(counts) == len(splits):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ddpm.run.datasets import data_words
+from ddpm.run.fonts import as_label
 from ddpm.run.format import plural, significant
 from ddpm.run.metrics import NONFINITE_STEPS, STEP
 from metrics.run_data import RunData
@@ -35,11 +37,15 @@ STYLE = ["default", {  # "default" first: the user's own matplotlibrc has no eff
 }]  # fmt: skip
 NOTE = {"loc": "right", "fontsize": 9.5, "color": MUTED, "fontweight": "normal"}  # a second, quiet title
 DPI = 180
+LONGEST_SOURCE = 40  # letters of the data's name
+LONG_NAMES = 8.5  # points
 FEW = 40  # up to this many epochs each is drawn apart: a marker, a bar of its own
 
 
 def headed_figure(width: float, height: float, document: dict, line: str) -> Figure:
     """A figure (inches) headed by the run's name, a `line` of facts, and its data in a box (gold for glyphs).
+
+    Names of classes beside its parts: `class_labels`.
 
     Args:
         document: `run` and `data` are read from it.
@@ -52,15 +58,38 @@ def headed_figure(width: float, height: float, document: dict, line: str) -> Fig
     below = 1 - (head - 0.28) * inch
     figure.text(0.18 / width, below, line, va="center", fontsize=9.5, color=MUTED)
     badge = {"ha": "right", "va": "center", "fontsize": 9.5, "fontweight": "bold"}
-    glyphs = document["data"] != "emnist"
+    glyphs = document["data"] == "glyphs"
     box = {"boxstyle": "round,pad=0.35", "facecolor": GOLD if glyphs else PANEL, "edgecolor": GOLD if glyphs else GRID}
-    figure.text(
-        1 - 0.26 / width, below, data_words(document["data"]), color=PAGE if glyphs else TEXT, bbox=box, **badge
-    )
+    source = as_label(data_words(document["data"]), LONGEST_SOURCE)
+    figure.text(1 - 0.26 / width, below, source, color=PAGE if glyphs else TEXT, bbox=box, **badge)
     side = 0.1 / width
     inside = (side, 0.1 * inch, 1 - 2 * side, 1 - head * inch)
     figure.set_layout_engine("constrained", rect=inside, w_pad=0.09, h_pad=0.09)
     return figure
+
+
+def are_long(texts: Sequence[str]) -> bool:
+    """Are these names of classes too long to stand beside each other?"""
+    return max(map(len, texts), default=0) > 2
+
+
+def height_of_labels(names: Sequence[str]) -> float:
+    """Inches that `class_labels` take above or below axes."""
+    texts = list(map(as_label, names))
+    return 0.36 + 0.08 * max(map(len, texts)) if are_long(texts) else 0.36
+
+
+def class_labels(axes: Axes, side: str, places: Sequence[float], names: Sequence[str], size: float, **more) -> None:
+    """Ticks with the names of classes at the `places` of the axis `side` (x or y); long ones are upright on x.
+
+    Args:
+        size: in points, of names of a character; longer ones are smaller.
+    """
+    texts = list(map(as_label, names))
+    long = are_long(texts)
+    turned = {"rotation": 90} if long and side == "x" else {}
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    axis.set_ticks(places, texts, fontsize=min(size, LONG_NAMES) if long else size, **turned, **more)
 
 
 def png(figure: Figure, document: dict, name: str, kind: str = "plot") -> bytes:

@@ -16,9 +16,12 @@ import numpy as np
 from ddpm.run.files import atomic_write, plain, read_json, strict_json
 from ddpm.run.format import duration
 from ddpm.run.metrics import (
+    ENERGY_WH,
     EPOCH,
     FID_FEATURES,
+    GPU_HOURS,
     GPU_MEM_PEAK_MB,
+    GPU_UTILIZATION,
     GRAD_NORM,
     GRAD_NORM_MAX,
     IMAGES_SEEN,
@@ -38,7 +41,7 @@ from ddpm.run.metrics import (
     Metric,
 )
 from ddpm.run.paths import RunPaths
-from metrics.trends import Curve, best
+from metrics.trends import Curve, best, over_epochs
 
 
 def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dict[Metric, float | int | None]:
@@ -95,6 +98,7 @@ def summarise(rows: list[dict[str, Any]], starts: Sequence[Any]) -> dict[str, An
         "final_fid_features": FID_FEATURES.of(next((row for row in reversed(rows) if RCA.of(row) is not None), {})),
         "nonfinite_steps": int(Curve.of(rows, NONFINITE_STEPS).values.sum()),
         "restarts": restarts,
+        **{metric.name: over_epochs(rows, metric) for metric in (ENERGY_WH, GPU_HOURS, GPU_UTILIZATION)},
     }
     return plain(summary)
 

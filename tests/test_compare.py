@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from ddpm.data.emnist import CLASS_NAMES
+from ddpm.data.others import CLOTHES
 from ddpm.run.format import duration, timestamp
 from ddpm.run.metrics import (
     GPU_MEM_PEAK_MB,
@@ -32,10 +34,11 @@ from ddpm.run.metrics import (
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.compare.__main__ import main
 from metrics.compare.comparison import PAGE
-from metrics.compare.figures import loss_levels, reached, read_runs
+from metrics.compare.figures import ComparedRun, by_data, loss_levels, reached, read_runs
 from metrics.compare.plots import draw_curves, draw_samples
 from metrics.page import Page, Section, to_markdown
 from metrics.run_data import read_run
+from metrics.samples import SHOWN
 from metrics.training_log.baseline import baseline_section, target_section
 from metrics.trends import over_epochs
 from tests.metrics_documents import make_document
@@ -327,8 +330,39 @@ def test_glyphs_and_emnist_are_not_ranked_against_each_other(root: Path):
     make_run(root, "drawn", data="glyphs", factor=0.1)
     page = page_of(root, "slow", "fast", "drawn")
     assert "**Not all of these runs are comparable**" in page
-    assert "`drawn` trained on the embedded glyphs, not EMNIST" in page
+    assert (
+        "`slow`, `fast` trained on EMNIST Balanced (47 classes); `drawn` trained on embedded glyphs, not EMNIST" in page
+    )
     assert "`fast` is best" in page and "`drawn` is best" not in page
+
+
+@pytest.mark.parametrize("rank_by", ["val_loss_ema", "samples_per_sec", "rca"])
+def test_runs_of_different_data_are_ranked_by_nothing(root: Path, rank_by: str):
+    make_run(root, "clothes", data="fashion", factor=0.1)
+    for name in ("slow", "fast", "clothes"):
+        document = json.loads(RunPaths(root, name).json.read_text())
+        for row in document["epochs"]:
+            row["rca"] = 0.5
+        save(RunPaths(root, name), document)
+    page = page_of(root, "slow", "fast", "clothes", "--rank-by", rank_by)
+    assert "With `data` Fashion-MNIST: Only `clothes` has a value" in page
+    assert "glyphs" not in page and "`clothes` trained on Fashion-MNIST (47 classes)" in page
+
+
+def test_a_baseline_of_other_data_is_neither_better_nor_worse(root: Path):
+    make_run(root, "clothes", data="fashion", factor=0.1)
+    section = markdown_of(root, baseline_section(read_run(RunPaths(root, "slow")), RunPaths(root, "clothes")))
+    assert "not comparable" in section and "**Data differ**" in section
+    assert not re.search(r", (better|worse) \|", section) and "as good as the baseline" not in section
+
+
+def test_folders_of_one_name_with_other_classes_are_different_data(root: Path):
+    shared = {"data": "folder-x", "data_words": "images of x/"}
+    runs = [
+        ComparedRun(name, name, SimpleNamespace(**shared, document={"data_summary": {"class_names": names}}))
+        for name, names in (("a", ["u", "v"]), ("b", ["u", "w"]))
+    ]
+    assert len(by_data(runs)) == 2 and len(by_data([runs[0], runs[0]])) == 1
 
 
 def test_losses_of_different_targets_are_not_ranked_but_throughput_is(root: Path):
@@ -548,6 +582,17 @@ def test_samples_are_of_the_latest_epoch_that_all_runs_have(root: Path):
     shown = [np.ma.filled(axes.images[0].get_array(), 0) for axes in figure.axes]
     assert [picture.max() for picture in shown] == [4, 4]
     assert [picture.shape[0] for picture in shown] == [28, 32]
+
+
+def test_samples_of_different_data_have_their_own_classes(root: Path):
+    make_run(root, "clothes", data="fashion")
+    draw_grid(RunPaths(root, "slow"), 4)
+    arrays = {"x": np.zeros((10, 28, 28), np.uint8), "y": np.arange(10), "names": np.array(CLOTHES)}
+    np.savez(RunPaths(root, "clothes").samples / "fashion_epoch_0004.npz", **arrays)
+    runs, _ = read_runs([RunPaths(root, "slow"), RunPaths(root, "clothes")])
+    figure = draw_samples(runs)
+    names = [[text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes]
+    assert names == [list(SHOWN), list(CLOTHES)]
 
 
 def test_without_samples_there_is_no_picture_of_them(root: Path):

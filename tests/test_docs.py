@@ -28,6 +28,7 @@ from metrics.jobs.sweep import SweepConfig
 from metrics.note.__main__ import NoteConfig
 from metrics.report import ReportConfig
 from metrics.training_log.__main__ import TrainingLogConfig
+from metrics.verify.__main__ import VerifyConfig
 from pretty_logger import ViewConfig
 
 FOLDERS = ("metrics", "checkpoints", "logs", "data")
@@ -42,7 +43,7 @@ CONFIGS = {
     "pretty_logger.py": ViewConfig, "ddpm.export": ExportConfig, "ddpm.data.glyphs": GlyphsConfig,
     "metrics.compare": CompareConfig, "metrics.curves": CurvesConfig, "metrics.health": HealthConfig,
     "metrics.html": HtmlConfig, "metrics.report": ReportConfig, "metrics.sweep": SweepConfig,
-    "metrics.note": NoteConfig, "metrics.training_log": TrainingLogConfig,
+    "metrics.note": NoteConfig, "metrics.training_log": TrainingLogConfig, "metrics.verify": VerifyConfig,
 }  # fmt: skip
 MOST_WORDS = 1500  # of README
 OTHERS = {  # flags of every program, and of sbatch, torchrun, docker, apptainer, TensorBoard

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import evaluate
 from benchmarks.faults import some_of
+from ddpm.data.others import CLOTHES
 from ddpm.evaluation import evaluator, generate, measures
+from ddpm.evaluation.classifier import CharacterCNN, ReferenceClassifier
+from ddpm.evaluation.learning import School
 from ddpm.evaluation.sweeps import AUTOGUIDANCE, GUIDANCE, INTERVAL, INTERVAL_GUIDANCE
 from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_figures import FIGURES, WORTH, at
@@ -24,8 +28,10 @@ from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training import data
 from ddpm.training.model import POWER_EVERY
-from tests.conftest import ONE, SMALL, preset
+from tests.conftest import ONE, SMALL, preset, random_images
 from tests.savers import Saver
+from tests.test_export import leave_checkpoint
+from tests.test_sets import written
 
 E = {"value", "low", "high", "count"}
 FEW = ["--samples-per-class", "1", "--steps", "2", "--device", "cpu"]
@@ -257,6 +263,58 @@ def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monk
     said = capsys.readouterr().out
     assert "embedded glyphs, not EMNIST" in said and "EMNIST Balanced" not in said
     assert document(RunPaths(tmp_path, "small").evaluation)["data"] == "glyphs"
+
+
+@pytest.mark.parametrize("per_class", [1, 3])
+def test_other_data_with_few_images_are_measured_as_far_as_they_can_be(per_class: int, tmp_path: Path, capsys):
+    """With one test image of each class there are no two sets of real images to compare."""
+    places = {"data_root": tmp_path, "output_root": tmp_path, "run_name": "small"}
+    config = written(preset("tiny", **SMALL, data="fashion", **places), per_class)
+    leave_checkpoint(config, class_names=CLOTHES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm.evaluation.sweeps.GUIDANCE", (1.0,))
+        patch.setattr("ddpm.evaluation.sweeps.INTERVAL_GUIDANCE", (2.0,))
+        patch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"ddim": (2, 3)})
+        patch.setattr("ddpm.evaluation.classifier.Recipe.images", 40)
+        more = ["--output-root", str(tmp_path), "--sweep-samples-per-class", "1"]
+        assert evaluate.main(["small", *FEW, *more]) == 0
+    found = load_evaluation(RunPaths(tmp_path, "small"))
+    assert found["data"] == "fashion" and [row["name"] for row in found["conditional"]["per_class"]] == list(CLOTHES)
+    assert (found["distances"]["frechet_real"]["value"] is None) == (per_class == 1)
+    assert (found["distances"]["coverage_real"]["value"] is None) == (per_class == 1)
+    assert found["distances"]["coverage"]["value"] is not None and found["learning"]["cas"]["count"] == 10 * per_class
+    said = capsys.readouterr().out
+    assert "Fashion-MNIST" in said and "character" not in said and "glyphs" not in said
+
+
+def test_two_classes_one_of_them_without_test_images(tmp_path: Path):
+    """Top-5 of two classes is certain; what is not known of a class is null, not 0."""
+    train, test = (replace(random_images(count), labels=torch.zeros(count).long(), class_names=("a", "b"))
+                   for count in (8, 3))  # fmt: skip
+    classifier = ReferenceClassifier(
+        CharacterCNN(2), dict.fromkeys(("train_images", "epochs", "seconds", "data_sha256"))
+    )
+    reference = measures.Reference.of(classifier, test, 28)
+    labels = torch.tensor([0, 1, 0, 1])
+    predictions = classifier(random_images(4, seed=1).pixels)
+    part = measures.conditional_part(predictions, labels, reference)
+    assert part["top5"].value == 1
+    assert part["per_class"][1]["real_top1"] is None and part["per_class"][1]["rca"] is None
+    assert measures.classifier_part(classifier, test)["per_class_top1"][1] is None
+    measures.distances_part(predictions.features, reference)
+    measures.balance_part(predictions, reference)
+    school = School(train, test, 28, 2, lambda line: None)
+    generated = school.generated(random_images(4, seed=1).pixels, labels)
+    learned = school.report(generated, None)
+    assert learned["per_class"][1] == {"name": "b", "accuracy": None, "real_accuracy": None, "cas": None}
+
+
+def test_a_model_of_other_classes_is_refused(saved: TrainConfig, tmp_path: Path, capsys):
+    written(preset("tiny", data="fashion", data_root=tmp_path))
+    wrong = ["--data", "fashion", "--data-root", str(tmp_path), "--output-root", str(saved.output_root)]
+    assert evaluate.main(["small", *FEW, *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "Fashion-MNIST has 10 (T-shirt/top, Trouser," in said and said.count("\n") == 1
 
 
 def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(

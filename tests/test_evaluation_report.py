@@ -583,7 +583,8 @@ def test_the_strip_shows_twelve_epochs_from_the_first_to_the_last(tmp_path: Path
     samples_through_training(paths)
     assert len(drawn["epochs"]) == 12 and drawn["epochs"][0] == 5 and drawn["epochs"][-1] == 100
     for row, epoch in zip(drawn["rows"], drawn["epochs"], strict=True):
-        assert row.shape == (len(SHOWN), 28, 28) and (row == 10 * (epoch // 5 - 1)).all()
+        assert row.names == tuple(SHOWN)
+        assert row.pixels.shape == (len(SHOWN), 28, 28) and (row.pixels == 10 * (epoch // 5 - 1)).all()
 
 
 def test_the_strip_passes_over_what_it_cannot_read(tmp_path: Path) -> None:

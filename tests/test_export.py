@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import torch
 import yaml
 from PIL import Image
 
+from ddpm.data.emnist import CLASS_NAMES, SPLITS
+from ddpm.data.others import CLOTHES, KUZUSHIJI
 from ddpm.export import evaluation_or_damage, main
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
@@ -54,12 +57,12 @@ def test_the_export_of_a_copied_run_is_its_own(small_run: TrainConfig, capsys):
 
 def leave_checkpoint(config: TrainConfig, step: int = 8, **parts: dict) -> TrainConfig:
     """Leave a checkpoint, of weights that depend on the step; `parts` are further ones of its meta.json."""
-    unet = build_unet(config, 47)
+    unet = build_unet(config, len(parts.get("class_names", CLASS_NAMES)))
     torch.nn.init.normal_(unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(step))
     row = {"epoch": 1, "step": step, "loss_mean": 0.5, "val_loss_ema": 0.25, "lr": 1e-3, "total_time_sec": 3723.4}
     place = {"step": step, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
-    meta = {"run": config.run, "data": config.data, "identity": {}, "settings": config.to_dict(), "progress": place,
-            "metrics": row, "history": [row], **parts}  # fmt: skip
+    meta = {"run": config.run, "data": config.data_name, "identity": {}, "settings": config.to_dict(),
+            "progress": place, "metrics": row, "history": [row], **parts}  # fmt: skip
     contents = Contents({"progress": {}}, {"unet": unet.state_dict()}, unet, make_scheduler(config), meta)
     checkpoint.write(config.output_root / "checkpoints" / config.run, contents)
     return config
@@ -117,6 +120,79 @@ def test_the_code_on_the_card_runs_as_written_offline_and_draws_what_this_projec
     assert np.array_equal(drawn["text"], expected)
     assert drawn["labels"].shape == (3, 28, 28)
     assert Image.open(tmp_path / "elsewhere" / "hello.png").size == (10 * 28, 28)
+
+
+def of_classes(root: Path, class_names: Sequence[str], **settings) -> TrainConfig:
+    config = preset("tiny", **SMALL | {"sample_steps": 1}, output_root=root, run_name="small", **settings)
+    return leave_checkpoint(config, class_names=list(class_names))
+
+
+def example_on(page: str, tmp_path: Path) -> None:
+    """Run the card's example in a fresh process; `folder` is the export beside the current folder."""
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "xpected type" not in done.stderr + done.stdout
+
+
+NASTY = ["<script>alert(1)</script>", 'a|"b"', "`c`", "い"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "class_names", "said", "unsaid", "datasets", "tags"),
+    [
+        ({"data": "fashion"}, CLOTHES, ["It knows 10 classes: `T-shirt/top`, `Trouser`", 'pipeline(["T-shirt/top", "T',
+         "[0, 9, 10]", "trained on Fashion-MNIST", "Xiao, Rasul"], ["character", "EMNIST", "glyph", "strokes"],
+         ["zalando-datasets/fashion_mnist"], {"fashion"}),
+        ({"data": "kmnist"}, KUZUSHIJI, ["`ki`", "Clanuwat"], ["glyph", "EMNIST"], ["tanganke/kmnist"],
+         {"kmnist", "handwriting"}),
+        ({"split": "digits"}, "0123456789", ["It knows 10 classes: the ten digits. There", 'pipeline("0123456789"',
+         "trained on EMNIST Digits", "3,600 people"], ["both cases", "O; 1, I"], ["emnist"],
+         {"emnist-digits", "handwriting"}),
+        ({"split": "letters"}, SPLITS["letters"].class_names, ["It knows 26 classes: the capitals. In A B C D E",
+         'pipeline("Hello World"', "[0, 25, 26]"], ["digits"], ["emnist"], {"emnist-letters", "handwriting"}),
+        ({"split": "byclass"}, SPLITS["byclass"].class_names, ["the capitals, and the small letters. There",
+         "Some classes look alike"], ["both cases"], ["emnist"], {"emnist-byclass", "handwriting"}),
+        ({"data": "fashion"}, NASTY, ["`<script>alert(1)</script>`, `a|\"b\"`, `'c'`, `い`", '"a|\\"b\\"", "`c`"]'], [],
+         ["zalando-datasets/fashion_mnist"], {"fashion"}),
+    ],
+)  # fmt: skip
+def test_the_card_is_right_for_any_data_set_and_its_example_runs(
+    tmp_path: Path, settings: dict, class_names: Sequence[str], said: list[str], unsaid: list[str],
+    datasets: list[str], tags: set[str],
+):  # fmt: skip
+    folder = export(trained(of_classes(tmp_path, class_names, **settings)), tmp_path / "export")
+    head, page = card_of(folder)
+    assert head["datasets"] == datasets and set(head["tags"][3:]) == tags
+    assert [part for part in said if part not in page] == []
+    assert [part for part in unsaid if part in page] == []
+    example_on(page, tmp_path)
+
+
+def test_the_card_of_a_folder_of_images_names_no_data_set_of_the_hub():
+    head = yaml.safe_load(card_data("small", "folder-shapes").to_yaml())
+    assert "datasets" not in head and head["tags"] == ["diffusers", "ddpm", "class-conditional-image-generation"]
+
+
+def test_the_card_of_many_classes_names_some_and_shows_some(tmp_path: Path):
+    names = [f"class {number}" for number in range(300)]
+    folder = export(trained(of_classes(tmp_path, names, data="fashion")), tmp_path / "export")
+    _, page = card_of(folder)
+    assert "`class 59` and 240 more: see `pipeline.config.class_names`." in page and "`class 60`" not in page
+    assert "64 of 300 classes" in page
+    assert trained_names(folder) == names
+
+
+def trained_names(folder: Path) -> list[str]:
+    return list(load_model(str(folder), CPU).pipeline.config.class_names)
+
+
+def test_an_evaluation_of_clothes_is_of_images(tmp_path: Path):
+    config = of_classes(tmp_path, CLOTHES, data="fashion")
+    evaluated(config, step=8)
+    _, page = card_of(exported(config))
+    assert "100 images of each class" in page and "generated images" in page and "character" not in page
 
 
 @pytest.fixture

@@ -562,7 +562,7 @@ def test_a_run_does_not_go_on_with_other_names_or_levels(change, expected, image
 def test_a_dry_run_shows_what_is_in_the_folder(images: TrainConfig, capsys: pytest.CaptureFixture):
     assert run(replace(images, dry_run=True)) == 0
     output = capsys.readouterr().out
-    assert "<i>:12 `c`:18 a|b:27" in output
+    assert "<i>:12, `c`:18, a|b:27" in output
     assert "images: all 28x28 pixels" in output
     assert "dark in 64, light in 0" in output
     sheet = Path(

@@ -179,7 +179,7 @@ def test_the_figures_can_be_recomputed_from_the_csv(tmp_path: Path) -> None:
     total = rows["epoch_time_sec"].sum()
     for name, key in {
         "training": "train_time_sec",
-        "evaluation of drawn characters": "eval_time_sec",
+        "evaluation of drawn images": "eval_time_sec",
         "validation": "val_time_sec",
     }.items():
         assert f"| {name} | {rows[key].sum():,.1f} | {rows[key].sum() / total:.1%} |" in page

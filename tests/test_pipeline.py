@@ -11,7 +11,7 @@ import torch
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import TrainConfig, preset
 from ddpm.sampling.options import SamplerName
-from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline, denoise, make_sampler, sample, to_bytes
+from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline, denoise, listed, make_sampler, sample, to_bytes
 from ddpm.training import data
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.model import build_unet
@@ -242,6 +242,43 @@ def test_text_and_labels_mean_the_same(small: TrainConfig):
 def test_what_the_model_cannot_draw_is_named(small: TrainConfig, wrong: str | list[int], message: str):
     with pytest.raises(ValueError, match=message):
         pipeline_of(small)(wrong)
+
+
+def clothes(config: TrainConfig) -> CharacterPipeline:
+    pipeline = CharacterPipeline(
+        build_unet(config, 3).eval(), make_scheduler(config), ["Bag", "Coat", "T-shirt, long"], num_inference_steps=2
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_classes_are_drawn_by_their_names_or_labels(small: TrainConfig):
+    pipeline = clothes(small)
+
+    def draw(classes: list) -> torch.Tensor:
+        return pipeline(classes, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    expected = draw([2, 0, 3])
+    assert expected.equal(draw(["T-shirt, long", "Bag", 3])) and expected.equal(draw(torch.tensor([2, 0, 3])))
+    assert pipeline_of(small)(["a", "S"]).images  # characters are names too
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("Bag", "cannot draw a text: give a list of its classes, which are Bag, Coat, T-shirt, long"),
+     (["Hat"], "'Hat' is not among the classes of this model: Bag, Coat, T-shirt, long"),
+     ([4], "0 to 3"), ([], "nothing to draw")],
+)  # fmt: skip
+def test_classes_that_the_model_does_not_have_are_named(small: TrainConfig, wrong: str | list, message: str):
+    with pytest.raises(ValueError, match=message):
+        clothes(small)(wrong)
+
+
+def test_a_message_names_some_of_many_classes():
+    assert listed("0123") == "0123"
+    assert listed([f"class {number}" for number in range(1000)]).endswith(" more")
+    assert len(listed([f"class {number}" for number in range(1000)])) < 320
+    assert listed(["n" * 400, "o"]) == "n" * 400 + " and 1 more"
 
 
 def test_the_steps_can_be_watched(small: TrainConfig):

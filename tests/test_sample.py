@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 import sample
 from ddpm.data.emnist import CLASS_NAMES
+from ddpm.data.others import CLOTHES
 from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
@@ -25,14 +27,16 @@ from ddpm.training.model import build_unet
 from tests.conftest import SMALL
 
 
-def leave_run(root: Path, name: str, data: str = "emnist", step: int = 8) -> Path:
+def leave_run(
+    root: Path, name: str, data: str = "emnist", step: int = 8, class_names: Sequence[str] = CLASS_NAMES
+) -> Path:
     """A run with a checkpoint of an untrained model that samples in two steps; returns the latest checkpoint."""
     config = preset("tiny", **SMALL, output_root=root, run_name=name, data=data)
-    unet, row = build_unet(config, 47), {"epoch": 1, "step": step, "val_loss_ema": 0.5}
+    unet, row = build_unet(config, len(class_names)), {"epoch": 1, "step": step, "val_loss_ema": 0.5}
     torch.nn.init.normal_(unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(step))
     place = {"step": step, "images_seen": 256, "epoch": 1, "batch": 0, "global_batch": 32, "world_size": 1}
     meta = {"run": name, "data": data, "identity": {}, "settings": config.to_dict(), "progress": place,
-            "metrics": row, "history": [row]}  # fmt: skip
+            "class_names": list(class_names), "metrics": row, "history": [row]}  # fmt: skip
     contents = Contents({"progress": {}}, {"unet": unet.state_dict()}, unet, make_scheduler(config), meta)
     checkpoint.write(root / "checkpoints" / name, contents)
     return (root / "checkpoints" / name / "latest").resolve()
@@ -160,6 +164,76 @@ def test_a_guide_of_another_run_is_called_by_both_names(tmp_path: Path, capsys: 
     assert "by other/step_00000016" in capsys.readouterr().out
 
 
+# ---- classes that are not EMNIST's -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("clothes")
+    leave_run(root, "clothes", "fashion", class_names=[*CLOTHES, "a, b", "い"])
+    return root
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [("Bag,Ankle boot", [8, 9]), (' Bag , "a, b" ', [8, 10]), ("11, 0, い", [11, 0]), ("T-shirt/top", [0])],
+)
+def test_classes_are_chosen_by_name_or_number(clothes: Path, classes: str, labels: list[int]):
+    assert draw(clothes, "clothes", "--classes", classes, "--per-class", "1", "--npz", "--out", "a.png") == 0
+    assert np.load("a.npz")["y"].tolist() == labels
+
+
+def test_all_classes_have_a_sheet_a_strip_and_an_animation(clothes: Path):
+    for kind in ([], ["--strip"], ["--animate"]):
+        assert draw(clothes, "clothes", *kind, "--per-class", "1", "--npz") == 0
+    names = sorted(path.name for path in (clothes / "samples").iterdir())
+    assert names == ["clothes-classes-2.gif", "clothes-classes-2.npz", "clothes-classes-strip.npz",
+                     "clothes-classes-strip.png", "clothes-classes.npz", "clothes-classes.png"]  # fmt: skip
+    assert np.load(clothes / "samples" / "clothes-classes.npz")["y"].tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "Hi"], "--text: the classes of this model are not characters; choose some with --classes: T-shirt"),
+        (["--chars", "0-9"], "--chars: the classes of this model are not characters"),
+        (["--classes", "Hat"], "'Hat' is none of the classes 0 to 11, or one of their names: T-shirt/top, Trouser"),
+        (["--classes", "12"], "'12' is none of the classes"),
+        (["--classes", " , "], "--classes is empty"),
+        (["--classes", "Bag", "--text", "a"], "--classes: leave out --chars and --text"),
+    ],
+)
+def test_classes_that_are_not_there_are_told_in_a_line(clothes: Path, here: Path, capsys, arguments, message: str):
+    assert sample.main(["clothes", "--output-root", str(clothes), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and message in said
+    assert list(here.iterdir()) == []
+
+
+def test_of_many_classes_a_sheet_shows_some_and_any_can_be_asked_for(tmp_path: Path, capsys):
+    leave_run(tmp_path, "many", "fashion", class_names=[f"class {number}" for number in range(300)])
+    assert draw(tmp_path, "many", "--per-class", "1", "--steps", "1", "--npz", "--out", "some.png") == 0
+    assert len(np.load("some.npz")["y"]) == 64
+    assert draw(tmp_path, "many", "--classes", "class 298", "--per-class", "1", "--npz", "--out", "one.png") == 0
+    assert np.load("one.npz")["y"].tolist() == [298]
+
+
+def test_a_text_in_other_letters_is_written_by_a_model_of_these(tmp_path: Path):
+    leave_run(tmp_path, "kana", "fashion", class_names="あいう")
+    assert draw(tmp_path, "kana", "--text", "いう あ", "--npz", "--out", "kana.png") == 0
+    assert np.load("kana.npz")["y"].tolist() == [1, 2, 0]
+    assert draw(tmp_path, "kana", "--chars", "いう", "--per-class", "1") == 0
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["kana-some.png"]
+
+
+def test_a_checkpoint_whose_classes_are_not_the_models_is_refused(tmp_path: Path, capsys):
+    folder = leave_run(tmp_path, "clothes", "fashion", class_names=CLOTHES)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "class_names": CLOTHES[:3]}))
+    assert draw(tmp_path, "clothes") == 2
+    assert "names 3 classes and draws 10" in capsys.readouterr().err
+
+
 # ---- from what, and to where -----------------------------------------------------------------------------------------
 
 
@@ -258,7 +332,7 @@ def test_what_is_no_range_is_refused(chars: str):
 
 def test_what_was_drawn_is_written_before_anything_is_said_of_it(root, monkeypatch):
     def refuse(*words: str, **_: object) -> None:
-        if "characters" in words[0]:
+        if "images: DDIM" in words[0]:
             raise BrokenPipeError
 
     monkeypatch.setattr("builtins.print", refuse)

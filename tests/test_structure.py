@@ -17,6 +17,7 @@ LAYERS = (  # from the bottom up; a module belongs to the longest of these names
     ("metrics",),
     ("metrics.loggers", "metrics.health", "metrics.compare", "metrics.live"),
     ("metrics.training_log", "metrics.jobs"),
+    ("metrics.verify",),
     ("metrics.run_logger", "metrics.lifecycle", "metrics.sweep", "metrics.note.__main__", "ddpm.export"),
 )
 HEAVY = {"torch", "torchvision", "torchmetrics", "diffusers", "pandas", "matplotlib", "numpy", "PIL"}

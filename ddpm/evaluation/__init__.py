@@ -1,1 +1,1 @@
-"""How good are generated characters: a reference classifier trained on real ones, and the scores it gives."""
+"""How good are generated images: a reference classifier trained on real ones, and the scores it gives."""

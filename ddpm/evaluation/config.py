@@ -14,12 +14,12 @@ from ddpm.sampling.options import DrawingOptions, SamplerName
 
 @dataclass(frozen=True)
 class EvaluateConfig(DrawingOptions):
-    """Measure how good the characters of a trained model are; docs/evaluation.md explains the figures."""
+    """Measure how good the images of a trained model are; docs/evaluation.md explains the figures."""
 
     model: Annotated[Positional[str], arg(metavar="RUN")]
     """A run (its best checkpoint), or the folder of a checkpoint or an export."""
-    samples_per_class: int = 100
-    """Characters of each class to draw and classify."""
+    samples_per_class: int | None = None
+    """Images of each class to draw and classify. Left out: 100; of more than 100 classes 10,000 images in all."""
     data: DataName | None = None
     """Data set to compare with. Left out: the one that the model was trained on."""
     split: SplitName = "balanced"
@@ -31,11 +31,11 @@ class EvaluateConfig(DrawingOptions):
     sampler: SamplerName = field(default="ddim", kw_only=True)
     """The sampler that removes the noise."""
     cas: bool = True
-    """Also measure what a classifier learns from the characters (CAS). On two cores this takes minutes."""
+    """Also measure what a classifier learns from the images (CAS). On two cores this takes minutes."""
     sweeps: bool = True
     """Also compare guidance scales, samplers and EMA lengths, and recommend some. On a CPU this takes long."""
     sweep_samples_per_class: int | None = None
-    """Characters of each class for each setting compared. Left out: 50 on a GPU, 10 on a CPU."""
+    """Images of each class for each setting compared. Left out: 50 on a GPU, 10 on a CPU; fewer of many classes."""
     out: Path | None = None
     """Folder for all files. Left out: metrics/output/<run>/, and the run's report is updated."""
 

@@ -1,4 +1,4 @@
-"""One evaluation of a trained model: draws characters, measures them, and writes `evaluation.json` and its pictures."""
+"""One evaluation of a trained model: draws images, measures them, and writes `evaluation.json` and its pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ddpm.data.classes import affordable_per_class, thing
 from ddpm.evaluation import measures as parts
 from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
 from ddpm.evaluation.config import EvaluateConfig
@@ -39,11 +40,14 @@ from ddpm.run.format import duration
 from ddpm.sampling.ema_length import EmaLength, made_well
 from ddpm.sampling.load import load_model
 from ddpm.sampling.options import check_guided
+from ddpm.sampling.pipeline import listed
 from ddpm.sampling.sheets import npz, png
 from ddpm.training import compiler, data, hardware
 from ddpm.training.device import pick_device
 from ddpm.training.distributed import DistContext
 from ddpm.training.threads import settle
+
+USUAL_SAMPLES = 100  # of each class
 
 
 class Evaluator:
@@ -77,6 +81,8 @@ class Evaluator:
         self.data = source.data_name
         self.train, self.test = data.load(source, DistContext(0, 0, 1, 1, device))
         self.num_classes = self._agreed_classes()
+        self.per_class = config.samples_per_class or affordable_per_class(USUAL_SAMPLES, self.num_classes)
+        self.things = f"{thing(self.data)}s"
         self.real, test_images = parts.real_images(self.test, trained.get("val_images"))
         self._check_writable()
         precision, _ = hardware.pick_precision(config.precision, device)
@@ -88,7 +94,7 @@ class Evaluator:
             "weights": self.model.weights,
             "step": self.model.meta["progress"]["step"], "data": self.data, "trained_on": self.model.data,
             "device": hardware.device_name(device), "precision": precision, "torch": torch.__version__,
-            "command": command, "seed": config.seed, "samples_per_class": config.samples_per_class,
+            "command": command, "seed": config.seed, "samples_per_class": self.per_class,
             "test_images": test_images,
         }  # fmt: skip
 
@@ -117,12 +123,13 @@ class Evaluator:
     def measure(self) -> None:
         """Measure all but the sweeps, and write the files. An earlier evaluation.json is kept as a copy."""
         self.check_classifier()
-        labels = self._labels(self.config.samples_per_class)
-        drawn = self.image_generator.draw(labels, self.settings, self.config.seed, "characters of each class")
+        labels = self._labels(self.per_class)
+        what = f"{self.per_class} {self.things} of each class"
+        drawn = self.image_generator.draw(labels, self.settings, self.config.seed, what)
         null_labels = torch.full((min(len(labels), len(self.real)),), self.num_classes)
         unguided = SamplerSettings(self.settings.sampler, self.settings.steps, 1.0)
         unconditional = self.image_generator.draw(
-            null_labels, unguided, self.config.seed, "characters of no given class"
+            null_labels, unguided, self.config.seed, f"{self.things} of no given class"
         )
         plain = drawn  # at guidance 1
         if self.settings.guidance_scale != 1:
@@ -154,11 +161,11 @@ class Evaluator:
             self._measure_learning(drawn, plain, labels)
 
     def _measure_learning(self, drawn: Drawn, plain: Drawn, labels: torch.Tensor) -> None:
-        """Measure what classifiers learn from the characters, those at guidance 1 too, and add it to the files."""
-        school = self._school(self.config.samples_per_class)
+        """Measure what classifiers learn from the images, those at guidance 1 too, and add it to the files."""
+        school = self._school(self.per_class)
         sets = [school.generated(torch.from_numpy(each.pixels), labels) for each in (drawn, plain)]
         expected = school.expected_seconds(len(sets) + school.other_sets)
-        self.log(f"what a classifier learns from {len(sets[0]):,} characters: about {duration(expected)}; --no-cas "
+        self.log(f"what a classifier learns from {len(sets[0]):,} {self.things}: about {duration(expected)}; --no-cas "
                  "leaves it out")  # fmt: skip
         self.document["learning"] = school.report(sets[0], None if plain is drawn else sets[1])
         self.save()
@@ -181,7 +188,8 @@ class Evaluator:
     def sweep(self, name: str) -> None:
         """Compare what `name`, one of `sweeps`, says; each row is added to the files at once."""
         gpu = self.image_generator.device.type == "cuda"
-        labels = self._labels(self.config.sweep_samples_per_class or (50 if gpu else 10))
+        usual = affordable_per_class(50 if gpu else 10, self.num_classes)
+        labels = self._labels(self.config.sweep_samples_per_class or usual)
         candidates, prepare = sampler_settings(self.settings, self.most_steps), None
         if name == "guidance":
             candidates = guidance_settings(self.settings)
@@ -285,8 +293,8 @@ class Evaluator:
         ours, theirs = list(self.model.pipeline.config.class_names), list(self.train.class_names)
         if ours != theirs:
             raise RequestError(
-                f"the model draws {len(ours)} classes ({' '.join(ours):.60}), {data_words(self.data)} has "
-                f"{len(theirs)} ({' '.join(theirs):.60}): compare with the data that it was trained on"
+                f"the model draws {len(ours)} classes ({listed(ours, 60)}), {data_words(self.data)} has "
+                f"{len(theirs)} ({listed(theirs, 60)}): compare with the data that it was trained on"
             )
         return len(ours)
 

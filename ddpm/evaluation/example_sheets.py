@@ -1,7 +1,8 @@
-"""Sheets of examples: misread characters, and those closest to training images."""
+"""Sheets of examples: misread images, and those closest to training images."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 
 from ddpm.evaluation.classifier import Predictions
+from ddpm.run.fonts import as_label
 from ddpm.sampling.sheets import FAINT, INK, MARGIN, font, headed_sheet
 
 TILE, GAP, TEXT = 84, 14, 22  # pixels: side of a picture, space between tiles, height of the text below a tile
 WORST, PAIRS, PAIRS_OF_A_CLASS = 60, 30, 2
+LONGEST_NAME = 16  # letters of a class in the text below a tile
 
 
 def worst_sheet(
@@ -30,7 +33,7 @@ def worst_sheet(
     wrong = torch.nonzero(read != labels).flatten()
     chosen = wrong[confidence[wrong].argsort(descending=True)][:WORST].tolist()
     tiles = [
-        ([pixels[index]], f"{class_names[labels[index]]} → {class_names[read[index]]}", f"{confidence[index]:.0%}")
+        ([pixels[index]], _named(class_names, labels[index], " → ", read[index]), f"{confidence[index]:.0%}")
         for index in chosen
     ]
     return _sheet(tiles, title, caption, columns=10)
@@ -62,7 +65,7 @@ def closest_sheet(
     tiles = [
         (
             [pixels[index], originals[index].numpy()],
-            f"{class_names[labels[index]]} · {class_names[original_labels[index]]}",
+            _named(class_names, labels[index], " · ", original_labels[index]),
             f"{distances[index]:.2f}",
         )
         for index in chosen[:PAIRS]
@@ -70,10 +73,19 @@ def closest_sheet(
     return _sheet(tiles, title, caption, columns=6)
 
 
+def _named(class_names: Sequence[str], one: torch.Tensor, between: str, other: torch.Tensor) -> str:
+    """Two classes as the text of a tile."""
+    return between.join(as_label(class_names[index], LONGEST_NAME) for index in (one, other))
+
+
 def _sheet(tiles: Sequence[tuple[list[np.ndarray], str, str]], title: str, caption: str, columns: int) -> Image.Image:
-    """Tiles of pictures side by side, each with a text below at the left and a fainter one at the right."""
+    """Tiles of pictures side by side, each with a text below at the left and a fainter one at the right. Where texts
+    are wider than pictures, there are fewer columns."""
     small, below = font(13), font(14, bold=True)
-    wide = TILE * max((len(pictures) for pictures, *_ in tiles), default=1)
+    least = TILE * max((len(pictures) for pictures, *_ in tiles), default=1)
+    texts = (below.getlength(text) + 6 + small.getlength(aside) for _, text, aside in tiles)
+    wide = max(least, math.ceil(max(texts, default=0)))
+    columns = max(1, columns * (least + GAP) // (wide + GAP))
     rows, head = -(-len(tiles) // columns), 72
     across = columns * (wide + GAP) - GAP + MARGIN
     sheet, draw = headed_sheet(across, head + rows * (TILE + TEXT + GAP) + MARGIN, title, caption)

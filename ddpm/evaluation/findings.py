@@ -18,7 +18,7 @@ Copying = Literal["more than chance", "near chance", "too few to tell"]
 
 
 def copying(evaluation: dict[str, Any]) -> Copying:
-    """Are more characters very close to training images than expected by chance?
+    """Are more images very close to training images than expected by chance?
 
     The limit of "very close" is a quantile of the test images, so few test images give an uncertain limit. The chance
     of a character to be below it can then be more than 1%: at most `most`, with 95% confidence.

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 
+from ddpm.data.classes import affordable_per_class
 from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference, real_images
@@ -21,16 +22,18 @@ from ddpm.sampling.sheets import draw_samples
 from ddpm.training.data import Images
 from ddpm.training.distributed import STARTING, DistContext
 
-PER_CLASS = 10
+PER_CLASS = 10  # images; fewer of many classes
 NOISE_SERIES = 1  # sample grids use the noise of series 0
 
 
 class InTrainingEvaluation:
-    """Draws ten characters of each class, at the run's guidance and at 1, shared by the processes. The main process
+    """Draws some images of each class, at the run's guidance and at 1, shared by the processes. The main process
     classifies them, and trains classifiers on them."""
 
     def __init__(self, config: TrainConfig, train: Images, test: Images, world: DistContext) -> None:
         self._config, self._train, self._test, self._world = config, train, test, world
+        self._per_class = affordable_per_class(PER_CLASS, train.num_classes)
+        self._labels = torch.arange(train.num_classes).repeat_interleave(self._per_class)
         self._classifier: ReferenceClassifier | None = None
         self._ready = False
 
@@ -50,9 +53,10 @@ class InTrainingEvaluation:
         self._classifier = load_or_train(self._train, self._test, folder, log, interrupted=interrupted)
         if self._classifier:
             real, counts = real_images(self._test, self._config.val_images)
-            log(f"evaluation: generated characters are compared with {real_images_words(counts)}")
+            drawn = f"{len(self._labels):,} generated images, {self._per_class} of each class,"
+            log(f"evaluation: {drawn} are compared with {real_images_words(counts)}")
             self._reference = Reference.of(self._classifier, real, self._config.resolution)
-            self._school = School(self._train, real, self._config.resolution, PER_CLASS, log)
+            self._school = School(self._train, real, self._config.resolution, self._per_class, log)
             self._taught_by_real = self._school.teach_real()
         return self._classifier is not None
 
@@ -66,13 +70,13 @@ class InTrainingEvaluation:
         drawn, scale = {}, self._config.guidance_scale
         for guidance in dict.fromkeys((scale, 1.0)):
             drawn[guidance] = draw_samples(
-                self._config, model, scheduler, PER_CLASS, self._world, interrupted, NOISE_SERIES, guidance
+                self._config, model, scheduler, self._labels, self._world, interrupted, NOISE_SERIES, guidance
             )
             if drawn[guidance] is None:
                 return None
         if not self._classifier:
             return {}
-        labels = torch.arange(self._train.num_classes).repeat_interleave(PER_CLASS)
+        labels = self._labels
         predictions, plain = self._classifier(drawn[scale]), self._classifier(drawn[1.0])
         first, fifth = (hits(predictions.probabilities, labels, k) for k in (1, 5))
         taught = self._school.teach(self._school.generated(torch.from_numpy(drawn[scale]), labels))

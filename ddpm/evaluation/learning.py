@@ -1,6 +1,6 @@
-"""What a classifier learns from generated characters alone: the classification accuracy score, CAS.
+"""What a classifier learns from generated images alone: the classification accuracy score, CAS.
 
-Ravuri & Vinyals 2019. A classifier that has only seen generated characters is tested on real ones. It pays for right
+Ravuri & Vinyals 2019. A classifier that has only seen generated images is tested on real ones. It pays for right
 labels, clear shapes and variety at once: guidance, which trades variety for clarity, does not flatter it. Copies of
 training images do, so it belongs beside the check for memorisation.
 
@@ -22,6 +22,7 @@ from ddpm.evaluation.classifier import Recipe, ReferenceClassifier, fit
 from ddpm.evaluation.intervals import Z
 from ddpm.evaluation.measures import as_drawn, as_judged
 from ddpm.evaluation.scores import Estimate
+from ddpm.run.evaluation_figures import CAS
 from ddpm.training.data import Images
 
 SEEDS = 3  # classifiers for each set: initial weights, order and augmentation, and which real images
@@ -64,7 +65,7 @@ class Lesson:
 
 
 class School:
-    """Trains classifiers on sets of characters, and tests them on the same real ones."""
+    """Trains classifiers on sets of images, and tests them on the same real ones."""
 
     def __init__(
         self, train: Images, test: Images, resolution: int, per_class: int, log: Callable[[str], None]
@@ -98,7 +99,7 @@ class School:
         return SEEDS * sets * count * self._recipe.epochs(count) * seconds_per_image
 
     def generated(self, pixels: torch.Tensor, labels: torch.Tensor) -> Images:
-        """Generated characters, uint8 [N, R, R] and int64 [N], as a set: the first `per_class` of each class."""
+        """Generated images, uint8 [N, R, R] and int64 [N], as a set: the first `per_class` of each class."""
         chosen = _first_of_each_class(labels, self.per_class)
         device = self._train.pixels.device
         return Images(as_judged(pixels[chosen]).to(device), labels[chosen].to(device), self._class_names)
@@ -133,7 +134,7 @@ class School:
             unguided: at guidance 1; None if that is the run's guidance.
         """
         count = len(generated)
-        ours = self._told(f"{count:,} generated characters", self.teach(generated))
+        ours = self._told(f"{count:,} generated images", self.teach(generated))
         plain = ours
         if unguided is not None:
             plain = self._told(f"{len(unguided):,} drawn at guidance 1", self.teach(unguided))
@@ -156,7 +157,7 @@ class School:
             "worth": worth(ours.estimate(), curve, count),
             "curve": [{"images": images, "accuracy": accuracy} for images, accuracy in curve],
             "per_class": [
-                {"name": name, "accuracy": one, "real_accuracy": other, "cas": one / other if other else None}
+                {"name": name, "accuracy": one, "real_accuracy": other, CAS.key: one / other if other else None}
                 for name, one, other in zip(self._class_names, self._by_class(ours), self._by_class(real), strict=True)
             ],
         }
@@ -169,11 +170,11 @@ class School:
     def _parts(self) -> list[int]:
         return [part for part in PARTS if self.per_class // part >= FEWEST]
 
-    def _by_class(self, lesson: Lesson) -> list[float]:
-        """The accuracy on the test images of each class; 0 for a class without any."""
-        counts = torch.bincount(self._labels, minlength=len(self._class_names)).clamp(min=1)
+    def _by_class(self, lesson: Lesson) -> list[float | None]:
+        """The accuracy on the test images of each class; None for a class without any."""
+        counts = torch.bincount(self._labels, minlength=len(self._class_names))
         right = torch.bincount(self._labels, weights=lesson.hits.double().mean(0), minlength=len(counts))
-        return (right / counts).tolist()
+        return [hits / count if count else None for hits, count in zip(right.tolist(), counts.tolist(), strict=True)]
 
 
 def joined(one: Images, other: Images) -> Images:

@@ -131,7 +131,7 @@ def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, 
 
 
 def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: Reference) -> dict[str, Any]:
-    """Is each character read as the class that was asked for? `labels` int64 [N]."""
+    """Is each image read as the class that was asked for? `labels` int64 [N]."""
     first = hits(predictions.probabilities, labels, 1)
     classes = len(reference.class_names)
     generated, real = _per_class(first, labels, classes), _per_class(reference.hits, reference.labels, classes)
@@ -146,7 +146,7 @@ def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: 
                 "name": name,
                 TOP1.key: ours,
                 "real_top1": theirs,
-                RCA.key: ours / theirs if theirs else None,
+                RCA.key: ours / theirs if theirs and ours is not None else None,
                 "count": count,
                 "real_count": real_count,
             }
@@ -159,7 +159,7 @@ def conditional_part(predictions: Predictions, labels: torch.Tensor, reference: 
 
 
 def unguided_part(predictions: Predictions, labels: torch.Tensor, reference: Reference) -> dict[str, Any]:
-    """Figures of characters drawn at guidance 1."""
+    """Figures of images drawn at guidance 1."""
     first = hits(predictions.probabilities, labels, 1)
     return {
         TOP1.key: proportion(first),
@@ -204,7 +204,7 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
         density, coverage = density_coverage(half, some)
         neighbours |= {
             f"{DENSITY.key}{name}": bootstrap(torch.mean, density, within=DENSITY.range),
-            f"{COVERAGE.key}{name}": proportion(coverage),
+            f"{COVERAGE.key}{name}": proportion(coverage if len(some) else coverage[:0]),  # of none, nothing
         }
     return {
         **reference.distances(features),
@@ -254,10 +254,10 @@ def memorisation_part(generated: Neighbours, heldout: Neighbours, train_images: 
     }
 
 
-def _per_class(first: torch.Tensor, labels: torch.Tensor, classes: int) -> list[float]:
-    """The share of hits among the images of each class, from bool [N] and int64 [N]; 0 for a class without images."""
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return (torch.bincount(labels[first], minlength=classes).double() / counts).tolist()
+def _per_class(first: torch.Tensor, labels: torch.Tensor, classes: int) -> list[float | None]:
+    """The share of hits among the images of each class, from bool [N] and int64 [N]; None for one without images."""
+    counts, right = (torch.bincount(some, minlength=classes).tolist() for some in (labels, labels[first]))
+    return [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
 
 
 def _quantiles(distances: torch.Tensor) -> dict[str, float]:

@@ -48,12 +48,15 @@ def bootstrap(
 
     Each sample [N, ...] is resampled on its own, with replacement. A resample has fewer different images, which makes
     distances larger, however many rounds there are. So the quantiles of the bootstrap are shifted by the difference
-    between the estimate and the mean of the bootstrap. The count is that of the first sample.
+    between the estimate and the mean of the bootstrap. The count is that of the first sample. Of fewer than two images
+    in a sample nothing is estimated: NaN.
 
     Args:
         rounds: number of resamples.
         within: the range of the statistic; the interval is cut to it.
     """
+    if min(map(len, samples)) < 2:
+        return Estimate(math.nan, math.nan, math.nan, len(samples[0]))
     source = torch.Generator().manual_seed(seed)
 
     def again(sample: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""The same characters drawn with different guidance scales, samplers and averages of the weights, and which of them to
+"""The same images drawn with different guidance scales, samplers and averages of the weights, and which of them to
 recommend."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -151,7 +152,7 @@ def recommend_length(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     (ema,) = (row for row in rows if row["ema_length"] is None)
     row = min(accurate, key=lambda row: FRECHET.of(row).value, default=ema)
     as_good = all(figure.of(row).overlaps(figure.of(ema)) for figure in (FRECHET, judge))
-    if as_good or FRECHET.of(row).value > FRECHET.of(ema).value:
+    if row is ema or as_good or FRECHET.of(row).value > FRECHET.of(ema).value:
         return None
     figures = "; ".join(
         f"{figure.label} {figure.words(figure.of(row).to_dict())}, of the EMA {figure.words(figure.of(ema).to_dict())}"
@@ -166,12 +167,12 @@ def recommend_length(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _as_accurate(rows: list[dict[str, Any]]) -> tuple[EvaluationFigure, dict[str, Any], list[dict[str, Any]]]:
     """The figure that judges (CAS, or RCA where it was not measured), the row where it is best, and the rows where it
-    cannot be distinguished from that."""
+    cannot be distinguished from that; none where too few images were drawn for a Fréchet distance."""
     judge = CAS if all(CAS.key in row for row in rows) else RCA
     most = max(rows, key=lambda row: judge.of(row).value)
     floor = judge.of(most).value - TOLERANCE
     accurate = [row for row in rows if judge.of(row).overlaps(judge.of(most)) and judge.of(row).low >= floor]
-    return judge, most, accurate
+    return judge, most, [row for row in accurate if not math.isnan(FRECHET.of(row).value)]
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -64,5 +64,6 @@ KINDS: dict[str, kinds.Kind] = {
     "history": _rows,
     "unsound": kinds.text,
     "files": kinds.mapping(kinds.text),
+    "class_names": kinds.every(kinds.text),
     "guidance": kinds.record(guidance_scale=kinds.amount, guidance_interval=kinds.interval, guide=kinds.text),
 }

@@ -89,6 +89,7 @@ BAND = dict(**LOSS, group="loss_by_noise_level", same=NULL_LOSS, optional=True)
 QUALITY = dict(group="quality", same=("data",), over_epochs="best", format=".3f", selectable=True, optional=True)
 MEMORY = dict(unit="MB of 2^20 bytes", format=",.0f", group="memory", better="lower", over_epochs="max")
 SECONDS = dict(unit="s", format=",.1f", better="lower", timed=True)
+COST = dict(format=",.3f", group="cost", timed=True, optional=True)
 PART = dict(**SECONDS, group="time", over_epochs="sum")
 
 METRICS: dict[str, Metric] = {}  # by name, in the order of the CSV
@@ -148,24 +149,25 @@ TRAIN_TIME_SEC = column("train_time_sec", "training", "Training (s)", meaning="t
     "validation, samples, checkpoints", **PART)
 TRAIN_IMAGES = column("train_images", "images of the training time", "Timed images", "progress", "training images "
     "processed in `train_time_sec`", "images", ",.0f", timed=True, whole=True)
-DATA = column("data", "data set", "Data", "", "`emnist` or `glyphs` (the embedded set, not EMNIST)")
+DATA = column("data", "data set", "Data", "", "`emnist` (EMNIST Balanced), `emnist-letters` and other splits, "
+    "`kmnist`, `fashion`, `glyphs` (the embedded set, not EMNIST), or a folder of images by its name")
 BANDS = tuple(
     column(f"val_loss_band{band}", f"validation loss (EMA), band {band}", f"Band {band}",
            meaning=f"`val_loss_ema` of band {band} of four equal bands of timesteps{which}", **BAND)
     for band, which in enumerate((", the one with the least noise", "", "", ", the one with the most noise"), 1)
 )
-RCA = column("rca", "RCA", "RCA", meaning="relative classification accuracy of characters drawn in training (every "
+RCA = column("rca", "RCA", "RCA", meaning="relative classification accuracy of images drawn in training (every "
     "`--eval-every` epochs, else empty): `top1` over the classifier's Top-1 on test images; 1 means as readable as "
     "test images", unit="ratio", better="higher", **QUALITY)
-TOP1 = column("top1", "Top-1", "Top-1", meaning="share of drawn characters that the classifier reads as the class "
+TOP1 = column("top1", "Top-1", "Top-1", meaning="share of drawn images that the classifier reads as the class "
     "that was asked for", unit="share, 0 to 1", better="higher", **QUALITY)
-TOP5 = column("top5", "Top-5", "Top-5", meaning="share of drawn characters whose class is among the classifier's first "
+TOP5 = column("top5", "Top-5", "Top-5", meaning="share of drawn images whose class is among the classifier's first "
     "five", unit="share, 0 to 1", better="higher", **QUALITY)
 FID_FEATURES = column("fid_features", "Fréchet distance", "Fréchet", meaning="Fréchet distance to test images in the "
     "classifier's features; depends on the number of images", better="lower", **QUALITY)
 VAL_TIME_SEC = column("val_time_sec", "validation", "Validation (s)", meaning="validation, of `epoch_time_sec`", **PART)
-EVAL_TIME_SEC = column("eval_time_sec", "evaluation of drawn characters", "Evaluation (s)",
-    meaning="evaluation of drawn characters, of `epoch_time_sec` (the first one with the training of the classifier, "
+EVAL_TIME_SEC = column("eval_time_sec", "evaluation of drawn images", "Evaluation (s)",
+    meaning="evaluation of drawn images, of `epoch_time_sec` (the first one with the training of the classifier, "
     "if there is none yet)", **PART)
 SAMPLE_TIME_SEC = column("sample_time_sec", "sample grids", "Samples (s)", meaning="sample grids, of `epoch_time_sec`",
     **PART)
@@ -178,12 +180,19 @@ SLOWEST_RANK_RATIO = column("slowest_rank_ratio", "time of the slowest process",
     "lower", "max", timed=True)
 VAL_LOSS_SWA = column("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights "
     "averaged from `--swa-start-epoch` on", **VALIDATION, optional=True)
-RCA_UNGUIDED = column("rca_unguided", "RCA at guidance 1", "RCA, g 1", meaning="`rca` of characters drawn without "
+RCA_UNGUIDED = column("rca_unguided", "RCA at guidance 1", "RCA, g 1", meaning="`rca` of images drawn without "
     "guidance, which flatters it", unit="ratio", better="higher", **QUALITY)
 CAS = column("cas", "CAS", "CAS", meaning="classification accuracy score: what classifiers read of test images that "
-    "have learned from the drawn characters alone, over what others read that have learned from as many training "
-    "images; of so few characters it tells runs and epochs apart, and is not that of evaluate.py", unit="ratio",
+    "have learned from the drawn images alone, over what others read that have learned from as many training "
+    "images; of so few images it tells runs and epochs apart, and is not that of evaluate.py", unit="ratio",
     better="higher", **QUALITY)
+ENERGY_WH = column("energy_wh", "energy", "Energy (Wh)", meaning="energy of all GPUs from the start to this row, over "
+    "all starts, killed ones too, as the nodes had measured it; without a GPU that of the processors (RAPL), other "
+    "programs on them included; empty where it cannot be read", unit="Wh", better="lower", grows=True, **COST)
+GPU_HOURS = column("gpu_hours", "GPU-hours", "GPU-hours", meaning="time of all starts, killed ones too, each up to its "
+    "last heartbeat, times its GPUs; empty on a CPU", unit="h", better="lower", grows=True, **COST)
+GPU_UTILIZATION = column("gpu_utilization", "GPU utilisation", "GPU use", "cost", "share of the time in which the GPUs "
+    "were in use, mean over all readings of all starts", "share, 0 to 1", ".1%", "higher", timed=True, optional=True)
 # fmt: on
 
 ALL = tuple(METRICS.values())

@@ -66,6 +66,11 @@ class RunPaths:
         return self.metrics / "training_metrics.json"
 
     @property
+    def manifest(self) -> Path:
+        """What each start of the run was made of."""
+        return self.metrics / "manifest.json"
+
+    @property
     def report(self) -> Path:
         return self.metrics / "training_report.md"
 
@@ -148,6 +153,7 @@ class RunPaths:
             "export": self.checkpoints / "export",
             "metrics": self.csv,
             "metrics (JSON)": self.json,
+            "manifest": self.manifest,
             "plots": self.plots,
             "report": self.report,
             "report (HTML)": self.report_html,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm.sampling.sheets import FAINT, LABEL_WIDTH, MARGIN, font, headed_sheet
+from ddpm.sampling.sheets import FAINT, MARGIN, LabelColumn, font, headed_sheet
 
 HEAD, GAP = 88, 2  # pixels: height of a strip's head, and distance between its pictures
 COLOURS = 24  # of a GIF: noise hardly compresses, so a small palette keeps the file small
@@ -42,7 +42,7 @@ def step_name(step: int) -> str:
 
 
 def denoising_strip(pictures: Mapping[int, np.ndarray], names: Sequence[str], title: str, caption: str) -> Image.Image:
-    """A row for each character, from noise on the left to the finished picture on the right.
+    """A row for each image, from noise on the left to the finished picture on the right.
 
     Args:
         pictures: step → uint8 [len(names), R, R], steps ascending.
@@ -52,21 +52,21 @@ def denoising_strip(pictures: Mapping[int, np.ndarray], names: Sequence[str], ti
     count, steps, side, _ = shown.shape
     scale = max(1, min(4, 1200 // (steps * side), 2400 // (count * side))) if count <= 12 else max(1, 56 // side)
     cell = scale * side + GAP
-    width = LABEL_WIDTH + steps * cell + MARGIN
+    labels = LabelColumn(names)
+    width = labels.width + steps * cell + MARGIN
     columns = columns_for(count, width, cell) if count > 12 else 1
     rows = -(-count // columns)
     sheet, draw = headed_sheet(columns * width, HEAD + rows * cell + MARGIN, title, caption)
     for column in range(columns):
         for number, step in enumerate(pictures):
-            middle = MARGIN + column * width + LABEL_WIDTH + number * cell + cell // 2
+            middle = MARGIN + column * width + labels.width + number * cell + cell // 2
             draw.text((middle, HEAD - 6), step_name(step), font=font(13), fill=FAINT, anchor="ms")
-    for index, (name, row) in enumerate(zip(names, shown, strict=True)):
+    for index, row in enumerate(shown):
         left, top = MARGIN + index // rows * width, HEAD + index % rows * cell
-        middle = left + (LABEL_WIDTH - 8) // 2, top + cell // 2
-        draw.text(middle, name, font=font(20, bold=True), fill=FAINT, anchor="mm")
+        labels.write(draw, index, left, top + cell // 2)
         for number, picture in enumerate(row):
             large = Image.fromarray(picture).resize((cell - GAP, cell - GAP), Image.Resampling.NEAREST)
-            sheet.paste(large, (left + LABEL_WIDTH + number * cell, top))
+            sheet.paste(large, (left + labels.width + number * cell, top))
     return sheet
 
 

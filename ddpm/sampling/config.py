@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,12 +17,15 @@ from ddpm.sampling.options import DrawingOptions
 
 @dataclass(frozen=True)
 class SampleConfig(DrawingOptions):
-    """Draw characters, or a text in handwriting, with a trained model."""
+    """Draw images of classes, or a text in handwriting, with a trained model."""
 
     model: Annotated[Positional[str | None], arg(metavar="[RUN]")] = None
     """A run (its best checkpoint), or the folder of a checkpoint or an export. Left out: the only run there is."""
     chars: str | None = None
-    """Characters of a sheet, ranges allowed, such as 0-9A-F. Left out: all 47 classes."""
+    """Characters of a sheet, ranges allowed, such as 0-9A-F. Left out: all classes; of more than 64, some."""
+    classes: str | None = None
+    """Classes of a sheet by their names or numbers, such as "Bag, Ankle boot, 3"; a name with a comma in double quotes.
+    For data whose classes are not characters."""
     text: str | None = None
     """A text to write by hand, every letter drawn anew; \\n starts a new line."""
     width: int = 24
@@ -28,7 +33,7 @@ class SampleConfig(DrawingOptions):
     style: Literal["paper", "night"] = "paper"
     """Colours of --text: dark ink on paper, or light ink on a dark page."""
     per_class: int | None = None
-    """Pictures of each character on a sheet. Left out: 8; in an animation 3, in a strip 1."""
+    """Pictures of each class on a sheet. Left out: 8; in an animation 3, in a strip 1."""
     grid: bool = False
     """Draw the characters of --text as a labelled sheet, as with --chars."""
     strip: tuple[int, ...] | None = None
@@ -54,6 +59,10 @@ class SampleConfig(DrawingOptions):
             (
                 None not in (self.chars, self.text),
                 "--chars and --text: give one of them; --text with --grid makes a sheet",
+            ),
+            (
+                self.classes is not None and (self.chars, self.text) != (None, None),
+                "--classes: leave out --chars and --text, or --classes",
             ),
             (self.text is not None and not self.text.strip(), "--text is empty: give a text to write"),
             (self.grid and self.strip is not None, "--grid and --strip are different pictures: give one of them"),
@@ -108,3 +117,30 @@ def expand(chars: str) -> str:
     if not found:
         raise RequestError("--chars is empty: give characters such as 0-9A-F, or leave it out for all")
     return found
+
+
+def chosen_labels(classes: str, names: Sequence[str]) -> list[int]:
+    """The labels of `--classes`: names, or else numbers, separated by commas: `Bag, 3` → `[8, 3]`.
+
+    Args:
+        names: of all classes, in the order of their labels.
+
+    Raises:
+        RequestError: one is neither, or there is none.
+    """
+    (found,) = csv.reader([classes], skipinitialspace=True)
+    wanted = [name.strip() for name in found if name.strip()]
+    if not wanted:
+        raise RequestError("--classes is empty: give names or numbers of classes, or leave it out for all")
+    return [_label_of(name, names) for name in wanted]
+
+
+def _label_of(wanted: str, names: Sequence[str]) -> int:
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(names):
+        return int(wanted)
+    from ddpm.sampling.pipeline import listed  # here, as it loads torch
+
+    between = f"0 to {len(names) - 1}, or one of their names: {listed(names)}"
+    raise RequestError(f"--classes: {wanted!r} is none of the classes {between}")

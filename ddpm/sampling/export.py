@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.data.classes import shown_labels, shown_words
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, fsync_folder, read_file, read_json, real
 from ddpm.run.guidance import guidance_fields, guidance_of
@@ -30,8 +31,8 @@ from ddpm.training import hardware
 from ddpm.training.checkpoint import WEIGHTS, digest_of
 from ddpm.training.model import count_parameters
 
-PER_CLASS = 4  # characters of each class in samples.png
-FEWEST, QUICK = 4, ("dpm++", 10)  # on a CPU, for a large model: least number of characters, sampler and its steps
+PER_CLASS = 4  # images of each class in samples.png
+FEWEST, QUICK = 4, ("dpm++", 10)  # on a CPU, for a large model: least number of images, sampler and its steps
 KILLED_AFTER = 3600  # seconds after which the process that left an unfinished export is taken for killed
 
 
@@ -134,25 +135,27 @@ def _guidance(trained: TrainedModel) -> dict[str, Any]:
 
 
 def _samples(trained: TrainedModel) -> tuple[bytes, str]:
-    """A sheet of characters as the content of a PNG file, and its caption."""
+    """A sheet of images as the content of a PNG file, and its caption."""
     pipeline, config = trained.pipeline, trained.pipeline.config
-    sampler, steps, names, per_class = config.sampler, config.num_inference_steps, config.class_names, PER_CLASS
+    sampler, steps, per_class = config.sampler, config.num_inference_steps, PER_CLASS
+    shown = shown_labels(len(config.class_names))
     if pipeline.device.type == "cpu":
         affordable = hardware.CPU_BUDGET / _flops(pipeline)  # denoising steps of one image
-        per_class = min(PER_CLASS, int(affordable / steps / len(names)))
+        per_class = min(PER_CLASS, int(affordable / steps / len(shown)))
         if not per_class:
             sampler, per_class = QUICK[0], 1
             steps = min(steps, QUICK[1])
-            names = names[:: -(-len(names) // max(FEWEST, int(affordable / steps)))]
-    labels = [config.class_names.index(name) for name in names for _ in range(per_class)]
+            shown = shown[:: -(-len(shown) // max(FEWEST, int(affordable / steps)))]
+    labels = [label for label in shown for _ in range(per_class)]
     batch_size = images_at_once(resolution(pipeline.unet), pipeline.device)
     generator = torch.Generator().manual_seed(0)
     pixels = pipeline(
         labels, sampler=sampler, num_inference_steps=steps, generator=generator, batch_size=batch_size, output_type="np"
     ).images
     settings = settings_words(sampler, steps, guidance_of(_guidance(trained)))
-    caption = sample_caption(trained.data, trained.progress, trained.weights, settings)
-    return png(sample_grid(pixels, names, trained.run, caption)), caption
+    part = shown_words(len(shown), len(config.class_names))
+    caption = sample_caption(trained.data, trained.progress, trained.weights, settings, part)
+    return png(sample_grid(pixels, [config.class_names[label] for label in shown], trained.run, caption)), caption
 
 
 def _flops(pipeline: CharacterPipeline) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ddpm.data.emnist import CLASS_NAMES
+from ddpm.data.classes import class_names_of
 from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why_and_cure
@@ -133,8 +133,12 @@ def load_model(
     except Exception as error:  # diffusers and torch raise errors of their own for configs that make no network
         words = (str(error).strip() or repr(error)).splitlines()[0]
         raise RequestError(f"{folder} cannot be loaded ({words}): give another checkpoint") from error
+    names = class_names_of(meta)
+    if len(names) != unet.config.num_class_embeds - 1:
+        drawn = unet.config.num_class_embeds - 1
+        raise RequestError(f"{folder} names {len(names)} classes and draws {drawn}: give another checkpoint")
     pipeline = CharacterPipeline(
-        unet, scheduler, class_names_of(meta), num_inference_steps=settings["sample_steps"],
+        unet, scheduler, names, num_inference_steps=settings["sample_steps"],
         guidance_scale=guidance.get("guidance_scale", settings["guidance_scale"]),
         guidance_interval=guidance.get("guidance_interval", EVERYWHERE),
     )  # fmt: skip
@@ -143,12 +147,6 @@ def load_model(
     found = _own_guide(trained) if guide is None else _other_guide(trained, guide, output_root)
     pipeline.register_modules(guide=found and found.unet)
     return replace(trained, guide=found)
-
-
-def class_names_of(meta: dict[str, Any]) -> str | list[str]:
-    """The names of the classes as a pipeline takes them: a string if each is a character."""
-    names = meta.get("class_names") or CLASS_NAMES  # older checkpoints are all of EMNIST's classes
-    return "".join(names) if all(len(name) == 1 for name in names) else list(names)
 
 
 def _own_guide(model: TrainedModel) -> Guide | None:

@@ -14,14 +14,16 @@ from typing import Any, get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ddpm.data.emnist import CLASS_NAMES, MERGED
+from ddpm.data.classes import class_names_of, thing
+from ddpm.data.emnist import SPLITS
 from ddpm.data.idx import IMAGE_SIZE
-from ddpm.run.datasets import data_words
+from ddpm.run.datasets import TITLES, data_words
 from ddpm.run.evaluation_figures import at, found, measured
 from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration
 from ddpm.run.guidance import guidance_of
-from ddpm.run.metrics import EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA
+from ddpm.run.metrics import ENERGY_WH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA, select
+from ddpm.sampling.markdown import cell, code, escaped
 from ddpm.sampling.options import SamplerName, weights_of, weights_words
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -30,7 +32,16 @@ TASK = "unconditional-image-generation"  # the closest task of the Hub: it has n
 MACHINE_SPECIFIC = {
     "data_root": "data", "output_root": ".", "resume": "auto", "device": "auto", "config": None, "criteria": None,
 }  # fmt: skip
-SHOWN_EPOCHS = 10
+SHOWN_EPOCHS, NAMED_CLASSES = 10, 60
+HUB = {"emnist": "emnist", "kmnist": "tanganke/kmnist", "fashion": "zalando-datasets/fashion_mnist"}  # data sets there
+PAPERS = {
+    "emnist": "Cohen, Afshar, Tapson, van Schaik: EMNIST: an extension of MNIST to handwritten letters, 2017.",
+    "kmnist": "Clanuwat, Bober-Irizar, Kitamoto, Lamb, Yamamoto, Ha: Deep Learning for Classical Japanese Literature, "
+    "2018.",
+    "fashion": "Xiao, Rasul, Vollgraf: Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
+    "Algorithms, 2017.",
+}
+ALIKE = set("0O1IL2Z5S9gq")  # characters that look alike
 EPOCH_COLUMNS = [EPOCH, LOSS_MEAN, VAL_LOSS_EMA, LR]
 
 
@@ -67,15 +78,17 @@ def card_data(run: str, data: str, results: Sequence[EvalResult] = (), license: 
     """The Hub's front matter for a model of `run`.
 
     Args:
-        data: `emnist` or `glyphs`. Glyphs are no data set of the Hub, and no handwriting.
+        data: the data set's name in files. Glyphs and folders of images are no data sets of the Hub.
         results: what was measured of it, for the `model-index`.
         license: of the weights; without one the front matter names none.
     """
-    emnist = data == "emnist"
-    tags = ["diffusers", "ddpm", "class-conditional-image-generation", *(["handwriting"] if emnist else []), data]
+    family = _family(data)
+    tags = ["diffusers", "ddpm", "class-conditional-image-generation"]
+    tags += ["handwriting"] if family in ("emnist", "kmnist") else []
+    tags += [data] if data in TITLES else []
     return ModelCardData(
         license=license, library_name="diffusers", pipeline_tag=TASK, tags=tags,
-        datasets=["emnist"] if emnist else None, model_name=run, eval_results=list(results) or None,
+        datasets=[HUB[family]] if family in HUB else None, model_name=run, eval_results=list(results) or None,
     )  # fmt: skip
 
 
@@ -91,8 +104,8 @@ def evaluation_results(evaluation: dict[str, Any]) -> list[EvalResult]:
 def _result(data: str, kind: str, name: str, value: float) -> EvalResult:
     """A figure measured on test images, called `kind` by programs and `name` by people."""
     return EvalResult(
-        task_type=TASK, dataset_type=data, dataset_name=data_words(data), dataset_split="test", metric_type=kind,
-        metric_name=name, metric_value=value,
+        task_type=TASK, dataset_type=data if data in TITLES else "folder", dataset_name=data_words(data),
+        dataset_split="test", metric_type=kind, metric_name=name, metric_value=value,
     )  # fmt: skip
 
 
@@ -100,20 +113,29 @@ def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]
     """The variables of model_card_template.md, except `card_data`."""
     settings, evaluation = meta["settings"] | meta.get("used", {}), facts.evaluation
     shown = {name: value for name, value in settings.items() if name not in MACHINE_SPECIFIC}
+    names, family = class_names_of(meta), _family(meta["data"])
+    size = facts.unet["sample_size"] * math.isqrt(facts.unet["in_channels"])
     return {
         "run": meta["run"],
-        "emnist": meta["data"] == "emnist",
-        "source": data_words(meta["data"]),
-        "samples": facts.samples,
+        "emnist": family == "emnist",
+        "glyphs": family == "glyphs",
+        "things": f"{thing(meta['data'])}s",
+        "draws_text": isinstance(names, str),
+        "example": _example(names),
+        "knows": _knows(meta["data"], names),
+        "alike": set(names) >= ALIKE,
+        "paper": PAPERS.get(family),
+        "source": escaped(data_words(meta["data"])),
+        "samples": escaped(facts.samples),
         "folder": json.dumps(facts.folder),
-        "size": facts.unet["sample_size"] * math.isqrt(facts.unet["in_channels"]),
+        "size": size,
         "channels": facts.unet["in_channels"],
         "network_size": facts.unet["sample_size"],
         "original_size": IMAGE_SIZE,
+        "enlarged": size > IMAGE_SIZE and meta["data"] in TITLES,  # a folder's images have sizes of their own
         "parameters": f"{facts.parameters:,}",
-        "classes": len(CLASS_NAMES),
-        "small_letters": " ".join(name for name in CLASS_NAMES if name.islower()),
-        "merged": " ".join(MERGED),
+        "classes": len(names),
+        "two_labels": (10, 36) if len(names) > 36 else (0, len(names) - 1),
         "steps": min(100, settings["diffusion_steps"]),
         "samplers": ", ".join(f'`"{name}"`' for name in get_args(SamplerName)),
         "last_timestep": settings["diffusion_steps"] - 1,
@@ -134,6 +156,37 @@ def template_variables(meta: dict[str, Any], facts: CardFacts) -> dict[str, Any]
     }
 
 
+def _family(data: str) -> str:
+    """`emnist` for each of its splits, the name of any other data set."""
+    return "emnist" if data.startswith("emnist-") else data
+
+
+def _example(names: str | list[str]) -> str:
+    """What the card's example draws, as Python: a text, or a list of classes."""
+    if isinstance(names, str):
+        hello = "Hello World"
+        known = {*names, *names.lower()} >= set(hello.replace(" ", ""))
+        return json.dumps(hello if known else names[:10], ensure_ascii=False)
+    return json.dumps(names[:3], ensure_ascii=False)
+
+
+def _knows(data: str, names: str | list[str]) -> str:
+    """The classes in sentences."""
+    count = f"It knows {len(names):,} classes: "
+    if _family(data) not in ("emnist", "glyphs"):
+        more = len(names) - NAMED_CLASSES
+        named = ", ".join(map(code, names[:NAMED_CLASSES]))
+        return f"{count}{named}{f' and {more:,} more: see `pipeline.config.class_names`' if more > 0 else ''}."
+    both = SPLITS[data.partition("-")[2] or "balanced"].both_cases
+    small = [name for name in names if name.islower()]
+    parts = ["the ten digits"] if "0" in names else []
+    parts += ["the capitals"] if "A" in names else []
+    parts += ["the small letters" + (f" {' '.join(small)}" if len(small) < 26 else "")] if small else []
+    merged = f" In {' '.join(both)} both cases are one class: ask for `s` or `S`, and you may get either."
+    known = ", ".join([*parts[:-1], f"and {parts[-1]}"]) if len(parts) > 1 else parts[0]
+    return f"{count}{known}.{merged if both else ''} There are no accents, no punctuation and no other scripts."
+
+
 def _training(meta: dict[str, Any]) -> dict[str, str]:
     """The facts of the training, by name."""
     settings, done, last, used = meta["settings"], meta["progress"], meta["metrics"], meta.get("used", {})
@@ -143,7 +196,7 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
         validation += f", of the {weights}"
         weights = f"average of length {meta['ema_length']:g}, rebuilt after training (Karras et al. 2024)"
     return {
-        "data": data_words(meta["data"]),
+        "data": cell(escaped(data_words(meta["data"]))),
         "epochs completed": f"{METRICS['epoch'].text(done['epoch'])} of {settings['epochs']}",
         "optimizer steps": f"{METRICS['step'].text(done['step'])}, {done['global_batch']:,} images each",
         "images seen": METRICS["images_seen"].text(done["images_seen"]),
@@ -153,6 +206,11 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
         "label dropout": f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance",
         "validation loss": VAL_LOSS_EMA.text_of(last) + validation,
         "time": duration(TOTAL_TIME_SEC.of(last)),
+        **{
+            metric.label: f"{metric.text_of(last)} {metric.unit if metric is ENERGY_WH else ''}".rstrip()
+            for metric in select(group="cost")
+            if metric.of(last) is not None
+        },
         **({"precision": used["precision"]} if used.get("precision") else {}),
         **({"compiled": "yes" if used["compile"] else "no"} if used.get("compile") is not None else {}),
     }  # fmt: skip
@@ -170,11 +228,12 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     for figure in found(evaluation):
         estimate = at(evaluation, figure.place)
         real = figure.words(at(evaluation, figure.real)) if figure.real else ""
-        rows.append((figure.heading, figure.words(estimate), real, f"{estimate['count']:,}", figure.meaning))
+        meaning = figure.meaning.replace("character", thing(evaluation["data"]))
+        rows.append((figure.heading, figure.words(estimate), real, f"{estimate['count']:,}", meaning))
     return {
         "sampler": f"{drawn['name']}, {drawn['steps']} steps, guidance {guidance_of(drawn)}",
         "samples_per_class": f"{evaluation['samples_per_class']:,}",
-        "data": data_words(evaluation["data"]),
+        "data": escaped(data_words(evaluation["data"])),
         "test_images": images and real_images_words(images),
         "rows": rows,
         "recommended": evaluation["recommended"],

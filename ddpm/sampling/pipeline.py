@@ -10,7 +10,7 @@ DDPM: Ho et al. 2020; DDIM: Song et al. 2021; DPM-Solver++: Lu et al. 2022; clas
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -179,11 +179,20 @@ def to_bytes(images: torch.Tensor) -> torch.Tensor:
     return ((images[:, 0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
+def listed(names: Sequence[str], most: int = 300) -> str:
+    """The names of classes, at most about `most` letters of them: `0123ABC`, or `Bag, Coat and 8 more`."""
+    between = ", " if any(len(name) > 1 for name in names) else ""
+    count = len(names)
+    while count > 1 and len(between.join(names[:count])) > most:
+        count -= 1
+    return between.join(names[:count]) + (f" and {len(names) - count:,} more" if count < len(names) else "")
+
+
 class CharacterPipeline(DiffusionPipeline):
-    """Draws characters of given classes.
+    """Draws images of given classes.
 
     pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-    pipeline("Hello").images[0].show()
+    pipeline("Hello").images[0].show()  # where the classes are characters; any others: pipeline(["Bag", "Coat"])
     """
 
     _optional_components = ["guide"]  # noqa: RUF012  as diffusers reads it
@@ -192,7 +201,8 @@ class CharacterPipeline(DiffusionPipeline):
         self,
         unet: UNet2DModel,
         scheduler: DDPMScheduler,
-        class_names: str = EMNIST_BALANCED,  # diffusers takes an argument without a default for a part of the model
+        # diffusers takes an argument without a default for a part of the model
+        class_names: Union[str, list[str]] = EMNIST_BALANCED,  # noqa: UP007  as for `guide`
         sampler: str = "ddim",
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
@@ -201,7 +211,7 @@ class CharacterPipeline(DiffusionPipeline):
     ) -> None:
         """
         Args:
-            class_names: the character of each class, in the order of the labels.
+            class_names: the character or the name of each class, in the order of the labels.
             sampler, num_inference_steps, guidance_scale, guidance_interval: the defaults of a call.
             guide: a weaker model for autoguidance; without one, guidance is classifier-free.
         """
@@ -215,21 +225,28 @@ class CharacterPipeline(DiffusionPipeline):
             guidance_interval=list(guidance_interval),
         )
 
-    def label_of(self, character: str) -> int:
-        """The label of a character. Where both cases of a letter share a class, either gives its label.
+    def label_of(self, name: str) -> int:
+        """The label of a character, or of a class by its name. Where both cases of a letter share a class, either
+        gives its label.
 
         Raises:
-            ValueError: the model does not have this character.
+            ValueError: the model does not have this class.
         """
-        names = self.config.class_names
-        for name in (character, character.upper()):
-            if len(name) == 1 and name in names:
-                return names.index(name)
-        raise ValueError(f"{character!r} is not among the characters of this model: {names} (either case)")
+        names = list(self.config.class_names)
+        for known in (name, name.upper()):
+            if known in names:
+                return names.index(known)
+        what, cases = ("characters", " (either case)") if self.draws_text else ("classes", "")
+        raise ValueError(f"{name!r} is not among the {what} of this model: {listed(names)}{cases}")
+
+    @property
+    def draws_text(self) -> bool:
+        """Is every class a character?"""
+        return isinstance(self.config.class_names, str)
 
     def __call__(
         self,
-        characters: str | Sequence[int],
+        characters: str | Sequence[str | int],
         *,
         sampler: str | None = None,
         num_inference_steps: int | None = None,
@@ -244,7 +261,8 @@ class CharacterPipeline(DiffusionPipeline):
         """Draw one image for each of `characters`.
 
         Args:
-            characters: a text, blanks ignored, or labels; the label after the last class means "any".
+            characters: a text, blanks ignored, if every class is a character; else a list of names of classes, or of
+                labels: the one after the last class means "any".
             sampler: one of SAMPLERS.
             guidance_interval: the noise levels with guidance, from 0 (clean) to 1 (noise), such as (0.3, 0.8).
             use_guide: autoguidance, if the model has a guide; False is classifier-free guidance.
@@ -254,7 +272,7 @@ class CharacterPipeline(DiffusionPipeline):
             on_step: called with 0 and the noise, then after each step with its number and the images as for "pt".
 
         Raises:
-            ValueError: unknown character, label or sampler, a wrong interval, or a number of steps that the model does
+            ValueError: unknown class, label or sampler, a wrong interval, or a number of steps that the model does
                 not have.
         """
         chosen = {
@@ -275,14 +293,19 @@ class CharacterPipeline(DiffusionPipeline):
                 on_step(number, images)
         return ImagePipelineOutput(images=_converted(images, output_type))
 
-    def _labels(self, characters: str | Sequence[int]) -> torch.Tensor:
+    def _labels(self, characters: str | Sequence[str | int]) -> torch.Tensor:
         if isinstance(characters, str):
-            characters = [self.label_of(character) for character in characters if not character.isspace()]
+            if not self.draws_text:
+                names = listed(self.config.class_names)
+                raise ValueError(f"this model cannot draw a text: give a list of its classes, which are {names}")
+            characters = [character for character in characters if not character.isspace()]
+        if not isinstance(characters, torch.Tensor):
+            characters = [self.label_of(each) if isinstance(each, str) else each for each in characters]
         labels, none = torch.as_tensor(characters, dtype=torch.long), len(self.config.class_names)
         if not len(labels):
-            raise ValueError("nothing to draw: give a text or labels")
+            raise ValueError("nothing to draw: give a text, or a list of classes")
         if labels.min() < 0 or labels.max() > none:
-            raise ValueError(f"labels are 0 to {none}, where {none} means any character")
+            raise ValueError(f"labels are 0 to {none}, where {none} means any class")
         return labels.to(self._execution_device)
 
 

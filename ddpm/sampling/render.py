@@ -1,4 +1,4 @@
-"""Draws the characters that sample.py is asked for, and composes them into a picture."""
+"""Draws the images that sample.py is asked for, and composes them into a picture."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ import torch
 from PIL import Image
 from rich.progress import Progress
 
+from ddpm.data.classes import shown_labels, shown_words
 from ddpm.run.errors import RequestError
+from ddpm.run.fonts import as_label
 from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling.animation import MOST_FRAMES, columns_for, denoising_strip, even_steps, gif, mp4, step_name
-from ddpm.sampling.config import SampleConfig, expand
+from ddpm.sampling.config import SampleConfig, chosen_labels, expand
 from ddpm.sampling.handwriting import lay_out, repeated, wrap, write
 from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.options import check_guided
-from ddpm.sampling.pipeline import make_sampler, resolution, to_bytes
-from ddpm.sampling.sheets import LABEL_WIDTH, MARGIN, images_at_once, png, sample_caption, sample_grid, settings_words
+from ddpm.sampling.pipeline import listed, make_sampler, resolution, to_bytes
+from ddpm.sampling.sheets import MARGIN, LabelColumn, images_at_once, png, sample_caption, sample_grid, settings_words
 
-PER_CLASS = {"sheet": 8, "animation": 3, "strip": 1}  # pictures of each character, where --per-class is left out
+LONGEST_SOURCE = 48  # letters: the page may be narrow
+PER_CLASS = {"sheet": 8, "animation": 3, "strip": 1}  # pictures of each class, where --per-class is left out
 
 
 class Renderer:
-    """Draws the characters of a request and composes them into a sheet, a strip, handwriting or an animation.
+    """Draws the images of a request and composes them into a sheet, a strip, handwriting or an animation.
 
     Raises:
-        RequestError: the model does not have a character, or has fewer noise levels than steps are asked for; or
+        RequestError: the model does not have a class, or has fewer noise levels than steps are asked for; or
             an interval or a guide is given, but no guidance.
     """
 
     def __init__(self, config: SampleConfig, trained: TrainedModel) -> None:
         self.config, self.trained, default = config, trained, trained.pipeline.config
-        self.class_names = default.class_names
+        self.class_names = list(default.class_names)
         self.sampler = config.sampler or default.sampler
         self.steps = config.steps or default.num_inference_steps
         self.guidance_scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
@@ -59,7 +62,10 @@ class Renderer:
     @property
     def caption(self) -> str:
         """The caption of sheets and strips: training, weights and sampler settings."""
-        return sample_caption(self.trained.data, self.trained.progress, self.trained.weights, self.settings)
+        trained, config = self.trained, self.config
+        chosen = (config.chars, config.classes, config.text) != (None, None, None)
+        part = "" if chosen else shown_words(len(set(self.labels)), len(self.class_names))
+        return sample_caption(trained.data, trained.progress, trained.weights, self.settings, part)
 
     @property
     def shown_steps(self) -> list[int]:
@@ -71,7 +77,7 @@ class Renderer:
         return [self.steps]
 
     def draw(self, device: torch.device, dtype: torch.dtype) -> dict[int, np.ndarray]:
-        """Sample the characters.
+        """Sample the images.
 
         The random generator is on the CPU, so that all devices draw the same images up to rounding.
 
@@ -112,19 +118,36 @@ class Renderer:
     def _labels(self) -> list[int]:
         """The class of each image, in drawing order."""
         config = self.config
-        if config.text is None:
-            wanted = self.class_names if config.chars is None else expand(config.chars)
+        text = expand(config.chars) if config.chars is not None else "".join(self.lines)
+        if config.classes is not None:
+            labels = chosen_labels(config.classes, self.class_names)
+        elif text:
+            labels = self._labels_of(text)
         else:
-            wanted = "".join(self.lines)
-        labels = [self.trained.pipeline.label_of(each) for each in wanted if not each.isspace()]
+            labels = shown_labels(len(self.class_names))
         if config.handwriting:
             return labels
         kind = "animation" if config.moving else "strip" if config.strip is not None else "sheet"
         return [label for label in dict.fromkeys(labels) for _ in range(config.per_class or PER_CLASS[kind])]
 
+    def _labels_of(self, text: str) -> list[int]:
+        """The labels of a text's characters, without blanks.
+
+        Raises:
+            RequestError: the model's classes are not characters.
+            ValueError: it does not have one of these.
+        """
+        if not self.trained.pipeline.draws_text:
+            flag = "--text" if self.config.chars is None else "--chars"
+            names = listed(self.class_names)
+            raise RequestError(
+                f"{flag}: the classes of this model are not characters; choose some with --classes: {names}"
+            )
+        return [self.trained.pipeline.label_of(each) for each in text if not each.isspace()]
+
     @property
     def _signature(self) -> str:
-        return f"drawn by a diffusion model trained on {self.trained.source}"
+        return f"drawn by a diffusion model trained on {as_label(self.trained.source, LONGEST_SOURCE)}"
 
     def _handwriting(self, finished: np.ndarray) -> Callable[[np.ndarray], Image.Image]:
         """Images → a page of handwriting, in the layout of the finished ones."""
@@ -142,6 +165,6 @@ class Renderer:
         """Images → a labelled sheet."""
         names = [self.class_names[label] for label in dict.fromkeys(self.labels)]
         cell = max(resolution(self.trained.pipeline.unet), 56)
-        width = LABEL_WIDTH + len(self.labels) // len(names) * cell + MARGIN
+        width = LabelColumn(names).width + len(self.labels) // len(names) * cell + MARGIN
         columns = columns_for(len(names), width, cell + 4)
         return partial(sample_grid, names=names, title=self.trained.run, caption=self.caption, columns=columns)

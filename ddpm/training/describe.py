@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 
+from ddpm.data.classes import MOST_SHOWN
 from ddpm.data.folder import FolderSet
 from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig
@@ -26,8 +27,6 @@ from ddpm.training.model import POWER_WIDTHS, activation_bytes, build_unet, coun
 from ddpm.training.optimizers import NAMES, state_values
 from ddpm.training.schedule import PLATEAU, TrainingSchedule
 from ddpm.training.threads import Threads
-
-MOST_COUNTS = 100  # classes whose images are counted one by one in a line of the log
 
 
 def describe_run(
@@ -181,6 +180,7 @@ def in_words(description: dict[str, Any]) -> list[str]:
         f"global batch {schedule['global_batch_size']}, {schedule['steps_per_epoch']} steps per epoch, "
         f"{schedule['total_steps']} steps",
         *_lr_in_words(settings, schedule),
+        *_balance_in_words(schedule["balance"], description["data_summary"]["train_counts"]),
         "; ".join(f"{name} {why}" for name, why in machine["choices"].items() if not why.endswith(f"({USUAL})")),
     ]
 
@@ -199,17 +199,27 @@ def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str
     return [f"learning rate {schedule['learning_rate']:.3g}: --lr {settings['lr']:g} times {factor:g} (--scale-lr)"]
 
 
+def _balance_in_words(balance: str, counts: list[int]) -> list[str]:
+    """A line if `--balance classes` changes what an epoch draws, with the reason; `counts` are training images."""
+    if balance == "none" or min(counts) == max(counts):
+        return []
+    ratio = f"{max(counts) / min(counts):,.3g} times"
+    return [f"every class is drawn equally often (--balance classes), as the largest has {ratio} the training images "
+            "of the smallest: the model would hardly learn small classes otherwise"]  # fmt: skip
+
+
 def counts_in_words(name: str, summary: dict[str, Any]) -> str:
-    """How many images of each class there are, and whether the classes are equal."""
-    words = []
+    """How many images of each class there are, and whether the classes are equal; of many classes the fewest and the
+    most."""
+    words, names = [], summary["class_names"]
     for split in ("train", "test"):
         images, counts = summary[f"{split}_images"], summary[f"{split}_counts"]
         if min(counts) == max(counts):
             words.append(f"{split} {images} images, {counts[0]} of each class")
-        elif len(counts) > MOST_COUNTS:
-            words.append(f"{split} {images} images of {len(counts)} classes, NOT equal: {min(counts)} to {max(counts)}")
         else:
-            each = " ".join(f"{label}:{count}" for label, count in zip(summary["class_names"], counts, strict=True))
+            each = ", ".join(f"{name}:{count}" for name, count in zip(names, counts, strict=True))
+            if len(names) > MOST_SHOWN:
+                each = f"{min(counts)} to {max(counts)} images in {len(names)} classes"
             words.append(f"{split} {images} images, classes NOT equal: {each}")
     return f"{data_words(name)}: {'; '.join(words)}"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ddpm.data.classes import MOST_SHOWN
 from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, asked_of, parse_target
 from ddpm.run.errors import RequestError
@@ -100,7 +101,7 @@ def choose(
         "channels_last": _channels_last_pays(device, precision[0]),
         "val_images": _affordable(USUAL_VAL_IMAGES, 2 * flops_per_image / 3, device),  # two models, forward only
         "samples_per_class": _affordable(
-            8, num_classes * config.sample_steps * 2 * flops_per_image / 3, device, at_least=0
+            8, min(num_classes, MOST_SHOWN) * config.sample_steps * 2 * flops_per_image / 3, device, at_least=0
         ),
         "eval_every": _evaluation_pays(config, device),
     }

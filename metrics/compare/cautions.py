@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ddpm.run.metrics import DASH, DATA, EPOCH, Metric
-from metrics.compare.figures import ComparedRun, over_seeds, setting_apart, values_of
+from ddpm.run.metrics import DASH, EPOCH, Metric
+from metrics.compare.figures import ComparedRun, by_data, over_seeds, setting_apart, values_of
 
 
 def cautions(runs: Sequence[ComparedRun], metrics: Iterable[Metric]) -> list[str]:
@@ -47,16 +47,23 @@ def _data(runs: Sequence[ComparedRun]) -> Iterator[str]:
     documents = [run.published.document for run in runs]
     trained = recorded(run.published.training_images for run in runs)
     validated = recorded(document["hyperparameters"].get("val_images") for document in documents)
-    if len(values_of(runs, DATA.name)) > 1:
-        glyphs = ", ".join(f"`{run.label}`" for run in runs if run.setting(DATA.name) != "emnist")
+    sets = by_data(runs)
+    if len(sets) > 1:
+        named = (f"{', '.join(f'`{run.label}`' for run in group)} trained on {_data_words(group[0])}" for group in sets)
         yield (
-            f"**Data differ**: {glyphs} trained on the embedded glyphs, not EMNIST; their losses and quality cannot "
-            "be compared with those of the others."
+            f"**Data differ**: {'; '.join(named)}. Runs of different data are not ranked against each "
+            "other: none of their figures says which is better."
         )
     elif len(trained) > 1:
         yield f"The numbers of training images differ: {', '.join(trained)}."
     if len(validated) > 1:
         yield f"Validation losses were measured on different numbers of test images: {', '.join(validated)}."
+
+
+def _data_words(run: ComparedRun) -> str:
+    """A run's data, with the number of classes where that is recorded."""
+    names = run.published.document["data_summary"].get("class_names")
+    return f"{run.published.data_words} ({len(names)} classes)" if names else run.published.data_words
 
 
 def _lengths(runs: Sequence[ComparedRun]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpm.run.config import NO_RECIPE, TrainConfig
+from ddpm.run.datasets import TITLES
 from ddpm.run.errors import RequestError
 from ddpm.run.metrics import (
     DASH,
@@ -54,8 +55,15 @@ class ComparedRun:
         return self.published.data if name == DATA.name else self.published.settings.get(name, DEFAULTS[name])
 
     def said(self, name: str) -> str:
-        """A setting as text; for the data, words that say clearly whether they are EMNIST or glyphs."""
+        """A setting as text; the data in words."""
         return self.published.data_words if name == DATA.name else setting_words(self.setting(name))
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """What two runs of the same data share: their words, and of a folder, as others may have its name, its
+        classes."""
+        words, names = self.published.data_words, self.published.document["data_summary"].get("class_names")
+        return (words, *(names or ())) if self.published.data not in TITLES else (words,)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -172,9 +180,19 @@ def setting_apart(runs: Iterable[ComparedRun], metric: Metric) -> list[str]:
     return [name for name in metric.same if len(values_of(runs, name)) > 1]
 
 
+def settings_of_groups(metric: Metric) -> list[str]:
+    """The settings that tell groups of `comparable` runs apart."""
+    return list(dict.fromkeys((DATA.name, *metric.same)))
+
+
 def comparable(runs: Sequence[ComparedRun], metric: Metric) -> list[list[ComparedRun]]:
-    """The runs in groups; within a group the figure measures the same thing."""
-    return _grouped(runs, [tuple(run.said(name) for name in metric.same) for run in runs])
+    """The runs in groups; within a group the figure measures the same thing, on the same data."""
+    return _grouped(runs, [(run.data, *(run.said(name) for name in metric.same)) for run in runs])
+
+
+def by_data(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
+    """The runs in groups of the same data."""
+    return _grouped(runs, [run.data for run in runs])
 
 
 def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:

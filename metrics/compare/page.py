@@ -14,6 +14,7 @@ from ddpm.run.format import count, duration, significant, timestamp
 from ddpm.run.metrics import (
     DASH,
     DATA,
+    ENERGY_WH,
     EPOCH,
     GPU_MEM_PEAK_MB,
     IMAGES_SEEN,
@@ -41,6 +42,7 @@ from metrics.compare.figures import (
     loss_levels,
     reached,
     setting_words,
+    settings_of_groups,
     values_of,
 )
 from metrics.compare.plots import caption
@@ -56,7 +58,7 @@ WIDE = 8  # columns of a table of many runs
 FIGURES = {
     "Validation loss": select(group="loss", same=NULL_LOSS),
     "Validation loss of the EMA weights by noise level (band 1: least noise)": select(group="loss_by_noise_level"),
-    "Drawn characters": select(group="quality"),
+    "Drawn images": select(group="quality"),
     "Training loss": (LOSS_MEAN, LOSS_MEDIAN),
 }
 SHOWN = {metric for metrics in FIGURES.values() for metric in metrics}
@@ -235,6 +237,12 @@ def _costs(run: ComparedRun) -> dict[str, str]:
         "images trained twice": count(spent.repeated),
         "restarts": count(max(len(starts) - 1, 0)),
         **{metric.label: metric.text(over_epochs(rows, metric)) for metric in (SAMPLES_PER_SEC, MFU, NONFINITE_STEPS)},
+        **{
+            ", ".join(filter(None, (metric.label, metric.unit if metric is ENERGY_WH else ""))): metric.text(
+                over_epochs(rows, metric)
+            )
+            for metric in select(group="cost")
+        },
         f"{GPU_MEM_PEAK_MB.label}, MB": GPU_MEM_PEAK_MB.text(over_epochs(rows, GPU_MEM_PEAK_MB)),
         "parameters": count(run.published.document["model"].get("parameters")),
         "FLOP per image": flop_words(run.flops_per_image),
@@ -258,7 +266,7 @@ def levels_section(runs: Sequence[ComparedRun], asked: Sequence[float]) -> Secti
         "Time": ("seconds", duration), "Images": ("images", count), "FLOP": ("flop", flop_words),
     }  # fmt: skip
     groups = comparable(runs, loss)
-    for group, words in zip(groups, told_apart(groups, loss.same), strict=True):
+    for group, words in zip(groups, told_apart(groups, settings_of_groups(loss)), strict=True):
         levels = sorted(asked, reverse=True) or loss_levels(group, loss)
         found = {run: [reached(run, loss, level) for level in levels] for run in group}
         tables = []

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ddpm.run.files import atomic_write
+from ddpm.run.fonts import drawable
 from ddpm.run.format import count, significant
 from ddpm.run.metrics import (
     DATA,
@@ -45,6 +46,8 @@ from metrics.style import (
     RED,
     STYLE,
     TEXT,
+    class_labels,
+    height_of_labels,
     log_scale,
 )
 
@@ -75,7 +78,7 @@ def draw_plots(runs: Sequence[ComparedRun], ranked_by: Metric) -> dict[str, Figu
 def caption(name: str) -> str:
     """The caption of a plot on the page."""
     if name == SAMPLES:
-        return "Characters drawn with the EMA weights: a row for each run, the same classes in each column."
+        return "Images drawn with the EMA weights: a row for each run, the same classes in each column of one data set."
     metric = METRICS[name]
     better = f"; {metric.better} is better" if metric.better else ""
     return f"{title_of(metric)} of each run over images seen, optimizer steps and time{better}."
@@ -112,8 +115,8 @@ def names_of(runs: Sequence[ComparedRun]) -> list[str]:
 
 def head(figure: Figure, title: str, runs: Sequence[ComparedRun]) -> None:
     """Title and data of a figure; glyphs stand out in gold."""
-    glyphs = any(run.published.data != "emnist" for run in runs)
-    data = "; ".join(values_of(runs, DATA.name))
+    glyphs = any(run.published.data == "glyphs" for run in runs)
+    data = drawable("; ".join(values_of(runs, DATA.name)))
     top = 1 - 0.09 / figure.get_figheight()
     figure.suptitle(title, x=0.01, y=top, ha="left", va="top", fontsize=13, fontweight="bold")
     figure.text(0.99, top, data, ha="right", va="top", color=GOLD if glyphs else MUTED, fontweight="bold")
@@ -192,8 +195,8 @@ def compact(value: float) -> str:
 
 
 def draw_samples(runs: Sequence[ComparedRun]) -> Figure | None:
-    """A row of characters per run, of the same classes: from the latest epoch at which all runs have a sample grid,
-    else from each run's latest grid. None if no grid can be read."""
+    """A row of images per run, of the same classes where the data are the same: from the latest epoch at which all runs
+    have a sample grid, else from each run's latest grid. None if no grid can be read."""
     grids = [grids_of(run) for run in runs]
     having = [set(files) for files in grids if files]
     common = set.intersection(*having) if having else set()
@@ -209,12 +212,14 @@ def draw_samples(runs: Sequence[ComparedRun]) -> Figure | None:
             rows.append(("\n".join([*lines, f"epoch {found[0]}, {count(images)} images"]), found[1]))
     if not rows:
         return None
-    width, height, left, top = 12.6, 0.7 * len(rows) + 0.85, 2.75, 0.75  # inches
+    named = [place == 0 or row.names != rows[place - 1][1].names for place, (_, row) in enumerate(rows)]
+    heights = [0.7 + (height_of_labels(row.names) if names else 0) for (_, row), names in zip(rows, named, strict=True)]
+    width, height = 12.6, sum(heights) + 0.4  # inches
     figure = Figure(figsize=(width, height), dpi=DPI)
-    margins = {"left": left / width, "right": 0.995, "top": 1 - top / height, "bottom": 0.05 / height}
-    panels = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={**margins, "hspace": 0.12})[:, 0]
-    for place, (axes, (label, row)) in enumerate(zip(panels, rows, strict=True)):
-        draw_row(axes, row, label, named=place == 0 or row.names != rows[place - 1][1].names)
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.36 / height), h_pad=0.02, hspace=0)  # below the title
+    panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (label, row), with_names in zip(panels, rows, named, strict=True):
+        draw_row(axes, row, label, with_names)
     what = f"Samples at epoch {max(common)}" if common else "Latest samples of each run, at different epochs"
     head(figure, f"{what}: EMA weights", runs)
     return figure
@@ -238,5 +243,5 @@ def draw_row(axes: Axes, row: Row, label: str, named: bool) -> None:
     axes.set_facecolor("none")
     axes.set_yticks([height / 2], [label])
     centres = (np.arange(count) + 0.5) * (width + gap) - gap / 2
-    axes.set_xticks(centres if named else [], list(row.names) if named else [], fontsize=12, fontweight="bold")
+    class_labels(axes, "x", centres if named else [], row.names if named else [], size=12, fontweight="bold")
     axes.tick_params(length=0, top=False, labeltop=named, labelbottom=False)

@@ -17,6 +17,7 @@ from metrics.compare.figures import (
     differing,
     over_seeds,
     setting_words,
+    settings_of_groups,
 )
 from metrics.page import Block, Section, Table
 from metrics.trends import gap_words
@@ -59,7 +60,8 @@ def verdicts(ranking: Ranking) -> list[str]:
 
     If all settings were trained with two seeds or more, settings are ranked by their means instead of single runs.
     """
-    apart = told_apart([[figure.run for figure in group] for group in ranking.groups], ranking.metric.same)
+    groups = [[figure.run for figure in group] for group in ranking.groups]
+    apart = told_apart(groups, settings_of_groups(ranking.metric))
     return [
         (f"With {words}: " if words else "") + (_best_settings(ranking, group) or _best_run(ranking, group))
         for group, words in zip(ranking.groups, apart, strict=True)
@@ -155,7 +157,8 @@ def seeds_section(ranking: Ranking) -> Section | None:
     metric = ranking.metric
     blocks: list[Block] = ["The best mean comes first."]
     heads = ["Settings", "Seeds", "Mean", "Standard deviation", "Smallest", "Largest"]
-    for group, words in zip(groups, told_apart([group[0].runs for group in groups], metric.same), strict=True):
+    apart = told_apart([group[0].runs for group in groups], settings_of_groups(metric))
+    for group, words in zip(groups, apart, strict=True):
         rows = []
         for seeds in group:
             numbers = ", ".join(str(run.setting("seed")) for run in seeds.runs)

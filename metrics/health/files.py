@@ -20,7 +20,7 @@ from ddpm.run.metrics import GPU_MEM_PEAK_MB, VAL_LOSS_EMA
 from ddpm.run.paths import RunPaths, readable_folder
 from metrics.health.checks import Component, fact, healthy, unhealthy, warning
 from metrics.health.thresholds import Thresholds
-from metrics.page import Finding, Table
+from metrics.page import Finding, Table, code
 from metrics.run_data import RunData
 
 SPLITS = ("train", "test")
@@ -38,7 +38,7 @@ def data(run: RunData, identity: dict[str, Any], limits: Thresholds) -> Componen
     counts = {split: values for split in SPLITS if (values := summary.get(f"{split}_counts"))}
     found += [_balance(split, values, limits) for split, values in counts.items()]
     names = summary.get("class_names") or []
-    rows = [(label, *numbers) for label, *numbers in zip(names, *counts.values(), strict=False)]
+    rows = [(code(name), *numbers) for name, *numbers in zip(names, *counts.values(), strict=False)]
     tables = [Table("Images of each class", ["Class", *counts], rows, folded=True)] if counts else []
     try:
         if not run.settings.get("data_root") or not run.data:

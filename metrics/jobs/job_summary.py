@@ -65,8 +65,8 @@ def summary(paths: RunPaths, slurm: tuple[str, int], title: str, state: str, fol
         both = f"{_percent(mine)} in this start, {_percent(mean)} in all"
         yield _line("mean GPU use", "not measured" if mean is None else both)
         used, total = energy(paths, slurm), energy(paths)
-        if total is not None:
-            yield _line("GPU energy", f"{_kwh(used)} in this start, {_kwh(total)} in all")
+        both = f"{_kwh(used)} in this start, {_kwh(total)} in all"
+        yield _line("GPU energy" if gpu_seconds else "CPU energy", "not measured" if total is None else both)
     for name, path in {"report": paths.report_html, "log": paths.log}.items():
         if path.is_file() and (name == "log" or status.get("state") == "finished"):
             yield _line(name, str(path))

@@ -5,21 +5,25 @@ CUDA, so the GPUs that the job uses are named by UUID.
 
 The file's `starts` has for each start of the run on this node: `time` of its first reading and `seconds` from there to
 the latest, `mean_utilization` in percent over `readings` (one per GPU and time), and `mean_power_w` of all these GPUs
-together over `power_readings` (one per time; a GPU without a power sensor, such as a MIG slice, adds nothing). It is
-rewritten with each reading, so what a killed start used is known.
+together over `power_readings` (one per time; a GPU without a power sensor, such as a MIG slice, adds nothing).
+`energy_wh` is what the GPUs' energy counters gained; of a GPU without one it is power times time. On a node without a
+GPU it is that of the processors, if RAPL can be read. The file is rewritten with each reading, so what a killed start
+used is known.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ddpm.run.files import atomic_write, strict_json
 from ddpm.run.paths import RunPaths
 from metrics.files import read_json, starts_of
+from metrics.live.energy import JOULES_PER_WH, POWERCAP, EnergyMeter, read_rapl
 from metrics.live.status import SafeWriter, job_of_this_process
 
 MEBIBYTE = 2**20
@@ -42,22 +46,24 @@ class GpuSampler:
     """Publishes the state of a node's GPUs from a daemon thread.
 
     A figure that NVML does not give (a MIG slice has no temperature) is null; throttle reasons and memory errors are
-    there only if NVML gives them. Without a driver or without UUIDs the file says "no GPU", once.
+    there only if NVML gives them. Without a driver or without UUIDs the file says "no GPU".
 
     Args:
         node: the node's name, unique in the job.
         uuids: the GPUs that the job uses on this node, with or without "GPU-" in front.
         interval: seconds between readings.
         nvml: stands in for the module `pynvml`.
+        powercap: stands in for the folder of the processors' energy counters.
     """
 
     def __init__(
-        self, paths: RunPaths, node: str, uuids: Sequence[str], *, interval: float = 2.0, nvml: Any = None
-    ) -> None:
+        self, paths: RunPaths, node: str, uuids: Sequence[str], *, interval: float = 2.0, nvml: Any = None,
+        powercap: Path = POWERCAP,
+    ) -> None:  # fmt: skip
         self.path = paths.gpus / f"{node}.json"
         self.node = node
         self.uuids = list(uuids)
-        self._nvml = nvml
+        self._nvml, self._powercap = nvml, powercap
         self._interval = interval
         self._starts: list[dict[str, Any]] = []  # this start is the last one
         self._writer = SafeWriter()
@@ -77,14 +83,12 @@ class GpuSampler:
     def _run(self) -> None:
         nvml = self._open()
         if nvml is None:
-            self._starts = starts_of(read_json(self.path))
-            self._publish([], note="no GPU")
+            self._sample_processors()
             return
         try:
             handles = [_handle(nvml, uuid) for uuid in self.uuids]
-            start, began = _new_start(), time.monotonic()
-            self._starts = [*starts_of(read_json(self.path)), start][-STARTS:]
-            while not self._closing.is_set():
+            meter, before = EnergyMeter(), 0.0
+            for start, seconds in self._readings():
                 gpus = [
                     _sample(nvml, handle, uuid, i)
                     for i, (handle, uuid) in enumerate(zip(handles, self.uuids, strict=True))
@@ -92,11 +96,39 @@ class GpuSampler:
                 watts = _known(gpus, "power_w")
                 _update_mean(start, "mean_power_w", "power_readings", [sum(watts)] if watts else [])
                 _update_mean(start, "mean_utilization", "readings", _known(gpus, "utilization"))
-                start["seconds"] = round(time.monotonic() - began, 3)
+                for place, (handle, gpu) in enumerate(zip(handles, gpus, strict=True)):
+                    if not meter.count(place, _energy(nvml, handle)) and gpu["power_w"] is not None:
+                        meter.add(gpu["power_w"] * (seconds - before))
+                _note_energy(start, meter)
+                before = seconds
                 self._publish(gpus, note=None)
-                self._closing.wait(self._interval)
         finally:
             _ask(nvml.nvmlShutdown)
+
+    def _sample_processors(self) -> None:
+        """Without a GPU: sample the processors' energy, if it can be read."""
+        if not any(read_rapl(self._powercap)):
+            self._starts = starts_of(read_json(self.path))
+            self._publish([], note="no GPU")
+            return
+        meter = EnergyMeter()
+        for start, _ in self._readings():
+            for name, joules, wraps_at in read_rapl(self._powercap):
+                meter.count(name, joules, wraps_at)
+            _note_energy(start, meter)
+            self._publish([], note="no GPU")
+
+    def _readings(self) -> Iterator[tuple[dict[str, Any], float]]:
+        """The entry of this start and the seconds since its first reading, when a reading is due; one at the end."""
+        start, began = _new_start(), time.monotonic()
+        self._starts = [*starts_of(read_json(self.path)), start][-STARTS:]
+        ended = False
+        while True:
+            start["seconds"] = round(time.monotonic() - began, 3)
+            yield start, start["seconds"]
+            if ended:
+                return
+            ended = self._closing.wait(self._interval)
 
     def _open(self) -> Any | None:
         if not self.uuids:
@@ -116,7 +148,18 @@ class GpuSampler:
 def _new_start() -> dict[str, Any]:
     """The entry of this start, before its first reading."""
     counts = {"seconds": 0.0, "readings": 0, "mean_utilization": None, "power_readings": 0, "mean_power_w": None}
-    return {**job_of_this_process(), "time": time.time(), **counts}
+    return {**job_of_this_process(), "time": time.time(), **counts, "energy_wh": None}
+
+
+def _note_energy(start: dict[str, Any], meter: EnergyMeter) -> None:
+    start["energy_wh"] = None if meter.joules is None else meter.joules / JOULES_PER_WH
+
+
+def _energy(nvml: Any, handle: Any | None) -> float | None:
+    """The energy counter of a GPU, in joules since the driver was loaded; None if it has none."""
+    counter = getattr(nvml, "nvmlDeviceGetTotalEnergyConsumption", None)
+    millijoules = None if handle is None else _ask(counter, handle)
+    return None if millijoules is None else millijoules / 1000
 
 
 def _known(gpus: Sequence[dict[str, Any]], figure: str) -> list[float]:

@@ -101,6 +101,11 @@ class PrettyLogger:
                 self._publisher.update(eta_sec=self._remaining.update(self._publisher.fields()))
             self._print(progress_line(self._publisher.fields()))
 
+    def flush(self) -> None:
+        """Write `status.json` now: what is read from it next is up to date."""
+        if self._publisher:
+            self._publisher.flush()
+
     def log_epoch_summary(self, row: dict[str, Any]) -> None:
         """Publish the row of an epoch that is done, keyed by the columns of the CSV."""
         if self._publisher:
@@ -121,12 +126,12 @@ class PrettyLogger:
         atexit.unregister(self.stop)
 
     @contextmanager
-    def going_on(self, what: str) -> Iterator[None]:
+    def going_on(self, what: str, severity: str = "error") -> Iterator[None]:
         """Context manager: an exception is logged as "could not write `what`", and training goes on."""
         try:
             yield
         except Exception as error:
-            self.log(f"could not write {what}: {type(error).__name__}: {error}", "error")
+            self.log(f"could not write {what}: {type(error).__name__}: {error}", severity)
 
     def __enter__(self) -> Self:
         self.start()

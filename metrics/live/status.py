@@ -138,6 +138,11 @@ class StatusPublisher:
         """Append an event, with the time, to `events.jsonl`."""
         self.writer.write(append_line, self.paths.events, strict_json({"time": time.time(), **event}))
 
+    def flush(self) -> None:
+        """Write `status.json` now."""
+        if not self._ended_by_another():
+            self._write()
+
     def close(self, state: str, exit_code: int | None = None, message: str | None = None) -> None:
         """End the thread, and write the final state."""
         self._closing.set()

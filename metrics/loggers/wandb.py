@@ -21,6 +21,7 @@ from ddpm.run.paths import RunPaths
 from metrics.loggers.logger import Histogram, Logger, finals, scalars
 
 PROJECT = "emnist-diffusion"  # unless WANDB_PROJECT names another
+LONGEST_TAG = 64  # letters
 INIT_SECONDS, FINISH_SECONDS = 30, 60  # timeouts: a cluster gives a job little time to end
 
 
@@ -103,7 +104,7 @@ class WandbLogger(Logger):
         also = {"data": data, "environment": description["environment"], "model": description["model"]}
         request = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT), "name": paths.run, "id": _id(paths), "resume": "allow",
-            "dir": str(paths.metrics), "tags": [data], "settings": quiet,
+            "dir": str(paths.metrics), "tags": [data[:LONGEST_TAG]], "settings": quiet,
             "config": {**description["settings"], **also},
         }  # fmt: skip
         try:

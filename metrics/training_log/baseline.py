@@ -10,7 +10,7 @@ from ddpm.run.format import count, duration, significant
 from ddpm.run.metrics import IMAGES_SEEN, METRICS, TOTAL_TIME_SEC, Metric, headline
 from ddpm.run.paths import RunPaths
 from metrics.compare.cautions import cautions, listed
-from metrics.compare.figures import delta, differing, named, why_not
+from metrics.compare.figures import ComparedRun, comparable, delta, differing, named, why_not
 from metrics.page import Bullets, Section, Table
 from metrics.run_data import RunData, read_run
 from metrics.trends import Curve, Point, TargetForecast, best, first_as_good, forecast
@@ -94,18 +94,21 @@ def baseline_section(run: RunData, baseline: RunPaths) -> Section:
     metrics = [metric for metric in headline() if all(len(each.curve(metric)) for each in both)]
     if not metrics:
         return Section(title, ["Not compared: there is no figure yet that both runs have measured."])
-    rows = [row for metric in metrics for row in _rows(metric, both)]
-    table = Table("", ["Figure", "Where", "This run", "Baseline", "Difference"], rows)
     runs = named(both)
+    rows = [row for metric in metrics for row in _rows(metric, runs)]
+    table = Table("", ["Figure", "Where", "This run", "Baseline", "Difference"], rows)
     differ = differing([each.recipe for each in runs])[0]
     more = f" and {len(differ) - MOST} more" if len(differ) > MOST else ""
     settings = f"Settings that differ (this run, baseline): {listed(runs, differ[:MOST])}{more}."
-    remarks = [_first_as_good(metrics[0], *both), settings if differ else "No setting differs that both runs have."]
+    remarks = [settings if differ else "No setting differs that both runs have."]
+    if len(comparable(runs, metrics[0])) == 1:
+        remarks.insert(0, _first_as_good(metrics[0], *both))
     return Section(title, [table, Bullets([*remarks, *cautions(runs, metrics)])])
 
 
-def _rows(metric: Metric, both: Sequence[RunData]) -> list[tuple[str, ...]]:
+def _rows(metric: Metric, runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
     """The figure of both runs: the latest up to as many images as both have seen, the last, and the best."""
+    both, alike = [run.published for run in runs], len(comparable(runs, metric)) == 1
     common = min(IMAGES_SEEN.of(run.last) or 0 for run in both)
     curves = [run.curve(metric) for run in both]
     upto = [Curve.of([row for row in run.rows if (IMAGES_SEEN.of(row) or 0) <= common], metric).last for run in both]
@@ -113,10 +116,13 @@ def _rows(metric: Metric, both: Sequence[RunData]) -> list[tuple[str, ...]]:
     places = {f"up to {count(common)} images": upto} if common and None not in upto else {}
     places |= {"last": last} if upto != last else {}
     places["best"] = [best(curve) for curve in curves]
-    return [_row(metric, where, *points) for where, points in places.items()]
+    return [_row(metric, where, *points, alike) for where, points in places.items()]
 
 
-def _row(metric: Metric, where: str, ours: Point, theirs: Point) -> tuple[str, ...]:
+def _row(metric: Metric, where: str, ours: Point, theirs: Point, alike: bool) -> tuple[str, ...]:
+    """`alike`: does the figure measure the same thing in both runs?"""
+    if not alike:
+        return metric.label, where, _at(metric, ours), _at(metric, theirs), "not comparable"
     one, two = ours.value, theirs.value
     share = f" ({one / two - 1:+.1%})" if two else ""
     verdict = "better" if (one > two) == metric.larger_is_better else "worse"

@@ -43,7 +43,7 @@ COMMANDS = {
     "python -m metrics.curves": "the curves in this terminal",
     "python -m metrics.report": "rebuild report and plots",
     "python -m metrics.training_log": "rebuild this page",
-    "python sample.py": "draw characters",
+    "python sample.py": "draw images",
     "python evaluate.py": "measure how good they are",
 }
 PHASES_NOTE = (
