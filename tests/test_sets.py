@@ -50,6 +50,7 @@ def test_the_sets_like_mnist_are_read_as_torchvision_reads_them(name: str, train
     pixels, labels = source.read("train" if train else "test")
     np.testing.assert_array_equal(pixels, theirs.data.numpy())
     np.testing.assert_array_equal(labels, theirs.targets.numpy())
+    assert pixels.flags.writeable  # of a read-only file torch warns
     assert list(source.class_names) == theirs.classes
 
 

@@ -86,7 +86,7 @@ class IdxSet:
         """Upright pixels, uint8 [N, 28, 28], 0 is background; and labels from 0 on, int64 [N]."""
         images, labels = self.files(split)
         pixels = read_idx(images, 3)
-        upright = np.ascontiguousarray(pixels.transpose(0, 2, 1) if self.transposed else pixels)
+        upright = np.array(pixels.transpose(0, 2, 1) if self.transposed else pixels, order="C")  # torch wants its own
         return upright, read_idx(labels, 1).astype(np.int64) - self.first_label
 
     def remarks(self) -> list[str]:
