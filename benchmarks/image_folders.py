@@ -49,18 +49,14 @@ def shapes(per_class: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
 
 
 def _shape(corners: int, chance: random.Random) -> Image.Image:
-    """A regular polygon, filled or as an outline."""
-    radius = chance.uniform(0.2, 0.4) * SIDE * FINER
+    """A filled regular polygon."""
+    radius = chance.uniform(0.3, 0.4) * SIDE * FINER
     centre = [chance.uniform(radius, SIDE * FINER - radius) for _ in range(2)]
     turn = chance.uniform(0, math.tau)
     angles = [turn + math.tau * corner / corners for corner in range(corners)]
     points = [(centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)) for angle in angles]
     image = Image.new("L", (SIDE * FINER, SIDE * FINER), chance.randint(215, 255))
-    ink = chance.randint(0, 60)
-    if chance.random() < 0.5:
-        ImageDraw.Draw(image).polygon(points, fill=ink)
-    else:
-        ImageDraw.Draw(image).line([*points, *points[:2]], fill=ink, width=4 * FINER, joint="curve")
+    ImageDraw.Draw(image).polygon(points, fill=chance.randint(0, 60))
     return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
@@ -79,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", choices=["digits", "shapes"])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; must not exist yet")
-    parser.add_argument("--per-class", type=int, default=400, help="of the shapes")
+    parser.add_argument("--per-class", type=int, default=1000, help="of the shapes")
     parser.add_argument("--seed", type=int, default=0, help="of the shapes")
     options = parser.parse_args(arguments)
     if options.out.exists():
