@@ -112,3 +112,13 @@ def test_one_picture_for_each_class_is_clear_and_teaches_little(school: School, 
 
 def test_how_long_it_will_take_is_known_before(school: School):
     assert 0 < school.expected_seconds(sets=3) < school.expected_seconds(sets=30) < 600
+
+
+def test_an_interval_is_as_wide_as_the_count_makes_it_where_every_image_is_read():
+    everything = Lesson(torch.ones(3, 300, dtype=torch.bool))
+    for estimate in (everything.estimate(), everything.over(everything)):
+        assert estimate.value == 1
+        assert 0.97 < estimate.low < 0.995
+    assert everything.estimate().high == 1
+    assert 1.005 < everything.over(everything).high < 1.03
+    assert everything.over(everything).count == 300

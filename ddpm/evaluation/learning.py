@@ -21,7 +21,7 @@ import torch
 from ddpm.evaluation.classifier import Recipe, ReferenceClassifier, fit
 from ddpm.evaluation.intervals import Z
 from ddpm.evaluation.measures import as_drawn, as_judged
-from ddpm.evaluation.scores import Estimate
+from ddpm.evaluation.scores import Estimate, proportion, rca
 from ddpm.run.evaluation_figures import CAS
 from ddpm.training.data import Images
 
@@ -48,6 +48,8 @@ class Lesson:
     def estimate(self) -> Estimate:
         """The accuracy. The interval covers both the choice of seeds and that of test images."""
         by_image = self.hits.double().mean(0)
+        if not by_image.var():  # all are read, or none: the deviation is 0, but others might be read otherwise
+            return proportion(self.hits[0])
         reach = math.hypot(T * self._seed_variance() ** 0.5, Z * (by_image.var().item() / len(by_image)) ** 0.5)
         return Estimate(self.accuracy, max(0.0, self.accuracy - reach), min(1.0, self.accuracy + reach), len(by_image))
 
@@ -59,6 +61,8 @@ class Lesson:
             return Estimate(math.nan if not theirs else 0.0, math.nan, math.nan, self.hits.shape[1])
         seeds = self._seed_variance() / ours**2 + other._seed_variance() / theirs**2
         difference = self.hits.double().mean(0) / ours - other.hits.double().mean(0) / theirs
+        if ours == theirs == 1:  # as in `estimate`
+            return rca(self.hits[0], other.hits[0])
         reach = math.hypot(T * seeds**0.5, Z * (difference.var().item() / len(difference)) ** 0.5)
         ratio = ours / theirs
         return Estimate(ratio, ratio * math.exp(-reach), ratio * math.exp(reach), len(difference))
