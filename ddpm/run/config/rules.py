@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ddpm.run.cli import flag
 from ddpm.run.criteria import Criterion
 from ddpm.run.metrics import VAL_LOSS, VAL_LOSS_SWA, names
 from ddpm.run.paths import LONGEST_NAME, name_taken
 
-if TYPE_CHECKING:
-    from ddpm.run.config import TrainConfig
-
+TrainConfig = Any  # the dataclass in __init__.py, which imports these rules
 SELECTABLE = names(selectable=True)  # the figures that a user can choose by
 EVALUATED = names(group="quality")  # measured by --eval-every
 BOUNDS = {  # smallest value → settings
