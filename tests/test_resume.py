@@ -315,3 +315,20 @@ def test_a_run_whose_learning_rate_falls_at_plateaus_is_the_same_when_it_is_resu
     assert "learning rate 1.000e-07 → 5.000e-08 from step 16 on: val_loss has not improved on " in log
     page = paths_of(whole).training_log.read_text()
     assert "(end of epoch 3): val_loss has not improved on" in page
+
+
+@pytest.mark.parametrize(("then", "now"), [(False, "none"), (True, "linear")])
+def test_a_checkpoint_of_a_version_that_called_a_setting_otherwise_is_continued(
+    small: TrainConfig, then: bool, now: str
+):
+    config = replace(small, scale_lr=now)
+    assert run(replace(config, max_steps=5)) == 0
+    file = paths_of(config).checkpoints / "latest" / "meta.json"
+    meta = json.loads(file.read_text())
+    meta["settings"]["scale_lr"] = then
+    del meta["class_names"]
+    file.write_text(json.dumps(meta))
+    assert load_model(config.run, torch.device("cpu"), config.output_root).meta["settings"]["scale_lr"] == now
+    assert run(config) == 0
+    assert latest_step(config) == 16
+    assert "scale lr" not in paths_of(config).log.read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.run import kinds
+from ddpm.run.config import in_todays_words
 from ddpm.run.files import read_json
 
 PROGRESS = kinds.record(
@@ -15,7 +16,8 @@ PROGRESS = kinds.record(
 
 
 def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
-    """The content of meta.json in `folder`, with the fields of KINDS checked.
+    """The content of meta.json in `folder`, with the fields of KINDS checked and the settings of older versions in the
+    words of this one.
 
     Args:
         needed: fields that must be there, as `field` or `field.key`.
@@ -27,6 +29,8 @@ def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict):
         raise ValueError("it is not an object")
+    if isinstance(meta.get("settings"), dict):
+        meta["settings"] = in_todays_words(meta["settings"])
     for name in needed:
         part, _, field = name.partition(".")
         if (meta[part].get(field) if field and isinstance(meta.get(part), dict) else meta.get(part)) is None:
