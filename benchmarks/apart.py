@@ -101,6 +101,8 @@ class SideProcess:
 def _serve(
     pipe: Connection, make: Callable[[DistContext], AbstractContextManager[tuple[Loop, Any]]], device: str
 ) -> None:
+    # else ours would take the other sides' turns for the load of other programs, and compute with fewer threads
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     os.setpgrp()  # its workers are stopped with it; if the parent dies, the group gets SIGHUP and SIGCONT
     multiprocessing.set_start_method(None, force=True)  # its workers start as they do in any other process
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -48,7 +48,7 @@ def checkout(commit: str) -> Iterator[Path]:
 
 
 def steps_of(commit: str, flags: list[str], steps: int) -> Steps:
-    """Train so many steps with the code of a commit.
+    """Train `steps` steps with the code of a commit.
 
     Raises:
         RequestError: it does not train with these flags.

@@ -44,7 +44,7 @@ RECIPES = {
     "timestep power 0.6": "--timestep-power 0.6",
     "timesteps not stratified": "--timestep-sampling uniform",
     "epsilon": "--prediction-type epsilon",
-    "scale and shift": "--resnet-time-scale-shift scale_shift",
+    "embedding added": "--resnet-time-scale-shift default",
     "label dropout 0.05": "--cfg-dropout-prob 0.05",
     "batch 64": "--batch-size 64",
     "channels 48 96": "--block-out-channels 48 96",
@@ -54,8 +54,8 @@ RECIPES = {
     "reference recipe": "--recipe reference",
 }
 CHANGES_THE_STEP = (
-    "--optimizer", "--patch-size", "--batch-size", "--block-out-channels", "--layers-per-block", "--mid-attention",
-    "--resnet-time-scale-shift", "--precision",
+    "--recipe", "--optimizer", "--patch-size", "--batch-size", "--block-out-channels", "--layers-per-block",
+    "--mid-attention", "--resnet-time-scale-shift", "--precision",
 )  # fmt: skip
 MEASURED_STEPS, ROUNDS = 100, 3
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import gc
-import os
+import itertools
+import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError, out_of_memory
+from ddpm.run.format import shown
 from ddpm.training import data, hardware
 from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import Choices
 from ddpm.training.model import activation_bytes, flops_per_image
-from ddpm.training.schedule import TrainingSchedule
+from ddpm.training.schedule import scaled_lr
 from ddpm.training.threads import settle
 from ddpm.training.trainer import Trainer
 
 WARM_UP, MEASURED = 3, 8  # steps: in the first ones cuDNN times its algorithms, and memory is asked for
-LONGEST = 10.0  # seconds of a step on a CPU; larger sizes are not tried
+LONGEST = 10.0  # seconds of a step on a CPU, after which no larger batch is tried
 BISECTIONS = 3  # between the largest size that fits and the smallest that does not
 ROOM = 0.9  # of a GPU's memory that a run may take: sampling and other libraries need some too
-RAM = 0.5  # of a host's free memory that activations may take
+RAM = 0.5  # of a host's available memory that activations may take
 FAST = 0.95  # of the most images/s
 GAIN = 1.02  # twice the images for less than this factor in images/s are no gain
 
@@ -67,11 +70,12 @@ def find_batch_size(config: TrainConfig, world: DistContext) -> None:
         print(f"batch size {size}: {said}", flush=True)
         return found
 
-    probes = search(attempt, config.batch_size, len(images), to_the_limit=device.type == "cuda")
+    drawn = data.images_per_epoch(config, len(images), images.num_classes)
+    probes = search(attempt, config.batch_size, drawn, to_the_limit=device.type == "cuda")
     if not probes:
         raise RequestError("not even one image fits: take a smaller --preset or --resolution")
     memory_mb = torch.cuda.get_device_properties(device).total_memory / 2**20 if device.type == "cuda" else None
-    print("\n".join(["", *table(probes, len(images)), "", *advice(probes, config, len(images), memory_mb)]))
+    print("\n".join(["", *table(probes, drawn), "", *advice(probes, config, memory_mb)]))
 
 
 def search(attempt: Callable[[int], Probe | None], first: int, most: int, to_the_limit: bool) -> list[Probe]:
@@ -81,37 +85,47 @@ def search(attempt: Callable[[int], Probe | None], first: int, most: int, to_the
         attempt: probes a size; None if it does not fit.
         first: the size to begin with.
         most: the largest size that makes sense.
-        to_the_limit: double it until it no longer fits, instead of until that no longer gains speed; then try sizes in
-            between.
+        to_the_limit: double it until it no longer fits, then try sizes in between; otherwise until that no longer gains
+            speed, or a step takes too long.
 
     Returns:
         The probes of the sizes that fit, by size.
     """
     probes: dict[int, Probe] = {}
-    too_large, size, gains = None, min(first, most), [True, True]
-    while size <= most and (to_the_limit or any(gains[-2:])):
-        if (found := attempt(size)) is None:
-            too_large = size
-            break
-        before = probes.get(size // 2)
-        gains.append(before is None or found.images_per_sec >= GAIN * before.images_per_sec)
-        probes[size], size = found, 2 * size
-    size = min(first, most) // 2
-    while size and (not probes or probes[min(probes)].images_per_sec >= FAST * _fastest(probes.values())):
-        if (found := attempt(size)) is None:
-            too_large = size
+    too_large: list[int] = []
+
+    def fits(size: int) -> bool:
+        found = attempt(size)
+        if found is None:
+            too_large.append(size)
         else:
             probes[size] = found
+        return found is not None
+
+    size = min(first, most)
+    while size <= most and fits(size) and (to_the_limit or _worth_doubling(probes, size)):
+        size *= 2
+    size = min(first, most) // 2
+    while size and (not probes or probes[min(probes)].images_per_sec >= FAST * _fastest(probes.values())):
+        fits(size)
         size //= 2
-    for _ in range(BISECTIONS if too_large and probes else 0):
-        middle = (max(probes) + too_large) // 2
-        if middle in (max(probes), too_large):
+    for _ in range(BISECTIONS if to_the_limit and probes and too_large else 0):
+        middle = (max(probes) + min(too_large)) // 2
+        if middle == max(probes):
             break
-        if (found := attempt(middle)) is None:
-            too_large = middle
-        else:
-            probes[middle] = found
+        fits(middle)
     return [probes[size] for size in sorted(probes)]
+
+
+def _worth_doubling(probes: dict[int, Probe], size: int) -> bool:
+    """Has one of the last two doublings gained speed (or were there fewer), and does a step not take too long yet?"""
+    last = [probes.get(size // part) for part in (4, 2, 1)]
+    gains = [
+        not before or after.images_per_sec >= GAIN * before.images_per_sec
+        for before, after in itertools.pairwise(last)
+        if after
+    ]
+    return any(gains) and probes[size].seconds <= LONGEST
 
 
 def probe(config: TrainConfig, images: data.Images, choices: Choices, world: DistContext) -> Probe | None:
@@ -150,42 +164,39 @@ def _measured(config: TrainConfig, images: data.Images, choices: Choices, world:
 
 def _affordable(config: TrainConfig, device: torch.device) -> bool:
     """Has a host the memory for a batch? A GPU says so itself; a host's system would end the process."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return device.type == "cuda" or activation_bytes(config, config.batch_size) < RAM * free
+    meminfo = Path("/proc/meminfo")  # of Linux; the limit of a job's memory is not in it
+    if device.type == "cuda" or not meminfo.exists():
+        return True
+    available = int(re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text("ascii"))[1])
+    return activation_bytes(config, config.batch_size) < RAM * 1024 * available
 
 
-def _fastest(probes: Iterator[Probe]) -> float:
+def _fastest(probes: Iterable[Probe]) -> float:
     return max(each.images_per_sec for each in probes)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
-def table(probes: list[Probe], images: int) -> Iterator[str]:
-    """A line for each size, below a head."""
+def table(probes: list[Probe], drawn: int) -> Iterator[str]:
+    """A line for each size, below a head; an epoch draws `drawn` images."""
     yield f"{'batch size':>10}  {'images/s':>10}  {'ms/step':>9}  {'memory MB':>10}  {'steps/epoch':>11}"
     for each in probes:
-        memory = f"{each.memory_mb:,.0f}" if each.memory_mb == each.memory_mb else "–"
         yield (
-            f"{each.batch_size:>10,}  {each.images_per_sec:>10,.1f}  {1000 * each.seconds:>9,.1f}  {memory:>10}  "
-            f"{images // each.batch_size:>11,}"
+            f"{each.batch_size:>10,}  {each.images_per_sec:>10,.1f}  {1000 * each.seconds:>9,.1f}  "
+            f"{shown(each.memory_mb, ',.0f'):>10}  {drawn // each.batch_size:>11,}"
         )
 
 
-def advice(probes: list[Probe], config: TrainConfig, images: int, memory_mb: float | None) -> Iterator[str]:
-    """What the sizes are good for, with the flags to copy.
-
-    Args:
-        images: of the training split.
-        memory_mb: of the GPU, 2^20 bytes; None on a CPU.
-    """
+def advice(probes: list[Probe], config: TrainConfig, memory_mb: float | None) -> Iterator[str]:
+    """What the sizes are good for, with the flags to copy; `memory_mb` of the GPU, 2^20 bytes, None on a CPU."""
     small = next(each for each in probes if each.images_per_sec >= FAST * _fastest(probes))
-    yield f"smallest within {1 - FAST:.0%} of the fastest: {_flags(small, config, images)}"
+    yield f"smallest within {1 - FAST:.0%} of the fastest: {_flags(small, config)}"
     roomy = [each for each in probes if memory_mb and each.memory_mb <= ROOM * memory_mb]
     if roomy:
         large = roomy[-1]
         share = f"{large.memory_mb / memory_mb:.0%} of {memory_mb:,.0f} MB"
-        yield f"largest that leaves room ({share}): {_flags(large, config, images)}"
+        yield f"largest that leaves room ({share}): {_flags(large, config)}"
     yield "A larger batch makes fewer steps of an epoch, so it may learn less in the same time."
     yield (
         "The learning rate is that of the square-root rule, usual for AdamW (Malladi et al. 2022); the linear rule "
@@ -193,10 +204,7 @@ def advice(probes: list[Probe], config: TrainConfig, images: int, memory_mb: flo
     )
 
 
-def _flags(found: Probe, config: TrainConfig, images: int) -> str:
+def _flags(found: Probe, config: TrainConfig) -> str:
     """The flags of a size, with a learning rate by either rule."""
-    rates = []
-    for rule in ("sqrt", "linear"):
-        scaled = replace(config, batch_size=found.batch_size, grad_accum=1, scale_lr=rule, warmup_steps=0, epochs=1000)
-        rates.append(TrainingSchedule(scaled, 1, max(images, found.batch_size)).peak_lr)
-    return f"--batch-size {found.batch_size} --lr {rates[0]:.3g} (linear: {rates[1]:.3g})"
+    by_root, linear = (scaled_lr(replace(config, scale_lr=rule), found.batch_size) for rule in ("sqrt", "linear"))
+    return f"--batch-size {found.batch_size} --lr {by_root:.3g} (linear: {linear:.3g})"

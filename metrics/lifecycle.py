@@ -37,7 +37,6 @@ from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
 from metrics.criteria.in_training import changed, out_of_reach
 from metrics.files import last_words, read_status
-from metrics.note.notes import add_notes
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
@@ -168,8 +167,7 @@ class RunLifecycle:
         rows = start.meta["history"] if start else []
         self.logger.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.schedule.remarks()])
         self.logger.manifest(description, self.data_sha256)
-        for note in add_notes(self.paths, config.note):
-            self.logger.log(f"note: {note}")
+        self.logger.remarks(config.note)
         for note in later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
             self.logger.log(note)
         if start:

@@ -30,6 +30,7 @@ from metrics.live.cost import cost_so_far, cost_words
 from metrics.live.logger import PrettyLogger
 from metrics.loggers.group import LoggerGroup
 from metrics.loggers.manifest import add_start, manifest_entry
+from metrics.note.notes import add_notes
 from metrics.starts import why_started
 from metrics.tracker import MetricsTracker
 
@@ -90,6 +91,12 @@ class RunLogger:
             entry = manifest_entry(description, self._hosts, data_sha256)
             if aside := add_start(self.paths.manifest, entry):
                 self.log(f"{self.paths.manifest.name} could not be read: it is now {aside.name}", "warning")
+
+    def remarks(self, texts: Sequence[str]) -> None:
+        """Add what a person remarked with `--note` (main process only)."""
+        with self._logger.going_on("the notes", "warning"):
+            for note in add_notes(self.paths, texts):
+                self.log(f"note: {note}")
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def read_row(file: Path) -> Row | None:
         with np.load(io.BytesIO(read_file(file))) as arrays:
             pixels, labels = arrays["x"], arrays["y"].tolist()
             names = arrays["names"].tolist() if "names" in arrays else list(CLASS_NAMES)  # older ones had no other
-            shown = chosen_labels(names, sorted(set(labels)))
+            shown = column_labels(names, sorted(set(labels)))
             row = pixels[[labels.index(label) for label in shown]]
     except Exception:  # zipfile, zlib and NumPy raise different ones for damaged files
         return None
@@ -79,7 +79,7 @@ def read_row(file: Path) -> Row | None:
     return Row(tuple(names[label] for label in shown), row) if sound else None
 
 
-def chosen_labels(names: Sequence[str], drawn: Sequence[int]) -> list[int]:
+def column_labels(names: Sequence[str], drawn: Sequence[int]) -> list[int]:
     """The labels that have a column, of those that were `drawn`: of EMNIST's classes SHOWN, of others evenly spaced
     ones."""
     if set(SHOWN) <= set(names):

@@ -6,7 +6,8 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from benchmarks.rounds import in_turn
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.training import compilation, layers, model
+from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
+from ddpm.training.threads import Threads
 from tests.conftest import ONE, as_arguments, replace
 
 
@@ -141,6 +144,18 @@ def test_a_side_stands_still_until_its_turn_and_ends_with_the_benchmark(tiny):
         assert {each.status() for each in processes} == {psutil.STATUS_STOPPED}
         assert side.turn(1).seconds_per_step > 0
     assert not alive(side.pid)
+
+
+@contextmanager
+def threads_of_a_run(world: DistContext) -> Iterator[tuple[None, str]]:
+    yield None, Threads(world.device).reason
+
+
+def test_the_turns_of_other_sides_do_not_cost_a_side_its_threads(monkeypatch: pytest.MonkeyPatch):
+    """A run takes fewer while other programs compute."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with closing(SideProcess("threads", threads_of_a_run, "cpu")) as side:
+        assert side.build() == f"OMP_NUM_THREADS={len(os.sched_getaffinity(0))}"
 
 
 def test_a_side_does_not_outlive_a_killed_benchmark(tiny):

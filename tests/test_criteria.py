@@ -376,3 +376,11 @@ def test_a_note_is_added_with_its_time_to_log_report_and_comparison(small, quick
     assert note(["small", " ", *root]) == 2 and "give a text in quotes" in capsys.readouterr().err
     monkeypatch.undo()
     assert "a \\<b\\>bold" in to_markdown(report_page(read_run(paths_of(config))), config.output_root)
+
+
+def test_a_run_whose_notes_cannot_be_written_trains_on(small, quick_reports):
+    config = replace(small, epochs=1)
+    assert run(replace(config, max_steps=5)) == 0
+    paths_of(config).notes.mkdir()
+    assert run(replace(config, note=("lost",))) == 0
+    assert "could not write the notes: IsADirectoryError" in paths_of(config).log.read_text()

@@ -1,6 +1,6 @@
 """Whatever happened to a run's files: every command ends in one line or goes on without them, and tells nothing untrue.
 
-DAMAGE=5000 python -m pytest tests/test_damaged_runs.py    tries so many examples, others each time. One that fails is
+DAMAGE=5000 python -m pytest tests/test_damaged_runs.py    tries 5,000 examples, others each time. One that fails is
 printed as a `Damage`; put it into `@example` to try it again.
 """
 

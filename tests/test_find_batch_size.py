@@ -43,6 +43,12 @@ def test_a_cpu_is_tried_until_larger_sizes_gain_nothing():
     assert tried == [8, 16, 32, 64]
 
 
+def test_a_cpu_is_not_tried_on_when_a_step_takes_too_long():
+    tried: list[int] = []
+    search(device(room=10**9, full_at=12_000, tried=tried), 4096, 10**6, to_the_limit=False)
+    assert tried == [4096, 2048], "12 s for a step: larger ones are slower, however fast by the image"
+
+
 def test_sizes_that_do_not_fit_are_halved_until_one_does():
     tried: list[int] = []
     probes = search(device(room=5, full_at=1, tried=tried), 32, 10_000, to_the_limit=True)
@@ -60,12 +66,12 @@ def test_no_batch_is_larger_than_the_data_set():
 def test_the_advice_has_flags_to_copy_with_both_rules():
     config = preset("small", lr=1e-4)  # meant for 2048 images
     probes = [Probe(512, 0.50, 20_000), Probe(1024, 0.52, 40_000), Probe(2048, 1.0, 75_000)]
-    small, large, *_ = advice(probes, config, 112_800, memory_mb=80_000)
+    small, large, *_ = advice(probes, config, memory_mb=80_000)
     assert small.endswith("--batch-size 1024 --lr 7.07e-05 (linear: 5e-05)")
     assert "largest that leaves room (50% of 80,000 MB): --batch-size 1024" in large
     flags = small.split(": ", 1)[1].split(" (")[0].split()
     assert parse_args(["--preset", "small", *flags]).batch_size == 1024
-    on_a_cpu = list(advice([Probe(32, 0.1, math.nan)], preset("tiny"), 1000, memory_mb=None))
+    on_a_cpu = list(advice([Probe(32, 0.1, math.nan)], preset("tiny"), memory_mb=None))
     assert len(on_a_cpu) == 3
     assert "--batch-size 32 --lr 0.003" in on_a_cpu[0]
 
@@ -84,6 +90,14 @@ def test_a_full_gpu_does_not_fit_and_other_errors_are_raised(small: TrainConfig,
                 probe(small, images, choices, ONE)
         else:
             assert probe(small, images, choices, ONE) is None
+
+
+def test_a_batch_beyond_the_memory_of_the_host_is_not_tried(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    images, _ = data.load(small, ONE)
+    choices = choose(small, 47, ONE.device, 1e8)
+    assert probe(small, images, choices, ONE)
+    monkeypatch.setattr(module, "RAM", 1e-9)
+    assert probe(small, images, choices, ONE) is None
 
 
 def test_several_processes_are_refused(small: TrainConfig):

@@ -1,6 +1,6 @@
 """Folders that are broken at random: each is read as it is, or refused in one line that names what is wrong.
 
-FOLDERS=5000 python -m pytest tests/test_folder_property.py    tries so many examples, others each time.
+FOLDERS=5000 python -m pytest tests/test_folder_property.py    tries 5,000 examples, others each time.
 """
 
 from __future__ import annotations

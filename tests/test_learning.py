@@ -122,3 +122,12 @@ def test_an_interval_is_as_wide_as_the_count_makes_it_where_every_image_is_read(
     assert everything.estimate().high == 1
     assert 1.005 < everything.over(everything).high < 1.03
     assert everything.over(everything).count == 300
+
+
+def test_images_that_as_many_seeds_read_do_not_count_as_all_read():
+    """One seed reads all, two read none: every image is read by one of three."""
+    hits = torch.zeros(3, 300, dtype=torch.bool)
+    hits[0] = True
+    estimate = Lesson(hits).estimate()
+    assert estimate.value == pytest.approx(1 / 3)
+    assert (estimate.low, estimate.high) == (0, 1)

@@ -326,9 +326,23 @@ def test_a_checkpoint_of_a_version_that_called_a_setting_otherwise_is_continued(
     file = paths_of(config).checkpoints / "latest" / "meta.json"
     meta = json.loads(file.read_text())
     meta["settings"]["scale_lr"] = then
+    for name in ("split", "balance", "invert", "passes_per_epoch"):  # that it did not have
+        del meta["settings"][name]
     del meta["class_names"]
     file.write_text(json.dumps(meta))
     assert load_model(config.run, torch.device("cpu"), config.output_root).meta["settings"]["scale_lr"] == now
     assert run(config) == 0
     assert latest_step(config) == 16
-    assert "scale lr" not in paths_of(config).log.read_text()
+    assert "changed since: max steps 5 → None; learning rate" in paths_of(config).log.read_text()
+
+
+def test_the_steps_of_an_older_muon_are_told(small: TrainConfig):
+    config = replace(small, optimizer="muon")
+    assert run(replace(config, max_steps=5)) == 0
+    file = paths_of(config).checkpoints / "latest" / "meta.json"
+    meta = json.loads(file.read_text())
+    assert meta["progress"]["lr"].pop("hidden") == 7
+    file.write_text(json.dumps(meta))
+    assert run(config) == 0
+    told = "learning rate of hidden layers, in that of the others as in an older version → 7"
+    assert told in paths_of(config).log.read_text()

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ddpm.data.idx import IdxSet
+from ddpm.data.idx import IdxSet, download
 from ddpm.run.datasets import TITLES, SplitName, published_name
-from ddpm.run.errors import RequestError
 
 CLASS_NAMES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"  # of EMNIST Balanced, in its order
 MERGED = "CIJKLMOPSUVWXYZ"  # classes that hold both cases of their letter
@@ -42,21 +41,8 @@ def emnist(root: Path, split: SplitName = "balanced") -> IdxSet:
         class_names=tuple(facts.class_names),
         root=Path(root),
         stem=f"EMNIST/raw/emnist-{split}-{{}}",
-        fetch=partial(_download, split),
+        fetch=partial(download, "EMNIST", split=split),
         usual_images=facts.train_images,
         transposed=True,
         first_label=facts.first_label,
     )
-
-
-def _download(split: SplitName, root: Path) -> None:
-    from torchvision.datasets import EMNIST  # takes seconds to load
-
-    try:
-        EMNIST(str(root), split=split, download=True)
-    except Exception as error:  # urllib, zipfile and torchvision each raise their own
-        archive = root / "EMNIST" / "raw" / "gzip.zip"
-        raise RequestError(
-            f"{archive} could not be fetched or unpacked ({error}): remove it and try again, or run --download where "
-            "there is internet, such as a login node"
-        ) from error

@@ -31,11 +31,11 @@ from ddpm.run.files import atomic_write, strict_json, why_and_cure
 from ddpm.run.format import plural
 
 VERSION = 1  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
-EVERY = 10  # of a class without a given test split, one image of so many is in it
+EVERY = 10  # one image in ten of a class is in the test split, if there is no test/
 LARGE = 100_000  # bytes: files above this mean size are decoded in threads, which only slow small ones down
 MOST_THREADS = 8  # each may take the memory of one large picture
 AHEAD = 256  # files that are handed to the threads together: an interrupt waits for these
-MANY = 2000  # images: so many are announced, as they take a while
+MANY = 2000  # images, or more, are announced before they are read, as that takes a while
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class FolderSet:
         _ = self.listing
 
     def count(self) -> int:
-        """The number of training images; if they are not prepared yet, about so many."""
+        """The number of training images; an estimate if they are not prepared yet."""
         if kept := self._load():
             return len(kept.labels["train"])
         train = self.listing.splits["train"]

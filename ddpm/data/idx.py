@@ -33,7 +33,7 @@ class IdxSet:
     class_names: tuple[str, ...]  # in the order of the labels
     root: Path
     stem: str  # of the files below `root`, with {} for the split
-    fetch: Callable[[Path], None] | None  # downloads the files to a root
+    fetch: Callable[[Path], None]  # downloads the files to a root
     usual_images: int  # of the training split, as published
     splits: tuple[str, str] = ("train", "test")  # as the files call them
     transposed: bool = False  # an upright picture is `image.T`
@@ -66,7 +66,7 @@ class IdxSet:
             RequestError: they are not; the message names the file and the fix.
             OSError: the folder cannot be written to.
         """
-        if download and self.fetch:
+        if download:
             self.fetch(self.root)
         for split in ("train", "test"):
             self.check(split)
@@ -119,6 +119,23 @@ class IdxSet:
                 f"{labels} has label {values[wrong[0]]} at position {wrong[0]:,}, {self.title} has {least} to {most} "
                 f"(is it of another split?): {FETCH_AGAIN}"
             )
+
+
+def download(called: str, root: Path, **settings: str) -> None:
+    """Let the class `called` of torchvision.datasets fetch its files to `root`.
+
+    Raises:
+        RequestError: they could not be fetched or unpacked; says what to do.
+    """
+    import torchvision.datasets  # takes seconds to load
+
+    try:
+        getattr(torchvision.datasets, called)(str(root), download=True, **settings)
+    except Exception as error:  # urllib, gzip, zipfile and torchvision each raise their own
+        raise RequestError(
+            f"{root / called / 'raw'} could not be filled ({error}): remove the archive in it, if there is one, and "
+            "try again, or run --download where there is internet, such as a login node"
+        ) from error
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

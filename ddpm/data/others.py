@@ -6,9 +6,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from ddpm.data.idx import IdxSet
+from ddpm.data.idx import IdxSet, download
 from ddpm.run.datasets import TITLES
-from ddpm.run.errors import RequestError
 
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -31,19 +30,7 @@ def _like_mnist(root: Path, name: str, called: str, class_names: tuple[str, ...]
         class_names=class_names,
         root=root,
         stem=f"{called}/raw/{{}}",
-        fetch=partial(_download, called),
+        fetch=partial(download, called),
         usual_images=60_000,
         splits=("train", "t10k"),
     )
-
-
-def _download(called: str, root: Path) -> None:
-    import torchvision.datasets  # takes seconds to load
-
-    try:
-        getattr(torchvision.datasets, called)(str(root), download=True)
-    except Exception as error:  # urllib, gzip and torchvision each raise their own
-        raise RequestError(
-            f"{root / called / 'raw'} could not be filled ({error}): try again, or run --download where there is "
-            "internet, such as a login node"
-        ) from error

@@ -33,7 +33,7 @@ class DataSet(Protocol):
         """Are there files of the data set?"""
 
     def check(self, split: Split) -> None:
-        """Check the files of a split as far as it takes no time.
+        """Check the files of a split without reading its pixels.
 
         Raises:
             RequestError: they are missing or damaged.

@@ -48,7 +48,7 @@ class Lesson:
     def estimate(self) -> Estimate:
         """The accuracy. The interval covers both the choice of seeds and that of test images."""
         by_image = self.hits.double().mean(0)
-        if not by_image.var():  # all are read, or none: the deviation is 0, but others might be read otherwise
+        if self.accuracy in (0, 1):  # the deviation is 0, but other images might be read otherwise
             return proportion(self.hits[0])
         reach = math.hypot(T * self._seed_variance() ** 0.5, Z * (by_image.var().item() / len(by_image)) ** 0.5)
         return Estimate(self.accuracy, max(0.0, self.accuracy - reach), min(1.0, self.accuracy + reach), len(by_image))
@@ -93,7 +93,7 @@ class School:
         return 1 + 2 + sum(1 / part for part in self._parts())
 
     def expected_seconds(self, sets: float) -> float:
-        """How long it takes to teach so many sets, from the time of some steps of training."""
+        """How long it takes to teach as many images as are in `sets` sets, from the time of some steps of training."""
         some, images = replace(self._recipe, images=0), self.real(min(self.per_class, 8), seed=0)
         began = time.perf_counter()
         fit(images, some)

@@ -17,6 +17,7 @@ import difflib
 import math
 import operator
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -36,16 +37,16 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Condition:
+class Condition(ABC):
     """A part of a criterion; `text` as it was written. A subclass has a `form`, the pattern of its text."""
 
     text: str
     form: ClassVar[str]
 
     @classmethod
+    @abstractmethod
     def read(cls, text: str, parts: Mapping[str, str]) -> Condition:
         """The condition that `text` says; `parts`: the groups of the pattern `form`."""
-        raise NotImplementedError
 
     @property
     def metric(self) -> Metric | None:

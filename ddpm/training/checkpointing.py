@@ -20,6 +20,7 @@ from ddpm.run.files import real, replace_link
 from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS_EMA, chosen_by
 from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
 from ddpm.training.hardware import synchronize
+from ddpm.training.optimizers import HIDDEN
 from ddpm.training.progress import Progress
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
@@ -267,7 +268,8 @@ def _losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
 def _next_lr(schedule: TrainingSchedule, step: int) -> dict[str, float]:
     """The learning rate of the next step after `step` steps, or of the last step: resuming compares it."""
     step = min(step, schedule.total_steps - 1)
-    return {"step": step, "rate": schedule.learning_rate(step)}
+    muon = {"hidden": HIDDEN} if schedule.config.optimizer == "muon" else {}
+    return {"step": step, "rate": schedule.learning_rate(step), **muon}
 
 
 def _remove(folder: Path) -> None:

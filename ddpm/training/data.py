@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpm.data.idx import Split
-from ddpm.data.sets import dataset
+from ddpm.data.sets import DataSet, dataset
 from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import USUAL_VAL_IMAGES
 from ddpm.run.errors import RequestError
@@ -70,18 +70,23 @@ def load(config: TrainConfig, world: DistContext) -> tuple[Images, Images]:
     Raises:
         RequestError: data are missing or damaged; the message names the file and the fix.
     """
-    world.broadcast_result(partial(prepare, config), here=world.local_rank == 0)
-    return _read(config, "train", world.device), _read(config, "test", world.device)
+    source = dataset(config)
+    world.broadcast_result(partial(prepare, source, config), here=world.local_rank == 0)
+    train, test = (_read(source, split, world.device) for split in ("train", "test"))
+    if config.balanced and 0 in (counts := train.counts()):
+        name = train.class_names[counts.index(0)]
+        raise RequestError(f"class {name} has no training images: --balance classes has none to draw")
+    return train, test
 
 
-def prepare(config: TrainConfig) -> None:
+def prepare(source: DataSet, config: TrainConfig) -> None:
     """Make sure that the files of the data set are there and valid: draw or download them if needed.
 
     Raises:
         RequestError: they are not; the message names the file and the fix.
     """
     try:
-        dataset(config).prepare(config.download)
+        source.prepare(config.download)
     except OSError as error:
         what = error.strerror or error
         root = config.data_root
@@ -159,11 +164,6 @@ def to_model_input(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
     return images / 127.5 - 1
 
 
-def _read(config: TrainConfig, split: Split, device: torch.device) -> Images:
-    source = dataset(config)
+def _read(source: DataSet, split: Split, device: torch.device) -> Images:
     pixels, labels = map(torch.from_numpy, source.read(split))
-    images = Images(pixels.to(device), labels.to(device), source.class_names)
-    if config.balanced and split == "train" and 0 in (counts := images.counts()):
-        name = images.class_names[counts.index(0)]
-        raise RequestError(f"class {name} has no training images: --balance classes has none to draw")
-    return images
+    return Images(pixels.to(device), labels.to(device), source.class_names)

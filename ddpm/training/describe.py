@@ -65,7 +65,7 @@ def describe_run(
 
 
 def data_summary(train: data.Images, test: data.Images) -> dict[str, Any]:
-    """How many images there are, of which classes."""
+    """The classes, and how many images each split has, in all and of each class."""
     return {
         "train_images": len(train),
         "test_images": len(test),
@@ -232,13 +232,14 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         RequestError: the data are damaged, or the batch is larger than the data set.
     """
     flops = flops_per_image(config)
-    source, found, written = dataset(config), [], "trained or written"
+    source, notes, written = dataset(config), [], "trained or written"
     if isinstance(source, FolderSet):
-        found = [counts_in_words(config.data_name, data_summary(*data.load(config, world))), *source.remarks()]
+        notes += [counts_in_words(config.data_name, data_summary(*data.load(config, world))), *source.remarks()]
         written = "trained"
     num_classes = len(source.class_names)
     images = source.count()
     schedule = TrainingSchedule(config, world.world_size, data.images_per_epoch(config, images, num_classes))
+    notes += [*_passes_in_words(images, schedule.train_images), *schedule.remarks()]
     choices = hardware.choose(config, num_classes, world.device, flops, world.gather, schedule.total_steps)
     unet = build_unet(config, num_classes, "meta")
     parameters, moments = count_parameters(unet), state_values(config, unet)
@@ -269,13 +270,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
         print(json.dumps(config.to_dict(), indent=2))
         if isinstance(source, FolderSet):
             estimates |= {"prepared images": source.file, "contact sheet": source.contact_sheet()}
-        for name, text in (
-            *estimates.items(),
-            *(
-                ("note", remark)
-                for remark in (*found, *_passes_in_words(images, schedule.train_images), *schedule.remarks())
-            ),
-        ):
+        for name, text in (*estimates.items(), *(("note", note) for note in notes)):
             print(f"{name + ':':<20} {text}")
         print(f"dry run: nothing was {written}")
 

@@ -50,7 +50,7 @@ def is_hidden(name: str, parameter: torch.Tensor) -> bool:
 
 
 class Group(NamedTuple):
-    """Weights that Muon computes together: as matrices of as many rows, with zeros for the columns that one lacks."""
+    """Weights that Muon updates together, as matrices of equal size: narrower ones are filled up with zero columns."""
 
     parameters: list[torch.nn.Parameter]
     weights: list[torch.Tensor]  # the same memory, as `wide` gives it
@@ -117,8 +117,11 @@ class Muon(torch.optim.AdamW):
 
 
 def in_groups(parameters: list[torch.nn.Parameter]) -> list[Group]:
-    """Hidden weights by the shape of their matrices. A shape joins a wider one of as many rows where the products of
-    the zeros that this adds take less time than starting another group's operations."""
+    """Hidden weights in groups by the shape of their matrices.
+
+    A shape joins a wider one with the same number of rows if multiplying the zeros that this adds takes less time than
+    the operations of another group.
+    """
     by_shape: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
     for parameter in parameters:
         by_shape.setdefault(tuple(wide(parameter).shape), []).append(parameter)

@@ -16,13 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm.run.config import START_ONLY, TrainConfig, in_todays_words, preset
+from ddpm.run.arguments import ONCE
+from ddpm.run.config import START_ONLY, TrainConfig, preset
 from ddpm.run.config.rules import BETAS, beta_range
 from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json, real, why_and_cure
 from ddpm.run.paths import RunPaths, grid_epoch, readable_folder
 from ddpm.training.checkpoint import Checkpoint, inspect, point_latest, read_meta, sound_folders
 from ddpm.training.distributed import DistContext
+from ddpm.training.optimizers import HIDDEN
 from ddpm.training.schedule import TrainingSchedule
 
 
@@ -145,26 +147,30 @@ def changes(
             another number of processes.
     """
     progress = checkpoint.meta["progress"]
-    before = {**in_todays_words(checkpoint.meta["settings"]), "processes": progress["world_size"]}
+    older = preset(config.preset, recipe="reference").to_dict() | ONCE  # settings that the checkpoint's version lacked
+    before = {**older, **checkpoint.meta["settings"], "processes": progress["world_size"]}
     now = {**config.to_dict(), "processes": schedule.world_size}
     if threads and progress.get("threads"):
         before["threads"], now["threads"] = progress["threads"], threads
     compared = [name for name in now if name not in START_ONLY]
-    differing = [name for name in compared if before.get(name) != now[name]]
-    words = [f"{name.replace('_', ' ')} {before.get(name)} → {now[name]}" for name in differing]
+    differing = [name for name in compared if before[name] != now[name]]
+    words = [f"{name.replace('_', ' ')} {before[name]} → {now[name]}" for name in differing]
     if {"processes", "threads"} & set(differing):
         words.append("the run goes on, but not bit for bit: numbers are added in another order")
-    return words + _of_learning_rate(progress.get("lr"), schedule)
+    return words + _of_learning_rate(progress.get("lr") or {}, schedule)
 
 
-def _of_learning_rate(saved: dict[str, Any] | None, schedule: TrainingSchedule) -> list[str]:
-    """A message if the settings give another learning rate at the checkpoint's step than before."""
-    if not saved or saved["step"] >= schedule.total_steps:
-        return []
-    before, now = saved["rate"], schedule.learning_rate(saved["step"])
-    if math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12):
-        return []
-    return [f"learning rate at step {saved['step']} {before:.3g} → {now:.3g}"]
+def _of_learning_rate(saved: dict[str, Any], schedule: TrainingSchedule) -> list[str]:
+    """Messages if the settings, or this version, give other learning rates at the checkpoint's step than before."""
+    found = []
+    if saved and saved["step"] < schedule.total_steps:
+        before, now = saved["rate"], schedule.learning_rate(saved["step"])
+        if not math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12):
+            found.append(f"learning rate at step {saved['step']} {before:.3g} → {now:.3g}")
+    if schedule.config.optimizer == "muon" and saved.get("hidden") != HIDDEN:
+        before = saved.get("hidden", "as in an older version")
+        found.append(f"learning rate of hidden layers, in that of the others {before} → {HIDDEN:g}")
+    return found
 
 
 # ---- what is set aside -----------------------------------------------------------------------------------------------

@@ -145,9 +145,7 @@ class TrainingSchedule:
 
     @property
     def peak_lr(self) -> float:
-        """`--lr`, scaled by the global batch as `--scale-lr` asks for it."""
-        larger = self.global_batch / self.config.usual_batch
-        return self.config.lr * {"none": 1.0, "linear": larger, "sqrt": math.sqrt(larger)}[self.config.scale_lr]
+        return scaled_lr(self.config, self.global_batch)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the step that follows `step` others: linear warm-up, times the schedule's factor.
@@ -182,6 +180,12 @@ class TrainingSchedule:
         if self.config.lr_schedule != "plateau":
             return []
         return plateau_reductions(rows, vars(self.config), self.peak_lr, self.steps_per_epoch)
+
+
+def scaled_lr(config: TrainConfig, global_batch: int) -> float:
+    """`--lr`, scaled by the global batch as `--scale-lr` asks for it."""
+    larger = global_batch / config.usual_batch
+    return config.lr * {"none": 1.0, "linear": larger, "sqrt": math.sqrt(larger)}[config.scale_lr]
 
 
 def _half_cosine(done: float) -> float:

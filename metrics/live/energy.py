@@ -23,7 +23,7 @@ class EnergyMeter:
         self.joules = (self.joules or 0.0) + joules
 
     def count(self, name: Hashable, counter: float | None, wraps_at: float | None = None) -> bool:
-        """Add what a counter, in joules, has gained since its last reading, the first of which adds 0.
+        """Add what a counter, in joules, has gained since its last reading; its first reading adds 0.
 
         Args:
             wraps_at: where it begins again at 0, which may happen once between two readings.

@@ -96,7 +96,7 @@ class TrainConfig:
     plateau_factor: float = 0.1
     """Factor on the learning rate at each plateau."""
     plateau_patience: int = 10
-    """Measured epochs without an improvement that are endured; after one more the learning rate is lowered."""
+    """Measured epochs without an improvement that are allowed; the next one lowers the learning rate."""
     plateau_cooldown: int = 0
     """Measured epochs after a change of the learning rate that do not count towards --plateau-patience."""
     plateau_lowest: float = 0.0
