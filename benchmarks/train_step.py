@@ -51,7 +51,9 @@ def side(name: str, config: TrainConfig, world: DistContext) -> Iterator[tuple[L
     choices = choose(config, len(CLASS_NAMES), world.device, flops)
     if name == "ours" or name in variants.NAMES:
         with variants.variant(name, world.device), our_run(config, world) as ours:
-            yield ours, choices.in_words()
+            threads = ours.run.threads
+            counted = {"threads": f"{threads.number} ({threads.reason})"} if world.device.type == "cpu" else {}
+            yield ours, choices.in_words() | counted
     elif name == "bare model":
         set_up(world.device, config.deterministic)
         yield BareModel(config, choices, world.device), choices.in_words()

@@ -6,8 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +22,8 @@ from benchmarks.rounds import in_turn
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.training import compilation, layers, model
-from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
-from ddpm.training.threads import Threads
 from tests.conftest import ONE, as_arguments, replace
 
 
@@ -112,10 +109,14 @@ def test_a_step_is_compared_with_the_other_loops(tiny, tmp_path, capsys):
     assert "plain loop" in capsys.readouterr().out
 
 
-def test_sittings_start_the_sides_anew(tiny, tmp_path):
+def test_sittings_start_the_sides_anew(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Each with all cores: the turns of others are no reason to take fewer threads."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
     said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "ours", "--sittings", "2")
     assert len(said["seconds_per_step"]["ours"]) == 2 * 2
     assert said["sittings"] == 2
+    cores = len(os.sched_getaffinity(0))
+    assert said["choices"]["threads"] == f"{cores} (OMP_NUM_THREADS={cores})"
 
 
 def test_without_accelerate_the_other_sides_are_measured(tiny, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
@@ -144,18 +145,6 @@ def test_a_side_stands_still_until_its_turn_and_ends_with_the_benchmark(tiny):
         assert {each.status() for each in processes} == {psutil.STATUS_STOPPED}
         assert side.turn(1).seconds_per_step > 0
     assert not alive(side.pid)
-
-
-@contextmanager
-def threads_of_a_run(world: DistContext) -> Iterator[tuple[None, str]]:
-    yield None, Threads(world.device).reason
-
-
-def test_the_turns_of_other_sides_do_not_cost_a_side_its_threads(monkeypatch: pytest.MonkeyPatch):
-    """A run takes fewer while other programs compute."""
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    with closing(SideProcess("threads", threads_of_a_run, "cpu")) as side:
-        assert side.build() == f"OMP_NUM_THREADS={len(os.sched_getaffinity(0))}"
 
 
 def test_a_side_does_not_outlive_a_killed_benchmark(tiny):
@@ -251,13 +240,13 @@ def test_two_presets_are_measured_together(tiny, tmp_path, monkeypatch: pytest.M
     monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 12 // processes)
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "9")  # to be put back afterwards
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
-    sides = ["ours under DDP", "tiny:ours, no own layers"]
+    sides = ["tiny:ours under DDP"]
     short = ["--rounds", "1", "--passes", "1", "--steps", "1", "--warmup", "1", "--presets", "tiny", "small"]
     flags = [*as_arguments(tiny)[2:], "--batch-size", "8", "--resolution", "28"]
     train_step.main([*short, "--sides", *sides, "--out", str(tmp_path / "out.json"), *flags])
     figures = {each: json.loads((tmp_path / f"out_{each}.json").read_text())["figures"] for each in ("tiny", "small")}
     assert list(figures["tiny"]) == ["ours", *(side.removeprefix("tiny:") for side in sides)]
-    assert list(figures["small"]) == ["ours", "ours under DDP"]
+    assert list(figures["small"]) == ["ours"]
     assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
 
 
