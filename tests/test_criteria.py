@@ -105,6 +105,11 @@ def test_criteria_that_cannot_be_judged_are_refused_before_anything_starts(argum
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_every_kind_of_criterion_is_a_setting(text: str):
+    assert parse_args(["--criterion", text, "--epochs", "6"]).criterion == (text,)
+
+
 def test_max_steps_ends_a_run_before_the_epoch_that_a_criterion_names():
     config = preset("tiny", epochs=6, max_steps=20, batch_size=64, criterion=("val_loss_ema <= 0.1 by epoch 3",))
     with pytest.raises(RequestError, match=r"epoch 3 is beyond the end, epoch 2 .--max-steps 20"):
