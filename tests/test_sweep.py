@@ -140,6 +140,7 @@ def test_the_example_is_a_plan():
     ({"criteria": [3]}, "criteria: must be a list such as"),
     ({"criteria": ["val_loss <= 1 by epoch 3"]}, "run rates-slow: criterion 'val_loss <= 1 by epoch 3': epoch 3"),
     ({"base": {"criteria": "other.yaml"}}, "criteria cannot stand here"),
+    ({"base": {"find-batch-size": True}}, "find_batch_size cannot stand here"),
     ({"stop_when": "late"}, "stop-when"),
     ({"seeds": [1, 1]}, "two runs would be called rates-slow-seed=1"),
 ])  # fmt: skip

@@ -48,6 +48,7 @@ PARTS = {
 NOT_HERE = {  # setting: why a plan cannot hold it
     "run_name": "the runs' names are made from the plan's",
     "dry_run": "give --dry-run to metrics.sweep",
+    "find_batch_size": "it trains nothing",
     "resume": "a run that was begun is always continued",
     "criteria": "a plan has criteria of its own, beside its base",
 }
