@@ -200,6 +200,16 @@ def test_what_only_grows_is_decided_as_soon_as_it_cannot_change_back():
     assert verdict("images_seen >= 3000", losses(2000, 4000, name="images_seen")).epoch == 2
 
 
+def test_what_only_grows_is_told_as_it_was_at_the_epoch_that_decided():
+    found = verdict("nonfinite_steps <= 0", losses(1, 5, 20, name="nonfinite_steps"))
+    assert (found.epoch, found.words) == (1, "nonfinite_steps 1, 1 above 0, at epoch 1")
+    assert (
+        "gpu_hours 0.110, 0.01 above 0.1, at epoch 2"
+        in verdict("gpu_hours <= 0.1", losses(0.05, 0.11, 0.15, name="gpu_hours")).words
+    )
+    assert verdict("step >= 10", losses(8, 16, 24, name="step")).words == "step 16 at epoch 2"
+
+
 def test_no_new_worst_has_four_verdicts():
     asked = "no new worst of val_loss_ema in epochs 3-4"
     found = verdict(asked, losses(0.5, 0.4, 0.45, 0.52, 0.1))
