@@ -71,14 +71,16 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
 
 
 def publish(evaluator: Evaluator) -> None:
-    """Update the run's report (not with --out), and print the path of every file."""
+    """Update the run's training log and report (not with --out), and print the path of every file."""
     from metrics.evaluation_section import write_evaluation_plots
     from metrics.report import write_report
+    from metrics.training_log.log import write_training_log
 
     paths = evaluator.model.paths
     if not evaluator.config.out:
         evaluator.log("drawing the plots")
         if os.path.lexists(paths.json):
+            evaluator.say(f"training log: {write_training_log(paths)}")  # a criterion may be about the evaluation
             evaluator.say(f"report: {write_report(paths)}")
         else:  # the checkpoint was copied here without its run's figures
             write_evaluation_plots(paths)

@@ -105,6 +105,11 @@ def test_criteria_that_cannot_be_judged_are_refused_before_anything_starts(argum
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_every_kind_of_criterion_is_a_setting(text: str):
+    assert parse_args(["--criterion", text, "--epochs", "6"]).criterion == (text,)
+
+
 def test_max_steps_ends_a_run_before_the_epoch_that_a_criterion_names():
     config = preset("tiny", epochs=6, max_steps=20, batch_size=64, criterion=("val_loss_ema <= 0.1 by epoch 3",))
     with pytest.raises(RequestError, match=r"epoch 3 is beyond the end, epoch 2 .--max-steps 20"):
@@ -193,6 +198,16 @@ def test_what_only_grows_is_decided_as_soon_as_it_cannot_change_back():
     peak = losses(900, 1200, 800, name="gpu_mem_peak_mb")
     assert verdict("gpu_mem_peak_mb <= 1000", peak).epoch == 2
     assert verdict("images_seen >= 3000", losses(2000, 4000, name="images_seen")).epoch == 2
+
+
+def test_what_only_grows_is_told_as_it_was_at_the_epoch_that_decided():
+    found = verdict("nonfinite_steps <= 0", losses(1, 5, 20, name="nonfinite_steps"))
+    assert (found.epoch, found.words) == (1, "nonfinite_steps 1, 1 above 0, at epoch 1")
+    assert (
+        "gpu_hours 0.110, 0.01 above 0.1, at epoch 2"
+        in verdict("gpu_hours <= 0.1", losses(0.05, 0.11, 0.15, name="gpu_hours")).words
+    )
+    assert verdict("step >= 10", losses(8, 16, 24, name="step")).words == "step 16 at epoch 2"
 
 
 def test_no_new_worst_has_four_verdicts():

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Annotation
 from PIL import Image
 
+import evaluate
 from ddpm.run.evaluation_figures import FIGURES
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
@@ -601,3 +603,17 @@ def test_the_strip_passes_over_what_it_cannot_read(tmp_path: Path) -> None:
     assert {60, 180} <= grey
     last.unlink()
     assert samples_through_training(paths) is None and not picture.exists()  # one row tells nothing
+
+
+def test_an_evaluation_is_also_told_in_the_training_log_whose_criteria_it_may_decide(tmp_path: Path, monkeypatch):
+    paths = publish(tmp_path, make_evaluation(sweeps=False))
+    document = json.loads(paths.json.read_text())
+    document["settings"]["criterion"] = ["even: share of every class in 0..100 of uniform"]
+    paths.json.write_text(json.dumps(document))
+    monkeypatch.setattr("metrics.report.write_report", lambda paths: paths.report)  # drawing its plots takes seconds
+    said: list[str] = []
+    evaluate.publish(SimpleNamespace(
+        model=SimpleNamespace(paths=paths), config=SimpleNamespace(out=None), log=said.append, say=said.append,
+        json=paths.evaluation, folder=tmp_path,
+    ))  # fmt: skip
+    assert "every class is drawn" in paths.training_log.read_text()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from ddpm.run.arguments import parse_args
+from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.jobs import sweep
 from metrics.jobs.sweep_plan import read_plan
@@ -117,6 +118,20 @@ def test_the_plan_of_the_docs_has_criteria_reasons_and_notes():
     assert shown == yaml.safe_load((PROJECT_ROOT / "plans" / "criteria.yaml").read_text())
 
 
+def test_a_run_has_criteria_of_its_own_written_as_those_of_the_plan(root: Path):
+    own = ["val_loss <= 1", {"in time": "val_loss <= 2 by epoch 1"}]
+    plan = read_plan(write_plan(root, criteria=["rca >= 1"], runs={"own": {"criterion": own}, "shared": {}}))
+    criteria = [run.config.criterion for run in plan.runs]
+    assert criteria == [("val_loss <= 1", "in time: val_loss <= 2 by epoch 1"), ("rca >= 1",)]
+
+
+def test_two_runs_of_one_name_are_refused_and_none_is_lost(tmp_path: Path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("base: {preset: tiny}\nruns:\n  a: {}\n  b: {lr: 0.002}\n  b: {lr: 0.001}\n")
+    with pytest.raises(RequestError, match="'b' stands twice in a mapping, again in line 5"):
+        read_plan(path)
+
+
 def test_the_example_is_a_plan():
     plan = read_plan(PROJECT_ROOT / "plans" / "example.yaml")
     assert len(plan.runs) == 8
@@ -140,6 +155,9 @@ def test_the_example_is_a_plan():
     ({"criteria": [3]}, "criteria: must be a list such as"),
     ({"criteria": ["val_loss <= 1 by epoch 3"]}, "run rates-slow: criterion 'val_loss <= 1 by epoch 3': epoch 3"),
     ({"base": {"criteria": "other.yaml"}}, "criteria cannot stand here"),
+    ({"base": {"find-batch-size": True}}, "find_batch_size cannot stand here"),
+    ({"notes": [{"remark": "with a colon"}]}, "notes: {'remark': 'with a colon'} is no text; one with a colon needs"),
+    ({"runs": {"slow": {"criterion": [3]}, "fast": {}}}, "run 'slow': criterion: must be a list such as"),
     ({"stop_when": "late"}, "stop-when"),
     ({"seeds": [1, 1]}, "two runs would be called rates-slow-seed=1"),
 ])  # fmt: skip

@@ -132,6 +132,21 @@ def read_criteria_file(path: Path) -> list[str]:
     return to_arguments(settings | taken, f"--criteria {path}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what stands twice in a mapping, of which YAML would keep the last: a run of a plan would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ValueError(
+                        f"{key.value!r} stands twice in a mapping, again in line {key.start_mark.line + 1}"
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Any:
     """Content of a YAML (or JSON) file written by people: settings, or a plan; at most 1 MiB.
 
@@ -139,7 +154,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: it is not YAML, or cannot be read; says why in one line.
     """
     try:
-        return yaml.safe_load(read_text(path, SETTINGS))
+        return yaml.load(read_text(path, SETTINGS), _Loader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except OSError as error:

@@ -184,6 +184,7 @@ def _of_run(asked: Threshold, course: Course) -> Judgement:
     running = RUNNING.get(metric.over_epochs, lambda values: values)(curve.values)
     decided = np.flatnonzero(asked.holds(running) != upper) if grows else ()
     epoch = int(curve.epochs[decided[0]]) if len(decided) else course.done
+    value = float(running[decided[0]]) if len(decided) else value  # of that epoch: later ones may have added to it
     gap = gap_words(metric, abs(value - asked.value))
     words, away = f"{metric.name} {metric.text(value)}", f"{gap} {_side(asked)}"
     if asked.holds(value) and (course.closed or len(decided)):

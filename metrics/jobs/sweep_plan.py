@@ -48,8 +48,9 @@ PARTS = {
 NOT_HERE = {  # setting: why a plan cannot hold it
     "run_name": "the runs' names are made from the plan's",
     "dry_run": "give --dry-run to metrics.sweep",
+    "find_batch_size": "it trains nothing",
     "resume": "a run that was begun is always continued",
-    "criteria": "a plan has criteria of its own, beside its base",
+    "criteria": "those of all runs stand beside base:, those of one run under criterion:",
 }
 OF_ALL = ("output_root",)  # may stand in `base` only
 
@@ -161,6 +162,9 @@ def _of_all(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Problem, criteria, `stop_when` and notes of a plan as settings of its runs."""
     settings = {name: content[name] for name in ("problem", "stop_when") if content.get(name)}
     if content.get("notes"):
+        for note in content["notes"]:
+            if isinstance(note, (dict, list)):
+                raise RequestError(f"{path}: notes: {note!r} is no text; one with a colon needs quotes")
         settings["note"] = list(map(str, content["notes"]))
     if content.get("criteria"):
         try:
@@ -197,6 +201,11 @@ def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
             raise RequestError(
                 f"{path}, {where}: {name} cannot stand here: {NOT_HERE.get(name, 'all runs share it, in base')}"
             )
+    if isinstance(named.get("criterion"), list) and where != "grid":  # there, it is a list of values
+        try:
+            named["criterion"] = criteria_texts(named["criterion"])
+        except ValueError as error:
+            raise RequestError(f"{path}, {where}: {str(error).replace('criteria:', 'criterion:')}") from None
     return named
 
 

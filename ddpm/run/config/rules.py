@@ -115,8 +115,10 @@ def _criteria_rules(config: TrainConfig) -> Iterator[tuple[bool, str]]:
     yield config.stop_when is not None and not config.criterion, f"--stop-when {config.stop_when} {without}"
     for criterion in config.parsed_criteria:
         for condition in criterion.conditions:
-            every = _measured_every(config, condition.metric.name) if condition.window else 0
-            first, last = condition.window or (0, 0)
+            if not (condition.metric and condition.window):
+                continue
+            every = _measured_every(config, condition.metric.name)
+            first, last = condition.window
             missed = every > 0 and last // every == (first - 1) // every and last < config.epochs
             yield (
                 missed,
