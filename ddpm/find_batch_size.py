@@ -198,9 +198,10 @@ def advice(probes: list[Probe], config: TrainConfig, memory_mb: float | None) ->
         share = f"{large.memory_mb / memory_mb:.0%} of {memory_mb:,.0f} MB"
         yield f"largest that leaves room ({share}): {_flags(large, config)}"
     yield "A larger batch makes fewer steps of an epoch, so it may learn less in the same time."
+    muon = ", least of all with Muon" if config.optimizer == "muon" else ""
     yield (
         "The learning rate is that of the square-root rule, usual for AdamW (Malladi et al. 2022); the linear rule "
-        "(Goyal et al. 2017) is in brackets. Neither is sure: compare."
+        f"(Goyal et al. 2017) is in brackets. Neither is sure{muon}: compare."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_what_is_no_criterion_is_refused_in_one_line(text: str, words: str):
     (["--stop-when", "missed"], "--stop-when missed needs criteria"),
     (["--best-by", "criteria"], "--best-by criteria needs criteria"),
     (["--criteria", "nowhere.yaml"], "--criteria nowhere.yaml: "),
+    (["--lr-schedule", "plateau", "--lr", "1e-4", "--plateau-lowest", "1e-3"], "must be below --lr 0.0001"),
 ])  # fmt: skip
 def test_criteria_that_cannot_be_judged_are_refused_before_anything_starts(arguments: list[str], words: str):
     with pytest.raises(RequestError) as error:
@@ -208,6 +210,22 @@ def test_what_only_grows_is_told_as_it_was_at_the_epoch_that_decided():
         in verdict("gpu_hours <= 0.1", losses(0.05, 0.11, 0.15, name="gpu_hours")).words
     )
     assert verdict("step >= 10", losses(8, 16, 24, name="step")).words == "step 16 at epoch 2"
+
+
+@pytest.mark.parametrize(
+    "asked", ["no new worst of val_loss_ema in epochs 2-3", "val_loss_ema improves from epoch 2 on"]
+)
+def test_a_validation_without_a_finite_result_is_a_miss(asked: str):
+    rows = losses(0.9, None, 0.8)
+    assert verdict(asked, rows, last_epoch=3).state == "met", "not measured at epoch 2"
+    found = verdict(asked, [row | {"val_time_sec": 1.0} for row in rows], last_epoch=3)
+    assert (found.state, found.epoch) == ("missed", 2)
+
+
+def test_a_run_that_diverged_ends_where_it_can_no_longer_meet_a_criterion():
+    rows = [{"epoch": 1, "step": 8, "val_loss_ema": math.nan, "val_time_sec": 0.1}]
+    told = out_of_reach(["val_loss_ema <= 0.5 by epoch 1"], rows, 3)
+    assert "val_loss_ema was no finite number at epoch 1" in told
 
 
 def test_no_new_worst_has_four_verdicts():

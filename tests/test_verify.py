@@ -98,6 +98,13 @@ def test_a_stopped_run_verifies_also_after_its_pages_are_made_again(small: Train
     assert code == 0, line
 
 
+def test_a_killed_run_verifies_as_its_pages_are_of_before(copied: RunPaths, capsys):
+    told = json.loads(copied.status.read_text())
+    copied.status.write_text(json.dumps({**told, "state": "running", "exit_code": None, "heartbeat": 0}))
+    code, line = verify(copied, capsys)
+    assert code == 0, line
+
+
 def test_a_changed_row_is_named_by_column_and_epoch(copied: RunPaths, capsys):
     heads, first, *others = copied.csv.read_text().splitlines()
     cells = first.split(",")

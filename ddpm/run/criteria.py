@@ -240,6 +240,8 @@ def parse_criterion(text: str) -> Criterion:
     name, colon, rest = words.partition(": ")
     parts = (rest if colon else words).split(" and ")
     try:
+        if colon and not name:
+            raise ValueError("there is no name before the colon")
         return Criterion(name if colon else words, tuple(map(_condition, parts)))
     except ValueError as error:
         raise RequestError(f"criterion {words!r}: {error}") from None

@@ -56,6 +56,8 @@ class Metric:
     """Does it never decrease from epoch to epoch?"""
     optional: bool = False
     """Is it only measured on request? Tables then leave it out where no epoch has it."""
+    time: str = ""
+    """Column of the time that measuring it takes: above 0 where an epoch has measured it."""
 
     @property
     def larger_is_better(self) -> bool:
@@ -71,6 +73,11 @@ class Metric:
         known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return value if known else None
 
+    def lost(self, row: Mapping[str, Any]) -> bool:
+        """Was it measured in an epoch, and was the result no finite number? (In a row that was read, it is missing.)"""
+        spent = row.get(self.time)
+        return self.of(row) is None and isinstance(spent, (int, float)) and spent > 0
+
     def text(self, value: Any) -> str:
         """A value as people read it; a dash where there is none."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
@@ -83,10 +90,16 @@ class Metric:
 
 
 LOSS = dict(format=".5f", better="lower", over_epochs="best")
-VALIDATION = dict(**LOSS, group="loss", same=NULL_LOSS, selectable=True)
-TRAINING = dict(**LOSS, group="loss", same=(*NULL_LOSS, "loss_weighting", "timestep_power", "cfg_dropout_prob"))
-BAND = dict(**LOSS, group="loss_by_noise_level", same=NULL_LOSS, optional=True)
-QUALITY = dict(group="quality", same=("data",), over_epochs="best", format=".3f", selectable=True, optional=True)
+VALIDATION = dict(**LOSS, group="loss", same=NULL_LOSS, selectable=True, time="val_time_sec")
+TRAINING = dict(
+    **LOSS, group="loss", same=(*NULL_LOSS, "loss_weighting", "timestep_power", "cfg_dropout_prob"),
+    time="train_time_sec",
+)  # fmt: skip
+BAND = dict(**LOSS, group="loss_by_noise_level", same=NULL_LOSS, optional=True, time="val_time_sec")
+QUALITY = dict(
+    group="quality", same=("data",), over_epochs="best", format=".3f", selectable=True, optional=True,
+    time="eval_time_sec",
+)  # fmt: skip
 MEMORY = dict(unit="MB of 2^20 bytes", format=",.0f", group="memory", better="lower", over_epochs="max")
 SECONDS = dict(unit="s", format=",.1f", better="lower", timed=True)
 COST = dict(format=",.3f", group="cost", timed=True, optional=True)

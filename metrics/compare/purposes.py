@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ddpm.run.criteria import Criterion
@@ -61,12 +62,15 @@ def _notes(labels: Sequence[str], published: Sequence[RunData]) -> list[Block]:
 
 def criteria_table(labels: Sequence[str], judged: Sequence[Sequence[Verdict]]) -> Table:
     """A row for each run, a column for each criterion."""
-    columns = dict.fromkeys(_short(verdict.criterion) for found in judged for verdict in found)
-    by_run = [{_short(verdict.criterion): cell(verdict) for verdict in found} for found in judged]
+    criteria = list(dict.fromkeys(verdict.criterion for found in judged for verdict in found))
+    shared = Counter(criterion.name for criterion in criteria)  # runs may have criteria of one name that ask for more
+    heads = [(_short if shared[criterion.name] == 1 else heading)(criterion) for criterion in criteria]
+    by_run = [{verdict.criterion: cell(verdict) for verdict in found} for found in judged]
     rows = [
-        (label, *(cells.get(column, DASH) for column in columns)) for label, cells in zip(labels, by_run, strict=True)
+        (label, *(cells.get(criterion, DASH) for criterion in criteria))
+        for label, cells in zip(labels, by_run, strict=True)
     ]
-    return Table("", ["Run", *columns], rows)
+    return Table("", ["Run", *heads], rows)
 
 
 def _short(criterion: Criterion) -> str:
@@ -110,5 +114,5 @@ def _came(run: RunData, compared: ComparedRun | None, metric: Metric, found: Seq
     parts += ["all criteria met"] if found and not unmet else []
     ended = f"stopped early after epoch {run.last['epoch']} of {run.planned_epochs}" if run.stopped_early else None
     if run.state != "finished":
-        ended = run.condition.note if run.status else run.state
+        ended = run.condition.note.partition(": ")[0] if run.status else run.state  # its message is told above
     return "; ".join([*parts, *([ended] if ended else [])])

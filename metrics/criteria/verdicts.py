@@ -203,6 +203,8 @@ def _no_new_worst(asked: NoNewWorst, course: Course) -> Judgement:
     """Is no value within the epochs worse than all before it, those of earlier epochs included?"""
     metric, curve = asked.metric, Curve.of(course.upto(asked.last).rows, asked.metric)
     closed, span = course.closed or course.done >= asked.last, f"epochs {asked.first} to {asked.last}"
+    if lost := _lost(metric, course, asked.first, asked.last):
+        return lost
     places = [place for place in range(1, len(curve)) if curve.epochs[place] >= asked.first]
     for place in places:
         worst = curve.point(int(curve.costs[:place].argmax()))
@@ -227,6 +229,8 @@ def _no_new_worst(asked: NoNewWorst, course: Course) -> Judgement:
 def _improves(asked: Improves, course: Course) -> Judgement:
     """Is each measured value, from that epoch on, better than the one before it?"""
     metric, curve = asked.metric, Curve.of(course.rows, asked.metric)
+    if lost := _lost(metric, course, asked.first):
+        return lost
     places = [place for place in range(1, len(curve)) if curve.epochs[place] >= asked.first]
     for place in places:
         before, here = curve.point(place - 1), curve.point(place)
@@ -277,8 +281,18 @@ def _shares(asked: ClassShares, course: Course) -> Judgement:
 
 def _not_measured(metric: Metric, course: Course) -> Judgement:
     if course.closed:
-        return Judgement("cannot be judged", f"{metric.name} was not measured, {_end_words(course)}")
+        unmeasured = Judgement("cannot be judged", f"{metric.name} was not measured, {_end_words(course)}")
+        return _lost(metric, course) or unmeasured
     return Judgement("open", f"{metric.name} has not been measured yet", "not measured yet")
+
+
+def _lost(metric: Metric, course: Course, first: int = 1, last: float = math.inf) -> Judgement | None:
+    """A miss, if a value in these epochs was no finite number, as in a run that has diverged."""
+    for row in course.rows:
+        if first <= row["epoch"] <= last and metric.lost(row):
+            words = f"{metric.name} was no finite number at epoch {row['epoch']}"
+            return Judgement("missed", words, "not finite", row["epoch"])
+    return None
 
 
 def _end_words(course: Course) -> str:

@@ -53,6 +53,7 @@ NOT_HERE = {  # setting: why a plan cannot hold it
     "criteria": "those of all runs stand beside base:, those of one run under criterion:",
 }
 OF_ALL = ("output_root",)  # may stand in `base` only
+IN_WORDS = ("problem", "why", "expect")
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,10 @@ def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
             raise RequestError(
                 f"{path}, {where}: {name} cannot stand here: {NOT_HERE.get(name, 'all runs share it, in base')}"
             )
+        if name in IN_WORDS and where != "grid" and not isinstance(named[name], str | None):
+            raise RequestError(f"{path}, {where}: {name}: must be a text, not {named[name]!r}: put it in quotes")
+    if where == "base" and "criterion" in named:
+        raise RequestError(f"{path}, base: criterion cannot stand here: those of all runs stand in criteria:")
     if isinstance(named.get("criterion"), list) and where != "grid":  # there, it is a list of values
         try:
             named["criterion"] = criteria_texts(named["criterion"])

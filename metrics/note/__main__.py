@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = read_run(paths)
     print(f"{paths.notes}: {len(read_notes(paths))} in all")
     if run.unreadable:
-        print("the training log will have it after the first epoch")
+        print("the training log will have it once the run has an epoch")
         return 0
     print(write_training_log(paths))
     if not run.lives:  # a living run writes its report itself

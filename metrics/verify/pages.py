@@ -33,6 +33,7 @@ VARIES = (  # what may differ by nature: a page is written before the last heart
 STARTS, LASTING = "Starts", (5, 6)  # section, and the columns of its table that count up to the last heartbeat
 FILES = "Saved Artifacts"  # section: files that came later
 OTHERS = re.compile(r"Baseline: ")  # sections with figures of another run, which may have gone on
+DIED = re.compile(r"> \*\*Warning:\*\* no heartbeat for ")  # a run that was killed wrote its pages before
 SHOWN = 100  # characters of a long line
 
 
@@ -60,6 +61,8 @@ def report_html(run: RunData) -> Iterator[Check]:
 def _page(path: Path, page: Page) -> Iterator[Check]:
     says, should = _lines(path), to_markdown(page, path.parent).splitlines()
     later = set(_section(should, FILES)) - set(_section(says, FILES))
+    if not any(map(DIED.match, says)):
+        later |= set(filter(DIED.match, should))
     should = [line for line in should if line not in later]
     says, should = (_comparable(lines) for lines in (says, should))
     heading = path.stem
@@ -81,12 +84,12 @@ def _section(lines: Sequence[str], title: str) -> list[str]:
 
 
 def _comparable(lines: Sequence[str]) -> list[str]:
-    """The lines without what may differ by nature."""
+    """The lines that are not empty, without what may differ by nature."""
     kept, title = [], ""
     last = next((line for line in reversed(_section(lines, STARTS)) if line.startswith("|")), None)
     for line in lines:
         title = line[3:] if line.startswith("## ") else title
-        if OTHERS.match(title):
+        if OTHERS.match(title) or not line:
             continue
         if title == STARTS and line == last:
             cells = CELLS.split(line)

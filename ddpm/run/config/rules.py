@@ -66,6 +66,10 @@ def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
             not 0 < config.plateau_factor < 1,
             f"--plateau-factor {config.plateau_factor}: must lie in (0, 1), such as 0.5",
         ),
+        (
+            config.lr_schedule == "plateau" and config.plateau_lowest >= config.lr,
+            f"--plateau-lowest {config.plateau_lowest:g}: must be below --lr {config.lr:g}, or nothing is ever lowered",
+        ),
         (config.diffusion_steps < 2, f"--diffusion-steps {config.diffusion_steps}: must be 2 or more"),
         (
             config.sample_steps > config.diffusion_steps,
