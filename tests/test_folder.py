@@ -191,9 +191,13 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path):
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path):
     picture = stroke(3)
     for value, undone in (
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
         (3, Image.Transpose.ROTATE_180),
-        (6, Image.Transpose.ROTATE_90),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
         (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
     ):
         noted = Image.Exif()
         noted[0x0112] = value

@@ -30,7 +30,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, strict_json, why_and_cure
 from ddpm.run.format import plural
 
-VERSION = 1  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
+VERSION = 2  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
 EVERY = 10  # of a class without a given test split, one image of so many is in it
 LARGE = 100_000  # bytes: files above this mean size are decoded in threads, which only slow small ones down
 MOST_THREADS = 8  # each may take the memory of one large picture
