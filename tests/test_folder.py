@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from ddpm.data import folder as folder_module
+from ddpm.data.contact_sheet import draw_sheet
 from ddpm.data.folder import FolderSet
 from ddpm.data.pictures import read_picture
 from ddpm.data.sets import dataset
@@ -575,6 +576,13 @@ def test_a_dry_run_shows_what_is_in_the_folder(images: TrainConfig, capsys: pyte
     with Image.open(sheet) as picture:
         assert picture.width > 12 * 56
     assert not (images.output_root / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("names", [("日", "本"), ("a road sign of the kind 1", "a road sign of the kind 2")])
+def test_names_can_be_told_apart_in_the_contact_sheet(names: tuple[str, str]):
+    sheet = np.asarray(draw_sheet(names, np.zeros((2, SIDE, SIDE), np.uint8), np.arange(2)))
+    first, second = sheet[4:60], sheet[64:120]
+    assert not np.array_equal(first, second), "letters that the typeface lacks, or the same first letters"
 
 
 def test_a_wrong_folder_ends_with_code_2_and_one_line(images: TrainConfig):
