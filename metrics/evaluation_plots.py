@@ -69,7 +69,7 @@ def strongest_confusions(evaluation: dict, count: int) -> list[tuple[str, str, i
     shares = _shares(matrix)
     wrong = np.where(np.eye(len(matrix), dtype=bool), -1, shares)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    places = [place for place in zip(*np.unravel_index(order, matrix.shape), strict=True) if matrix[place] > 0]
+    places = [place for place in zip(*np.unravel_index(order, matrix.shape), strict=True) if wrong[place] > 0]
     return [(names[row], names[column], int(matrix[row, column]), shares[row, column]) for row, column in places]
 
 

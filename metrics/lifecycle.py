@@ -58,7 +58,7 @@ class RunLifecycle:
         steps = self.schedule.total_steps
         self.choices = hardware.choose(
             config, self.train_set.num_classes, world.device, self.flops_per_image, world.gather, steps
-        )
+        ).for_test_images(len(self.test_set))
         self.data_sha256 = data.agreed_sha256(self.train_set, world)
         self.identity = identity_of(config, self.schedule, self.train_set.class_names, self.data_sha256)
         self.vote = StopVote(stop, world)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from ddpm.data import folder as folder_module
 from ddpm.data.pictures import read_picture
+from ddpm.data.sets import dataset
 from ddpm.run.errors import RequestError
 from ddpm.training import data
-from tests.conftest import ONE
+from tests.conftest import ONE, replace
 from tests.damage import without_rights
 from tests.folders import config_of, kept, letters, make_folder, png, prepared, stroke
 
@@ -76,14 +77,29 @@ def unreadable_name(root: Path):
     os.rename(os.fsencode(root / "c"), os.fsencode(root) + b"/c\xff")
 
 
+def links_to_classes(root: Path) -> None:
+    root.rename(root.parent / "elsewhere")
+    root.mkdir()
+    for name in ("a", "b"):
+        (root / name).symlink_to(root.parent / "elsewhere" / name)
+
+
+def stray_image(root: Path) -> None:
+    shutil.rmtree(root)
+    make_folder(root / "train", {"a": 2, "b": 2})
+    make_folder(root / "test", {"a": 2, "b": 2}, start=50)
+    stroke(1).save(root / "train" / "cover.png")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # what is wrong → how to make it so, what is said
     "no folder": (shutil.rmtree, r"--data-root .*letters: no such folder; give the one with a subfolder for each"),
     "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), r"letters: no such folder"),
     "no subfolder": (no_subfolder, r"letters has no subfolder: put the images of each class into one of"),
+    "links to classes": (links_to_classes, r"letters has no subfolder: .* \(ignored: links: 2\)$"),
     "one class": (one_class, r"letters has one class only, 'a': give it 2 or more subfolders$"),
     "one level too high": (one_level_too_high, r"one class only, 'inner': .* or --data-root .*letters/inner if"),
     "too many classes": (too_many_classes, r"letters has 1,003 subfolders: at most 1,000 classes"),
-    "empty class": (empty_class, r"class 'empty', .*letters/empty, is empty: put its images there, or remove"),
+    "empty class": (empty_class, r"class 'empty', .*letters/empty, is empty: put its images \(PNG, .* there, or"),
     "class of links": (class_of_links, r"class 'links', .* has no images, only what is ignored \(links: 3\)"),
     "one image": (lambda root: (root / "c" / "17.png").unlink(), r"class 'c' has one image, .*18.png: give it 2"),
     "copies only": (lambda root: shutil.copy(root / "c" / "17.png", root / "c" / "18.png"),
@@ -91,6 +107,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # what is wrong →
     "classes of train": (lambda root: two_splits(root, "train"), r"train has 2 classes that test/ lacks \('x', 'y'\)"),
     "classes of test": (lambda root: two_splits(root, "test"), r"test has 2 classes that train/ lacks \('x', '"),
     "classes in train only": (only_train_has_classes, r"class 'train', .* two splits are train/ and test/, "),
+    "an image beside the classes of a split": (stray_image, r"train/cover\.png lies beside the classes of its split"),
     "names that look alike": (lambda root: make_folder(root, {"\u00e9": 2, "e\u0301": 2}), r"that both read 'é'"),
     "a name of control characters": (lambda root: make_folder(root, {"a\nb\x1b[1m": 2}), r"cannot be shown: rename it"),
     "a name that is not UTF-8": (unreadable_name, r"cannot be shown: rename it"),
@@ -197,3 +214,12 @@ def test_outputs_that_cannot_be_written_are_named(root: Path):
     (root.parent / "out").write_text("a file")
     with pytest.raises(RequestError, match=r"out.*; or choose another folder with --output-root"):
         data.load(config_of(root), ONE)
+
+
+@pytest.mark.parametrize("inside", ["letters", "letters/out", "."])
+def test_outputs_in_the_folder_are_refused_before_they_become_classes(inside: str, root: Path):
+    config = replace(config_of(root), output_root=root.parent / inside)
+    images = root if "letters" in inside else make_folder(root.parent / "data", {"a": 3, "b": 3})
+    with pytest.raises(RequestError, match="move its classes into a folder of their own"):
+        dataset(replace(config, data_root=images)).prepare(download=False)
+    assert sorted(file.name for file in images.iterdir()) == ["a", "b", "c"][: 3 if images == root else 2]

@@ -260,6 +260,13 @@ def test_the_strongest_confusions_are_named_in_order() -> None:
     assert strongest_confusions(evaluation, 3) == []
 
 
+def test_of_few_classes_what_is_read_rightly_is_no_confusion() -> None:
+    evaluation = make_evaluation()
+    conditional = evaluation["conditional"]
+    conditional |= {"confusion": [[3, 2], [0, 5]], "per_class": conditional["per_class"][:2]}
+    assert strongest_confusions(evaluation, 15) == [("0", "1", 2, 0.4)]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "heldout", "said"),
     [

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ddpm.data import folder as folder_module
+from ddpm.data.contact_sheet import draw_sheet
 from ddpm.data.pictures import read_picture
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import preset
@@ -127,9 +128,13 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path):
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path):
     picture = stroke(3)
     for value, undone in (
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
         (3, Image.Transpose.ROTATE_180),
-        (6, Image.Transpose.ROTATE_90),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
         (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
     ):
         noted = Image.Exif()
         noted[0x0112] = value
@@ -204,6 +209,13 @@ def test_photographs_without_a_background_are_all_kept_as_they_are(tmp_path: Pat
         on_white.putpixel((10, 10), number)
         on_white.save(root / "b" / f"white {number}.png")
     assert "none found in 12; 6 images inverted" in "\n".join(prepared(root).remarks())
+
+
+@pytest.mark.parametrize("names", [("日", "本"), ("a road sign of the kind 1", "a road sign of the kind 2")])
+def test_names_can_be_told_apart_in_the_contact_sheet(names: tuple[str, str]):
+    sheet = np.asarray(draw_sheet(names, np.zeros((2, SIDE, SIDE), np.uint8), np.arange(2)))
+    first, second = sheet[4:60], sheet[64:120]
+    assert not np.array_equal(first, second), "letters that the typeface lacks, or the same first letters"
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ddpm.evaluation.config import EvaluateConfig
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
+from ddpm.run.files import read_json
 from ddpm.run.paths import RunPaths
 from ddpm.training import data
 from ddpm.training.distributed import connect
@@ -44,6 +45,8 @@ def test_a_run_on_a_folder_goes_on_where_it_was_stopped(images: TrainConfig, qui
     assert paths_of(whole).sample_grid(whole.data_name, 2).is_file()
     assert rows(whole)["images_seen"].tolist() == [96, 192], "57 training images, twice, in whole batches of 32"
     assert rows(whole)["data"].unique().tolist() == ["folder-my-b-images"]
+    used = read_json(paths_of(whole).checkpoints / "latest" / "meta.json")["used"]
+    assert used["val_images"] == 7, "all test images: fewer than --val-images, 120"
     halved = replace(images, run_name="halved", max_steps=4)
     assert run(halved) == 0
     assert run(replace(halved, max_steps=None)) == 0

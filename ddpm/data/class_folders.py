@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddpm.data.idx import Split
-from ddpm.data.pictures import ENDINGS, in_one_line
+from ddpm.data.pictures import ENDINGS, IN_WORDS, in_one_line
 from ddpm.run.errors import RequestError
 from ddpm.run.files import why_and_cure
 from ddpm.run.format import plural
@@ -94,6 +94,11 @@ def _list(root: Path, ignored: Counter[str]) -> Listing:
     below = _entries(root, "", ignored)
     if set(SPLITS) <= set(below.folders):
         inside = {split: _entries(root, split, Counter()) for split in SPLITS}
+        stray = [entries.pictures[0] for entries in inside.values() if entries.pictures]
+        if all(entries.folders for entries in inside.values()) and len(stray) == 1:
+            raise _wrong(
+                f"{root / stray[0].path} lies beside the classes of its split: move it into one of them, or away"
+            )
         if all(entries.folders and not entries.pictures for entries in inside.values()):
             ignored["folders beside train/ and test/"] += len(below.folders) - 2
             ignored["images outside the classes"] += len(below.pictures)
@@ -127,7 +132,8 @@ def _classes(root: Path, split: str, folders: Sequence[str], ignored: Counter[st
     """Class → its pictures, from the subfolders of `split` (of the root itself if that is empty)."""
     place, found = root / split, {}
     if not folders:
-        raise _wrong(f"{place} has no subfolder: put the images of each class into one of the class's name")
+        beside = f" (ignored: {kinds})" if (kinds := in_words(ignored)) else ""
+        raise _wrong(f"{place} has no subfolder: put the images of each class into one of the class's name{beside}")
     for folder in folders:
         name = " ".join(unicodedata.normalize("NFC", folder).split())
         if not name or any(unicodedata.category(character) in UNSHOWABLE for character in folder):
@@ -159,7 +165,8 @@ def _pictures(root: Path, folder: str, name: str, ignored: Counter[str]) -> list
         kinds = in_words(here)
         held = f"has no images, only what is ignored ({kinds})" if kinds else "is empty"
         splits = "; two splits are train/ and test/, each with a subfolder for each class" if entries.folders else ""
-        raise _wrong(f"class {name!r}, {root / folder}, {held}: put its images there, or remove the folder{splits}")
+        cure = f"put its images ({IN_WORDS}) there, or remove the folder"
+        raise _wrong(f"class {name!r}, {root / folder}, {held}: {cure}{splits}")
     return sorted(entries.pictures, key=lambda file: natural(file.path))
 
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ddpm.run.fonts import font_file
+from ddpm.run.fonts import as_label, font_file
 
 MOST_CLASSES = 100  # rows
 PER_CLASS = 12
 GAP, SMALLEST = 4, 64  # pixels: between images; side up to which images are enlarged
-LONGEST = 24  # characters of a name
 PAPER, INK = 40, 220  # gray, so that the edges of black images can be seen
 
 
@@ -26,7 +25,7 @@ def draw_sheet(class_names: Sequence[str], pixels: np.ndarray, labels: np.ndarra
     names = class_names[:MOST_CLASSES]
     side = pixels.shape[-1] * max(1, SMALLEST // pixels.shape[-1])
     font = ImageFont.truetype(font_file("DejaVuSans"), 14)
-    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    short = list(map(as_label, names))
     left = 4 * GAP + round(max(map(font.getlength, short)))
     sheet = Image.new("L", (left + PER_CLASS * (side + GAP), len(names) * (side + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)

@@ -27,10 +27,10 @@ from ddpm.data.idx import Split
 from ddpm.data.pictures import Picture, in_one_line, read_picture, turn_black
 from ddpm.run.datasets import Invert, data_words, published_name
 from ddpm.run.errors import RequestError
-from ddpm.run.files import atomic_write, strict_json, why_and_cure
+from ddpm.run.files import atomic_write, real, strict_json, why_and_cure
 from ddpm.run.format import plural
 
-VERSION = 1  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
+VERSION = 2  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
 EVERY = 10  # one image in ten of a class is in the test split, if there is no test/
 LARGE = 100_000  # bytes: files above this mean size are decoded in threads, which only slow small ones down
 MOST_THREADS = 8  # each may take the memory of one large picture
@@ -66,6 +66,18 @@ class FolderSet:
 
     @cached_property
     def listing(self) -> Listing:
+        """What the folder holds.
+
+        Raises:
+            RequestError: it is not laid out as it should be, or the outputs would be read as its classes.
+        """
+        if real(self.kept).is_relative_to(real(self.root)):
+            raise RequestError(
+                in_one_line(
+                    f"--data-root {self.root} would hold outputs too, in {self.kept}, which would be read as classes: "
+                    "move its classes into a folder of their own, or choose another folder with --output-root"
+                )
+            )
         return list_classes(self.root)
 
     @property

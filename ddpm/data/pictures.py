@@ -132,7 +132,7 @@ def _decode(content: bytes, side: int, invert: Invert) -> Picture:
         image.draft("L", (REDUCED * side, REDUCED * side))
         gray = _gray(image, invert)
         with suppress(Exception):  # damaged EXIF data: the pixels may be intact
-            if turn := UPRIGHT.get(image.getexif().get(ORIENTATION)):
+            if (turn := UPRIGHT.get(image.getexif().get(ORIENTATION))) is not None:  # one of them is 0
                 gray = gray.transpose(turn)
     level, clear = _border(np.asarray(gray))
     square = Image.new("L", (side, side), level)

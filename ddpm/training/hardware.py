@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,12 @@ class Choices:
     def values(self) -> dict[str, Any]:
         """The settings, without the reasons."""
         return {name: value for name, value in vars(self).items() if name != "reasons"}
+
+    def for_test_images(self, number: int) -> Choices:
+        """With the number of images that validation really has, where the test split has fewer than were chosen."""
+        if number >= self.val_images:
+            return self
+        return replace(self, val_images=number, reasons=self.reasons | {"val_images": "all test images"})
 
     def in_words(self) -> dict[str, str]:
         """Setting → value and reason."""
