@@ -58,7 +58,7 @@ PARTS = {
     ),
     "data_summary": kinds.record(
         class_names=kinds.every(kinds.text), **dict.fromkeys(("train_counts", "test_counts"), kinds.every(kinds.count)),
-        **dict.fromkeys(("train_images", "test_images"), kinds.count),
+        **dict.fromkeys(("train_images", "test_images"), kinds.count), sha256=kinds.text,
     ),
     "model": kinds.record(parameters=kinds.count, flops_per_image=kinds.amount, peak_flops=kinds.amount),
     "artifacts": kinds.mapping(kinds.text),

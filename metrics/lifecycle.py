@@ -162,11 +162,11 @@ class RunLifecycle:
         config, start = self.config, self.start
         description = describe_run(
             config, self.choices, self.world, self.schedule, self.flops_per_image, self.train_set, self.test_set,
-            self.threads, self.progress.threads,
+            self.data_sha256, self.threads, self.progress.threads,
         )  # fmt: skip
         rows = start.meta["history"] if start else []
         self.logger.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.schedule.remarks()])
-        self.logger.manifest(description, self.data_sha256)
+        self.logger.manifest(description)
         self.logger.remarks(config.note)
         for note in later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
             self.logger.log(note)

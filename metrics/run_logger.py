@@ -85,10 +85,10 @@ class RunLogger:
         self.log(f"begins at step {step} of {self._schedule.total_steps} ({why})", "success")
         self._loggers = LoggerGroup(self.paths, description, images, self.log)
 
-    def manifest(self, description: dict[str, Any], data_sha256: str) -> None:
-        """Add this start to `manifest.json`: its software, machine, data and `description` (main process only)."""
+    def manifest(self, description: dict[str, Any]) -> None:
+        """Add this start to `manifest.json`: its software, machine and `description` (main process only)."""
         with self._logger.going_on("the manifest", "warning"):
-            entry = manifest_entry(description, self._hosts, data_sha256)
+            entry = manifest_entry(description, self._hosts)
             if aside := add_start(self.paths.manifest, entry):
                 self.log(f"{self.paths.manifest.name} could not be read: it is now {aside.name}", "warning")
 

@@ -244,6 +244,24 @@ def test_a_length_is_recommended_only_if_it_is_shown_to_be_better_than_the_ema()
     assert recommend_length(rows[:1]) is None
 
 
+def test_a_small_data_set_is_learned_too(tmp_path: Path):
+    """Its 16 epochs in batches of 128 are 16 steps, after which the classifier reads by chance."""
+    some, test = (set_of_shapes(count, seed) for count, seed in ((20, 0), (3, 1)))
+    classifier = load_or_train(some, test, tmp_path, silent)
+    assert classifier.meta["top1"] > 0.9, classifier.meta
+
+
+def set_of_shapes(per_class: int, seed: int) -> Images:
+    """Rectangles of 17 sizes, at random places."""
+    source = torch.Generator().manual_seed(seed)
+    pixels, labels = torch.zeros(17 * per_class, 28, 28, dtype=torch.uint8), torch.arange(17).repeat(per_class)
+    for image, label in zip(pixels, labels.tolist(), strict=True):
+        height, width = 4 + 4 * (label // 5), 4 + 4 * (label % 5)
+        top, left = (int(torch.randint(0, 28 - side, (), generator=source)) for side in (height, width))
+        image[top : top + height, left : left + width] = 255
+    return Images(pixels, labels, tuple("abcdefghijklmnopq"))
+
+
 @pytest.mark.slow
 def test_real_characters_are_recognised(emnist: Path, tmp_path: Path):
     """Some of them, seen a few times; the whole recipe on 18,800 gets 88%."""

@@ -365,6 +365,14 @@ def test_folders_of_one_name_with_other_classes_are_different_data(root: Path):
     assert len(by_data(runs)) == 2 and len(by_data([runs[0], runs[0]])) == 1
 
 
+def test_folders_of_one_name_with_other_images_are_told_apart(root: Path):
+    for name, digest in (("slow", "ab" * 32), ("fast", "cd" * 32)):
+        document = json.loads(RunPaths(root, name).json.read_text())
+        document["data_summary"]["sha256"] = digest
+        save(RunPaths(root, name), document)
+    assert "The training images differ, though as many, of one name" in page_of(root, "slow", "fast")
+
+
 def test_losses_of_different_targets_are_not_ranked_but_throughput_is(root: Path):
     make_run(root, "epsilon", factor=0.1, prediction_type="epsilon")
     page = page_of(root, "fast", "epsilon")

@@ -179,7 +179,7 @@ def test_unequal_classes_are_told(small_data: Path, small):
     cut = replace(train, pixels=train.pixels[:-1], labels=train.labels[:-1])
     schedule = TrainingSchedule(small, 1, len(cut))
     choices, threads = choose(small, 47, ONE.device, 1e8), Threads(ONE.device)
-    summary = describe_run(small, choices, ONE, schedule, 1e8, cut, test, threads, [])["data_summary"]
+    summary = describe_run(small, choices, ONE, schedule, 1e8, cut, test, "", threads, [])["data_summary"]
     words = counts_in_words("emnist", summary)
     assert "classes NOT equal" in words
     assert "t:5" in words

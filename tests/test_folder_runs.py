@@ -155,6 +155,18 @@ def test_health_knows_whether_the_folder_is_still_the_one_of_the_run(images: Tra
     assert re.search(r"could not be read from here.*no such folder", page())
 
 
+def test_an_evaluation_by_other_images_is_made_on_request_only(images: TrainConfig, quick_reports, capsys):
+    assert run(images) == 0
+    make_folder(images.data_root, {"a|b": 1}, start=500)
+    assert run(images) == 2
+    assert "is of another run; the images, or their order, have changed since: give" in capsys.readouterr().err
+    asked = EvaluateConfig(images.run, output_root=images.output_root, device="cpu")
+    with pytest.raises(RequestError, match="holds other images than those that the model was trained on: --data-root"):
+        Evaluator(asked, "", Console(quiet=True))
+    Evaluator(replace(asked, data_root=images.data_root), "", Console())
+    assert "figures on training images are not of the model's own" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_evaluation_compares_with_the_folder_at_the_resolution_of_the_model(images: TrainConfig, quick_reports):
     config = replace(images, resolution=32, invert="no")
     assert run(config) == 0

@@ -205,5 +205,6 @@ def _missing(path: Path) -> str:
         return f"{path} is missing, but {archive} is there: --download unpacks it (and fetches it again only if broken)"
     return (
         f"{path} is missing: --download fetches it (on a login node if this one has no network), --data-root names "
-        f"the folder that holds {path.parent.parent.name}/raw/, and --data glyphs needs no data at all"
+        f"the folder that holds {path.parent.parent.name}/raw/, --data folder reads images of one's own, and "
+        "--data glyphs needs none"
     )

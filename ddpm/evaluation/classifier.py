@@ -34,7 +34,8 @@ class Recipe:
 
     version: int = 1  # of the network and the augmentation
     images: int = 450_000  # seen in training, rounded to whole epochs, 4 to 16 of them
-    batch: int = 128
+    batch: int = 128  # at most
+    batches: int = 16  # of an epoch, at least: a small data set is learned in smaller batches
     lr: float = 4e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.1
@@ -48,6 +49,10 @@ class Recipe:
     def epochs(self, images: int) -> int:
         """Passes over a training split of `images` images."""
         return min(16, max(4, round(self.images / images)))
+
+    def batch_of(self, images: int) -> int:
+        """Images in a batch of a training split of `images` images."""
+        return min(self.batch, max(8, images // self.batches), images)
 
 
 class CharacterCNN(nn.Module):
@@ -257,7 +262,7 @@ def _epochs(
     network: CharacterCNN, train: Images, recipe: Recipe, epochs: int, interrupted: Callable[[], bool]
 ) -> Iterator[float | None]:
     """Train for `epochs` epochs; yields the mean loss of each, or None if interrupted (then stop iterating)."""
-    batch = min(recipe.batch, len(train))
+    batch = recipe.batch_of(len(train))
     steps = len(train) // batch
     optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.2)

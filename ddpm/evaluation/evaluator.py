@@ -80,6 +80,7 @@ class Evaluator:
         source = self._data_settings(trained)
         self.data = source.data_name
         self.train, self.test = data.load(source, DistContext(0, 0, 1, 1, device))
+        self._check_images()
         self.num_classes = self._agreed_classes()
         self.per_class = config.samples_per_class or affordable_per_class(USUAL_SAMPLES, self.num_classes)
         self.things = f"{thing(self.data)}s"
@@ -283,6 +284,23 @@ class Evaluator:
             **names, data_root=Path(config.data_root or trained["data_root"]), download=config.download,
             output_root=config.output_root, block_out_channels=(32,),  # one level, which fits any resolution
         )  # fmt: skip
+
+    def _check_images(self) -> None:
+        """Are the images those of the training, where the data set has the same name?
+
+        Raises:
+            RequestError: they are not, and the command line does not ask for them.
+        """
+        trained = self.model.meta.get("identity", {}).get("SHA-256 of the images")
+        if self.data != self.model.data or trained in (None, data.sha256(self.train)[: len(trained or "")]):
+            return
+        changed = f"{data_words(self.data)} holds other images than those that the model was trained on"
+        if not self.config.data_root:
+            raise RequestError(
+                f"{changed}: --data-root names the folder of these, or one to compare with nevertheless, such as "
+                f"{self.model.meta['settings']['data_root']}"
+            )
+        self.say(f"{changed}, as --data-root asks for it: figures on training images are not of the model's own")
 
     def _agreed_classes(self) -> int:
         """The number of classes of model and data.

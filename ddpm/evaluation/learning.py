@@ -97,7 +97,8 @@ class School:
         some, images = replace(self._recipe, images=0), self.real(min(self.per_class, 8), seed=0)
         began = time.perf_counter()
         fit(images, some)
-        seen = some.epochs(len(images)) * (len(images) // some.batch * some.batch or len(images))  # whole batches
+        batch = some.batch_of(len(images))
+        seen = some.epochs(len(images)) * (len(images) // batch * batch)
         seconds_per_image = (time.perf_counter() - began) / seen
         count = len(self._class_names) * self.per_class
         return SEEDS * sets * count * self._recipe.epochs(count) * seconds_per_image

@@ -93,17 +93,20 @@ def prepare(source: DataSet, config: TrainConfig) -> None:
         raise RequestError(f"{root}: {what}; give a folder that can be written to with --data-root") from error
 
 
+def sha256(images: Images) -> str:
+    """The SHA-256 of all pixels and labels, as 64 hexadecimal digits."""
+    content = hashlib.sha256(images.pixels.cpu().numpy())
+    content.update(images.labels.cpu().numpy())
+    return content.hexdigest()
+
+
 def agreed_sha256(images: Images, world: DistContext) -> str:
-    """The SHA-256 of all pixels and labels, as 64 hexadecimal digits.
+    """The same of the images of all nodes.
 
     Raises:
         RequestError: the nodes hold different images, or call the classes differently.
     """
-    digest = None
-    if world.local_rank == 0:  # one process of each node is enough
-        content = hashlib.sha256(images.pixels.cpu().numpy())
-        content.update(images.labels.cpu().numpy())
-        digest = content.hexdigest()
+    digest = sha256(images) if world.local_rank == 0 else None  # one process of each node is enough
     gathered = world.gather((digest, images.class_names, world.node))
     found = {node: (theirs, names) for theirs, names, node in gathered if theirs}
     if len(set(found.values())) > 1:

@@ -37,6 +37,7 @@ def describe_run(
     flops: float,
     train: data.Images,
     test: data.Images,
+    data_sha256: str,
     threads: Threads,
     by_step: list[dict[str, int | None]],
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def describe_run(
 
     Args:
         flops: per image, forward and backward.
+        data_sha256: of the training images and labels.
         threads: of torch on a CPU.
         by_step: how many threads, from which step on (see `Progress.threads`).
     """
@@ -55,13 +57,15 @@ def describe_run(
             config, choices, schedule, train.num_classes, on_gpu=world.device.type == "cuda"
         ),
         "environment": environment(choices, world, threads, by_step),
-        "data_summary": {**data_summary(train, test), "remarks": dataset(config).remarks()},
+        "data_summary": {
+            **data_summary(train, test), "sha256": data_sha256, "remarks": dataset(config).remarks(),
+        },
         "model": {
             "parameters": count_parameters(build_unet(config, train.num_classes, "meta")),
             "flops_per_image": flops,
             "peak_flops": hardware.peak_flops(world.device),
         },
-    }
+    }  # fmt: skip
 
 
 def data_summary(train: data.Images, test: data.Images) -> dict[str, Any]:

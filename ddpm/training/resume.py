@@ -130,10 +130,11 @@ def refuse_other_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     rows.insert(0, ("", "the run so far", "asked for now"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    images = "; the images, or their order, have changed since" if "SHA-256 of the images" in differing else ""
     batch = " (--batch-size × processes × --grad-accum must stay)" if "global batch" in differing else ""
     raise RequestError(
-        f"{checkpoint.folder} is of another run: give the settings of the run so far{batch}, or another --run-name, or "
-        "--resume never to begin anew (the old run is set aside)\n  " + "\n  ".join(lines)
+        f"{checkpoint.folder} is of another run{images}: give the settings of the run so far{batch}, or another "
+        "--run-name, or --resume never to begin anew (the old run is set aside)\n  " + "\n  ".join(lines)
     )
 
 

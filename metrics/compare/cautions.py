@@ -56,8 +56,19 @@ def _data(runs: Sequence[ComparedRun]) -> Iterator[str]:
         )
     elif len(trained) > 1:
         yield f"The numbers of training images differ: {', '.join(trained)}."
+    elif _other_images(runs):
+        yield "The training images differ, though as many, of one name: losses are not of the same test images."
     if len(validated) > 1:
         yield f"Validation losses were measured on different numbers of test images: {', '.join(validated)}."
+
+
+def _other_images(runs: Sequence[ComparedRun]) -> bool:
+    """Do runs of one resolution differ in their training images? (A folder is stored at the resolution of the run.)"""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        if known := run.published.document["data_summary"].get("sha256"):
+            found.setdefault(run.said("resolution"), set()).add(known)
+    return any(len(each) > 1 for each in found.values())
 
 
 def _data_words(run: ComparedRun) -> str:

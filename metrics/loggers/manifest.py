@@ -31,13 +31,12 @@ PREFIXES = ("CUBLAS_", "CUDA_", "CUDNN_", "GLOO_", "GOMP_", "KMP_", "MKL_", "NCC
 SECRET = ("AUTH", "CREDENTIAL", "JWT", "KEY", "PASS", "SECRET", "TOKEN")  # a variable with such a name is left out
 
 
-def manifest_entry(description: Mapping[str, Any], hosts: Sequence[str], data_sha256: str) -> dict[str, Any]:
+def manifest_entry(description: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, Any]:
     """The entry of the start that this process makes.
 
     Args:
         description: settings, environment, data and model, as in `training_metrics.json`.
         hosts: names of the nodes.
-        data_sha256: of all training images and labels, 64 hexadecimal digits.
     """
     known = description["environment"]
     commit = known["commit"]
@@ -56,7 +55,7 @@ def manifest_entry(description: Mapping[str, Any], hosts: Sequence[str], data_sh
         "versions": {"python": known["python"], "torch": known["torch"], **gpu_software()},
         "packages": packages(),
         "environment": variables(os.environ),
-        "data": {"name": description["data"], "sha256": data_sha256},
+        "data": {"name": description["data"], "sha256": description["data_summary"]["sha256"]},
         "settings": description["settings"],
     }
 
