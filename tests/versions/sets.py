@@ -20,7 +20,7 @@ from typing import NamedTuple
 from slurm.check import needs
 
 PROJECT_ROOT = Path(__file__).parents[2]
-PARTS = "versions golden resume export"  # of the suite: what depends most on torch, diffusers and the other libraries
+PARTS = "versions golden"  # of the suite: the losses, resuming, exporting and drawing, all against pinned figures
 
 
 class VersionSet(NamedTuple):
@@ -80,7 +80,7 @@ def test(folder: Path, name: str, python: str) -> bool:
 def main() -> int:
     """Test the sets that are asked for; returns 1 if one failed, or cannot be tested though it was named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="folder of the environments, 6 GB each")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the environments, 7 GB each")
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"some of {', '.join(SETS)}; left out: all")
     options = parser.parse_args()
     if unknown := sorted(set(options.sets) - SETS.keys()):
