@@ -6,19 +6,21 @@ bin := $(VENV)/bin
 # TORCH="torch==2.9.1 torchvision==0.24.1": this torch instead of the pinned one; TORCH=keep: the one that VENV has. The
 # environment remembers it; TORCH= is the pinned one again. Where it comes from is pip's business (PIP_EXTRA_INDEX_URL).
 TORCH ?= $(shell cat $(VENV)/.torch 2>/dev/null)
+# CONSTRAINTS=FILE: these versions instead of the pinned ones.
+CONSTRAINTS ?= constraints.txt
 of_torch := ^(torch|torchvision|triton)==# triton: every torch wants a version of its own
 scripts := submit.sh $(wildcard slurm/*.sh) .ci/run benchmarks/run_gpu.sh $(wildcard tests/*/*.sh)
 
 # An environment is up to date when it holds the stamp of what the lists of packages say now.
-stamp = $(VENV)/.$(1)-$(shell (cat requirements.txt $(2) constraints.txt; printf %s '$(TORCH)') | cksum | cut -d ' ' -f 1)
+stamp = $(VENV)/.$(1)-$(shell (cat requirements.txt $(2) $(CONSTRAINTS); printf %s '$(TORCH)') | cksum | cut -d ' ' -f 1)
 installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo tensorboard test test-slurm lint format clean-venv
+.PHONY: help install demo tensorboard test test-slurm test-versions lint format clean-venv
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(installed) ## make the environment (VENV, default .venv) and install what training needs
 
@@ -33,6 +35,10 @@ test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)
+
+VENVS ?= .venvs
+test-versions: ## a part of the suite with the oldest, the users' and the newest versions; SETS=oldest, VENVS=folder for them
+	$(PYTHON) -m tests.versions.sets --folder $(VENVS) $(SETS)
 
 lint: $(installed_test) ## ruff and shellcheck
 	$(bin)/ruff check .
@@ -53,7 +59,7 @@ $(bin)/python:
 # $(call pip_install,FILE): what FILE asks for, in the pinned versions; of torch in that of TORCH.
 define pip_install
 	rm -f $(VENV)/.installed*
-	grep -Ev '$(if $(TORCH),$(of_torch),^$$)' constraints.txt >$(VENV)/constraints.txt
+	grep -Ev '$(if $(TORCH),$(of_torch),^$$)' $(CONSTRAINTS) >$(VENV)/constraints.txt
 	$(if $(filter keep,$(TORCH)),$(bin)/python -m pip list --format=freeze | grep -E '$(of_torch)' \
 		>>$(VENV)/constraints.txt || { echo "TORCH=keep: $(VENV) has no torch to keep" >&2; exit 2; })
 	$(bin)/python -m pip install $(filter-out keep,$(TORCH)) -r $(1) -c $(VENV)/constraints.txt
