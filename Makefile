@@ -17,7 +17,7 @@ installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo tensorboard test test-slurm test-versions lint format clean-venv
+.PHONY: help install demo tensorboard test test-docs test-slurm test-versions lint format clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ tensorboard: $(installed) ## every run's curves, pictures, weights and settings,
 
 test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 	$(bin)/python -m pytest -n 2 $(ARGS)
+
+test-docs: $(installed_test) ## type every command of README and docs in a fresh copy of the project: minutes
+	TYPE_DOCS=1 $(bin)/python -m pytest tests/test_docs_run.py $(ARGS)
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)
