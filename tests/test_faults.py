@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.faults import run_rounds
+from benchmarks.replay import random_examples
 from ddpm.data.emnist import emnist as emnist_files
 from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
@@ -121,6 +124,19 @@ def test_a_clock_that_is_set_back_spoils_no_time(small: TrainConfig, monkeypatch
 
 def test_random_kills(emnist: Path, tmp_path: Path):
     """The short form of `python -m benchmarks.faults`."""
-    lost, killed_in = run_rounds(5, seed=1, data_root=emnist, folder=tmp_path)
+    lost, killed_in = run_rounds(2, seed=1, data_root=emnist, folder=tmp_path)
     assert lost == []
-    assert killed_in.total() >= 3
+    assert killed_in.total() >= 2
+
+
+def test_the_case_that_fails_names_its_seed_and_the_command_that_repeats_it():
+    @random_examples(50)
+    @given(st.integers())
+    def fails(number: int) -> None:
+        assert number < 10
+
+    with pytest.raises(AssertionError) as error:
+        fails()
+    said = "\n".join(error.value.__notes__)
+    assert "fails(\n    number=10,\n)" in said, "the smallest case"
+    assert "SEED=" in said and "python -m pytest" in said and "tests/test_faults.py::" in said
