@@ -15,7 +15,7 @@ installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo tensorboard test test-slurm lint format clean-venv
+.PHONY: help install demo tensorboard test soak test-slurm lint format clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ tensorboard: $(installed) ## every run's curves, pictures, weights and settings,
 
 test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 	$(bin)/python -m pytest -n 2 $(ARGS)
+
+soak: $(installed_test) ## random runs under random faults for MINUTES (10); ARGS="--seed=7": one round again
+	$(bin)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -12,12 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.consistency import contradictions
 from benchmarks.faults import run_rounds
+from benchmarks.random_plans import IMAGES, draw_plan
 from benchmarks.replay import random_examples
 from ddpm.data.emnist import emnist as emnist_files
 from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
 from ddpm.training import trainer
+from ddpm.training.schedule import TrainingSchedule
+from metrics.report import write_report as WRITE_REPORT
+from metrics.tracker import summarise
+from metrics.verify.__main__ import main as verify
 from tests.conftest import replace
 from tests.disks import make_read_only, small_disk
 from tests.processes import in_processes
@@ -127,6 +134,33 @@ def test_random_kills(emnist: Path, tmp_path: Path):
     lost, killed_in = run_rounds(2, seed=1, data_root=emnist, folder=tmp_path)
     assert lost == []
     assert killed_in.total() >= 2
+
+
+def test_a_plan_of_the_soak_follows_from_its_seed_and_is_one_that_can_be_trained(tmp_path: Path):
+    places = dict(data_root=tmp_path, output_root=tmp_path, run_name="whole")
+    for seed in range(40):
+        plan, again = (draw_plan(random.Random(seed), **places) for _ in range(2))
+        assert plan == again
+        for one in plan.starts:
+            config = one.applied(plan.config)
+            assert TrainingSchedule(config, one.processes, IMAGES["train"]).global_batch == plan.schedule.global_batch
+
+
+def test_the_soak_finds_a_figure_that_every_page_computes_wrongly(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    """`metrics.verify` makes the pages again by the same functions, and cannot."""
+    monkeypatch.setattr("metrics.plots.make_plots", lambda run: [])
+    paths = paths_of(small)
+    with monkeypatch.context() as patch:
+        patch.setattr("metrics.report.write_report", WRITE_REPORT)
+        assert run(replace(small, samples_per_class=0)) == 0
+    assert contradictions(paths) == []
+    monkeypatch.setattr("metrics.tracker.best", lambda curve: curve.point(0) if len(curve) else None)
+    document = json.loads(paths.json.read_text())
+    paths.json.write_text(json.dumps(document | {"summary": summarise(document["epochs"], document["starts"])}))
+    WRITE_REPORT(paths)
+    assert verify([paths.run, "--output-root", str(paths.root)]) == 0
+    said = contradictions(paths)
+    assert [line for line in said if line.startswith("report: best_loss is ")], said
 
 
 def test_the_case_that_fails_names_its_seed_and_the_command_that_repeats_it():
