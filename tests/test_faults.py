@@ -20,9 +20,11 @@ from benchmarks.replay import random_examples
 from ddpm.data.emnist import emnist as emnist_files
 from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
+from ddpm.run.metrics import ENERGY_WH, GPU_HOURS, GPU_UTILIZATION
 from ddpm.training import trainer
 from ddpm.training.schedule import TrainingSchedule
 from metrics.report import write_report as WRITE_REPORT
+from metrics.run_data import read_run
 from metrics.tracker import summarise
 from metrics.verify.__main__ import main as verify
 from tests.conftest import replace
@@ -127,6 +129,19 @@ def test_a_clock_that_is_set_back_spoils_no_time(small: TrainConfig, monkeypatch
     assert frame["epoch_time_sec"].sum() == pytest.approx(frame["total_time_sec"].iloc[-1])
     assert frame["total_time_sec"].iloc[-1] < 300
     assert status(small)["state"] == "finished"
+
+
+def test_a_cost_that_was_lost_with_its_file_costs_neither_rows_nor_checkpoints(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """GPU-hours are read from events.jsonl, and fall if somebody deletes it or the clock is set back."""
+    hours = iter((3.0, 1.0))
+    cost = {ENERGY_WH: None, GPU_UTILIZATION: None}
+    monkeypatch.setattr("metrics.run_logger.cost_so_far", lambda _: cost | {GPU_HOURS: next(hours, 2.0)})
+    assert run(small) == 0
+    assert run(replace(small, epochs=3)) == 0
+    assert [row["gpu_hours"] for row in read_run(paths_of(small)).rows] == [3.0, 1.0, 2.0]
+    assert not list(paths_of(small).checkpoints.glob("damaged_*"))
 
 
 def test_random_kills(emnist: Path, tmp_path: Path):
