@@ -144,6 +144,17 @@ def test_a_cost_that_was_lost_with_its_file_costs_neither_rows_nor_checkpoints(
     assert not list(paths_of(small).checkpoints.glob("damaged_*"))
 
 
+def test_a_finished_run_whose_figures_were_damaged_gets_them_back_from_its_checkpoint(small: TrainConfig):
+    whole = replace(small, run_name="whole")
+    assert run(whole) == run(small) == 0
+    paths = paths_of(small)
+    for damage in (lambda: paths.json.write_text("{torn"), lambda: paths.csv.unlink()):
+        damage()
+        assert run(small) == 0
+        assert_same_run(whole, small)
+        assert json.loads(paths.json.read_text())["state"] == "finished"
+
+
 def test_random_kills(emnist: Path, tmp_path: Path):
     """The short form of `python -m benchmarks.faults`."""
     lost, killed_in = run_rounds(2, seed=1, data_root=emnist, folder=tmp_path)
