@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,12 +23,15 @@ from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
 from ddpm.run.metrics import ENERGY_WH, GPU_HOURS, GPU_UTILIZATION
 from ddpm.training import trainer
+from ddpm.training.data import global_slice
+from ddpm.training.distributed import connect
+from ddpm.training.hardware import choose
 from ddpm.training.schedule import TrainingSchedule
 from metrics.report import write_report as WRITE_REPORT
 from metrics.run_data import read_run
 from metrics.tracker import summarise
 from metrics.verify.__main__ import main as verify
-from tests.conftest import replace
+from tests.conftest import CLASSES, random_images, replace
 from tests.disks import make_read_only, small_disk
 from tests.processes import in_processes
 from tests.runs import (
@@ -75,6 +79,33 @@ def test_a_nan_in_one_batch_of_one_process_skips_that_step_on_all(small: TrainCo
     assert in_processes(nan_in_the_second, 2, config) == [0, 0]
     assert rows(config)["nonfinite_steps"].tolist() == [1, 0]
     assert all(value.isfinite().all() for value in final_state(config).values())
+
+
+def continued_in_the_middle(config: TrainConfig) -> list[str]:
+    """Train six steps, and three and three by two trainers. Returns the names of the weights that differ."""
+    with connect() as world:
+        together = config.images_per_step * world.world_size
+        images, choices = random_images(6 * together), choose(config, 47, world.device, 1e8)
+
+        def train(learner: trainer.Trainer, steps: range) -> trainer.Trainer:
+            for step in steps:
+                chosen = global_slice(torch.arange(len(images)), step, config.images_per_step, world)
+                learner.step(images, chosen, step * together, 1e-2)
+            return learner
+
+        whole, first, second = (trainer.Trainer(config, CLASSES, choices, world) for _ in range(3))
+        train(whole, range(6))
+        state = train(first, range(3)).state_dict()
+        second.load_state_dict(state, {name: model.state_dict() for name, model in first.averages().items()})
+        train(second, range(3, 6))
+        pairs = zip(whole.model.named_parameters(), second.model.parameters(), strict=True)
+        return [name for (name, mine), theirs in pairs if not mine.equal(theirs)]
+
+
+def test_a_run_of_three_processes_goes_on_bit_for_bit(small: TrainConfig):
+    """Of three summands the order counts. DDP orders the gradients that it exchanges only in its first step."""
+    config = replace(small, batch_size=4, power_ema=False, optimizer="adamw", log_every=9)
+    assert in_processes(continued_in_the_middle, 3, config) == [[]] * 3
 
 
 def test_the_data_file_may_be_replaced_while_a_run_is_on(small: TrainConfig, small_data: Path, tmp_path: Path, capsys):
