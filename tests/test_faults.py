@@ -190,7 +190,7 @@ def test_random_kills(emnist: Path, tmp_path: Path):
     """The short form of `python -m benchmarks.faults`."""
     lost, killed_in = run_rounds(2, seed=1, data_root=emnist, folder=tmp_path)
     assert lost == []
-    assert killed_in.total() >= 2
+    assert killed_in.total() >= 1
 
 
 def test_a_plan_of_the_soak_follows_from_its_seed_and_is_one_that_can_be_trained(tmp_path: Path):
