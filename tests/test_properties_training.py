@@ -115,23 +115,14 @@ def test_the_draws_of_a_step_are_those_of_any_number_of_processes(seed, seen, nu
 
 
 STEP_EPOCHS = st.sampled_from((0.1, 0.25, 0.3, 0.7, 1.0, 1.1, 2.0))
-SCHEDULES = st.fixed_dictionaries(
-    {
-        "lr": st.floats(1e-8, 10),
-        "lr_schedule": st.sampled_from(("constant", "cosine", "cosine_restarts", "step", "plateau")),
-        "lr_cycles": st.integers(1, 5),
-        "lr_step_epochs": STEP_EPOCHS,
-        "lr_step_factor": st.floats(0.01, 1),
-        "plateau_patience": st.integers(0, 3),
-        "plateau_cooldown": st.integers(0, 2),
-        "plateau_factor": st.floats(0.05, 0.95),
-        "plateau_lowest": st.sampled_from((0.0, 1e-5)),
-        "warmup_steps": st.integers(0, 20),
-        "epochs": st.integers(1, 8),
-        "max_steps": st.none() | st.integers(1, 100),
-        "scale_lr": st.sampled_from(("none", "linear", "sqrt")),
-    }
-)
+SCHEDULES = st.fixed_dictionaries({
+    "lr": st.floats(1e-8, 10), "scale_lr": st.sampled_from(("none", "linear", "sqrt")),
+    "lr_schedule": st.sampled_from(("constant", "cosine", "cosine_restarts", "step", "plateau")),
+    "lr_cycles": st.integers(1, 5), "lr_step_epochs": STEP_EPOCHS, "lr_step_factor": st.floats(0.01, 1),
+    "plateau_patience": st.integers(0, 3), "plateau_cooldown": st.integers(0, 2),
+    "plateau_factor": st.floats(0.05, 0.95), "plateau_lowest": st.sampled_from((0.0, 1e-5)),
+    "warmup_steps": st.integers(0, 20), "epochs": st.integers(1, 8), "max_steps": st.none() | st.integers(1, 100),
+})  # fmt: skip
 
 
 def schedule_of(settings: dict, batch: int, world_size: int, images: int) -> TrainingSchedule:
