@@ -17,7 +17,7 @@ installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo tensorboard test test-docs test-slurm test-versions lint format clean-venv
+.PHONY: help install demo tensorboard test test-docs test-slurm test-versions soak mutants lint format clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 
 test-docs: $(installed_test) ## type every command of README and docs in a fresh copy of the project: minutes
 	TYPE_DOCS=1 $(bin)/python -m pytest tests/test_docs_run.py $(ARGS)
+
+soak: $(installed_test) ## random runs under random faults for MINUTES (10); ARGS="--seed=7": one round again
+	$(bin)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)

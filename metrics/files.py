@@ -225,6 +225,13 @@ def read_document(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
     return {**document, **parts, "summary": summary, "run": paths.run, "damaged": damaged}, None
 
 
+def says_finished(paths: RunPaths, status: dict[str, Any] | None, rows: list[dict[str, Any]]) -> bool:
+    """Do all files of figures say that the run has finished, with as many rows as its checkpoint has, `rows`?"""
+    document, _ = read_document(paths)
+    states = {part.get("state") for part in (status or {}, document)}
+    return states == {"finished"} and len(document["epochs"]) == len(read_csv(paths)[0]) == len(rows)
+
+
 def missing(paths: RunPaths) -> str:
     return f"{paths.json} is not there: has the run {paths.run!r} begun to train?"
 

@@ -36,7 +36,7 @@ from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
 from metrics.criteria.in_training import changed, out_of_reach
-from metrics.files import last_words, read_status
+from metrics.files import last_words, read_status, says_finished
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
@@ -85,7 +85,7 @@ class RunLifecycle:
             status, root = read_status(self.paths), self.paths.checkpoints
             resume = "auto" if self.world.restarted else self.config.resume  # started again by torchrun
             start, damaged = choose_start(root, resume, self.identity)
-            was_finished = status is not None and status.get("state") == "finished"
+            was_finished = start is not None and says_finished(self.paths, status, start.meta["history"])
             notes = [*self.without_baseline()]
             if start is None and resume == "auto" and any(root.glob("step_*")):
                 notes.append("no checkpoint of the earlier start is sound: the run begins anew")
@@ -108,6 +108,7 @@ class RunLifecycle:
 
     def reason_to_end(self, rows: Sequence[dict]) -> str | None:
         """Why the run should end before its last epoch, by the rows so far; None if it should go on."""
+        rows = self.schedule.whole_epochs(rows)
         missed = self.config.stop_when and out_of_reach(self.config.criterion, rows, self.schedule.epochs)
         return out_of_patience(rows, self.config) or missed
 

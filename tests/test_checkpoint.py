@@ -187,11 +187,12 @@ def test_resume_can_name_a_checkpoint(saver: Saver):
         choose_start(saver.root, "elsewhere", saver.identity)
 
 
-def test_latest_is_continued_even_if_an_abandoned_branch_went_further(saver: Saver):
+def test_the_newest_is_continued_even_if_a_kill_came_before_latest_pointed_at_it(saver: Saver):
     saver.save(4)
     saver.save(8)
-    checkpoint.replace_link(saver.root / "latest", "step_00000004")  # as --resume step_00000004 and a stop leave it
-    assert find_latest(saver.root)[0].step == 4
+    checkpoint.replace_link(saver.root / "latest", "step_00000004")
+    found, damaged = find_latest(saver.root)
+    assert (found.step, damaged) == (8, {})
 
 
 def test_what_a_killed_job_left_half_done_is_never_taken_and_swept_away(saver: Saver):

@@ -1,7 +1,6 @@
 """Whatever happened to a run's files: every command ends in one line or goes on without them, and tells nothing untrue.
 
-DAMAGE=5000 python -m pytest tests/test_damaged_runs.py    tries 5,000 examples, others each time. One that fails is
-printed as a `Damage`; put it into `@example` to try it again.
+An example that fails is printed as a `Damage`; put it into `@example` to keep it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -26,6 +25,7 @@ import evaluate
 import pretty_logger
 import sample
 import train
+from benchmarks.replay import random_examples
 from ddpm import export
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.config import EvaluateConfig
@@ -49,7 +49,6 @@ from tests.conftest import ONE, SMALL, as_arguments
 from tests.damage import OF_ANY, OF_BYTES, OF_CSV, OF_JSON, Damage, without_rights
 from tests.test_evaluation_report import make_evaluation
 
-MANY = int(os.environ.get("DAMAGE", 0))
 RUN, OTHER = "a_run", "other"
 SECONDS = 60  # a command that takes longer waits for ever
 NODE = {
@@ -289,10 +288,7 @@ damages = st.builds(
 )  # fmt: skip
 
 
-@settings(
-    derandomize=not MANY, max_examples=MANY or 20, deadline=None, database=None, print_blob=True,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@random_examples(20)
 @example([Damage(FIGURES, "remove")])
 @example([Damage(FIGURES, "nest", 2, 1)])
 @example([Damage(f"metrics/output/{RUN}/training_metrics.csv", "shift", 3, 1)])

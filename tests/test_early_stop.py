@@ -7,7 +7,7 @@ import pytest
 from ddpm.run.config import TrainConfig, preset
 from ddpm.training.early_stop import out_of_patience
 from tests.conftest import replace
-from tests.runs import latest_step, paths_of, rows, run, status
+from tests.runs import assert_same_run, latest_step, paths_of, rows, run, status
 
 pytestmark = pytest.mark.usefixtures("quick_reports")
 
@@ -64,3 +64,15 @@ def test_a_run_ends_early_with_all_that_a_run_leaves_and_goes_on_with_more_patie
 
     assert run(replace(config, early_stop_patience=4)) == 0
     assert rows(config)["epoch"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_the_row_of_an_epoch_that_max_steps_cut_short_ends_no_run(small: TrainConfig):
+    """That epoch is trained to its end by the next start; only then is it known whether the figure has improved."""
+    whole = replace(small, epochs=4, early_stop_patience=1, min_delta=1e3, lr_schedule="constant", run_name="whole")
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    assert run(replace(parts, max_steps=11)) == 0
+    assert rows(parts)["step"].tolist() == [8, 11]
+    assert run(parts) == 0
+    assert rows(parts)["step"].tolist() == [8, 16]
+    assert_same_run(whole, parts)

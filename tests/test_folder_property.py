@@ -1,7 +1,4 @@
-"""Folders that are broken at random: each is read as it is, or refused in one line that names what is wrong.
-
-FOLDERS=5000 python -m pytest tests/test_folder_property.py    tries 5,000 examples, others each time.
-"""
+"""Folders that are broken at random: each is read as it is, or refused in one line that names what is wrong."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.replay import random_examples
 from ddpm.data.folder import FolderSet
 from ddpm.run.errors import RequestError
 
-MANY = int(os.environ.get("FOLDERS", 0))
 FORMATS = ("png", "jpg", "tiff", "bmp", "gif", "webp")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F")
 DAMAGE = ("nothing", "cut", "flip", "empty", "text", "zeros", "repeat")
@@ -113,10 +110,7 @@ def sound(*seeds: int) -> list[WrittenImage]:
     return [WrittenImage("png", "L", 9, 9, seed, "nothing", 0, "nothing") for seed in seeds]
 
 
-@settings(
-    max_examples=MANY or 60, derandomize=not MANY, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+@random_examples(60)
 @example({"": {"a": sound(1, 2), "b": sound(3, 4)}}, 28)
 @example({"": {"a": sound(1, 1), "b": sound(3, 4)}}, 28)
 @example({"train": {"a": sound(1), "b": sound(3)}, "test": {"a": sound(1), "b": sound(4)}}, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.util import tensor_util
 
+from benchmarks.replay import random_examples
 from ddpm.run.metrics import ALL, METRICS
 from ddpm.run.paths import RunPaths
 from metrics.loggers.group import LoggerGroup, histogram
@@ -125,7 +126,7 @@ def test_histograms_of_weights_are_those_of_the_moment_they_were_given(paths):
     assert "weights_live/broken" not in written.Tags()["tensors"]
 
 
-@settings(deadline=None)  # the machine may be busy
+@random_examples(100)
 @given(arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32)))
 @example(np.array([np.nan, np.inf, 1.0, 2.0, 2.0], np.float32))
 @example(np.array([1, np.nextafter(np.float32(1), np.float32(2))], np.float32))  # NumPy: "Too many bins"

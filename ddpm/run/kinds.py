@@ -7,8 +7,9 @@ Without torch, pandas and NumPy: the dashboard reads with it every second.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -155,8 +156,8 @@ def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """The valid rows of epochs, sorted by epoch, and what was dropped, in words such as `2 row(s) of epochs`.
 
     A cell of the wrong kind becomes None. A row without an epoch, or whose `data` is not a text, is dropped: its
-    columns have shifted. Of two rows of one epoch the later one counts. Two consecutive rows are both dropped if a
-    column that can only grow decreases.
+    columns have shifted. Of two rows of one epoch the later one counts. Two rows are both dropped if a column that can
+    only grow decreases from one to the other, and no row between has it.
     """
     found: dict[int, dict[str, Any]] = {}
     lost, cells = 0, 0
@@ -171,18 +172,21 @@ def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
         lost += epoch in found
         found[epoch] = known
     ordered = [found[epoch] for epoch in sorted(found)]
-    odd = {
-        index
-        for index in range(1, len(ordered))
-        for name in names(grows=True)
-        if _below(ordered[index].get(name), ordered[index - 1].get(name))
-    }
-    odd |= {index - 1 for index in odd}
-    kept = [row for index, row in enumerate(ordered) if index not in odd]
-    lost += len(odd)
+    while odd := _odd(ordered):  # again, as those that are left may not fit either
+        ordered = [row for index, row in enumerate(ordered) if index not in odd]
+        lost += len(odd)
     words = [f"{lost} row{'s' * (lost != 1)} of epochs"] if lost else []
-    return kept, words + ([f"{cells} cell{'s' * (cells != 1)}"] if cells else [])
+    return ordered, words + ([f"{cells} cell{'s' * (cells != 1)}"] if cells else [])
 
 
-def _below(value: float | None, before: float | None) -> bool:
-    return value is not None and before is not None and value < before and not math.isclose(value, before)
+def _odd(ordered: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The places of rows between which a column that can only grow decreases.
+
+    Optional ones are left out: energy and GPU-hours are read from files that may be lost, or a clock may be set back.
+    """
+    odd = set()
+    for name in names(grows=True, optional=False):
+        known = [(index, row[name]) for index, row in enumerate(ordered) if row.get(name) is not None]
+        for (earlier, before), (later, value) in pairwise(known):
+            odd |= {earlier, later} if value < before and not math.isclose(value, before) else set()
+    return odd

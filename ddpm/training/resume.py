@@ -29,17 +29,17 @@ from ddpm.training.schedule import TrainingSchedule
 
 
 def find_latest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The checkpoint that `latest` points to or, if it is damaged, the newest that is whole and sound. Also the damaged
-    ones that were passed over: folder → what is wrong.
+    """The newest checkpoint that is whole and sound. Also the damaged ones after it: folder → what is wrong.
+
+    It need not be `latest`: a job may have been killed just before it moved that link. Checkpoints of a line that was
+    left are not here: the start that went back has set them aside.
 
     Raises:
         OSError: one of them, or their folder, cannot be read now.
     """
     readable_folder(root)  # raises if it cannot be read: glob would find nothing there
-    newest_first = sorted(root.glob("step_*"), reverse=True)
-    newest_first.sort(key=lambda folder: folder != real(root / "latest"))  # stable: `latest` comes to the front
     damaged = {}
-    for folder in newest_first:
+    for folder in sorted(root.glob("step_*"), reverse=True):
         try:
             found = inspect(folder)
         except RequestError as error:

@@ -164,12 +164,17 @@ class TrainingSchedule:
             case "cosine_restarts":
                 return _half_cosine(step * config.lr_cycles / self.total_steps % 1)
             case "step":
-                return config.lr_step_factor ** int(step / self.steps_per_epoch / config.lr_step_epochs)
+                done = round(step / self.steps_per_epoch / config.lr_step_epochs, 9)  # 0.3 / 0.1 is a little below 3
+                return config.lr_step_factor ** int(done)
             case "plateau":
                 lowered = (each.rate for each in reversed(self.reductions) if each.step <= step)
                 return next(lowered, self.peak_lr) / self.peak_lr
             case _:
                 return 1.0
+
+    def whole_epochs(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The rows without that of an epoch which `--max-steps` cut short: it is trained to its end later."""
+        return [row for row in rows if row["step"] % self.steps_per_epoch == 0]
 
     def follow(self, reductions: Sequence[Reduction]) -> None:
         """Take over the reductions of the plateau schedule up to now."""

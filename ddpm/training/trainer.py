@@ -54,6 +54,7 @@ class Trainer:
         self._dtype = choices.dtype
         network = compiled(self.model) if choices.compile else self.model
         self._network = averaging(network, world.device)  # as the step calls it
+        self._unordered = world.world_size > 2  # see `_order_gradients`
 
     def _new_average(self) -> AveragedModel:
         """A copy of the model that averages weights (SWA), with none averaged yet."""
@@ -70,12 +71,25 @@ class Trainer:
             images_seen: images of the whole run before this step; with the seed it determines all random draws.
             lr: learning rate of this step.
         """
+        if self._unordered:
+            self._order_gradients(data, chosen, images_seen)
         loss = self.backward(data, chosen, images_seen)
         grad_norm = self._apply_gradients(lr)
         if self.power_ema:  # by the number of the step, so that a resumed run takes the same ones
             number = images_seen // (self.config.images_per_step * self.world.world_size) + 1
             self.power_ema.update(number, apply=grad_norm.isfinite().float())
         self.record.add(loss, grad_norm)
+
+    def _order_gradients(self, data: Images, chosen: torch.Tensor, images_seen: int) -> None:
+        """Have DDP put the gradients that it exchanges into the order in which they are ready, as it does after its
+        first backward pass: here one whose gradients are dropped.
+
+        In what order the gradients of three processes or more are added depends on their places. So the first step of
+        a start would be rounded otherwise than the same step of a run that was not interrupted.
+        """
+        self.backward(data, chosen, images_seen)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._unordered = False
 
     def backward(self, data: Images, chosen: torch.Tensor, images_seen: int) -> torch.Tensor:
         """Leave a batch's gradients, averaged over the processes, in the parameters. Returns this process's loss."""
