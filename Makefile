@@ -15,7 +15,7 @@ installed := $(call stamp,installed)
 installed_test := $(call stamp,installed-test,requirements-test.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo tensorboard test test-slurm lint format clean-venv
+.PHONY: help install demo tensorboard test test-slurm mutants lint format clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,10 @@ test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)
+
+mutants: $(installed_test) ## how many small changes to the code the tests notice: an hour; ARGS="seeding scores": those modules
+	$(bin)/python -m pip install -q cosmic-ray==8.7.0 -c constraints.txt
+	$(bin)/python -m tests.mutants $(ARGS)
 
 lint: $(installed_test) ## ruff and shellcheck
 	$(bin)/ruff check .
