@@ -227,3 +227,15 @@ def test_a_schedule_is_a_value_and_takes_over_reductions_as_they_are():
     schedule.follow(reductions)
     assert schedule.reductions == reductions and other.reductions == []
     assert schedule == other, "the same run, whatever it has been through"
+
+
+def test_a_step_of_the_schedule_may_take_several_epochs_or_a_part_of_one():
+    for epochs, first in ((2, 30), (0.5, 8)):
+        schedule = make_schedule(lr=1e-3, lr_schedule="step", lr_step_epochs=epochs, lr_step_factor=0.5, warmup_steps=0)
+        assert [schedule.learning_rate(step) for step in (first - 1, first)] == pytest.approx([1e-3, 5e-4])
+
+
+def test_a_presets_own_warm_up_that_ends_with_the_run_is_remarked():
+    (remark,) = make_schedule(epochs=9, max_steps=100).remarks()
+    assert "--warmup-steps 100" in remark
+    assert make_schedule(epochs=9, max_steps=101).remarks() == []
