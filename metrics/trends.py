@@ -183,7 +183,7 @@ def thinned(curve: Curve, most: int) -> Curve:
         return curve
     steps = np.geomspace(max(curve.epochs[0], 1), curve.epochs[-1], most)
     places = np.searchsorted(curve.epochs, steps.round())
-    return curve[np.unique([0, *places.clip(0, len(curve) - 1)])]
+    return curve[np.unique([0, *places])]
 
 
 def over_best(curve: Curve) -> float:

@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or absent, verified, set aside when damaged, loadable by diffusers."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from ddpm.run.errors import RequestError
 from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Checkpoint, inspect, sweep
+from ddpm.training.checkpointing import Checkpoints
 from ddpm.training.resume import changes, choose_start, damaged_checkpoints, find_latest, identity_of, refuse_other_run
 from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import CLASSES, replace
@@ -202,3 +204,92 @@ def test_what_a_killed_job_left_half_done_is_never_taken_and_swept_away(saver: S
     assert find_latest(saver.root)[0].step == 4
     sweep(saver.root)
     assert saver.names() == ["latest", "step_00000004"]
+
+
+def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(saver: Saver, monkeypatch: pytest.MonkeyPatch):
+    """A power cut then leaves the whole checkpoint or none."""
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(os.readlink(f"/proc/self/fd/{file}"))))
+    folder = saver.save(4)
+    hidden = f".{folder.name}.{os.getpid()}.tmp"
+    aside = {path.relative_to(saver.root / hidden) for path in synced if hidden in path.parts[:-1]}
+    assert aside >= {path.relative_to(folder) for path in folder.rglob("*")} - {Path("meta.json")}
+    assert saver.root / hidden in synced, "the names of its files"
+    assert saver.root in synced, "its own name"
+
+
+def test_a_process_that_has_lost_the_run_writes_no_checkpoint(saver: Saver, small):
+    def lost() -> None:
+        raise OSError("another process has the run now")
+
+    saver.save(4)
+    before = {path: path.read_bytes() for path in saver.root.rglob("*") if path.is_file()}
+    with pytest.raises(OSError, match="another process"):
+        checkpoint.amend(saver.root / "step_00000004", lost, metrics={"val_loss": 1.0})
+    saver.keeper = Checkpoints(saver.root, small, saver.schedule, saver.identity, None, lambda *said: None, lost)
+    saver.save(8)
+    assert "another process has the run now" in saver.keeper.unsaved
+    assert {path: path.read_bytes() for path in saver.root.rglob("*") if path.is_file()} == before
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_damage(saver: Saver, monkeypatch: pytest.MonkeyPatch):
+    """The checkpoint may be intact: a later start can take it."""
+    folder = saver.save(4)
+    for name in ("checked_meta", "sha256_file"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output") as refusal:
+            patch.setattr(checkpoint, name, failing(OSError(errno.EIO, "Input/output error")))
+            inspect(folder)
+        assert not isinstance(refusal.value, RequestError)
+    for error in (OSError(errno.EIO, "Input/output error"), MemoryError()):
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(checkpoint.torch, "load", failing(error))
+            inspect(folder)
+    with monkeypatch.context() as patch, pytest.raises(RequestError, match=r"safe to load \(EOFError\(\)\)"):
+        patch.setattr(checkpoint.torch, "load", failing(EOFError()))
+        inspect(folder)
+
+
+def failing(error: BaseException):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_a_file_that_is_not_there_has_no_digest(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert checkpoint.digest_of(tmp_path / "file").startswith("ba7816bf")
+    (tmp_path / "loop").symlink_to("loop")
+    for missing in ("none", "file/below", ".", "loop"):
+        assert checkpoint.digest_of(tmp_path / missing) is None
+    with pytest.raises(OSError, match="too long"):
+        checkpoint.digest_of(tmp_path / ("n" * 300))
+
+
+def test_what_cannot_be_read_has_no_meta_and_is_not_sound(saver: Saver):
+    first, second, third = saver.save(4), saver.save(8), saver.save(12)
+    (first / "meta.json").unlink()
+    (second / "meta.json").write_text("{")
+    assert checkpoint.read_meta(first) == checkpoint.read_meta(second) == {}
+    assert checkpoint.sound_folders(saver.root) == [third]
+    (third / "meta.json").unlink()
+    checkpoint.point_latest(saver.root)
+    checkpoint.point_latest(saver.root)
+    assert not (saver.root / "latest").is_symlink()
+
+
+def test_a_sweep_removes_half_made_links_and_leaves_what_it_does_not_know(saver: Saver):
+    saver.save(4)
+    (saver.root / ".latest.host.77.tmp").symlink_to("step_00000008")
+    (saver.root / ".meta.json.host.77.tmp").write_text("{")
+    (saver.root / ".mine.tmp").mkdir()
+    (saver.root / ".notes").write_text("")
+    sweep(saver.root)
+    assert saver.names() == [".mine.tmp", ".notes", "latest", "step_00000004"]
+
+
+def test_a_checkpoint_is_written_where_no_folder_is_yet(small, tmp_path: Path):
+    folder = Saver(small, tmp_path / "new" / "run" / "checkpoints").save(4)
+    found = inspect(folder)
+    assert (found.step, found.unsound) == (4, None)
+    assert {file.name for file in folder.iterdir()} == {"meta.json", "scheduler", checkpoint.STATE, "unet"}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddpm.training import checkpoint, checkpointing
 from ddpm.training.resume import find_latest
@@ -173,3 +174,173 @@ def test_a_checkpoint_that_tells_nothing_is_not_the_best_and_costs_no_work(saver
     assert (saver.root / "best").resolve().name == "step_00000008"
     saver.save(16, val_loss_ema=0.2)
     assert (saver.root / "best").resolve().name == "step_00000016"
+
+
+def test_a_thread_that_writes_does_not_keep_the_program_from_ending(saver: Saver, held_back: threading.Event):
+    begin_to_save(saver, 1)
+    (writer,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+    assert writer.daemon
+    held_back.set()
+    saver.keeper.wait()
+    assert not writer.is_alive()
+
+
+def test_a_checkpoint_is_due_once_its_minutes_are_over(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = 1000.0
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: now)
+    saver = Saver(replace(small, checkpoint_minutes=10), tmp_path)
+    now += 600
+    assert not saver.keeper.overdue
+    now += 1
+    assert saver.keeper.overdue
+
+
+def test_meta_tells_the_place_in_the_run(saver: Saver):
+    saver.progress.threads = [{"step": 0, "threads": 2}, {"step": 3, "threads": 1}]
+    places = [checkpoint.read_meta(saver.save(step))["progress"] for step in (5, 8, 20)]
+    assert [(place["step"], place["epoch"], place["batch"]) for place in places] == [(5, 1, 1), (8, 2, 0), (20, 5, 0)]
+    assert {(place["global_batch"], place["world_size"], place["threads"]) for place in places} == {(32, 1, 1)}
+    rates = [saver.schedule.learning_rate(step) for step in (5, 7, 7)]  # the run ends with step 8
+    assert [place["lr"] for place in places] == [
+        {"step": step, "rate": rate} for step, rate in zip((5, 7, 7), rates, strict=True)
+    ]
+
+
+def test_a_checkpoint_within_an_epoch_has_no_figures_of_its_own(saver: Saver):
+    saver.save(4, val_loss_ema=0.5)
+    saver.progress.step = 6
+    saver.keeper.save(saver.trainer, saver.progress, saver.rows)
+    saver.keeper.wait()
+    meta = checkpoint.read_meta(saver.root / "step_00000006")
+    assert (meta["metrics"], [row["step"] for row in meta["history"]]) == ({}, [4])
+
+
+def continued(saver: Saver, small, root: Path | None = None, **changes) -> Saver:
+    """A run that goes on from the latest checkpoint of `saver`."""
+    config, start = replace(small, **changes), checkpoint.inspect(saver.root / "latest")
+    other = Saver(config, root or saver.root)
+    other.rows = list(saver.rows)
+    other.keeper = checkpointing.Checkpoints(
+        other.root, config, other.schedule, other.identity, start, lambda *said: other.said.append(said)
+    )
+    return other
+
+
+def test_a_run_that_ends_where_it_began_writes_nothing(saver: Saver, small, tmp_path: Path):
+    folder = saver.save(4, val_loss_ema=0.5)
+    written = (folder / "meta.json").stat().st_ino
+    other, elsewhere = continued(saver, small), continued(saver, small, tmp_path / "elsewhere")
+    for each in (other, elsewhere):
+        each.progress.step = 4
+        each.keeper.save(each.trainer, each.progress, each.rows)
+        each.keeper.wait()
+    assert (folder / "meta.json").stat().st_ino == written and other.said == []
+    assert "step_00000004" in elsewhere.names(), "a run that begins with the checkpoint of another has none yet"
+
+
+def test_losses_are_counted_from_the_start_that_changed_their_kind(saver: Saver, small):
+    assert saver.keeper.losses_since == 0
+    saver.save(4)
+    saver.save(8)
+    assert continued(saver, small).keeper.losses_since == 0
+    changed = continued(saver, small, loss_weighting="min_snr")
+    assert changed.keeper.losses_since == 2
+    changed.save(12)
+    assert continued(changed, small, loss_weighting="min_snr").keeper.losses_since == 2
+    assert continued(changed, small, loss_weighting="min_snr", lr=1.0).keeper.losses_since == 2
+    meta = checkpoint.read_meta(saver.root / "latest")
+    del meta["settings"]["loss_weighting"], meta["progress"]["losses_since"]  # as older versions wrote it
+    checkpoint.amend(saver.root / "step_00000012", **meta)
+    assert continued(changed, small, loss_weighting="min_snr").keeper.losses_since == 0
+
+
+def test_what_was_unsound_stays_so_when_its_figures_come(saver: Saver):
+    saver.progress.step = 4
+    saver.keeper.save(saver.trainer, saver.progress, [], "its losses say so")
+    folder = saver.save(4, val_loss_ema=0.1)
+    assert checkpoint.read_meta(folder)["unsound"] == "its losses say so"
+    assert [severity for _, severity in saver.said] == ["warning", "warning"]
+    assert "there is no sound one yet" in saver.said[0][0]
+    sound = saver.save(8, val_loss_ema=0.5)
+    saver.save(12, unsound="its losses say so")
+    assert f"stays at {sound.name}" in saver.said[-1][0]
+    assert saver.keeper.unsound == "its losses say so"
+
+
+def test_every_checkpoint_is_told_and_the_best_is_called_that(saver: Saver):
+    for step, loss in ((4, 0.5), (8, 0.4), (12, 0.6)):
+        saver.save(step, loss)
+    told = [(message.partition(": ")[0], message[-8:], severity) for message, severity in saver.said]
+    assert told == [
+        ("checkpoint", "00000004", "info"), ("best so far", "00000004", "info"),
+        ("checkpoint", "00000008", "info"), ("best so far", "00000008", "info"), ("checkpoint", "00000012", "info"),
+    ]  # fmt: skip
+
+
+def test_a_link_that_cannot_be_made_costs_no_work(saver: Saver):
+    saver.save(4)
+    (saver.root / "best").mkdir()
+    saver.save(8, val_loss_ema=0.1)
+    message, severity = saver.said[-1]
+    assert severity == "warning" and "could not tidy up" in message
+    assert saver.keeper.unsaved is None and (saver.root / "latest").resolve().name == "step_00000008"
+
+
+def test_of_equal_checkpoints_the_oldest_is_best_and_its_link_stays_untouched(saver: Saver, small):
+    saver.save(4, 0.5)
+    link = (saver.root / "best").lstat().st_ino
+    saver.save(8, 0.5)
+    assert (saver.root / "best").readlink() == Path("step_00000004")
+    assert (saver.root / "best").lstat().st_ino == link
+    nothing = replace(small, best_by="rca")
+    assert checkpointing.update_best(saver.root, nothing) is None
+    assert checkpointing.update_best(saver.root, nothing) is None, "also where there is no link"
+    assert not (saver.root / "best").is_symlink()
+
+
+def test_checkpoints_are_sorted_by_what_they_are_judged_by(small):
+    def cost(best_by: str, row: dict, **settings) -> tuple[float, ...] | None:
+        return checkpointing.selection_cost(row, replace(small, best_by=best_by, **settings))
+
+    row = {"val_loss_ema": 0.3, "rca": 0.9}
+    assert (cost("val_loss", row), cost("rca", row)) == ((0.3,), (-0.9,))
+    assert cost("rca", {"val_loss_ema": 0.3}) is None
+    criteria = dict(criterion=("val_loss_ema <= 0.4", "rca >= 0.8", "rca >= 0.95"))
+    assert cost("criteria", row, **criteria) == (-2, 0.3)
+    assert cost("criteria", {"rca": 0.99}, **criteria) == (-2, float("inf"))
+    assert cost("criteria", {}, **criteria) is None
+
+
+def test_only_the_ends_of_epochs_are_kept_for_keep_every(small, tmp_path: Path):
+    saver = Saver(replace(small, keep_last=1, keep_every=1), tmp_path / "kept")
+    for step in (2, 4, 6, 8, 9, 10):
+        saver.save(step)
+    assert [int(name[5:]) for name in saver.names() if name.startswith("step_")] == [4, 8, 10]
+
+
+def test_what_is_pruned_is_gone_and_the_newest_stays_where_none_is_sound(small, tmp_path: Path):
+    saver = Saver(replace(small, keep_last=1), tmp_path / "kept")
+    saver.save(4)
+    saver.save(8)
+    assert saver.names() == ["latest", "step_00000008"], "nothing half deleted is left"
+    (saver.root / "step_00000008" / "meta.json").unlink()
+    assert checkpointing.prune(saver.root, 1, 0) == []
+    assert "step_00000008" in saver.names(), "what cannot be read may be of use to someone"
+
+
+def test_a_copy_is_of_the_moment_and_takes_its_memory_again():
+    copy, weight = checkpointing.HostCopy(), torch.arange(6.0)
+    tree = {"weights": [weight, {"bias": torch.ones(2, dtype=torch.int64)}], "epoch": 3, "name": None}
+    first = copy(tree)
+    weight.mul_(2)
+    assert first["weights"][0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert first["weights"][1]["bias"].equal(torch.ones(2, dtype=torch.int64))
+    assert (first["epoch"], first["name"]) == (3, None)
+    place = first["weights"][0].data_ptr()
+    second = copy(tree)
+    assert second["weights"][0].data_ptr() == place and second["weights"][0].equal(weight)
+    tree["weights"][0] = weight.view(2, 3)
+    assert copy(tree)["weights"][0].shape == (2, 3)
+    tree["weights"][0] = weight.double().view(2, 3)
+    assert copy(tree)["weights"][0].dtype == torch.float64
+    assert copy({"epoch": 3}) == {"epoch": 3}

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddpm.run.config import preset
+from ddpm.run.metrics import SLOWEST_RANK, SLOWEST_RANK_RATIO
 from ddpm.sampling.pipeline import make_sampler
 from ddpm.training import data
 from ddpm.training.diffusion import (
@@ -22,6 +23,7 @@ from ddpm.training.diffusion import (
 )
 from ddpm.training.distributed import DistContext, connect
 from ddpm.training.model import build_unet
+from ddpm.training.seeding import Stream, derive
 from tests.conftest import ONE, random_images, replace
 from tests.processes import in_processes
 
@@ -223,3 +225,132 @@ def test_the_loss_is_also_told_by_noise_level(small):
     (loss,) = Validation(config, test, 100, scheduler, ONE)(half_right)
     assert loss.bands == pytest.approx((1, 1, 0, 0), abs=0.05)
     assert loss.mean == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_draws_of_a_step_are_those_of_every_run_so_far():
+    """A run is continued with the draws that it began with."""
+    config = preset("tiny", batch_size=3, resolution=4, diffusion_steps=1000, timestep_power=1.0, cfg_dropout_prob=0.5)
+    stratified = StepDraws(config, ONE)(640)
+    uniform = StepDraws(replace(config, timestep_sampling="uniform"), ONE)(640)
+    assert (stratified.timesteps.tolist(), uniform.timesteps.tolist()) == ([156, 752, 365], [470, 258, 95])
+    assert stratified.dropped.tolist() == uniform.dropped.tolist() == [False, True, True]
+    corners = torch.stack([stratified.noise[:, 0, 0, 0], uniform.noise[:, 0, 0, 0]])
+    expected = torch.tensor([[-0.8839, 0.5801, -1.4441], [-0.2855, -0.4618, -0.3246]])
+    torch.testing.assert_close(corners, expected, atol=1e-3, rtol=0)
+
+
+def test_accumulated_passes_share_the_draws_of_a_step():
+    draws = StepDraws(preset("tiny", batch_size=5, resolution=4), ONE)(0)
+    parts = draws.split(2)
+    assert [len(part.timesteps) for part in parts] == [2, 2, 1]
+    for together, whole in zip(zip(*map(of_rank, parts), strict=True), of_rank(draws), strict=True):
+        assert torch.cat(together).equal(whole)
+
+
+def test_a_step_draws_for_all_its_passes():
+    whole = StepDraws(preset("tiny", batch_size=6, resolution=4), ONE)(0)
+    twice = StepDraws(preset("tiny", batch_size=3, grad_accum=2, resolution=4), ONE)(0)
+    assert all(a.equal(b) for a, b in zip(of_rank(whole), of_rank(twice), strict=True))
+
+
+class Process:
+    """One of several processes, without the others: sums are its own share."""
+
+    device = ONE.device
+
+    def __init__(self, rank: int, world_size: int, seconds_of_others: tuple[float | None, ...] = ()) -> None:
+        self.rank, self.world_size, self._seconds = rank, world_size, seconds_of_others
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def gather(self, seconds: float | None) -> list[float | None]:
+        self.seconds = seconds
+        return [*self._seconds, seconds]
+
+
+@pytest.fixture
+def predicts_zeros(small):
+    """Settings for noise as the target; validation on the first images of a process; a model that always says zero."""
+    config = replace(small, prediction_type="epsilon", patch_size=1)
+    scheduler = make_scheduler(config)
+
+    def validation(images: int, world=ONE) -> Validation:
+        return Validation(config, random_images(max(images, 300), seed=3), images, scheduler, world)
+
+    return config, validation
+
+
+def chunk_noise(number: int, count: int) -> torch.Tensor:
+    source = torch.Generator().manual_seed(derive(0, Stream.VALIDATION, number))
+    return torch.randn(count, 1, 28, 28, generator=source)
+
+
+def test_the_validation_loss_is_the_mean_over_the_images_in_chunks_of_250(predicts_zeros):
+    """A model that always says zero is wrong by the noise: that of each chunk is a function of its number."""
+    _, validation = predicts_zeros
+    errors = torch.cat([chunk_noise(0, 250), chunk_noise(1, 50)]).double().square().mean((1, 2, 3))
+    (loss,) = validation(300)(Remembers())
+    assert loss.mean == pytest.approx(errors.mean().item(), rel=1e-6)
+    band = (torch.arange(300) + 0.5) / 300 * len(loss.bands)  # timesteps rise evenly with the image
+    for number, found in enumerate(loss.bands):
+        assert found == pytest.approx(errors[band.long() == number].mean().item(), rel=1e-6)
+
+
+def test_validation_asks_for_every_timestep_alike_without_gradients(predicts_zeros):
+    config, validation = predicts_zeros
+    asked = []
+
+    def model(noisy, timestep, class_labels, return_dict):
+        asked.append((timestep, class_labels, torch.is_grad_enabled()))
+        return (torch.zeros_like(noisy),)
+
+    assert len(validation(100)(model, model)) == 2
+    for timesteps, labels, gradients in asked:
+        assert timesteps.tolist() == [*range(config.diffusion_steps)]
+        assert labels.equal(data.split_test(random_images(300, seed=3), 100)[0].labels)
+        assert not gradients
+
+
+def test_the_chunks_of_a_validation_are_shared_among_the_processes(predicts_zeros):
+    _, validation = predicts_zeros
+    (alone,) = validation(1050)(Remembers())
+    shares = [validation(1050, Process(rank, 2))(Remembers())[0].mean for rank in range(2)]
+    assert sum(shares) == pytest.approx(alone.mean)
+    errors = [chunk_noise(number, 250).double().square().mean((1, 2, 3)).sum().item() for number in (1, 3)]
+    assert shares[1] == pytest.approx(sum(errors) / 1050, rel=1e-6), "the second process has chunks 1 and 3 of 5"
+
+
+def test_a_validation_that_is_interrupted_has_no_result(predicts_zeros):
+    _, validation = predicts_zeros
+    answers = iter([False, True, True])
+    assert validation(1050)(Remembers(), interrupted=lambda: next(answers)) is None
+    assert list(answers) == [True], "asked before each chunk"
+
+
+def test_the_slowest_process_is_named_with_its_time_over_the_median(predicts_zeros):
+    _, validation = predicts_zeros
+
+    def told(*seconds: float | None) -> dict:
+        judged = validation(300, Process(0, 1, seconds))
+        judged(Remembers())
+        return judged.slowest_rank()
+
+    assert told() == {}
+    assert told(1e6, None) == {}
+    assert told(1e6, 3e6, 2e6, 1e6) == {SLOWEST_RANK: 1, SLOWEST_RANK_RATIO: 3.0}
+    idle = Process(3, 4, (1.0, 2.0, 3.0))
+    judged = validation(300, idle)
+    assert judged(Remembers()) and judged.slowest_rank() == {}, "its share is empty: there are two chunks"
+    assert idle.seconds is None
+
+
+def test_the_time_of_a_chunk_is_the_median_of_its_calls(predicts_zeros, monkeypatch: pytest.MonkeyPatch):
+    _, validation = predicts_zeros
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 29.0])  # chunks of 1, 2 and 9 seconds
+    monkeypatch.setattr("ddpm.training.diffusion.time.monotonic", lambda: next(clock))
+    world = Process(0, 1)
+    judged = validation(700, world)
+    judged(Remembers())
+    judged.slowest_rank()
+    assert world.seconds == 2.0

@@ -153,3 +153,89 @@ def test_what_the_end_of_the_run_cuts_off_is_remarked(settings, told):
 def test_more_cycles_than_steps_are_refused():
     with pytest.raises(RequestError, match="--lr-cycles 50: the run has only 45 steps"):
         make_schedule(warmup_steps=0, lr_schedule="cosine_restarts", lr_cycles=50)
+
+
+def lowered(values: list[float | None], name: str = "val_loss_ema", **settings) -> list:
+    """The reductions that epochs with these values of the figure ask for, from a rate of 1e-3 on."""
+    rows = [{"epoch": epoch, "step": 15 * epoch, name: value} for epoch, value in enumerate(values, 1)]
+    asked = dict(lr=1e-3, lr_schedule="plateau", warmup_steps=0, epochs=30, plateau_metric=name, plateau_patience=0)
+    return make_schedule(**asked | settings).reductions_by(rows)
+
+
+def test_a_rate_at_its_floor_is_lowered_no_further():
+    found = lowered([0.3] * 9, plateau_factor=0.1, plateau_lowest=2e-4)
+    assert [(each.epoch, each.before, each.rate) for each in found] == [(2, 1e-3, 2e-4)]
+
+
+@pytest.mark.parametrize(("name", "start", "threshold"), [("val_loss_ema", 0.3, 1 - 1e-4), ("rca", 0.3, 1 + 1e-4)])
+def test_an_improvement_by_the_threshold_and_no_more_is_none(name: str, start: float, threshold: float):
+    at, beyond = start * threshold, start * (1 + 1.01 * (threshold - 1))
+    assert [each.epoch for each in lowered([start, at], name, eval_every=1)] == [2]
+    assert lowered([start, beyond], name, eval_every=1) == []
+
+
+def test_an_epoch_that_the_last_step_cut_short_does_not_count_towards_a_plateau():
+    rows = [{"epoch": 1, "step": 15, "val_loss_ema": 0.3}, {"epoch": 2, "step": 20, "val_loss_ema": 0.3}]
+    schedule = make_schedule(lr_schedule="plateau", plateau_patience=0, warmup_steps=0, max_steps=20)
+    assert schedule.reductions_by(rows) == []
+    assert schedule.reductions_by([rows[0], {**rows[1], "step": None}]) == []
+    assert len(schedule.reductions_by([rows[0], {**rows[1], "step": 30}])) == 1
+
+
+def test_a_global_batch_may_be_the_whole_data_set():
+    whole = make_schedule(images=64, warmup_steps=0)
+    assert (whole.steps_per_epoch, whole.total_steps, whole.epochs) == (1, 3, 3)
+
+
+def test_a_criterion_beyond_the_last_step_is_refused():
+    asked = dict(warmup_steps=0, criterion=("val_loss_ema <= 0.13 by epoch 3",))
+    with pytest.raises(RequestError, match=r"epoch 3 is beyond the end, epoch 2 \(--max-steps 20"):
+        make_schedule(max_steps=20, **asked)
+    assert make_schedule(max_steps=31, **asked).epochs == 3
+
+
+def test_what_fits_the_run_to_the_last_step_is_not_remarked():
+    for settings in (
+        {"max_steps": 45},
+        {"max_steps": 30, "swa_start_epoch": 2},
+        {"max_steps": 31, "swa_start_epoch": 2},
+        {"max_steps": 16, "lr_schedule": "step", "lr_step_epochs": 1},
+        {"lr_schedule": "step", "lr_step_epochs": 2},
+        {"lr_schedule": "plateau", "plateau_patience": 1},
+        {"lr_schedule": "cosine_restarts", "lr_cycles": 45},
+    ):
+        assert make_schedule(warmup_steps=0, **settings).remarks() == [], settings
+
+
+@pytest.mark.parametrize(("patience", "max_steps"), [(2, None), (3, None), (1, 30)])
+def test_a_patience_of_the_whole_run_is_remarked(patience: int, max_steps: int | None):
+    settings = {"plateau_patience": patience, "max_steps": max_steps}
+    (remark,) = make_schedule(warmup_steps=0, lr_schedule="plateau", **settings).remarks()
+    assert "too few for the learning rate to be lowered" in remark
+
+
+def test_a_warm_up_and_a_schedule_multiply():
+    schedule = make_schedule(lr=1e-3, lr_schedule="step", lr_step_epochs=1, lr_step_factor=0.5, warmup_steps=20)
+    found = [schedule.learning_rate(step) for step in (0, 14, 15, 19, 20, 30)]
+    assert found == pytest.approx([1e-3 / 20, 1e-3 * 15 / 20, 5e-4 * 16 / 20, 5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_schedule_is_a_value_and_takes_over_reductions_as_they_are():
+    schedule, other = make_schedule(lr_schedule="plateau"), make_schedule(lr_schedule="plateau")
+    reductions = lowered([0.3, 0.3, 0.3])
+    schedule.follow(reductions)
+    schedule.follow(reductions)
+    assert schedule.reductions == reductions and other.reductions == []
+    assert schedule == other, "the same run, whatever it has been through"
+
+
+def test_a_step_of_the_schedule_may_take_several_epochs_or_a_part_of_one():
+    for epochs, first in ((2, 30), (0.5, 8)):
+        schedule = make_schedule(lr=1e-3, lr_schedule="step", lr_step_epochs=epochs, lr_step_factor=0.5, warmup_steps=0)
+        assert [schedule.learning_rate(step) for step in (first - 1, first)] == pytest.approx([1e-3, 5e-4])
+
+
+def test_a_presets_own_warm_up_that_ends_with_the_run_is_remarked():
+    (remark,) = make_schedule(epochs=9, max_steps=100).remarks()
+    assert "--warmup-steps 100" in remark
+    assert make_schedule(epochs=9, max_steps=101).remarks() == []

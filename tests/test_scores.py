@@ -159,3 +159,91 @@ def test_density_and_coverage_by_hand():
     density, coverage = density_coverage(real, generated, k=1)
     assert density.tolist() == [2, 1, 0]
     assert coverage.tolist() == [True, True, True]
+
+
+def test_two_intervals_overlap_if_they_have_a_value_in_common():
+    low, high, wide = Estimate(1, 0, 2, 9), Estimate(4, 3, 5, 9), Estimate(3, 2, 3, 9)
+    assert not low.overlaps(high) and not high.overlaps(low)
+    assert low.overlaps(wide) and wide.overlaps(low), "their ends are shared"
+    assert wide.overlaps(high) and high.overlaps(wide)
+    assert wide.overlaps(Estimate(2.5, 2.4, 2.6, 9)) and Estimate(2.5, 2.4, 2.6, 9).overlaps(wide)
+
+
+def test_of_one_image_nothing_is_estimated_and_of_two_something_is():
+    two = torch.tensor([True, False])
+    for samples in ((two[:1],), (two, two[:1]), (two[:1], two)):
+        nothing = bootstrap(lambda *values: share(values[0]), *samples)
+        assert all(map(math.isnan, (nothing.value, nothing.low, nothing.high)))
+        assert nothing.count == len(samples[0])
+    assert bootstrap(share, two) == bootstrap(share, two, seed=0, rounds=200, within=(0, math.inf))
+    assert bootstrap(share, two).value == 0.5
+
+
+def test_an_interval_takes_the_rounds_it_is_asked_for_and_is_never_negative_unless_it_may_be():
+    calls = []
+
+    def square(values: torch.Tensor) -> torch.Tensor:
+        calls.append(len(values))
+        return values.mean().square()
+
+    assert bootstrap(square, normal(40, 1), rounds=30).low == 0
+    assert calls == [40] * 31, "once for the value, and once a round"
+
+
+def test_the_bootstrap_of_a_mean_has_the_width_of_the_normal_distribution():
+    values = normal(400, 1)
+    found = bootstrap(lambda drawn: drawn.mean(), values, rounds=2000, within=(-9, 9))
+    reach = 1.96 * values.std(correction=0).item() / 20
+    assert (found.low - found.value, found.high - found.value) == pytest.approx((-reach, reach), rel=0.1)
+
+
+def test_any_label_is_among_as_many_classes_as_there_are():
+    probabilities, labels = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]), torch.tensor([2, 0])
+    assert hits(probabilities, labels, 2).tolist() == [False, False]
+    assert hits(probabilities, labels, 5).tolist() == [True, True]
+
+
+def test_the_distances_of_a_set_from_itself_are_zero_and_no_distance_is_negative():
+    features = normal(6, 8)  # so few that rounding makes the distance negative
+    assert 0 <= frechet_distance(features, features) < 1e-3
+    assert kernel_distance(features, features) == pytest.approx(kernel_distance(features, features.flip(0)), abs=1e-5)
+
+
+def test_the_kernel_distance_compares_as_many_images_of_either_set():
+    few, many = normal(30, 4), normal(50, 4, seed=1)
+    assert kernel_distance(few, many) == pytest.approx(kernel_distance(few, many[:30]), abs=1e-6)
+    assert kernel_distance(many, few) == pytest.approx(kernel_distance(many[:30], few), abs=1e-6)
+
+
+def on_a_line(*places: float) -> torch.Tensor:
+    return torch.tensor(places, dtype=torch.float32)[:, None]
+
+
+def test_precision_and_recall_reach_to_the_third_neighbour():
+    """Of points at 0, 1, … 9, the first has a ball of radius 3."""
+    real = on_a_line(*range(10))
+    precise, recalled = precision_recall(real, on_a_line(-3, -3.1, 4.5, 100, 12))
+    assert precise.tolist() == [True, False, True, False, True]
+    assert recalled.tolist() == [True] * 10, "the generated lie so far apart that their balls hold all"
+    assert precision_recall(real, on_a_line(-2, -2.1), k=2)[0].tolist() == [True, False]
+    assert precision_recall(real, on_a_line(20, 20.5, 21, 21.5, 22))[1].tolist() == [False] * 10
+
+
+def test_density_and_coverage_reach_to_the_fifth_neighbour():
+    real = on_a_line(*range(10))
+    density, coverage = density_coverage(real, on_a_line(-5, -5.1, -4.5))
+    assert density.tolist() == pytest.approx([1 / 5, 0, 1 / 5])
+    assert coverage.tolist() == [True] + [False] * 9
+
+
+def test_in_a_set_of_fewer_images_the_farthest_is_the_neighbour():
+    pair = on_a_line(0, 1)
+    assert precision_recall(pair, on_a_line(2, 2.5))[0].tolist() == [True, False]
+    assert density_coverage(pair, on_a_line(2, 2.5))[0].tolist() == [0.2, 0]
+
+
+def test_sets_that_are_compared_in_parts_are_compared_whole():
+    line = on_a_line(*range(1100))  # a part has 1024
+    assert all(each.all() and len(each) == 1100 for each in precision_recall(line, line))
+    density, coverage = density_coverage(line, line)
+    assert density[[0, 5, 550, 1099]].tolist() == pytest.approx([4 / 5, 9 / 5, 7 / 5, 4 / 5]) and coverage.all()

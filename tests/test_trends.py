@@ -168,3 +168,107 @@ def test_epochs_become_one_figure_of_the_run_as_the_registry_has_it():
     assert trends.over_epochs(rows, METRICS["nonfinite_steps"]) == 3
     assert trends.over_epochs(rows, METRICS["train_time_sec"]) == 5.0
     assert trends.over_epochs(rows, RCA) is None
+
+
+@pytest.mark.parametrize(("count", "fitted"), [(2, None), (3, 3), (5, 3), (8, 4), (19, 9), (20, 10), (30, 10)])
+def test_the_present_slope_is_that_of_the_latest_half_of_three_to_ten_values(count, fitted):
+    found = trends.present_slope(curve(range(count)))
+    assert (found and found.count) == fitted
+    if found:
+        assert (found.first, found.last, found.value) == (count - fitted + 1, count, pytest.approx(1))
+
+
+@pytest.mark.parametrize(("value", "significant"), [(2.1, True), (2.0, False), (-1.9, False), (-2.1, True)])
+def test_a_slope_is_significant_beyond_two_standard_errors(value, significant):
+    assert trends.Slope(value, 1.0, 1, 9, 9).significant is significant
+    assert trends.Slope(value / 4, 0.25, 1, 9, 9).significant is significant
+
+
+def test_a_curve_holds_what_was_measured():
+    rows = [{"epoch": epoch, "rca": value} for epoch, value in ((1, 0.5), (2, None), (3, math.nan), (5, 0.7))]
+    found = Curve.of(rows, RCA)
+    assert (pairs(found), len(found), found.last) == (([1, 5], [0.5, 0.7]), 2, Point(5, 0.7))
+    assert found.costs.tolist() == [-0.5, -0.7], "the better, the smaller"
+    assert pairs(found[1:]) == ([5], [0.7])
+    nothing = Curve.of([], RCA)
+    assert (len(nothing), nothing.last) == (0, None)
+    assert found != Curve.of(rows, RCA), "compared as objects: arrays have no truth value"
+
+
+def test_a_value_as_good_as_the_target_is_one_that_equals_it():
+    assert trends.first_as_good(curve([3, 2, 1]), 2.0) == Point(2, 2.0)
+    assert trends.first_as_good(curve([0.5, 0.9, 0.95], RCA), 0.9) == Point(2, 0.9)
+    assert trends.first_as_good(curve([3, 2, 1]), 0.5) is None
+    assert trends.first_as_good(curve([0.5, 0.9], RCA), 0.95) is None
+
+
+def test_the_main_loss_is_the_most_telling_one_that_was_measured_often_enough():
+    ema, live, training = METRICS["val_loss_ema"], METRICS["val_loss"], LOSS_MEAN
+    run = [{"epoch": epoch, "loss_mean": 1.0, "val_loss": 1.0} for epoch in (1, 2)]
+    run[1]["val_loss_ema"] = 1.0
+    assert trends.main_loss([run]) == ema
+    assert trends.main_loss([run], least=2) == live
+    assert trends.main_loss([run], least=3) == training
+    assert trends.main_loss([[], run[:1]]) == live, "one of the runs is enough"
+    assert trends.main_loss(iter([run[:1], []])) == live, "an iterator will do"
+    assert trends.main_loss([]) == training
+
+
+def test_a_rate_of_the_run_counts_the_epochs_that_were_timed():
+    rate, rows = METRICS["samples_per_sec"], [{"epoch": 1, "train_images": 100, "train_time_sec": 2.0}]
+    assert trends.over_epochs([*rows, {"epoch": 2, "train_images": 900}], rate) == 50.0
+    assert trends.over_epochs([], rate) is None
+    assert trends.over_epochs([{"epoch": 1, "train_images": 100, "train_time_sec": 0.0}], rate) is None
+
+
+def test_epochs_become_the_best_the_last_the_largest_or_the_median():
+    values = [{"epoch": epoch, name: value} for epoch, value in enumerate([3.0, 1.0, 5.0, 2.0, 4.0], 1)
+              for name in ("val_loss", "rca", "lr", "grad_norm_max", "batches_per_sec")]  # fmt: skip
+    found = {name: trends.over_epochs(values, METRICS[name])
+             for name in ("val_loss", "rca", "lr", "grad_norm_max", "batches_per_sec")}  # fmt: skip
+    assert found == {"val_loss": 1.0, "rca": 5.0, "lr": 4.0, "grad_norm_max": 5.0, "batches_per_sec": 3.0}
+
+
+def test_a_difference_is_told_as_the_figure_is_if_that_is_a_percentage_else_with_three_digits():
+    assert trends.gap_words(METRICS["mfu"], 0.1234) == "12.3%"
+    assert trends.gap_words(LOSS_MEAN, 0.123456) == "0.123"
+
+
+def test_thinned_takes_more_of_the_early_values_where_curves_fall_fastest():
+    shown = trends.thinned(curve(range(1000)), 10).epochs
+    assert (shown[:3] < 6).all() and (np.diff(shown, 2)[1:] > 0).all()
+    assert len(shown) == 10 and shown[-2] == 464, "1000^(8/9)"
+    eight = curve(range(8))
+    assert trends.thinned(eight, 8) is eight
+    assert trends.thinned(eight, 2).epochs.tolist() == [1, 8]
+    late = Curve.of([{"epoch": epoch, "loss_mean": 1.0} for epoch in (0, 40, 50, 60, 99)], LOSS_MEAN)
+    assert trends.thinned(late, 3).epochs.tolist() == [0, 40, 99]
+
+
+def test_the_last_value_over_the_best():
+    assert trends.over_best(curve([3, 2, 3])) == 1.5
+    assert trends.over_best(curve([])) == trends.over_best(curve([0.0, 1.0])) == 1.0
+    assert trends.over_best(curve([0.5, 0.75])) == 1.5
+
+
+def test_an_arrival_is_no_earlier_than_with_two_standard_errors_more():
+    values = curve(np.linspace(1.0, 0.5, 21) + np.random.default_rng(2).normal(scale=0.01, size=21))
+    way = trends.forecast(values, 0.1)
+    assert way.earliest == pytest.approx(21 + (0.1 - values.last.value) / (way.slope.value - 2 * way.slope.error))
+    rising = trends.forecast(curve(1 - values.values, RCA), 0.9)
+    assert (rising.earliest, rising.expected, rising.latest) == pytest.approx((way.earliest, way.expected, way.latest))
+    assert trends.forecast(curve([1.0, 0.9]), 0.1).slope is None
+    assert trends.forecast(curve([0.5, 0.45, 0.4], RCA), 0.9).slope.value == pytest.approx(-0.05), "told all the same"
+
+
+def test_the_gap_is_of_the_epochs_that_have_both_losses():
+    train, valid = curve([None, 8, 6, 5, 5, 4]), curve([9, 5, None, 4, 2, 7])
+    gap = trends.gap(train, valid)  # epochs 2, 4, 5, 6: medians 8, 8, 5, 5 and 5, 5, 4, 4
+    assert (gap.best, gap.last) == (Point(5, 4.0), Point(6, 4.0))
+    assert (gap.train_at_best, gap.train_at_last) == (5.0, 5.0)
+
+
+def test_the_error_of_a_slope_of_three_values():
+    """Values 0, 3, 0 lie 1, 2 and 1 off their flat line: squares of 6, one degree of freedom, epochs' squares of 2."""
+    found = trends.slope(curve([0, 3, 0]))
+    assert (found.value, found.error, found.count) == (pytest.approx(0), pytest.approx(math.sqrt(6 / 1 / 2)), 3)
