@@ -26,7 +26,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -259,7 +258,6 @@ def main() -> int:
         raise RequestError(
             f"{error.name} is not installed: pip install accelerate lightning torchdata, or give --contestants ours"
         ) from error
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -272,7 +270,8 @@ def main() -> int:
         "training": f"{STEPS} steps of {2 * BATCH} images in {EPOCHS} epochs, a checkpoint every {EVERY} steps",
         "the command is given again": f"up to {options.starts} times",
         "a process hangs": f"after {duration(options.patience)}",
-        "this call took": duration(time.monotonic() - began),
+        "load average at the end": f"{of_machine['load_before']:.0f}",
+        "all runs together took": duration(sum(result["seconds"] for result in results)),
     }
     flags = ["--only", *map(str, options.only)] if options.only else ["--faults", str(options.faults)]
     command = again(options, *flags)
