@@ -1,6 +1,6 @@
 """The same faults for train.py, for Accelerate and for Lightning: who finishes, and with which weights?
 
-    pip install accelerate lightning torchdata
+    pip install accelerate lightning
     python -m benchmarks.tournament --data-root DIR --faults 60
     python -m benchmarks.tournament --data-root DIR --seed 0 --only 17 --contestants ours      one fault again
 
@@ -68,7 +68,8 @@ from metrics.files import read_status
 from metrics.page import to_markdown
 
 IMAGES, BATCH, EPOCHS = 384, 16, 3
-STEPS = IMAGES // (2 * BATCH) * EPOCHS
+PER_EPOCH = IMAGES // (2 * BATCH)  # optimizer steps
+STEPS = PER_EPOCH * EPOCHS
 TINY = SETTINGS | dict(
     batch_size=BATCH, epochs=EPOCHS, samples_per_class=0, sample_every=0, log_every=EVERY, checkpoint_minutes=1e-9,
 )  # fmt: skip
@@ -139,24 +140,22 @@ def settings(folder: Path, output: Path, patience: float) -> TrainConfig:
     return preset("tiny", **TINY, **places, hang_minutes=patience / 60)
 
 
-def uninterrupted(name: str, folder: Path, patience: float) -> Weights:
-    """The final weights of a run that nothing happens to; kept in `folder`. Two are made: they have to agree.
+def uninterrupted(name: str, *configs: TrainConfig) -> Weights:
+    """The final weights of runs that nothing happens to, and that have to agree. Finished ones are not run again.
 
     Raises:
-        RequestError: the contestant does not finish, or not twice with the same weights.
+        RequestError: the contestant does not finish, or not always with the same weights.
     """
-    found = []
-    for twin in ("first", "second"):
-        config = settings(folder, folder / name / twin, patience)
-        if (weights := CONTESTANTS[name].weights(config)) is None:
+    contestant, found = CONTESTANTS[name], []
+    for config in configs:
+        if contestant.weights(config) is None:
             config.output_root.mkdir(parents=True, exist_ok=True)
-            start(CONTESTANTS[name], config)
-            weights = CONTESTANTS[name].weights(config)
-        if weights is None:
+            start(contestant, config)
+        found.append(contestant.weights(config))
+        if found[-1] is None:
             raise RequestError(f"{name} does not finish its run without a fault: see {beside(config, 'out')}")
-        found.append(weights)
-    if not same(*found):
-        raise RequestError(f"{name} does not train the same weights twice, so that nothing can be compared")
+        if not same(found[-1], found[0]):
+            raise RequestError(f"{name} does not train the same weights twice, so that nothing can be compared")
     return found[0]
 
 
@@ -172,8 +171,8 @@ def play(name: str, fault: Fault, config: TrainConfig, expected: Weights, starts
         while (weights := contestant.weights(config)) is None and len(played) <= starts:
             played.append(start(contestant, config, clock=fault.hours))
         rows = contestant.epochs(config)
-    again, missing = repeated((step for each in played for step in each.steps), STEPS)
-    lost, doubled = lost_and_doubled(rows, EPOCHS)
+    again, missing = repeated((step for each in played for step in each.steps), PER_EPOCH * config.epochs)
+    lost, doubled = lost_and_doubled(rows, config.epochs)
     return {
         "finished": weights is not None,
         "identical": weights is not None and same(weights, expected),
@@ -208,7 +207,12 @@ def tournament(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     file = folder / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     make_data(options.data_root, folder)
-    expected = {name: uninterrupted(name, folder, options.patience) for name in options.contestants}
+    expected = {
+        name: uninterrupted(
+            name, *(settings(folder, folder / name / twin, options.patience) for twin in ("first", "second"))
+        )
+        for name in options.contestants
+    }
     for number in options.only or range(options.faults):
         fault = draw(options.seed, number, STEPS, tuple(options.kinds))
         print(f"fault {number}: {fault}; to replay it: {again(options, '--only', str(number))}", flush=True)
@@ -256,7 +260,7 @@ def main() -> int:
         packages = {name: version(name) for each in options.contestants for name in CONTESTANTS[each].packages}
     except PackageNotFoundError as error:
         raise RequestError(
-            f"{error.name} is not installed: pip install accelerate lightning torchdata, or give --contestants ours"
+            f"{error.name} is not installed: pip install accelerate lightning, or give --contestants ours"
         ) from error
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()

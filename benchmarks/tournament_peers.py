@@ -14,15 +14,16 @@ Lightning 2, by its pages "Save checkpoints by condition", "Modify a checkpoint 
 cluster" and the reference of `Trainer.fit`:
   `ModelCheckpoint` with `every_n_train_steps`, `save_last`, and `monitor="step"` for the last k; `fit` with
   `ckpt_path="hpc"` where the newest checkpoint is one that the Slurm plugin wrote, else "last"; `SLURMEnvironment` with
-  its handlers of SIGUSR1 and SIGTERM, and a stand-in for `scontrol requeue`; `seed_everything`; `StatefulDataLoader` of
-  torchdata, as its warning about resuming within an epoch asks for; by `on_save_checkpoint` and `on_load_checkpoint`
-  the state of the random numbers, which its checkpoints lack, and the sampler's epoch; `CSVLogger`, whose versions
+  its handlers of SIGUSR1 and SIGTERM, and a stand-in for `scontrol requeue`; `seed_everything`; a loader with
+  `state_dict` and `load_state_dict`, as its warning about resuming within an epoch asks for; by `on_save_checkpoint`
+  and `on_load_checkpoint` the state of the random numbers, which its checkpoints lack; `CSVLogger`, whose versions
   count as one table.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
@@ -33,7 +34,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.other_loops import predicted, target_of, with_dropped_labels
 from benchmarks.tournament_faults import EVERY, Progress, Weights
@@ -48,13 +49,12 @@ if find_spec("accelerate"):
     from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
     from accelerate.utils import ProjectConfiguration, set_seed
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-if find_spec("lightning") and find_spec("torchdata"):
+if find_spec("lightning"):
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.plugins.environments import SLURMEnvironment
     from lightning.pytorch.strategies import DDPStrategy
-    from torchdata.stateful_dataloader import StatefulDataLoader
 
 KEPT = 2  # checkpoints, beside the one that is being written
 FINAL = "final.pt"  # the peers' weights at the end of training
@@ -68,7 +68,8 @@ def images_of(config: TrainConfig) -> TensorDataset:
 
 def loader_settings(config: TrainConfig) -> dict[str, Any]:
     """Arguments of a DataLoader. With a generator of its own it takes no random numbers from the training."""
-    return dict(batch_size=config.batch_size, drop_last=True, generator=torch.Generator().manual_seed(config.seed))
+    generator = torch.Generator().manual_seed(config.seed)
+    return dict(batch_size=config.batch_size, shuffle=True, drop_last=True, generator=generator)
 
 
 class Loss:
@@ -126,7 +127,7 @@ class WithAccelerate:
         )
         set_seed(config.seed, device_specific=True)
         accelerator.init_trackers("logs")
-        loader = DataLoader(images_of(config), shuffle=True, **loader_settings(config))
+        loader = DataLoader(images_of(config), **loader_settings(config))
         model, loss_of, counter = build_unet(config, len(CLASS_NAMES)), Loss(config), Counter()
         optimizer, rates = optimizer_and_rates(config, model, len(loader) * config.epochs)
         model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
@@ -172,18 +173,37 @@ class WithAccelerate:
 # ---- Lightning -------------------------------------------------------------------------------------------------------
 
 
+class ResumableLoader(DataLoader):
+    """A DataLoader that goes on within an epoch. (torchdata's StatefulDataLoader goes forward before Lightning has told
+    the sampler its epoch, and is at its end where a checkpoint was saved after the last step of an epoch.)"""
+
+    _done = _skip = 0  # batches
+
+    def __iter__(self) -> Iterator[Any]:
+        skip, self._skip = self._skip, 0
+        for number, batch in enumerate(super().__iter__(), 1):
+            if number > skip:
+                self._done = number % len(self)
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._skip = self._done = state["done"]
+
+
 @cache  # Lightning may be missing
 def lightning_module() -> type:
     class Module(pl.LightningModule):
-        def __init__(self, config: TrainConfig, loader: Any, progress: Progress) -> None:
+        def __init__(self, config: TrainConfig, steps: int, progress: Progress) -> None:
             super().__init__()
             self.unet, self._loss = build_unet(config, len(CLASS_NAMES)), Loss(config)
-            self._config, self._sampler, self._progress = config, loader.sampler, progress
-            self.steps = len(loader) * config.epochs
+            self._config, self._steps, self._progress = config, steps, progress
             self._random: torch.Tensor | None = None
 
         def configure_optimizers(self) -> dict[str, Any]:
-            optimizer, rates = optimizer_and_rates(self._config, self.unet, self.steps)
+            optimizer, rates = optimizer_and_rates(self._config, self.unet, self._steps)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
         def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -200,7 +220,6 @@ def lightning_module() -> type:
 
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             self._random = checkpoint["random"]
-            self._sampler.set_epoch(checkpoint["epoch"])  # Lightning does it too, but after the loader went forward
 
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if self._random is not None:
@@ -211,7 +230,7 @@ def lightning_module() -> type:
 
 
 class WithLightning:
-    packages = ("lightning", "torchdata", "torch")
+    packages = ("lightning", "torch")
 
     def train(self, config: TrainConfig, progress: Progress) -> int:
         os.environ |= {
@@ -220,10 +239,8 @@ class WithLightning:
         }  # fmt: skip
         folder = config.output_root
         pl.seed_everything(config.seed, workers=True)
-        images = images_of(config)
-        sampler = DistributedSampler(images, 2, progress.rank, seed=config.seed, drop_last=True)
-        loader = StatefulDataLoader(images, sampler=sampler, **loader_settings(config))
-        module = lightning_module()(config, loader, progress)
+        loader = ResumableLoader(images_of(config), **loader_settings(config))
+        module = lightning_module()(config, len(loader) // 2 * config.epochs, progress)
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=2,
@@ -239,14 +256,13 @@ class WithLightning:
             ],
             logger=CSVLogger(folder, flush_logs_every_n_steps=1),
             log_every_n_steps=1,
-            use_distributed_sampler=False,
             deterministic=True,
             enable_progress_bar=False,
             enable_model_summary=False,
         )  # fmt: skip
         last = self.newest(config)
         trainer.fit(module, loader, ckpt_path="hpc" if last and last.name.startswith("hpc") else "last")
-        if trainer.state.finished and trainer.global_step >= module.steps and trainer.is_global_zero:
+        if trainer.state.finished and trainer.is_global_zero:
             torch.save(module.unet.state_dict(), folder / FINAL)
         return 0
 
