@@ -13,7 +13,9 @@ tournament_faults.py has the faults.
 
 A run counts as identical if its weights are bit for bit those of the contestant's own uninterrupted run; for ours also
 the averages and the optimizer's moments. Images trained again are those of steps that were done more than once, rows of
-figures are counted by epoch. After an interruption, the same command with the same `--folder` continues.
+figures are counted by epoch. After an interruption, the same command with the same `--folder` continues. A fault
+strikes at the same step for all and whenever it is replayed; what a process is doing some milliseconds later depends on
+the machine, too. On a busy machine give more `--patience`: a process that is waited for longer counts as hanging.
 
 Processes are forked from one that has torch loaded, as in benchmarks/faults.py.
 """
@@ -24,6 +26,7 @@ import argparse
 import json
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -70,6 +73,7 @@ from metrics.page import to_markdown
 IMAGES, BATCH, EPOCHS = 384, 16, 3
 PER_EPOCH = IMAGES // (2 * BATCH)  # optimizer steps
 STEPS = PER_EPOCH * EPOCHS
+PATIENCE = 10.0  # seconds
 TINY = SETTINGS | dict(
     batch_size=BATCH, epochs=EPOCHS, samples_per_class=0, sample_every=0, log_every=EVERY, checkpoint_minutes=1e-9,
 )  # fmt: skip
@@ -198,8 +202,9 @@ def last_words(output: Path) -> str:
 def again(options: argparse.Namespace, *flags: str) -> str:
     """The command that was given, with other flags at its end."""
     kinds = [] if options.kinds == list(KINDS) else ["--kinds", *options.kinds]
-    words = ["python", "-m", "benchmarks.tournament", "--data-root", "DIR", "--seed", str(options.seed), *kinds, *flags]
-    return shlex.join(words)
+    patience = [] if options.patience == PATIENCE else ["--patience", f"{options.patience:g}"]
+    words = ["python", "-m", "benchmarks.tournament", "--data-root", "DIR", "--seed", str(options.seed)]
+    return shlex.join([*words, *kinds, *patience, *flags])
 
 
 def tournament(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -247,8 +252,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--starts", type=int, default=3, help="times that the command is given again, at most")
-    parser.add_argument("--patience", type=float, default=10, help="seconds until a process counts as hanging: more of "
-                        "them on a busy machine")  # fmt: skip
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds until a process counts as hanging")
     parser.add_argument("--out", type=Path, default=RESULTS / "tournament.json", help="the .md is written beside it")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a folder that is removed)")
     return parser.parse_args(argv)
@@ -256,6 +260,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unmounts the disk on the way
     try:
         packages = {name: version(name) for each in options.contestants for name in CONTESTANTS[each].packages}
     except PackageNotFoundError as error:

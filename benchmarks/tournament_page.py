@@ -77,13 +77,21 @@ def page(results: Sequence[Result], facts: dict[str, Any], command: str) -> Page
             Facts(facts),
             Code(command, "bash"),
             Table("", ["", *names], [[title, *map(text, columns)] for title, text in ROWS.items()]),
-            Table(by_kind, ["fault", *names], [[kind, *(_of_kind(of, kind) for of in columns)] for kind in kinds]),
+            Table(by_kind, ["fault", *names], [[kind, *(_marks(_of(of, kind)) for of in columns)] for kind in kinds]),
+            Table(
+                "By kind of fault: images trained again, mean of the runs that finish",
+                ["fault", *names],
+                [[kind, *(mean("images_again", ".0f")(_of(results, kind)) for results in columns)] for kind in kinds],
+            ),
             Table("Every run that was not flawless", heads, failures, folded=True) if failures else None,
         ],
     )
 
 
-def _of_kind(results: Sequence[Result], kind: str) -> str:
-    of_kind = [result for result in results if result["fault"]["kind"] == kind]
+def _of(results: Sequence[Result], kind: str) -> list[Result]:
+    return [result for result in results if result["fault"]["kind"] == kind]
+
+
+def _marks(results: Sequence[Result]) -> str:
     holds = (lambda result: result["finished"], lambda result: result["identical"], is_flawless)
-    return f"{' / '.join(str(sum(map(each, of_kind))) for each in holds)} of {len(of_kind)}"
+    return f"{' / '.join(str(sum(map(each, results))) for each in holds)} of {len(results)}"

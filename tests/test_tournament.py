@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from benchmarks.tournament_contestants import Weights
 
 from benchmarks import tournament
-from benchmarks.tournament_faults import EVERY, KINDS, Fault, draw, fill, own_disk, tear
+from benchmarks.tournament_faults import EVERY, KINDS, Fault, Weights, draw, fill, own_disk, tear
 from benchmarks.tournament_page import page
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
