@@ -188,15 +188,16 @@ def play(name: str, fault: Fault, config: TrainConfig, expected: Weights, starts
         "rows_doubled": doubled,
         "exit_codes": [each.codes for each in played],
         "seconds": round(sum(each.seconds for each in played), 1),
-        "last_words": "" if weights is not None else last_words(beside(config, "out")),
+        "last_words": "" if weights is not None else last_words(config),
     }
 
 
-def last_words(output: Path) -> str:
-    """The last line of output that names an error, else the last one."""
-    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def last_words(config: TrainConfig) -> str:
+    """The last line of a run's output that names an error, else the last one; its folder is called RUN."""
+    output = beside(config, "out").read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in output.replace(str(config.output_root), "RUN").splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.partition(" ")[0].lower()]
-    return (errors or lines or [""])[-1][:200]
+    return (errors or lines or [""])[-1][:120]
 
 
 def again(options: argparse.Namespace, *flags: str) -> str:

@@ -30,7 +30,8 @@ def share(holds: Callable[[Result], bool]) -> Callable[[Sequence[Result]], str]:
 
 
 def total(name: str) -> Callable[[Sequence[Result]], str]:
-    return lambda results: count(sum(result[name] for result in results))
+    """Over the runs that finish."""
+    return lambda results: count(sum(result[name] for result in results if result["finished"]))
 
 
 def mean(name: str, form: str) -> Callable[[Sequence[Result]], str]:
@@ -48,8 +49,8 @@ ROWS: dict[str, Callable[[Sequence[Result]], str]] = {
     "runs that finish": share(lambda result: result["finished"]),
     "runs that finish with identical weights": share(lambda result: result["identical"]),
     "the same, and each epoch has one row": share(is_flawless),
-    "rows lost, all runs": total("rows_lost"),
-    "rows doubled, all runs": total("rows_doubled"),
+    "rows lost, runs that finish": total("rows_lost"),
+    "rows doubled, runs that finish": total("rows_doubled"),
     "images trained again, mean of the runs that finish": mean("images_again", ".0f"),
     "starts, mean of the runs that finish": mean("starts", ".2f"),
     "seconds with all starts, mean of the runs that finish": mean("seconds", ".1f"),

@@ -73,12 +73,14 @@ def test_the_page_tells_what_each_contestant_lost():
         contestant="ours", number=0, fault=fault, finished=True, identical=True, starts=2, images_again=32,
         images_missing=0, rows_lost=0, rows_doubled=0, seconds=4.0, last_words="",
     )  # fmt: skip
-    bad = {**good, "contestant": "other", "finished": False, "identical": False, "rows_lost": 2, "last_words": "Error"}
-    text = to_markdown(page([good, bad], {"versions": "torch 2"}, "python -m benchmarks.tournament"), Path())
-    assert "| runs that finish | 100.0% | 0.0% |" in text
-    assert "| rows lost, all runs | 0 | 2 |" in text
-    assert "| SIGKILL | 1 / 1 / 1 of 1 | 0 / 0 / 0 of 1 |" in text
-    assert "| other | 0 | SIGKILL, both processes, 10 ms after step 5 |" in text
+    bad = {**good, "contestant": "other", "identical": False, "rows_lost": 2}
+    worst = {**bad, "number": 1, "finished": False, "rows_lost": 3, "images_again": 900, "last_words": "Error: gone"}
+    text = to_markdown(page([good, bad, worst], {"versions": "torch 2"}, "python -m benchmarks.tournament"), Path())
+    assert "| runs that finish | 100.0% | 50.0% |" in text
+    assert "| rows lost, runs that finish | 0 | 2 |" in text
+    assert "| SIGKILL | 1 / 1 / 1 of 1 | 1 / 0 / 0 of 2 |" in text
+    assert "| SIGKILL | 32 | 32 |" in text
+    assert "| other | 1 | SIGKILL, both processes, 10 ms after step 5 | not finished" in text
     assert "| ours | 0 |" not in text
 
 
