@@ -23,7 +23,7 @@ from typing import Protocol
 
 import torch
 
-from benchmarks.faults import CONTEXT
+from benchmarks.forked import CONTEXT
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 
