@@ -34,7 +34,7 @@ test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)
 
-mutants: $(installed_test) ## how many small changes to the code the tests notice: an hour; ARGS="seeding scores": those modules
+mutants: $(installed_test) ## how many small changes to the code the tests notice: many minutes; ARGS="seeding scores": those modules
 	$(bin)/python -m pip install -q cosmic-ray==8.7.0 -c constraints.txt
 	$(bin)/python -m tests.mutants $(ARGS)
 
