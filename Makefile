@@ -46,7 +46,7 @@ VENVS ?= .venvs
 test-versions: ## a part of the suite with the oldest, the users' and the newest versions; SETS=oldest, VENVS=folder for them
 	$(PYTHON) -m tests.versions.sets --folder $(VENVS) $(SETS)
 
-mutants: $(installed_test) ## how many small changes to the code the tests notice: an hour; ARGS="seeding scores": those modules
+mutants: $(installed_test) ## how many small changes to the code the tests notice: many minutes; ARGS="seeding scores": those modules
 	$(bin)/python -m pip install -q cosmic-ray==8.7.0 -c constraints.txt
 	$(bin)/python -m tests.mutants $(ARGS)
 

@@ -354,3 +354,20 @@ def test_the_time_of_a_chunk_is_the_median_of_its_calls(predicts_zeros, monkeypa
     judged(Remembers())
     judged.slowest_rank()
     assert world.seconds == 2.0
+
+
+def test_the_ends_of_the_random_numbers_are_the_first_and_the_last_timestep(monkeypatch: pytest.MonkeyPatch):
+    config = preset("tiny", batch_size=4, resolution=4, timestep_sampling="uniform", timestep_power=0.5)
+    never = StepDraws(replace(config, cfg_dropout_prob=0.0), ONE)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 1 - 2**-24))  # its root rounds to 1
+    assert never(0).timesteps.tolist() == [config.diffusion_steps - 1] * 4
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.zeros(shape))
+    assert never(0).timesteps.tolist() == [0] * 4
+    assert not never(0).dropped.any()
+
+
+def test_a_model_without_patches_sees_the_pixels_as_they_are(small):
+    images, model = torch.zeros(2, 1, 28, 28), Remembers()
+    draws = Draws(torch.tensor([3, 90]), torch.ones(2, 1, 28, 28), torch.tensor([False, False]))
+    training_loss(model, make_scheduler(small), images, torch.tensor([1, 2]), 47, draws)
+    assert model.sample.shape == images.shape
