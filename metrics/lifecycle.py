@@ -36,7 +36,7 @@ from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
 from metrics.criteria.in_training import changed, out_of_reach
-from metrics.files import last_words, read_status, says_finished
+from metrics.files import last_words, read_csv, read_status, says_finished
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
@@ -84,11 +84,13 @@ class RunLifecycle:
         def look() -> tuple:
             status, root = read_status(self.paths), self.paths.checkpoints
             resume = "auto" if self.world.restarted else self.config.resume  # started again by torchrun
-            start, damaged = choose_start(root, resume, self.identity)
+            begun = any(read_csv(self.paths))  # rows, or why they cannot be read
+            start, damaged = choose_start(root, resume, self.identity, begun)
             was_finished = start is not None and says_finished(self.paths, status, start.meta["history"])
             notes = [*self.without_baseline()]
             if start is None and resume == "auto" and any(root.glob("step_*")):
-                notes.append("no checkpoint of the earlier start is sound: the run begins anew")
+                why = "; ".join(damaged.values()) or "no checkpoint of the earlier start is sound"
+                notes.append(f"{why}: the run begins anew")
             notes += [
                 f"earlier files of this name are now in {old}" for old in self.paths.prepare(afresh=start is None)
             ]

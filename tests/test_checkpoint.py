@@ -136,6 +136,15 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_silently_begin_anew(sav
     assert "step_00000004" in saver.names()
 
 
+def test_a_damaged_checkpoint_of_the_first_epoch_is_passed_over_if_it_is_the_only_one(saver: Saver):
+    flip_a_bit(saver.save(4) / checkpoint.STATE)
+    found, damaged = choose_start(saver.root, "auto", saver.identity, begun=False)
+    assert found is None and [folder.name for folder in damaged] == ["step_00000004"]
+    flip_a_bit(saver.save(8) / checkpoint.STATE)
+    with pytest.raises(RequestError, match="--resume never"):
+        choose_start(saver.root, "auto", saver.identity, begun=False)
+
+
 def test_another_run_is_refused_with_a_table_of_what_differs(saver: Saver, small):
     saver.save(4)
     asked = replace(small, diffusion_steps=50, prediction_type="epsilon")

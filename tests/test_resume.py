@@ -346,3 +346,16 @@ def test_the_steps_of_an_older_muon_are_told(small: TrainConfig):
     assert run(config) == 0
     told = "learning rate of hidden layers, in that of the others as in an older version → 7"
     assert told in paths_of(config).log.read_text()
+
+
+def test_a_run_whose_first_checkpoint_is_torn_within_its_first_epoch_begins_anew(small: TrainConfig):
+    """As after a power failure. What it wrote is set aside."""
+    assert run(replace(small, max_steps=5)) == 0
+    paths = paths_of(small)
+    paths.csv.unlink()  # no epoch is over
+    state = paths.checkpoints / "step_00000005" / "train_state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert run(small) == 0
+    assert latest_step(small) == 16
+    assert re.search("train_state.pt is missing or damaged.*: the run begins anew", log_of(small))
+    assert list(paths.checkpoints.parent.glob("small.before-*/step_00000005"))

@@ -50,13 +50,17 @@ def find_latest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     return None, damaged
 
 
-def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Checkpoint | None, dict[Path, str]]:
+def choose_start(
+    root: Path, resume: str, identity: dict[str, Any], begun: bool = True
+) -> tuple[Checkpoint | None, dict[Path, str]]:
     """The checkpoint that `--resume` selects (None: start afresh), and damaged ones: folder → what is wrong.
 
     Args:
         root: the folder with the run's checkpoints.
         resume: value of `--resume`: auto, never or a folder.
         identity: as `identity_of` returns it.
+        begun: has the run published an epoch? Otherwise it begins anew if its only checkpoint is damaged, as it would
+            without one: there is less than an epoch to save, and a job at night should not wait for a person.
 
     Raises:
         RequestError: there are checkpoints, but none is whole or can be read; the folder that `--resume` names is no
@@ -78,7 +82,7 @@ def choose_start(root: Path, resume: str, identity: dict[str, Any]) -> tuple[Che
         raise RequestError(f"no checkpoint can be read: {why_and_cure(error)}") from error
     if found:
         refuse_other_run(found, identity)
-    elif damaged:
+    elif damaged and (begun or len(damaged) > 1):
         newest = next(iter(damaged.values()))
         raise RequestError(f"{newest}; or begin anew with --resume never (the old run is set aside)")
     return found, damaged
