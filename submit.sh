@@ -72,9 +72,11 @@ hand_on() {
 }
 
 # Sends signal $1 to process $2 and its descendants, on each branch to the first one that has a handler; without one a
-# process would be killed. Fails if there is none.
+# process would be killed. Fails if there is none, or if the command has not replaced the copy of this shell that starts
+# it: that still seems to have this shell's handlers, but would lose the signal.
 tell() {
     local signal=$1 process=$2 handled child none=1
+    ! cmp -s "/proc/$process/cmdline" "/proc/$$/cmdline" || return 1
     handled=$(awk '/^SigCgt:/ { print $2 }' "/proc/$process/status" 2>/dev/null)
     if (((0x0$handled >> ($(kill -l "$signal") - 1)) & 1)) && ! launches "$process"; then
         kill -s "$signal" "$process"

@@ -157,7 +157,7 @@ def test_another_run_is_refused_with_a_table_of_what_differs(saver: Saver, small
     assert [line.rsplit(maxsplit=2) for line in table] == [
         ["  diffusion steps", "100", "50"],
         ["  prediction type", "v_prediction", "epsilon"],
-        ["  SHA-256 of the images", "0123", "4567"],
+        ["  SHA-256 of the images", saver.identity["SHA-256 of the images"], "4567"],
         ["  global batch", "32", "64"],
     ]
     assert choose_start(saver.root, "never", other) == (None, {})
@@ -169,7 +169,7 @@ def test_old_betas_do_not_go_on_with_new_ones(saver: Saver, small):
     found, _ = choose_start(saver.root, "auto", saver.identity)
     for schedule, steps, goes_on in (("linear", 100, False), ("linear", 1000, True), ("squaredcos_cap_v2", 100, True)):
         config = replace(small, beta_schedule=schedule, diffusion_steps=steps)
-        now = identity_of(config, saver.schedule, CLASSES, "0123")
+        now = identity_of(config, saver.schedule, CLASSES, saver.identity["SHA-256 of the images"])
         old = Checkpoint(found.folder, {**found.meta, "identity": {k: v for k, v in now.items() if k != "betas"}})
         if goes_on:
             refuse_other_run(old, now)

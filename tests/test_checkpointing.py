@@ -202,7 +202,7 @@ def test_meta_tells_the_place_in_the_run(saver: Saver):
     assert {(place["global_batch"], place["world_size"], place["threads"]) for place in places} == {(32, 1, 1)}
     rates = [saver.schedule.learning_rate(step) for step in (5, 7, 7)]  # the run ends with step 8
     assert [place["lr"] for place in places] == [
-        {"step": step, "rate": rate} for step, rate in zip((5, 7, 7), rates, strict=True)
+        {"step": step, "rate": rate, "hidden": 7} for step, rate in zip((5, 7, 7), rates, strict=True)
     ]
 
 

@@ -203,7 +203,7 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
     for name, some in (("", features[: len(half)]), ("_real", other[: len(half)])):
         density, coverage = density_coverage(half, some)
         neighbours |= {
-            f"{DENSITY.key}{name}": bootstrap(torch.mean, density, within=DENSITY.range),
+            f"{DENSITY.key}{name}": mean_density(density),
             f"{COVERAGE.key}{name}": proportion(coverage if len(some) else coverage[:0]),  # of none, nothing
         }
     return {
@@ -216,6 +216,14 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
         "feature_size": features.shape[1],
         "reference_images": len(half),
     }
+
+
+def mean_density(counts: torch.Tensor) -> Estimate:
+    """The mean of `counts` [M] of `density_coverage`. Where no image lies in a neighbourhood, all resamples agree, but
+    others might: the interval reaches to the share that might, each counted as 1, as real images are on average."""
+    if len(counts) > 1 and not counts.any():
+        return proportion(counts > 0)
+    return bootstrap(torch.mean, counts, within=DENSITY.range)
 
 
 @dataclass(frozen=True)
