@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ddpm.data.sets import dataset
 from ddpm.training import data
 from ddpm.training.checkpointing import Checkpoints
 from ddpm.training.hardware import choose
@@ -24,7 +25,7 @@ class Saver:
         self.schedule = TrainingSchedule(config, 1, STEPS_PER_EPOCH * config.batch_size)
         self.trainer = Trainer(config, CLASSES, choose(config, 47, ONE.device, 1e8), ONE)
         self.progress = Progress(ONE.device, config.batch_size)
-        digest = data.sha256(data.load(config, ONE)[0])
+        digest = data.sha256(data.load(config, ONE)[0]) if dataset(config).present() else "0123"
         self.identity, self.rows = identity_of(config, self.schedule, CLASSES, digest), []
         self.keeper = Checkpoints(
             root, config, self.schedule, self.identity, None, lambda *said: self.said.append(said)
