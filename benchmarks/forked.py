@@ -139,7 +139,7 @@ class Processes:
             process.start()
 
     def wait(self, seconds: float = PATIENCE) -> bool:
-        """Wait for the end, at most so long; did all end well?"""
+        """Wait for the end, at most `seconds`; did all end well?"""
         until = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))

@@ -370,7 +370,9 @@ def test_folders_of_one_name_with_other_images_are_told_apart(root: Path):
         document = json.loads(RunPaths(root, name).json.read_text())
         document["data_summary"]["sha256"] = digest
         save(RunPaths(root, name), document)
-    assert "The training images differ, though as many, of one name" in page_of(root, "slow", "fast")
+    assert "The training images differ, though number and name of the data are the same" in page_of(
+        root, "slow", "fast"
+    )
 
 
 def test_losses_of_different_targets_are_not_ranked_but_throughput_is(root: Path):

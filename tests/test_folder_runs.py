@@ -161,10 +161,10 @@ def test_an_evaluation_by_other_images_is_made_on_request_only(images: TrainConf
     assert run(images) == 2
     assert "is of another run; the images, or their order, have changed since: give" in capsys.readouterr().err
     asked = EvaluateConfig(images.run, output_root=images.output_root, device="cpu")
-    with pytest.raises(RequestError, match="holds other images than those that the model was trained on: --data-root"):
+    with pytest.raises(RequestError, match="holds other images than those that the model was trained on: give"):
         Evaluator(asked, "", Console(quiet=True))
     Evaluator(replace(asked, data_root=images.data_root), "", Console())
-    assert "figures on training images are not of the model's own" in " ".join(capsys.readouterr().out.split())
+    assert "what is said of training images is of these others" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_evaluation_compares_with_the_folder_at_the_resolution_of_the_model(images: TrainConfig, quick_reports):

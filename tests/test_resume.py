@@ -344,7 +344,7 @@ def test_the_steps_of_an_older_muon_are_told(small: TrainConfig):
     assert meta["progress"]["lr"].pop("hidden") == 7
     file.write_text(json.dumps(meta))
     assert run(config) == 0
-    told = "learning rate of hidden layers, in that of the others as in an older version → 7"
+    told = "learning rate of hidden layers over that of the others not known (older version) → 7"
     assert told in paths_of(config).log.read_text()
 
 

@@ -115,6 +115,8 @@ def test_a_fault_costs_our_run_nothing(fault: Fault, trained: tuple[Path, Weight
     try:
         result = tournament.play("ours", fault, one_epoch(folder, tmp_path / "run"), expected, starts=3)
     except RequestError as error:
+        if fault.kind != "full disk":
+            raise
         pytest.skip(str(error))
     assert result["struck"]
     assert (result["finished"], result["identical"], result["last_words"]) == (True, True, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +59,13 @@ class DataSettings(Protocol):
     resolution: int
     invert: Invert
     output_root: Path | str
+
+
+def sha256(pixels: np.ndarray, labels: np.ndarray) -> str:
+    """The SHA-256 of upright pixels, then of labels, as `DataSet.read` gives them: 64 hexadecimal digits."""
+    content = hashlib.sha256(pixels)
+    content.update(labels)
+    return content.hexdigest()
 
 
 def dataset(settings: DataSettings) -> DataSet:

@@ -292,15 +292,15 @@ class Evaluator:
             RequestError: they are not, and the command line does not ask for them.
         """
         trained = self.model.meta.get("identity", {}).get("SHA-256 of the images")
-        if self.data != self.model.data or trained in (None, data.sha256(self.train)[: len(trained or "")]):
+        if self.data != self.model.data or not trained or data.sha256(self.train).startswith(trained):
             return
         changed = f"{data_words(self.data)} holds other images than those that the model was trained on"
         if not self.config.data_root:
             raise RequestError(
-                f"{changed}: --data-root names the folder of these, or one to compare with nevertheless, such as "
-                f"{self.model.meta['settings']['data_root']}"
+                f"{changed}: give the folder of those with --data-root; --data-root "
+                f"{self.model.meta['settings']['data_root']} compares with the images that are there now"
             )
-        self.say(f"{changed}, as --data-root asks for it: figures on training images are not of the model's own")
+        self.say(f"{changed}, as --data-root asks for it: what is said of training images is of these others")
 
     def _agreed_classes(self) -> int:
         """The number of classes of model and data.

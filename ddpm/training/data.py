@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from ddpm.data import sets
 from ddpm.data.idx import Split
 from ddpm.data.sets import DataSet, dataset
 from ddpm.run.config import TrainConfig
@@ -95,9 +95,7 @@ def prepare(source: DataSet, config: TrainConfig) -> None:
 
 def sha256(images: Images) -> str:
     """The SHA-256 of all pixels and labels, as 64 hexadecimal digits."""
-    content = hashlib.sha256(images.pixels.cpu().numpy())
-    content.update(images.labels.cpu().numpy())
-    return content.hexdigest()
+    return sets.sha256(images.pixels.cpu().numpy(), images.labels.cpu().numpy())
 
 
 def agreed_sha256(images: Images, world: DistContext) -> str:

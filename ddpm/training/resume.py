@@ -173,8 +173,8 @@ def _of_learning_rate(saved: dict[str, Any], schedule: TrainingSchedule) -> list
         if not math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12):
             found.append(f"learning rate at step {saved['step']} {before:.3g} → {now:.3g}")
     if schedule.config.optimizer == "muon" and saved.get("hidden") != HIDDEN:
-        before = saved.get("hidden", "as in an older version")
-        found.append(f"learning rate of hidden layers, in that of the others {before} → {HIDDEN:g}")
+        before = saved.get("hidden", "not known (older version)")
+        found.append(f"learning rate of hidden layers over that of the others {before} → {HIDDEN:g}")
     return found
 
 

@@ -57,7 +57,7 @@ def _data(runs: Sequence[ComparedRun]) -> Iterator[str]:
     elif len(trained) > 1:
         yield f"The numbers of training images differ: {', '.join(trained)}."
     elif _other_images(runs):
-        yield "The training images differ, though as many, of one name: losses are not of the same test images."
+        yield "The training images differ, though number and name of the data are the same; so may the test images."
     if len(validated) > 1:
         yield f"Validation losses were measured on different numbers of test images: {', '.join(validated)}."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ddpm.data.sets import dataset
+from ddpm.data.sets import dataset, sha256
 from ddpm.run.datasets import DataName
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why
@@ -80,7 +79,7 @@ def _images(run: RunData, identity: dict[str, Any], limits: Thresholds) -> list[
     found = [healthy(f"labels run from {least} to {most}, one for each of {len(source.class_names)} classes")]
     found += [_pixels(run.data, images["train"], limits), _duplicates(images, limits)]
     if expected := identity.get("SHA-256 of the images"):
-        if _digest(images["train"], labels["train"]).startswith(expected):
+        if sha256(images["train"], labels["train"]).startswith(expected):
             found.append(healthy(f"the files are those that were trained on (SHA-256 {expected}…)"))
         else:
             words = f"the files in {run.settings['data_root']} are no longer those that were trained on"
@@ -98,13 +97,6 @@ def _pixels(name: str, images: np.ndarray, limits: Thresholds) -> Finding:
         return fact(f"{words} (not EMNIST Balanced, so there is nothing to compare with)")
     far = abs(mean - EMNIST_MEAN) > limits.pixel_mean or abs(std - EMNIST_STD) > limits.pixel_std
     return Finding("warning" if far else "healthy", f"{words}; all of EMNIST Balanced: {EMNIST_MEAN} and {EMNIST_STD}")
-
-
-def _digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """The same SHA-256 as `ddpm.training.data.agreed_sha256`: of the upright pixels, then of the labels."""
-    content = hashlib.sha256(images)
-    content.update(labels)
-    return content.hexdigest()
 
 
 def _duplicates(images: dict[str, np.ndarray], limits: Thresholds) -> Finding:
