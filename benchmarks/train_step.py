@@ -41,7 +41,7 @@ from ddpm.training.model import flops_per_image
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")
 ALL_SIDES = (*SIDES, *variants.NAMES)
-COMPILED_AT_ONCE = 6  # sides that compile at the same time, on a GPU
+COMPILED_AT_ONCE = 8  # sides that compile at the same time, on a GPU
 
 
 @contextmanager
@@ -70,44 +70,57 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
 
 def measure(
     configs: Mapping[str, TrainConfig], sides: Sequence[tuple[str, str]], options: Namespace
-) -> dict[str, dict]:
-    """By preset: seconds per step of each side by round, over all sittings; seconds until a side had done its first
-    steps; the choices of ours; the peak memory of each side.
+) -> Iterator[tuple[str, dict]]:
+    """Each preset as soon as it is measured, with: seconds per step of each side by round, over all sittings; seconds
+    until a side had done its first steps; the choices of ours; the peak memory of each side.
 
     Args:
         sides: (preset, side).
 
     Raises:
-        RequestError: a side has failed.
+        RequestError: a side has failed. The others have been measured, unless it is ours.
     """
     limit_workers(COMPILED_AT_ONCE)  # of each side, which inherits it: with 16 workers each, none gets done
     measured = {
         preset: {"choices": {}, "seconds_to_begin": {}, "seconds_per_step": defaultdict(list), "peak_memory_gb": {}}
         for preset in configs
     }
-    for _ in range(options.sittings):
+    failed: dict[tuple[str, str], RequestError] = {}
+    for sitting in range(options.sittings):
         with ExitStack() as stack:
             processes = {
                 (preset, name): stack.enter_context(
                     closing(SideProcess(name, partial(side, name, configs[preset]), configs[preset].device))
                 )
                 for preset, name in sides
+                if (preset, name) not in failed
             }
-            begin(processes, measured, options.warmup)
+            failed |= begin(processes, measured, options.warmup)
             for preset, found in measured.items():
+                if (preset, "ours") in failed:
+                    continue
                 turns = {
                     name: partial(turn, process, options.steps, found["peak_memory_gb"])
                     for (of, name), process in processes.items()
-                    if of == preset
+                    if of == preset and (of, name) not in failed
                 }
                 for name, taken in in_turn(turns, options.rounds, options.passes).items():
                     found["seconds_per_step"][name] += taken
-    return measured
+                if sitting == options.sittings - 1:
+                    yield preset, found
+    for error in failed.values():
+        raise error
 
 
-def begin(processes: Mapping[tuple[str, str], SideProcess], measured: dict[str, dict], warmup: int) -> None:
-    """Build every side and let it warm up, several at once on a GPU, where that is mostly compilation on the CPU. The
-    bare models come last, as they find what the others have compiled."""
+def begin(
+    processes: Mapping[tuple[str, str], SideProcess], measured: dict[str, dict], warmup: int
+) -> dict[tuple[str, str], RequestError]:
+    """Build every side and let it warm up, several at once on a GPU, where that is mostly compilation on the CPU. A
+    bare model follows ours, which has compiled for it.
+
+    Returns:
+        What has failed.
+    """
 
     def one(key: tuple[str, str]) -> None:
         preset, name = key
@@ -118,9 +131,19 @@ def begin(processes: Mapping[tuple[str, str], SideProcess], measured: dict[str, 
         if name == "ours":
             measured[preset]["choices"] = choices
 
+    def one_or_two(key: tuple[str, str]) -> None:
+        for each in (key, (key[0], "bare model")) if key[1] == "ours" else (key,):
+            if each in processes:
+                try:
+                    one(each)
+                except RequestError as error:
+                    failed[each] = error
+
+    failed: dict[tuple[str, str], RequestError] = {}
     at_once = COMPILED_AT_ONCE if torch.cuda.is_available() else 1
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(one, sorted(processes, key=lambda key: key[1] == "bare model")))
+        list(pool.map(one_or_two, [key for key in processes if key[1] != "bare model"]))
+    return failed
 
 
 def turn(process: SideProcess, steps: int, peaks: dict[str, float | None]) -> float:
@@ -213,11 +236,10 @@ def main(argv: list[str] | None = None) -> None:
     with connect(config.device) as world:
         try:
             sides = asked_sides(options.sides, presets)
-            every = measure(configs, sides, options)
+            for preset, measured in measure(configs, sides, options):
+                tell(configs[preset], measured, world.device, options)
         except RequestError as error:
             parser.error(str(error))
-        for preset, measured in every.items():
-            tell(configs[preset], measured, world.device, options)
 
 
 def tell(config: TrainConfig, measured: dict, device: torch.device, options: Namespace) -> None:

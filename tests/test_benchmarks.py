@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from benchmarks.rounds import in_turn
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.training import compilation, layers, model
+from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
 from tests.conftest import ONE, as_arguments, replace
@@ -124,6 +125,23 @@ def test_without_accelerate_the_other_sides_are_measured(tiny, tmp_path, capsys,
     said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "accelerate loop")
     assert list(said["figures"]) == ["ours"]
     assert "pip install accelerate" in capsys.readouterr().err
+
+
+@contextmanager
+def side_without_plain_loop(name: str, config: TrainConfig, world: DistContext):
+    if name == "plain loop":
+        raise RequestError("no plain loop here")
+    with train_step.side(name, config, world) as loop:
+        yield loop
+
+
+def test_a_side_that_fails_is_named_and_the_others_are_measured(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_step, "side", side_without_plain_loop)
+    with pytest.raises(SystemExit) as ended:
+        measured(train_step, tiny, tmp_path / "out.json", "--sides", "plain loop", "bare model")
+    assert ended.value.code == 2
+    assert "no plain loop here" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "out.json").read_text())["figures"]) == ["ours", "bare model"]
 
 
 def alive(group: int) -> bool:
@@ -237,7 +255,7 @@ def test_sides_are_named_for_all_presets_or_one():
 
 def test_two_presets_are_measured_together(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """And their sides share the cores that compile."""
-    monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 12 // processes)
+    monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 16 // processes)
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "9")  # to be put back afterwards
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
     sides = ["tiny:ours under DDP"]
