@@ -269,6 +269,39 @@ def test_the_users_folders_are_kept(disks, monkeypatch):
     assert caches() == [str(disks[0] / compiler.FOLDER / "inductor"), "/other"]
 
 
+def test_the_folder_that_torch_sets_when_it_is_asked_is_not_the_users(disks, monkeypatch):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.delenv(compiler.INDUCTOR, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(disks[1]))
+    assert os.environ.get(compiler.INDUCTOR) != cache_dir() == os.environ[compiler.INDUCTOR]
+    assert caches()[0] == str(disks[0] / compiler.FOLDER / "inductor")
+
+
+FROM_CACHE = """
+import sys, torch
+from torch._dynamo.utils import counters
+from ddpm.training import layers
+from ddpm.training.compilation import compiled
+if sys.argv[1] == "edited":
+    layers.AddBias.backward = staticmethod(lambda ctx, grad: (grad, 2 * layers._sums(grad.float()).sum(0)))
+layer = torch.nn.Conv2d(2, 2, 1)
+layer.__class__ = layers.Conv2d
+compiled(layer)(torch.ones(3, 2, 4, 4)).sum().backward()
+print(counters["aot_autograd"]["autograd_cache_hit"], counters["inductor"]["fxgraph_cache_hit"], *layer.bias.grad.tolist())
+"""
+
+
+def test_a_second_start_finds_both_passes_in_the_cache_unless_a_layer_has_changed(disks):
+    def start(layers: str) -> str:
+        command = [sys.executable, "-c", FROM_CACHE, layers]
+        return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert start("as they are") == "0 0 48.0 48.0\n"
+    assert start("as they are") == "1 2 48.0 48.0\n"
+    assert start("edited").split()[0::2] == ["0", "96.0"]
+
+
 def test_without_any_local_folder_torch_decides_and_the_line_says_so(monkeypatch):
     monkeypatch.setattr(compiler, "_unfit", lambda folder: "mounted noexec")
     monkeypatch.setenv("TMPDIR", "/tmp/")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +33,8 @@ def _options() -> dict[str, Any]:
     set_caches()
     # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
+    with suppress(AttributeError):  # else a start with filled caches traces the backward pass again, for layers.py
+        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     return {"dynamic": False, "options": {**FUSE_MORE, "cpp.dynamic_threads": True}}  # a run may change their number
 
 

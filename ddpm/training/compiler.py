@@ -62,6 +62,7 @@ def lacking(device: torch.device) -> str | None:
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed: pip install triton"
+        set_caches()  # Triton compiles its driver to answer
         from torch.utils._triton import has_triton
 
         if not has_triton():
@@ -90,7 +91,7 @@ def set_caches() -> str:
         The folder and the reason for it, in words.
     """
     asked = os.environ.get(INDUCTOR)
-    if asked and Path(asked).parent.name != FOLDER:  # else it was set here before
+    if asked and not _set_by_program(Path(asked)):
         os.environ.setdefault(TRITON, os.path.join(asked, "triton"))
         return f"{asked} ({INDUCTOR})"
     folder, refused = local_folder()
@@ -99,6 +100,12 @@ def set_caches() -> str:
     os.environ[INDUCTOR] = str(folder / "inductor")
     os.environ.setdefault(TRITON, str(folder / "triton"))
     return f"{folder} ({USUAL})"
+
+
+def _set_by_program(folder: Path) -> bool:
+    """Was Inductor's folder set here before, or by torch? It sets the variable to its default on the first question."""
+    by_torch = folder.name.startswith("torchinductor_") and folder.parent == Path(tempfile.gettempdir())
+    return by_torch or folder.parent.name == FOLDER
 
 
 def local_folder() -> tuple[Path | None, list[str]]:
