@@ -75,6 +75,14 @@ class SideProcess:
         """
         return self._ask(steps)
 
+    def call(self, function: Callable[[Loop, torch.device], Any]) -> Any:
+        """What `function(loop, device)` returns in the process, both of which can be pickled.
+
+        Raises:
+            RequestError: the side has failed.
+        """
+        return self._ask(function)
+
     def close(self) -> None:
         if self._process.is_alive():
             with suppress(ProcessLookupError):  # it has no group of its own before it has loaded
@@ -113,6 +121,9 @@ def _serve(
             pipe.send(about)
             while True:
                 steps = pipe.recv()
+                if callable(steps):
+                    pipe.send(steps(loop, world.device))
+                    continue
                 loop.steps(1)
                 on_gpu = world.device.type == "cuda"
                 if on_gpu:  # of these steps alone, without the search for the fastest kernels

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.our_run import OurRun, our_run
 from benchmarks.rounds import arguments, machine, publish, seconds, settings
+from ddpm.run.config import TrainConfig
 from ddpm.run.program import run_program
 from ddpm.training.distributed import connect
 
@@ -29,6 +31,7 @@ KINDS = {  # a kernel is of the first kind whose words its name holds
     "optimizer and average": r"multi_tensor|adam|lerp",
 }
 OTHERS = "others"
+TOP = 20
 
 
 def kind_of(kernel: str) -> str:
@@ -39,14 +42,24 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=1)
     parser.add_argument("--steps", type=int, default=5, help="that are profiled (default 5)")
     parser.add_argument("--warmup", type=int, default=5, help="steps before (default 5)")
-    parser.add_argument("--top", type=int, default=20, help="kernels to list (default 20)")
+    parser.add_argument("--top", type=int, default=TOP, help=f"kernels to list (default {TOP})")
     options, config = settings(parser, argv)
     with connect(config.device) as world:
         with our_run(config, world) as ours:
-            profiler, wall = profiled(ours, world.device, options.warmup, options.steps)
-        document = {"machine": machine(world.device), "preset": config.preset, "batch": config.images_per_step,
-                    "ms_per_step": 1000 * wall, **figures(profiler, options.steps, world.device)}  # fmt: skip
-        publish(f"kernels_{config.preset}", world.device, document, options.out, table(document, options.top))
+            found = measure(ours, world.device, options.warmup, options.steps)
+        tell(config, found, world.device, options.out, options.top)
+
+
+def tell(config: TrainConfig, found: dict, device: torch.device, out: Path | None, top: int) -> None:
+    """Print and write what `measure` has found."""
+    document = {"machine": machine(device), "preset": config.preset, "batch": config.images_per_step, **found}
+    publish(f"kernels_{config.preset}", device, document, out, table(document, top))
+
+
+def measure(ours: OurRun, device: torch.device, warmup: int, steps: int) -> dict:
+    """Milliseconds of a step and of its kernels."""
+    profiler, wall = profiled(ours, device, warmup, steps)
+    return {"ms_per_step": 1000 * wall, **figures(profiler, steps, device)}
 
 
 def profiled(ours: OurRun, device: torch.device, warmup: int, steps: int) -> tuple[profile, float]:

@@ -22,19 +22,17 @@ while [ $# -gt 0 ]; do
 done
 mkdir -p "$out"
 
-# Compiling a big preset takes one core two minutes: sides and presets compile beside each other, and are timed in turn.
-step=(--presets large small --rounds 3 --passes 1 --steps 6 --warmup 2 --sides "plain loop" "accelerate loop"
-    "bare model" "ours under DDP" "small:ours fusing less" "small:ours, norms derived" "small:ours, no own layers"
-    "large:ours, sums by row")
-input=(--rounds 3 --seconds 0.5 --presets small large --share-of-step) kernels=() startup=(--rounds 1 --warm-cache)
-sampling=(--rounds 2 --manners ddpm-600 dpm++-20 --no-compile) compile=()
+# Compiling a big preset takes two minutes: sides and presets compile beside each other, and are timed in turn.
+step=(--presets large small --rounds 3 --passes 1 --steps 6 --warmup 2 --kernels --sides "plain loop"
+    "accelerate loop" "bare model" "ours under DDP" "large:ours, sums by row")
+input=(--rounds 3 --seconds 0.5 --presets small large)
+sampling=(--rounds 2 --manners ddpm-600 dpm++-20 --no-compile) startup=(--rounds 1 --warm-cache) compile=()
 if [ "$rehearse" ]; then
     flags+=(--block-out-channels 8 16 --norm-num-groups 4 --layers-per-block 1 --no-mid-attention --resolution 28
         --batch-size 8 --val-images 20 --diffusion-steps 20 --sample-steps 10)
     compile=(--no-compile) most=3600
-    step+=(--rounds 1 --steps 2 --warmup 1) input=(--rounds 1 --seconds 0.1 --presets small --share-of-step)
-    kernels=(--steps 2 --warmup 1) startup=(--rounds 1)
-    sampling=(--rounds 1 --images 2 --manners ddpm-20 dpm++-10 --no-compile)
+    step+=(--rounds 1 --steps 2 --warmup 1) input=(--rounds 1 --seconds 0.1 --presets small)
+    sampling=(--rounds 1 --images 2 --manners ddpm-20 dpm++-10 --no-compile) startup=(--rounds 1)
 fi
 
 failed=()
@@ -51,14 +49,13 @@ measure() { # LIMIT NAME FLAG…: a benchmark that writes a file of its own
     try "$limit" "$name" "$python" -m "benchmarks.${name%% *}" "$@" "${flags[@]}" --out "$out/${name// /_}_run_gpu.json"
 }
 
-measure 300 train_step "${step[@]}" "${compile[@]}"
-measure 60 "kernels large" --preset large "${kernels[@]}" "${compile[@]}"
-measure 60 "kernels small" --preset small "${kernels[@]}" "${compile[@]}"
-measure 40 input_pipeline "${input[@]}" "${compile[@]}"
-measure 60 "sampling small" --preset small "${sampling[@]}"
-measure 160 "startup large" --preset large "${startup[@]}"
+measure 330 train_step "${step[@]}" "${compile[@]}"
+measure 60 input_pipeline "${input[@]}" "${compile[@]}"
+measure 90 "sampling small" --preset small "${sampling[@]}"
 "$python" -m benchmarks.summary --folder "$out"
-try 120 tests env "TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}" "$python" -m pytest -q -n 4 -p no:cacheprovider tests/test_gpu.py tests/test_gpu_speed.py
+try 120 tests env "TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}" "$python" -m pytest -q -n 4 \
+    --dist loadgroup -p no:cacheprovider tests/test_gpu.py tests/test_gpu_speed.py
+measure 200 "startup large" --preset large "${startup[@]}"
 echo "== all: $SECONDS s; the files are in $out"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "$(IFS=, && echo "${failed[*]}")" >&2

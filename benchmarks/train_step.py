@@ -24,7 +24,7 @@ from importlib.util import find_spec
 import torch
 from rich.table import Table
 
-from benchmarks import variants
+from benchmarks import kernels, variants
 from benchmarks.apart import Loop, SideProcess
 from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
 from benchmarks.our_run import our_run
@@ -41,7 +41,9 @@ from ddpm.training.model import flops_per_image
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")
 ALL_SIDES = (*SIDES, *variants.NAMES)
-COMPILED_AT_ONCE = 8  # sides that compile at the same time, on a GPU
+COMPILED = ("ours", *variants.NAMES)
+COMPILED_AT_ONCE = 5  # sides on a GPU: while its backward pass compiles, each holds what a step needs, 10 to 13 GB
+PROFILE = partial(kernels.measure, warmup=1, steps=4)
 
 
 @contextmanager
@@ -107,6 +109,8 @@ def measure(
                 for name, taken in in_turn(turns, options.rounds, options.passes).items():
                     found["seconds_per_step"][name] += taken
                 if sitting == options.sittings - 1:
+                    if options.kernels:
+                        found["kernels"] = processes[preset, "ours"].call(PROFILE)
                     yield preset, found
     for error in failed.values():
         raise error
@@ -115,8 +119,8 @@ def measure(
 def begin(
     processes: Mapping[tuple[str, str], SideProcess], measured: dict[str, dict], warmup: int
 ) -> dict[tuple[str, str], RequestError]:
-    """Build every side and let it warm up, several at once on a GPU, where that is mostly compilation on the CPU. A
-    bare model follows ours, which has compiled for it.
+    """Build every side and let it warm up. On a GPU, where that is mostly compilation on the CPU, several at once, a
+    bare model after ours, which has compiled for it. Meanwhile the other loops, which need more memory, begin singly.
 
     Returns:
         What has failed.
@@ -141,8 +145,14 @@ def begin(
 
     failed: dict[tuple[str, str], RequestError] = {}
     at_once = COMPILED_AT_ONCE if torch.cuda.is_available() else 1
-    with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(one_or_two, [key for key in processes if key[1] != "bare model"]))
+    with ThreadPoolExecutor(at_once) as compiling, ThreadPoolExecutor(1) as others:
+        begun = [
+            (compiling if key[1] in COMPILED or at_once == 1 else others).submit(one_or_two, key)
+            for key in processes
+            if key[1] != "bare model"
+        ]
+    for each in begun:
+        each.result()
     return failed
 
 
@@ -230,6 +240,7 @@ def main(argv: list[str] | None = None) -> None:
                         help=f"default: {', '.join(SIDES)}. Others: {', '.join(variants.NAMES)}. PRESET:SIDE for one "
                         "of several presets")  # fmt: skip
     parser.add_argument("--presets", nargs="+", choices=PRESETS, help="several, whose sides start together")
+    parser.add_argument("--kernels", action="store_true", help="also profile ours, as benchmarks.kernels does")
     options, config = settings(parser, argv)
     presets, flags = options.presets or [config.preset], parser.parse_known_args(argv)[1]
     configs = {preset: parse_args([*flags, "--preset", preset]) for preset in presets}
@@ -244,6 +255,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def tell(config: TrainConfig, measured: dict, device: torch.device, options: Namespace) -> None:
     """Print and write what was measured for one preset."""
+    found = measured.pop("kernels", None)
     measured |= limits(config, device)
     results = figures(measured, config.images_per_step)
     document = {"machine": machine(device), "preset": config.preset, "resolution": config.resolution,
@@ -253,6 +265,9 @@ def tell(config: TrainConfig, measured: dict, device: torch.device, options: Nam
     several = options.out and len(options.presets or ()) > 1
     out = options.out.with_stem(f"{options.out.stem}_{config.preset}") if several else options.out
     publish(name, device, document, out, table(config, results))
+    if found:
+        out = out and out.with_stem(f"kernels_{out.stem}")
+        kernels.tell(config, found, device, out, kernels.TOP)
 
 
 if __name__ == "__main__":

@@ -255,16 +255,19 @@ def test_sides_are_named_for_all_presets_or_one():
 
 def test_two_presets_are_measured_together(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """And their sides share the cores that compile."""
-    monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 16 // processes)
+    monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 10 // processes)
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "9")  # to be put back afterwards
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
     sides = ["tiny:ours under DDP"]
     short = ["--rounds", "1", "--passes", "1", "--steps", "1", "--warmup", "1", "--presets", "tiny", "small"]
     flags = [*as_arguments(tiny)[2:], "--batch-size", "8", "--resolution", "28"]
-    train_step.main([*short, "--sides", *sides, "--out", str(tmp_path / "out.json"), *flags])
+    train_step.main([*short, "--kernels", "--sides", *sides, "--out", str(tmp_path / "out.json"), *flags])
     figures = {each: json.loads((tmp_path / f"out_{each}.json").read_text())["figures"] for each in ("tiny", "small")}
     assert list(figures["tiny"]) == ["ours", *(side.removeprefix("tiny:") for side in sides)]
     assert list(figures["small"]) == ["ours"]
+    profile = json.loads((tmp_path / "kernels_out_tiny.json").read_text())
+    assert profile["preset"] == "tiny"
+    assert sum(each["ms"] for each in profile["kinds"].values()) > 0
     assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
 
 

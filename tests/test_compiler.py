@@ -288,7 +288,8 @@ if sys.argv[1] == "edited":
 layer = torch.nn.Conv2d(2, 2, 1)
 layer.__class__ = layers.Conv2d
 compiled(layer)(torch.ones(3, 2, 4, 4)).sum().backward()
-print(counters["aot_autograd"]["autograd_cache_hit"], counters["inductor"]["fxgraph_cache_hit"], *layer.bias.grad.tolist())
+hits = counters["aot_autograd"]["autograd_cache_hit"], counters["inductor"]["fxgraph_cache_hit"]
+print(*hits, *layer.bias.grad.tolist())
 """
 
 

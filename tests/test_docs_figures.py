@@ -85,6 +85,7 @@ def gigabytes(preset_name: str) -> str:
 
 TINY, SMALL = "train_step_tiny_cpu", "train_step_small_cpu"
 LARGE_GPU, SMALL_GPU = "train_step_large_nvidia-h200", "train_step_small_nvidia-h200"
+H100 = "train_step_small_nvidia-h100-80gb-hbm3"
 INPUT, THREADS = "input_pipeline_cpu", "threads_tiny_cpu"
 PER_IMAGE = at("sampling_tiny_cpu", "figures")
 BEGUN = at(LARGE_GPU, "seconds_to_begin")  # processes started, libraries loaded, and two steps
@@ -122,6 +123,10 @@ QUOTED = {  # a part of a row or paragraph of docs/speed.md → the figures that
         for name in (LARGE_GPU, SMALL_GPU)],
     "under DDP with one process": [words(faster(SMALL_GPU, "ours under DDP"), 2)],
     "without the layers of": [words(faster(SMALL_GPU, "ours, no own layers"), 2)],
+    "On an H100 with 80 GB": [
+        words(at(H100, "figures", "ours", "images_per_sec"), 0), share(at(H100, "figures", "ours", "mfu")),
+        words(inverse(faster(H100, "bare model")), 2), words(faster(H100, "ours under DDP"), 2),
+        words(faster(H100, "ours, norms derived"), 2)],
     "Where a step of `large` goes": [*kernels("kernels_large_nvidia-h200"), *kernels("kernels_small_nvidia-h200")],
     "The convolutions reach": [share(of_peak("large"))],
     "The fused kernels move": [f"{gigabytes('large')} to {gigabytes('small')} GB"],
@@ -133,6 +138,7 @@ CONDITIONS = (  # numbers of docs/speed.md that were not measured, in the words 
     "with 8 workers", "8 loader workers", "with 2 workers", "DPM-Solver++ with 20 steps", "DDPM with 600", "H200",
     "bf16", "BF16", "AVX512", "fp16", "fp32", "28 px", "96 px", "batch 64", "batch 96", "batch 2048", "16 cores",
     "96 and 192", "64, 128 or 256", "132 multiprocessors", "L40S", "every 10 epochs", "torch 2.14.1",
+    "H100 with 80 GB", "GPU with 80 GB",
     "Python 3.11", "torch 2.11", "Python 3.12", "4 to 64 GPUs",
     "about 2 s of", "about 17 s and 21 s", "7% of a run", "of 100 epochs",  # estimates, as the page says
 )  # fmt: skip

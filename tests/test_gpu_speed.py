@@ -67,6 +67,7 @@ class Steps:
         return begun.elapsed_time(ended) / 1000 / steps
 
 
+@pytest.mark.xdist_group("memory")  # one at a time
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_step_of_each_preset_fits(name: str, world: DistContext, capsys: pytest.CaptureFixture):
     """Not compiled, which takes more memory. Prints what the step takes."""
