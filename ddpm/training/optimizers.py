@@ -95,7 +95,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_copy_(group.parts(gradients), [wide(parameter.grad) for parameter in group.parameters])
             if scale is not None:
                 gradients /= scale
-            gradients = torch.where(keep > 0, gradients, 0)
+            gradients.nan_to_num_(0, 0, 0)  # of a skipped step, which changes nothing as long as all is finite
             group.momenta.lerp_(gradients, (1 - MOMENTUM) * keep)
             steps = orthonormal(gradients.lerp_(group.momenta, MOMENTUM), self._dtype)
             steps *= group.factors * (-HIDDEN * rate * keep)
