@@ -100,6 +100,7 @@ def trained(options: argparse.Namespace, document: dict[str, Any], root: Path) -
     """Train every recipe with every seed for the steps that fit into the time; yields each as it ends."""
     place = (options.data_root.resolve(), root)
     measure_steps(options.recipes, document["ms_per_step"], *place)
+    atomic_write(options.out, json.dumps(document, indent=2))
 
     def run(recipe: str, seed: int) -> tuple[dict[str, Any], Path]:
         ms_per_step = statistics.median(document["ms_per_step"][step_flags(recipe)])
