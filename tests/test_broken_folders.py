@@ -184,6 +184,21 @@ def test_what_is_no_image_of_a_class_is_ignored_and_counted(root: Path):
     assert f"ignored: {found}system files: 3" in source.remarks()
 
 
+def test_pictures_in_formats_that_are_not_read_are_a_warning_with_their_number(root: Path):
+    """Among readable pictures they were "other files", without a word on what to do."""
+    for name in ("a/IMG_1.HEIC", "b/IMG_2.heic", "b/3.avif", "a/notes.txt"):
+        (root / name).write_bytes(b"\0\0\0\x18ftypheic")
+    remarks = prepared(root).remarks()
+    assert "ignored: AVIF images: 1, HEIC images: 2, other files: 1" in remarks
+    expected = "warning: 3 pictures in formats that are not read (AVIF images: 1, HEIC images: 2): convert to PNG, JPEG"
+    assert any(remark.startswith(expected) for remark in remarks)
+    for file in root.rglob("*.heic"):
+        file.unlink()
+    (root / "photos").mkdir()
+    (root / "photos" / "1.heif").write_bytes(b"x")
+    refused(root, r"class 'photos', .* has no images, only what is ignored \(HEIF images: 1\): put its images \(PNG, ")
+
+
 @pytest.mark.parametrize("place", [".", "b", "b/13.png"])
 def test_a_place_that_may_not_be_read_is_named(place: str, request: pytest.FixtureRequest):
     above = Path(tempfile.mkdtemp(prefix="folder_"))  # pytest's own folders are closed to other users

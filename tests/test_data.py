@@ -150,11 +150,12 @@ def test_counts_are_of_each_class(small_data: Path, small):
     assert train.counts() == [6] * 47
     assert test.counts() == [3] * 47
     assert dataset(small).count() == 6 * 47
+    assert dataset(small).count("test") == 3 * 47
 
 
 def test_glyphs_are_drawn_on_first_use_and_read_by_the_same_loader(tmp_path: Path):
     config = preset("tiny", data="glyphs", data_root=tmp_path)
-    assert dataset(config).count() == 18_800  # without drawing any
+    assert (dataset(config).count(), dataset(config).count("test")) == (18_800, 3_760)  # without drawing any
     assert not (tmp_path / "glyphs").exists()
     train, test = data.load(config, ONE)
     assert (len(train), len(test)) == (18_800, 3_760)
