@@ -155,7 +155,8 @@ NASTY = ["<script>alert(1)</script>", 'a|"b"', "`c`", "い"]
          'pipeline("Hello World"', "[0, 25, 26]"], ["digits"], ["emnist"], {"emnist-letters", "handwriting"}),
         ({"split": "byclass"}, SPLITS["byclass"].class_names, ["the capitals, and the small letters. There",
          "Some classes look alike"], ["both cases"], ["emnist"], {"emnist-byclass", "handwriting"}),
-        ({"data": "fashion"}, NASTY, ["`<script>alert(1)</script>`, `a|\"b\"`, `` `c` ``, `い`", '"a|\\"b\\"", "`c`"]'], [],
+        ({"data": "fashion"}, NASTY, ["`<script>alert(1)</script>`, `a|\"b\"`, `` `c` ``, `い`",
+         '"a|\\"b\\"", "`c`"]'], [],
          ["zalando-datasets/fashion_mnist"], {"fashion"}),
     ],
 )  # fmt: skip

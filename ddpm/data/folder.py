@@ -266,8 +266,8 @@ def _remarks(listing: Listing, facts: dict[str, Any]) -> Iterator[str]:
     else:
         yield f"images: {width}x{height} to {widest}x{highest} pixels, most often {usual[0]}x{usual[1]}"
     found = facts["backgrounds"]
-    words = "dark in {dark:,}, light in {light:,}, none found in {none:,}; {inverted:,} images inverted"
-    yield f"background: {words.format(**found)}"
+    words = "dark in {dark:,}, light in {light:,}, none found in {none:,}"
+    yield f"background: {words.format(**found)}; {plural(found['inverted'], 'image')} inverted"
     given = (
         "train/ and test/" if "test" in listing.splits else "every tenth image of a class, by the hash of its content"
     )
