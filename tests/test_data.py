@@ -85,7 +85,7 @@ def test_a_class_without_images_cannot_be_balanced(small_data: Path, tmp_path: P
     _, labels = emnist.emnist(tmp_path).files("train")
     idx.write_idx(labels, np.minimum(idx.read_idx(labels, 1), 45))
     assert data.load(preset("tiny", data_root=tmp_path), ONE)[0].counts()[46] == 0
-    with pytest.raises(RequestError, match="class t has no training images"):
+    with pytest.raises(RequestError, match="class 't' has no training images"):
         data.load(preset("tiny", data_root=tmp_path, balance="classes"), ONE)
 
 

@@ -123,7 +123,7 @@ def _of_two_splits(root: Path, ignored: Counter[str]) -> Listing:
         ("test", "train", test.keys() - train.keys()),
     ):
         if only:
-            which = _few(sorted(only, key=natural))
+            which = few(sorted(only, key=natural))
             much = plural(len(only), "class")
             raise _wrong(f"{root / split} has {much} that {other}/ lacks ({which}): give both the same subfolders")
     return Listing(tuple(train), {split: list(of.values()) for split, of in classes.items()}, ignored)
@@ -210,11 +210,11 @@ def unread(ignored: Mapping[str, int]) -> dict[str, int]:
     return {kind: number for kind, number in ignored.items() if kind in kinds and number}
 
 
-def _few(names: Iterable[str]) -> str:
-    """At most three names, and how many more."""
+def few(names: Iterable[str], most: int = 3) -> str:
+    """At most `most` names, quoted, and how many more."""
     names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(repr(name) for name in names[:3]) + more
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
 
 
 def _wrong(message: str) -> RequestError:

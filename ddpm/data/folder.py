@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.data.class_folders import SPLITS, File, Listing, changed, in_words, list_classes, unread
+from ddpm.data.class_folders import SPLITS, File, Listing, changed, few, in_words, list_classes, unread
+from ddpm.data.classes import MOST_SHOWN
 from ddpm.data.contact_sheet import draw_sheet
 from ddpm.data.idx import Split
 from ddpm.data.pictures import IN_WORDS, Picture, in_one_line, read_picture, turn_black
@@ -259,6 +260,7 @@ class FolderSet:
 
 
 def _remarks(listing: Listing, facts: dict[str, Any]) -> Iterator[str]:
+    yield f"{plural(len(listing.class_names), 'class')}: {few(listing.class_names, MOST_SHOWN)}"
     sizes = sorted(facts["sizes"], key=lambda size: (size[0] * size[1], size))
     (width, height, _), (widest, highest, _), usual = sizes[0], sizes[-1], max(sizes, key=itemgetter(2))
     if len(sizes) == 1:

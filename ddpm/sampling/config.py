@@ -129,13 +129,9 @@ def chosen_labels(classes: str, names: Sequence[str]) -> list[int]:
         names: of all classes, in the order of their labels.
 
     Raises:
-        RequestError: there is no such class, none is given, or quotation marks do not match.
+        RequestError: there is no such class, or none is given.
     """
-    try:
-        (found,) = csv.reader([classes], skipinitialspace=True, strict=True)
-    except csv.Error as error:
-        fix = "put a name that has a comma or begins with a quotation mark in double quotes, and double those in it"
-        raise RequestError(f"--classes: {error}; {fix}") from error
+    (found,) = csv.reader([class_name(classes)], skipinitialspace=True)
     wanted = [name for name in map(class_name, found) if name]
     if not wanted:
         raise RequestError("--classes is empty: give names of classes, or leave it out for all")

@@ -194,7 +194,7 @@ def in_words(description: dict[str, Any]) -> list[str]:
 def _passes_in_words(images: int, drawn: int) -> list[str]:
     """A line if an epoch draws every image several times."""
     passes = round(drawn / images)
-    return [f"an epoch passes over the training images {passes} times (--passes-per-epoch)"] if passes > 1 else []
+    return [f"an epoch passes over the training images {passes:,} times (--passes-per-epoch)"] if passes > 1 else []
 
 
 def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
