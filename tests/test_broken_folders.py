@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,11 +117,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # what is wrong →
                r"class 'b', .* \(other files: 1\)"),
 }  # fmt: skip
 
+
+def tiff_of_unknown_colours() -> bytes:
+    content = io.BytesIO()
+    stroke(1).save(content, "TIFF")
+    known, unknown = (struct.pack("<HHIHH", 262, 3, 1, meaning, 0) for meaning in (1, 999))  # of its numbers
+    assert known in content.getvalue()
+    return content.getvalue().replace(known, unknown)
+
+
 BROKEN_IMAGES: dict[str, tuple[bytes, str]] = {  # what is wrong → content of a file, what is said
     "zero bytes": (b"", r"is empty \(0 bytes\): replace or remove it"),
     "text": (b"not an image\n", r"is no PNG, JPEG, TIFF, BMP, GIF or WebP picture, or its first bytes are damaged"),
     "truncated": (png(stroke(1))[:-60], r"is truncated or damaged \(.*\): replace or remove it"),
     "garbage": (png(stroke(1))[:60] + bytes(60) + png(stroke(1))[120:], r"is truncated or damaged \(.*\): replace"),
+    "a TIFF of unknown colours": (tiff_of_unknown_colours(), r"is a TIFF picture whose kind of pixels Pillow does not"),
     "16 bit": (png(Image.fromarray(np.zeros((9, 9), np.uint16))), r"has more than 8 bits per channel: save it with 8"),
     "100 megapixels": (png(Image.new("1", (10_000, 10_000))), r"has more than 64 million pixels: make it smaller"),
     "400 megapixels": (png(Image.new("1", (20_000, 20_000))), r"has more than 64 million pixels: make it smaller"),

@@ -76,6 +76,8 @@ def read_picture(path: Path, side: int, invert: Invert) -> Picture:
         words = str(error)
     except UnidentifiedImageError:
         words = f"is no {IN_WORDS} picture, or its first bytes are damaged: replace or remove it"
+        if content.startswith((b"II*\0", b"MM\0*")):
+            words = "is a TIFF picture whose kind of pixels Pillow does not know, or damaged: save it as PNG"
     except Image.DecompressionBombError:
         words = _too_large()
     except Exception as error:  # decoders raise errors of many kinds for damaged files
