@@ -27,6 +27,7 @@ from pathlib import Path
 from ddpm.run import cli
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
+from ddpm.run.format import plural
 from ddpm.run.program import run_program
 from ddpm.sampling.config import SampleConfig
 from ddpm.sampling.options import weights_words
@@ -95,7 +96,7 @@ def make(config: SampleConfig) -> Path:
             atomic_write(file, content)
     except OSError as error:
         raise RequestError(f"{error.filename or path}: {error.strerror}; give another file with --out") from error
-    print(f"  {count} images: {renderer.settings} · {precision} on {hardware.device_name(device)}")
+    print(f"  {plural(count, 'image')}: {renderer.settings} · {precision} on {hardware.device_name(device)}")
     timing = f"  {seconds:.1f} s, {1000 * seconds / count:,.1f} ms per image"
     print(f"{timing} · {fewer_threads}" if fewer_threads else timing)
     for file, content in files.items():

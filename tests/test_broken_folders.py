@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,11 +117,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # what is wrong →
                r"class 'b', .* \(other files: 1\)"),
 }  # fmt: skip
 
+
+def tiff_of_unknown_colours() -> bytes:
+    content = io.BytesIO()
+    stroke(1).save(content, "TIFF")
+    known, unknown = (struct.pack("<HHIHH", 262, 3, 1, meaning, 0) for meaning in (1, 999))  # of its numbers
+    assert known in content.getvalue()
+    return content.getvalue().replace(known, unknown)
+
+
 BROKEN_IMAGES: dict[str, tuple[bytes, str]] = {  # what is wrong → content of a file, what is said
     "zero bytes": (b"", r"is empty \(0 bytes\): replace or remove it"),
     "text": (b"not an image\n", r"is no PNG, JPEG, TIFF, BMP, GIF or WebP picture, or its first bytes are damaged"),
     "truncated": (png(stroke(1))[:-60], r"is truncated or damaged \(.*\): replace or remove it"),
     "garbage": (png(stroke(1))[:60] + bytes(60) + png(stroke(1))[120:], r"is truncated or damaged \(.*\): replace"),
+    "a TIFF of unknown colours": (tiff_of_unknown_colours(), r"is a TIFF picture whose kind of pixels Pillow does not"),
     "16 bit": (png(Image.fromarray(np.zeros((9, 9), np.uint16))), r"has more than 8 bits per channel: save it with 8"),
     "100 megapixels": (png(Image.new("1", (10_000, 10_000))), r"has more than 64 million pixels: make it smaller"),
     "400 megapixels": (png(Image.new("1", (20_000, 20_000))), r"has more than 64 million pixels: make it smaller"),
@@ -182,6 +194,20 @@ def test_what_is_no_image_of_a_class_is_ignored_and_counted(root: Path):
     assert np.array_equal(source.read("train")[0], before)
     found = "folders inside classes: 1, hidden files: 3, images outside the classes: 1, links: 3, other files: 2, "
     assert f"ignored: {found}system files: 3" in source.remarks()
+
+
+def test_pictures_in_formats_that_are_not_read_are_a_warning_with_their_number(root: Path):
+    """Among readable pictures they were "other files", without a word on what to do."""
+    for name in ("a/IMG_1.HEIC", "b/IMG_2.heic", "b/3.avif", "a/notes.txt"):
+        (root / name).write_bytes(b"\0\0\0\x18ftypheic")
+    remarks = prepared(root).remarks()
+    assert "ignored: AVIF images: 1, HEIC images: 2, other files: 1" in remarks
+    expected = "warning: 3 pictures in formats that are not read (AVIF images: 1, HEIC images: 2): convert to PNG, JPEG"
+    assert any(remark.startswith(expected) for remark in remarks)
+    shutil.rmtree(root.parent / "out")
+    (root / "photos").mkdir()
+    (root / "photos" / "1.heif").write_bytes(b"x")
+    refused(root, r"class 'photos', .* has no images, only what is ignored \(HEIF images: 1\): put its images \(PNG, ")
 
 
 @pytest.mark.parametrize("place", [".", "b", "b/13.png"])

@@ -4,16 +4,22 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from ddpm.evaluation.config import EvaluateConfig
+from ddpm.run import cli
 from ddpm.run.arguments import parse_args
 from ddpm.run.cli import flag
 from ddpm.run.config import PRESETS, RECIPES, TrainConfig, preset
 from ddpm.run.config.__main__ import field_help, markdown_table
 from ddpm.run.config.rules import without_effect
 from ddpm.run.errors import RequestError
-from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE
+from ddpm.run.paths import LONGEST_NAME, PROJECT_ROOT, SET_ASIDE, find_run
+from ddpm.sampling.config import SampleConfig
+from ddpm.sampling.load import find_checkpoint
+from ddpm.training.resume import choose_start
 from tests.conftest import replace
 
 
@@ -254,6 +260,33 @@ def test_a_mistake_in_a_file_of_settings_is_told_with_the_files_name(tmp_path, c
 
 def test_a_run_on_glyphs_is_never_called_balanced():
     assert preset("tiny", data="glyphs").run.startswith("glyphs_")
+
+
+def test_a_path_may_begin_in_the_home_folder_wherever_it_is_given(tmp_path, monkeypatch):
+    """A shell leaves `~` in --flag=~/x as it is, and files are read by no shell: a folder called ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.yaml").write_text("output_root: ~/runs\ndata_root: ~\n")  # ~ alone is YAML's null
+    plan = {"criteria": [{"low": "val_loss <= 1"}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    config = parse_args(["--config=~/my.yaml", "--criteria=~/plan.json"])
+    assert (config.output_root, config.data_root) == (tmp_path / "runs", TrainConfig.data_root)
+    assert (config.config, config.criteria) == (tmp_path / "my.yaml", tmp_path / "plan.json")
+    assert parse_args(["--data-root=~/x", "--output-root", "~"]).data_root == tmp_path / "x"
+    sampling = cli.parse(SampleConfig, ["--out=~/a.png", "--output-root=~"], "sample.py")
+    assert (sampling.out, sampling.output_root) == (tmp_path / "a.png", tmp_path)
+    assert cli.parse(EvaluateConfig, ["run", "--data-root=~nobody_here/x"], "evaluate.py").data_root == Path(
+        "~nobody_here/x"
+    )
+
+
+def test_models_and_checkpoints_in_the_home_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "step_1" / "unet").mkdir(parents=True)
+    assert find_checkpoint("~/step_1", tmp_path / "elsewhere") == tmp_path / "step_1"
+    (tmp_path / "metrics" / "output" / "mine").mkdir(parents=True)
+    assert find_run("~/metrics/output/mine").run == "mine"
+    with pytest.raises(RequestError, match=f"{tmp_path}/step_1"):  # found, and no checkpoint
+        choose_start(tmp_path / "elsewhere", "~/step_1", {})
 
 
 def test_settings_survive_json():

@@ -85,7 +85,7 @@ def test_a_class_without_images_cannot_be_balanced(small_data: Path, tmp_path: P
     _, labels = emnist.emnist(tmp_path).files("train")
     idx.write_idx(labels, np.minimum(idx.read_idx(labels, 1), 45))
     assert data.load(preset("tiny", data_root=tmp_path), ONE)[0].counts()[46] == 0
-    with pytest.raises(RequestError, match="class t has no training images"):
+    with pytest.raises(RequestError, match="class 't' has no training images"):
         data.load(preset("tiny", data_root=tmp_path, balance="classes"), ONE)
 
 
@@ -150,11 +150,12 @@ def test_counts_are_of_each_class(small_data: Path, small):
     assert train.counts() == [6] * 47
     assert test.counts() == [3] * 47
     assert dataset(small).count() == 6 * 47
+    assert dataset(small).count("test") == 3 * 47
 
 
 def test_glyphs_are_drawn_on_first_use_and_read_by_the_same_loader(tmp_path: Path):
     config = preset("tiny", data="glyphs", data_root=tmp_path)
-    assert dataset(config).count() == 18_800  # without drawing any
+    assert (dataset(config).count(), dataset(config).count("test")) == (18_800, 3_760)  # without drawing any
     assert not (tmp_path / "glyphs").exists()
     train, test = data.load(config, ONE)
     assert (len(train), len(test)) == (18_800, 3_760)

@@ -122,7 +122,7 @@ REFUSED = {  # the machine → what the line must name
         {"shown": nvml(), "variables": GRANTED},
         ("SLURM_JOB_GPUS=0,1,2,3", "built for CUDA 13.0", "535.129.03", "up to 12.2", "docs/install.md"),
     ),
-    "no grant, but a GPU is there": ({"shown": nvml()}, ("NVML shows 1 GPU(s)", "built for CUDA 13.0", "535.129.03")),
+    "no grant, but a GPU is there": ({"shown": nvml()}, ("NVML shows 1 GPU", "built for CUDA 13.0", "535.129.03")),
     "a torch without CUDA": (
         {"shown": nvml("580.65.06", 13000), "variables": GRANTED, "cuda": None},
         ("built without CUDA", "580.65.06", "up to 13.0", "docs/install.md"),
@@ -202,7 +202,7 @@ def test_gpus_of_others_and_hidden_ones_are_no_grant(machine, tmp_path: Path):
     machine(nvml(gpus=4, forbidden=4))  # a job without GPUs on a node with some
     assert pick_device("auto")[0].type == "cpu"
     machine(nvml(gpus=4, forbidden=3))
-    assert plainly_there() == "NVML shows 1 GPU(s)"
+    assert plainly_there() == "NVML shows 1 GPU"
     machine()
     (tmp_path / "nvidia0").touch()
     assert plainly_there() == f"{tmp_path / 'nvidia0'} is there"

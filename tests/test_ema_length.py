@@ -160,7 +160,7 @@ def test_sample_draws_with_the_rebuilt_weights_and_says_so(run: TrainConfig, cap
     assert not np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[1], pictures[2])
     said = capsys.readouterr().out
     assert "EMA length 0.08 weights" in said
-    assert "EMA length 0.08, rebuilt from 8 averages of 4 checkpoint(s) with an error of" in said
+    assert "EMA length 0.08, rebuilt from 8 averages of 4 checkpoints with an error of" in said
     model = load_model(str(newest), CPU, length=0.1)
     stored = load_file(newest / "unet_power_10" / Path(WEIGHTS).name)
     assert all(torch.allclose(weight, stored[name], atol=1e-6) for name, weight in

@@ -141,7 +141,7 @@ def test_an_evaluation_is_of_the_length_that_was_asked_for(averaged: Path, saved
     arguments = ["small", *FEW, "--no-cas", "--no-sweeps", "--output-root", str(averaged), "--out", str(tmp_path)]
     assert evaluate.main([*arguments, "--ema-length", "0.08"]) == 0
     assert document(tmp_path / "evaluation.json")["weights"] == "ema length 0.08"
-    assert "EMA length 0.08, rebuilt from 2 averages of 1 checkpoint(s)" in capsys.readouterr().out
+    assert "EMA length 0.08, rebuilt from 2 averages of 1 checkpoint with" in capsys.readouterr().out
     none = ["small", *FEW, "--ema-length", "0.08", "--output-root", str(saved.output_root)]
     assert evaluate.main(none) == 2
     said = capsys.readouterr().err

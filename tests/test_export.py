@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from ddpm.data.emnist import CLASS_NAMES, SPLITS
@@ -154,7 +155,8 @@ NASTY = ["<script>alert(1)</script>", 'a|"b"', "`c`", "い"]
          'pipeline("Hello World"', "[0, 25, 26]"], ["digits"], ["emnist"], {"emnist-letters", "handwriting"}),
         ({"split": "byclass"}, SPLITS["byclass"].class_names, ["the capitals, and the small letters. There",
          "Some classes look alike"], ["both cases"], ["emnist"], {"emnist-byclass", "handwriting"}),
-        ({"data": "fashion"}, NASTY, ["`<script>alert(1)</script>`, `a|\"b\"`, `'c'`, `い`", '"a|\\"b\\"", "`c`"]'], [],
+        ({"data": "fashion"}, NASTY, ["`<script>alert(1)</script>`, `a|\"b\"`, `` `c` ``, `い`",
+         '"a|\\"b\\"", "`c`"]'], [],
          ["zalando-datasets/fashion_mnist"], {"fashion"}),
     ],
 )  # fmt: skip
@@ -182,6 +184,15 @@ def test_the_card_of_many_classes_names_some_and_shows_some(tmp_path: Path):
     assert "`class 59` and 240 more: see `pipeline.config.class_names`." in page and "`class 60`" not in page
     assert "64 of 300 classes" in page
     assert trained_names(folder) == names
+
+
+def test_the_card_shows_names_that_work_in_the_pipeline(tmp_path: Path):
+    """`c` was shown as 'c', which the pipeline does not know."""
+    names = [*NASTY, "`", "``d` e", "f\\`", "*g*", "h\\|i"]
+    folder = export(trained(of_classes(tmp_path, names, data="fashion")), tmp_path / "export")
+    tokens = MarkdownIt("commonmark").parse(card_of(folder)[1])
+    (limit,) = [token for token in tokens if token.content.startswith("It knows")]
+    assert [part.content for part in limit.children if part.type == "code_inline"] == names
 
 
 def trained_names(folder: Path) -> list[str]:

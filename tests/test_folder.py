@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ddpm.data import folder as folder_module
-from ddpm.data.contact_sheet import draw_sheet
+from ddpm.data.contact_sheet import draw_sheet, part_words
 from ddpm.data.pictures import read_picture
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import preset
@@ -142,6 +143,35 @@ def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path):
             path = tmp_path / f"{value}.{ending}"
             picture.transpose(undone).save(path, exif=noted, **FORMATS[ending])
             assert np.array_equal(read_picture(path, SIDE, "auto").pixels, np.asarray(picture)), (value, ending)
+            picture.crop((0, 0, SIDE, 20)).transpose(undone).save(path, exif=noted, **FORMATS[ending])
+            assert read_picture(path, SIDE, "auto").size == (SIDE, 20), "as a person sees it"
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tiff"])
+def test_sizes_are_those_before_the_picture_was_reduced(ending: str, tmp_path: Path):
+    noted = Image.Exif()
+    noted[0x0112] = 6
+    Image.new("L", (600, 400)).save(tmp_path / f"a.{ending}", exif=noted)
+    assert read_picture(tmp_path / f"a.{ending}", SIDE, "auto").size == (400, 600)
+
+
+def test_every_kind_of_pixels_that_a_file_may_hold_is_read(tmp_path: Path):
+    """TIFF files in LAB were called damaged, and so was gray that is multiplied with its alpha."""
+    gray = stroke(3).point(lambda level: 255 * (level > 100))
+    zero = Image.new("L", gray.size)
+    pictures = {mode: gray.convert(mode) for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")}
+    pictures |= {"YCbCr": gray.convert("RGB").convert("YCbCr"), "LAB": Image.merge("LAB", (gray, zero, zero))}
+    pictures["La"] = pictures["LA"]
+    for mode, picture in pictures.items():
+        path = tmp_path / f"{mode}.tiff"
+        picture.save(path)
+        if mode == "La":  # which Pillow reads, but does not write: tag 338, ExtraSamples, is 1 instead of 2
+            of_kind = [struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1)]
+            path.write_bytes(path.read_bytes().replace(*of_kind))
+        with Image.open(path) as stored:
+            assert stored.mode == mode, "the file is of the kind that is tested"
+        difference = read_picture(path, SIDE, "auto").pixels - np.asarray(gray).astype(int)
+        assert np.abs(difference).max() <= 2, mode
 
 
 def test_a_picture_is_padded_to_a_square_with_its_background_not_stretched(tmp_path: Path):
@@ -216,6 +246,18 @@ def test_names_can_be_told_apart_in_the_contact_sheet(names: tuple[str, str]):
     sheet = np.asarray(draw_sheet(names, np.zeros((2, SIDE, SIDE), np.uint8), np.arange(2)))
     first, second = sheet[4:60], sheet[64:120]
     assert not np.array_equal(first, second), "letters that the typeface lacks, or the same first letters"
+
+
+def test_a_contact_sheet_of_many_classes_shows_some_of_all_and_says_so():
+    """It showed the first hundred, as if there were no others."""
+    names = [f"{number}" for number in range(250)]
+    pixels = np.arange(250, dtype=np.uint8)[:, None, None].repeat(SIDE, 1).repeat(SIDE, 2)
+    sheet = np.asarray(draw_sheet(names, pixels, np.arange(250)))
+    shown = [label for label in range(250) if (sheet[:, -12 * 60 : -11 * 60 - 4] == label).all(axis=1).sum() >= 56]
+    assert len(set(shown) - {40}) >= 99 and {0, 249} <= set(shown), "40 is the paper"
+    assert (sheet[:28] > 150).any(), "a line of text at the top"
+    assert not (np.asarray(draw_sheet(names[:100], pixels[:100], np.arange(100)))[:4] > 150).any()
+    assert (part_words(250), part_words(100)) == ("100 of 250 classes", "")
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------

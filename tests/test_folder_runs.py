@@ -71,8 +71,10 @@ def test_a_dry_run_shows_what_is_in_the_folder(images: TrainConfig, capsys: pyte
     assert run(replace(images, dry_run=True)) == 0
     output = capsys.readouterr().out
     assert "<i>:12, `c`:18, a|b:27" in output
+    assert "3 classes: '<i>', '`c`', 'a|b'\n" in output
     assert "images: all 28x28 pixels" in output
     assert "dark in 64, light in 0" in output
+    assert re.search(r"val_images: +7 \(all test images\)", output), "not the 120 of the settings"
     sheet = Path(
         next(line for line in output.splitlines() if line.startswith("contact sheet:")).split(":", 1)[1].strip()
     )

@@ -265,8 +265,8 @@ def test_classes_are_drawn_by_their_names_or_labels(small: TrainConfig):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [("Bag", "cannot draw a text: give a list of its classes, which are Bag, Coat, T-shirt, long"),
-     (["Hat"], "'Hat' is not among the classes of this model: Bag, Coat, T-shirt, long"),
+    [("Bag", "cannot draw a text: give a list of its classes, which are Bag, Coat, \"T-shirt, long\""),
+     (["Hat"], "'Hat' is not among the classes of this model: Bag, Coat, \"T-shirt, long\""),
      ([4], "0 to 3"), ([], "nothing to draw")],
 )  # fmt: skip
 def test_classes_that_the_model_does_not_have_are_named(small: TrainConfig, wrong: str | list, message: str):
@@ -275,8 +275,9 @@ def test_classes_that_the_model_does_not_have_are_named(small: TrainConfig, wron
 
 
 def test_a_message_names_some_of_many_classes():
-    assert listed("0123") == "0123"
-    assert listed([f"class {number}" for number in range(1000)]).endswith(" more")
+    assert listed("0123,") == "0123,"
+    assert listed(["Bag", "a, b", "Ankle boot", '"g']) == 'Bag, "a, b", "Ankle boot", """g"'
+    assert listed([f"class_{number}" for number in range(1000)]).endswith(" more")
     assert len(listed([f"class {number}" for number in range(1000)])) < 320
     assert listed(["n" * 400, "o"]) == "n" * 400 + " and 1 more"
 

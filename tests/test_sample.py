@@ -197,8 +197,10 @@ def test_all_classes_have_a_sheet_a_strip_and_an_animation(clothes: Path):
     [
         (["--text", "Hi"], "--text: the classes of this model are not characters; choose some with --classes: T-shirt"),
         (["--chars", "0-9"], "--chars: the classes of this model are not characters"),
-        (["--classes", "Hat"], "'Hat' is none of the classes 0 to 11, or one of their names: T-shirt/top, Trouser"),
-        (["--classes", "12"], "'12' is none of the classes"),
+        (["--classes", "Hat"], "there is no class 'Hat'; give names of these: T-shirt/top, Trouser"),
+        (["--classes", "12"], 'Bag, "Ankle boot", '),
+        (["--classes", "12"], "or numbers from 0 to 11\n"),
+        (["--classes", "Bag\nCoat"], "there is no class 'Bag Coat'"),
         (["--classes", " , "], "--classes is empty"),
         (["--classes", "Bag", "--text", "a"], "--classes: leave out --chars and --text"),
     ],
@@ -208,6 +210,26 @@ def test_classes_that_are_not_there_are_told_in_a_line(clothes: Path, here: Path
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and message in said
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [("9", "10"), ("Bag", "3")])
+def test_a_number_is_a_name_where_classes_are_called_by_numbers(names: tuple[str, str], tmp_path: Path, capsys):
+    """Of the classes 9 and 10, `--classes 0` drew the nine."""
+    leave_run(tmp_path, "numbers", "fashion", class_names=names)
+    assert draw(tmp_path, "numbers", "--classes", names[1], "--per-class", "1", "--npz", "--out", "one.png") == 0
+    assert np.load("one.npz")["y"].tolist() == [1]
+    assert "  1 image: " in capsys.readouterr().out
+    for number in ("0", "1"):
+        assert draw(tmp_path, "numbers", "--classes", number) == 2
+        said = capsys.readouterr().err
+        assert f"there is no class '{number}'; give names of these: {', '.join(names)}\n" in said
+
+
+def test_a_class_is_found_however_its_name_is_composed_and_spaced(tmp_path: Path):
+    """A Mac's file names, and what is pasted from them, have the accent as a letter of its own."""
+    leave_run(tmp_path, "accents", "fashion", class_names=["caf\u00e9 noir", "th\u00e9"])
+    assert draw(tmp_path, "accents", "--classes", "the\u0301, cafe\u0301  noir", "--npz", "--out", "a.png") == 0
+    assert np.unique(np.load("a.npz")["y"]).tolist() == [0, 1]
 
 
 def test_of_many_classes_a_sheet_shows_some_and_any_can_be_asked_for(tmp_path: Path, capsys):

@@ -211,7 +211,7 @@ def test_what_fits_the_run_to_the_last_step_is_not_remarked():
 def test_a_patience_of_the_whole_run_is_remarked(patience: int, max_steps: int | None):
     settings = {"plateau_patience": patience, "max_steps": max_steps}
     (remark,) = make_schedule(warmup_steps=0, lr_schedule="plateau", **settings).remarks()
-    assert "too few for the learning rate to be lowered" in remark
+    assert "too short for the learning rate to be lowered" in remark
 
 
 def test_a_warm_up_and_a_schedule_multiply():

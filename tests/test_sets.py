@@ -59,6 +59,7 @@ def test_missing_files_are_named_with_the_way_to_get_them(wanted: dict[str, str]
     config = preset("tiny", **wanted, data_root=tmp_path)
     assert not dataset(config).present()
     assert dataset(config).count() in (124_800, 60_000)
+    assert dataset(config).count("test") in (20_800, 10_000)
     with pytest.raises(RequestError, match="is missing: --download fetches it") as raised:
         dataset(config).prepare(download=False)
     assert str(dataset(config).files("train")[0]) in str(raised.value)

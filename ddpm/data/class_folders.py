@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddpm.data.idx import Split
-from ddpm.data.pictures import ENDINGS, IN_WORDS, in_one_line
+from ddpm.data.pictures import ENDINGS, IN_WORDS, OTHERS, in_one_line
+from ddpm.run.datasets import class_name
 from ddpm.run.errors import RequestError
 from ddpm.run.files import why_and_cure
 from ddpm.run.format import plural
@@ -122,7 +123,7 @@ def _of_two_splits(root: Path, ignored: Counter[str]) -> Listing:
         ("test", "train", test.keys() - train.keys()),
     ):
         if only:
-            which = _few(sorted(only, key=natural))
+            which = few(sorted(only, key=natural))
             much = plural(len(only), "class")
             raise _wrong(f"{root / split} has {much} that {other}/ lacks ({which}): give both the same subfolders")
     return Listing(tuple(train), {split: list(of.values()) for split, of in classes.items()}, ignored)
@@ -135,7 +136,7 @@ def _classes(root: Path, split: str, folders: Sequence[str], ignored: Counter[st
         beside = f" (ignored: {kinds})" if (kinds := in_words(ignored)) else ""
         raise _wrong(f"{place} has no subfolder: put the images of each class into one of the class's name{beside}")
     for folder in folders:
-        name = " ".join(unicodedata.normalize("NFC", folder).split())
+        name = class_name(folder)
         if not name or any(unicodedata.category(character) in UNSHOWABLE for character in folder):
             raise _wrong(f"the name of the folder {str(place / folder)!r} cannot be shown: rename it")
         if name in found:
@@ -151,7 +152,7 @@ def _classes(root: Path, split: str, folders: Sequence[str], ignored: Counter[st
 
 def _one_class(place: Path, folder: str) -> str:
     inside = _entries(place, folder, Counter()).folders
-    hint = f", or --data-root {place / folder} if its {len(inside)} subfolders are the classes" if inside else ""
+    hint = f", or --data-root {place / folder} if its {len(inside)} subfolders are the classes" if inside[1:] else ""
     return f"{place} has one class only, {folder!r}: give it 2 or more subfolders{hint}"
 
 
@@ -191,6 +192,8 @@ def _entries(root: Path, folder: str, ignored: Counter[str]) -> _Entries:
             elif entry.is_file() and ending in ENDINGS:
                 facts = entry.stat(follow_symlinks=False)
                 pictures.append(File(os.path.join(folder, entry.name), facts.st_size, facts.st_mtime_ns))
+            elif ending in OTHERS:
+                ignored[f"{OTHERS[ending]} images"] += 1
             else:
                 ignored["other files"] += 1
     return _Entries(sorted(folders), pictures)
@@ -201,11 +204,17 @@ def in_words(ignored: Mapping[str, int]) -> str:
     return ", ".join(f"{kind}: {number:,}" for kind, number in sorted(ignored.items()) if number)
 
 
-def _few(names: Iterable[str]) -> str:
-    """At most three names, and how many more."""
+def unread(ignored: Mapping[str, int]) -> dict[str, int]:
+    """Those of the ignored that are pictures in a format that is not read: `HEIC images` → how many."""
+    kinds = {f"{name} images" for name in OTHERS.values()}
+    return {kind: number for kind, number in ignored.items() if kind in kinds and number}
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """At most `most` names, quoted, and how many more."""
     names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(repr(name) for name in names[:3]) + more
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
 
 
 def _wrong(message: str) -> RequestError:

@@ -20,16 +20,17 @@ class SplitFacts(NamedTuple):
     class_names: str
     both_cases: str  # classes that hold both cases of their letter
     train_images: int
+    test_images: int
     first_label: int = 0
 
 
 SPLITS: dict[SplitName, SplitFacts] = {
-    "balanced": SplitFacts(CLASS_NAMES, MERGED, 112_800),
-    "letters": SplitFacts(string.ascii_uppercase, string.ascii_uppercase, 124_800, first_label=1),
-    "digits": SplitFacts(string.digits, "", 240_000),
-    "mnist": SplitFacts(string.digits, "", 60_000),
-    "bymerge": SplitFacts(CLASS_NAMES, MERGED, 697_932),
-    "byclass": SplitFacts(string.digits + string.ascii_uppercase + string.ascii_lowercase, "", 697_932),
+    "balanced": SplitFacts(CLASS_NAMES, MERGED, 112_800, 18_800),
+    "letters": SplitFacts(string.ascii_uppercase, string.ascii_uppercase, 124_800, 20_800, first_label=1),
+    "digits": SplitFacts(string.digits, "", 240_000, 40_000),
+    "mnist": SplitFacts(string.digits, "", 60_000, 10_000),
+    "bymerge": SplitFacts(CLASS_NAMES, MERGED, 697_932, 116_323),
+    "byclass": SplitFacts(string.digits + string.ascii_uppercase + string.ascii_lowercase, "", 697_932, 116_323),
 }
 
 
@@ -43,6 +44,7 @@ def emnist(root: Path, split: SplitName = "balanced") -> IdxSet:
         stem=f"EMNIST/raw/emnist-{split}-{{}}",
         fetch=partial(download, "EMNIST", split=split),
         usual_images=facts.train_images,
+        usual_test_images=facts.test_images,
         transposed=True,
         first_label=facts.first_label,
     )

@@ -21,16 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.data.class_folders import SPLITS, File, Listing, changed, in_words, list_classes
+from ddpm.data.class_folders import SPLITS, File, Listing, changed, few, in_words, list_classes, unread
+from ddpm.data.classes import MOST_SHOWN
 from ddpm.data.contact_sheet import draw_sheet
 from ddpm.data.idx import Split
-from ddpm.data.pictures import Picture, in_one_line, read_picture, turn_black
+from ddpm.data.pictures import IN_WORDS, Picture, in_one_line, read_picture, turn_black
 from ddpm.run.datasets import Invert, data_words, published_name
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real, strict_json, why_and_cure
 from ddpm.run.format import plural
 
-VERSION = 2  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
+VERSION = 3  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
 EVERY = 10  # one image in ten of a class is in the test split, if there is no test/
 LARGE = 100_000  # bytes: files above this mean size are decoded in threads, which only slow small ones down
 MOST_THREADS = 8  # each may take the memory of one large picture
@@ -126,13 +127,13 @@ class FolderSet:
         """
         _ = self.listing
 
-    def count(self) -> int:
-        """The number of training images; an estimate if they are not prepared yet."""
+    def count(self, split: Split = "train") -> int:
+        """The number of images of a split; an estimate if they are not prepared yet."""
         if kept := self._load():
-            return len(kept.labels["train"])
-        train = self.listing.splits["train"]
-        share = 1 if "test" in self.listing.splits else 1 - 1 / EVERY
-        return round(share * sum(map(len, train)))
+            return len(kept.labels[split])
+        splits = self.listing.splits
+        share = 1 if "test" in splits else 1 / EVERY if split == "test" else 1 - 1 / EVERY
+        return round(share * sum(map(len, splits.get(split, splits["train"]))))
 
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Pixels, uint8 [N, S, S], and labels, int64 [N]."""
@@ -259,6 +260,7 @@ class FolderSet:
 
 
 def _remarks(listing: Listing, facts: dict[str, Any]) -> Iterator[str]:
+    yield f"{plural(len(listing.class_names), 'class')}: {few(listing.class_names, MOST_SHOWN)}"
     sizes = sorted(facts["sizes"], key=lambda size: (size[0] * size[1], size))
     (width, height, _), (widest, highest, _), usual = sizes[0], sizes[-1], max(sizes, key=itemgetter(2))
     if len(sizes) == 1:
@@ -266,14 +268,17 @@ def _remarks(listing: Listing, facts: dict[str, Any]) -> Iterator[str]:
     else:
         yield f"images: {width}x{height} to {widest}x{highest} pixels, most often {usual[0]}x{usual[1]}"
     found = facts["backgrounds"]
-    words = "dark in {dark:,}, light in {light:,}, none found in {none:,}; {inverted:,} images inverted"
-    yield f"background: {words.format(**found)}"
+    words = "dark in {dark:,}, light in {light:,}, none found in {none:,}"
+    yield f"background: {words.format(**found)}; {plural(found['inverted'], 'image')} inverted"
     given = (
         "train/ and test/" if "test" in listing.splits else "every tenth image of a class, by the hash of its content"
     )
     yield f"test split: {given}"
     if ignored := in_words(listing.ignored):
         yield f"ignored: {ignored}"
+    if others := unread(listing.ignored):
+        number = plural(sum(others.values()), "picture")
+        yield f"warning: {number} in formats that are not read ({in_words(others)}): convert to {IN_WORDS}, or remove"
     if shared := facts["shared"]:
         yield (
             f"warning: {plural(shared, 'test image')} can be found among the training images too; figures on the test "

@@ -67,8 +67,9 @@ class GlyphSet(IdxSet):
     """The data set under `root`; it is drawn where others are downloaded."""
 
     def __init__(self, root: Path) -> None:
-        facts = vars(emnist(root)) | {"title": TITLES["glyphs"], "usual_images": TRAIN_PER_CLASS * len(CLASS_NAMES)}
-        super().__init__(**facts)
+        numbers = {"usual_images": TRAIN_PER_CLASS, "usual_test_images": TEST_PER_CLASS}
+        numbers = {name: per_class * len(CLASS_NAMES) for name, per_class in numbers.items()}
+        super().__init__(**vars(emnist(root)) | numbers | {"title": TITLES["glyphs"]})
 
     def prepare(self, download: bool = False) -> None:
         """Draw the files unless they are there."""

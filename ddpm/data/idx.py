@@ -17,6 +17,7 @@ import numpy as np
 
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, open_regular, why_and_cure
+from ddpm.run.format import plural
 
 Split = Literal["train", "test"]
 
@@ -35,6 +36,7 @@ class IdxSet:
     stem: str  # of the files below `root`, with {} for the split
     fetch: Callable[[Path], None]  # downloads the files to a root
     usual_images: int  # of the training split, as published
+    usual_test_images: int
     splits: tuple[str, str] = ("train", "test")  # as the files call them
     transposed: bool = False  # an upright picture is `image.T`
     first_label: int = 0
@@ -71,16 +73,16 @@ class IdxSet:
         for split in ("train", "test"):
             self.check(split)
 
-    def count(self) -> int:
-        """The number of training images, without reading any; the usual number if the files are not there yet.
+    def count(self, split: Split = "train") -> int:
+        """The number of images of a split, without reading any; the usual number if the files are not there yet.
 
         Raises:
             RequestError: the files are damaged.
         """
         if not self.present():
-            return self.usual_images
-        self.check("train")
-        return len(read_idx(self.files("train")[1], 1))
+            return self.usual_test_images if split == "test" else self.usual_images
+        self.check(split)
+        return len(read_idx(self.files(split)[1], 1))
 
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Upright pixels, uint8 [N, 28, 28], 0 is background; and labels from 0 on, int64 [N]."""
@@ -109,7 +111,7 @@ class IdxSet:
         values = read_idx(labels, 1)
         if len(values) != number:
             raise RequestError(
-                f"{labels} holds {len(values):,} labels for the {number:,} images of {images.name}: "
+                f"{labels} holds {plural(len(values), 'label')} for the {plural(number, 'image')} of {images.name}: "
                 "delete both and fetch them again with --download, or use --data glyphs"
             )
         least, most = self.first_label, self.first_label + len(self.class_names) - 1

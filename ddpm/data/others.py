@@ -32,5 +32,6 @@ def _like_mnist(root: Path, name: str, called: str, class_names: tuple[str, ...]
         stem=f"{called}/raw/{{}}",
         fetch=partial(download, called),
         usual_images=60_000,
+        usual_test_images=10_000,
         splits=("train", "t10k"),
     )

@@ -21,6 +21,11 @@ from ddpm.run.format import clean
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 IN_WORDS = "PNG, JPEG, TIFF, BMP, GIF or WebP"
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
+OTHERS = {  # endings of pictures in formats that are not read → the format
+    ".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jxl": "JPEG XL", ".jp2": "JPEG 2000", ".svg": "SVG",
+    ".psd": "PSD", ".xcf": "XCF", ".tga": "TGA", ".ico": "ICO", ".pgm": "PGM", ".ppm": "PPM", ".pbm": "PBM",
+    ".dng": "DNG", ".cr2": "CR2", ".cr3": "CR3", ".nef": "NEF", ".arw": "ARW", ".raw": "RAW",
+}  # fmt: skip
 MOST_PIXELS = 64_000_000  # while alpha is composed, these take about 600 MB
 REDUCED = 4  # libjpeg decodes a large JPEG at a smaller size, but at no less than this many times the side asked for
 DARK, LIGHT = 95, 160  # a background is dark up to the first level and light from the second on
@@ -31,6 +36,7 @@ UPRIGHT = {  # its value → what makes the stored picture upright
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+FLIPS = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM)  # keep the size
 
 
 class _Unusable(Exception):
@@ -42,7 +48,7 @@ class Picture:
     """A picture file, made gray, square and small. Its background is still as in the file."""
 
     pixels: np.ndarray  # uint8 [S, S]
-    size: tuple[int, int]  # width and height in the file
+    size: tuple[int, int]  # width and height in pixels, upright, before it was resized
     background: int | None  # level of the border, 0 to 255; None if the border is neither dark nor light as a whole
     digest: bytes  # SHA-256 of the file
 
@@ -70,6 +76,8 @@ def read_picture(path: Path, side: int, invert: Invert) -> Picture:
         words = str(error)
     except UnidentifiedImageError:
         words = f"is no {IN_WORDS} picture, or its first bytes are damaged: replace or remove it"
+        if content.startswith((b"II*\0", b"MM\0*")):
+            words = "is a TIFF picture whose kind of pixels Pillow does not know, or damaged: save it as PNG"
     except Image.DecompressionBombError:
         words = _too_large()
     except Exception as error:  # decoders raise errors of many kinds for damaged files
@@ -134,6 +142,7 @@ def _decode(content: bytes, side: int, invert: Invert) -> Picture:
         with suppress(Exception):  # damaged EXIF data: the pixels may be intact
             if (turn := UPRIGHT.get(image.getexif().get(ORIENTATION))) is not None:  # one of them is 0
                 gray = gray.transpose(turn)
+                size = size if turn in FLIPS else size[::-1]
     level, clear = _border(np.asarray(gray))
     square = Image.new("L", (side, side), level)
     scale = side / max(gray.size)
@@ -145,6 +154,10 @@ def _decode(content: bytes, side: int, invert: Invert) -> Picture:
 def _gray(image: Image.Image, invert: Invert) -> Image.Image:
     """The picture as gray, mode L. Behind transparent pixels lies what the ink is not: white if it is dark, else black;
     with `--invert` yes white, with no black."""
+    if image.mode == "LAB":  # no other mode comes of it without a colour profile
+        return image.getchannel("L")
+    if image.mode == "La":  # gray that is multiplied with its alpha
+        image = image.convert("LA")
     if not image.has_transparency_data:
         return image.convert("L")
     coloured = image.convert("RGBA")

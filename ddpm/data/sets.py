@@ -40,8 +40,8 @@ class DataSet(Protocol):
             RequestError: they are missing or damaged.
         """
 
-    def count(self) -> int:
-        """The number of training images, without preparing any; an estimate if they are not there yet."""
+    def count(self, split: Split = "train") -> int:
+        """The number of images of a split, without preparing any; an estimate if they are not there yet."""
 
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Pixels, uint8 [N, S, S], upright, 0 is background; and labels, int64 [N]."""

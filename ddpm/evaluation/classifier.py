@@ -22,6 +22,7 @@ from torch import nn
 
 from ddpm.run import kinds
 from ddpm.run.files import atomic_write, read_file, read_json, sha256_file
+from ddpm.run.format import plural
 from ddpm.training.data import Images
 
 FEATURES = 128
@@ -218,7 +219,7 @@ def _train(
     interrupted: Callable[[], bool],
 ) -> ReferenceClassifier | None:
     start, epochs = time.perf_counter(), recipe.epochs(len(train))
-    log(f"classifier: training on {len(train):,} images, {epochs} epochs; once for these data")
+    log(f"classifier: training on {plural(len(train), 'image')}, {plural(epochs, 'epoch')}; once for these data")
 
     def tell(epoch: int, loss: float) -> None:
         log(f"classifier: epoch {epoch} of {epochs}, loss {loss:.3f}, {time.perf_counter() - start:.0f} s")

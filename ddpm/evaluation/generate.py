@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
-from ddpm.run.format import duration
+from ddpm.run.format import duration, plural
 from ddpm.run.guidance import EVERYWHERE, guidance_fields, guidance_of
 from ddpm.sampling.load import networks_of
 from ddpm.sampling.pipeline import CharacterPipeline, guided_steps, resolution
@@ -40,7 +40,7 @@ class SamplerSettings:
     guide: str | None = None  # name of the model that guides; None: classifier-free guidance
 
     def __str__(self) -> str:
-        return f"{self.sampler}, {self.steps} steps, guidance {guidance_of(self.guidance)}"
+        return f"{self.sampler}, {plural(self.steps, 'step')}, guidance {guidance_of(self.guidance)}"
 
     @property
     def guidance(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class ImageGenerator:
             )
             self._compile()
             self._may_compile, expected = False, self._expected(labels, settings, seed)
-        self._log(f"{what}: {len(labels):,} images, {settings}; about {duration(expected)}")
+        self._log(f"{what}: {plural(len(labels), 'image')}, {settings}; about {duration(expected)}")
         off = not self._console.is_terminal
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
         with Progress(*columns, console=self._console, transient=True, disable=off) as progress:

@@ -15,7 +15,7 @@ from ddpm.run import cli
 from ddpm.run.config import START_ONLY, TrainConfig, in_todays_words, preset
 from ddpm.run.criteria import criteria_texts, parse_criteria
 from ddpm.run.errors import RequestError
-from ddpm.run.files import SETTINGS, read_text, why
+from ddpm.run.files import SETTINGS, given_path, read_text, why
 
 TYPES = get_type_hints(TrainConfig)  # of each setting
 ONCE = {"recipe": "reference", "optimizer": "adamw", "patch_size": 1}  # of runs of versions without these settings
@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
     arguments = list(sys.argv[1:] if argv is None else argv)
     path = _value_of("--config", arguments)
     if path is not None:
-        in_file = read_settings_file(Path(path))
+        in_file = read_settings_file(given_path(path))
         try:
             _parse(in_file)
         except RequestError as error:
@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
             _gathered("--criterion", in_file)[1] if typed & {"--criterion", "--criteria"} else in_file
         ) + arguments
     if (path := _value_of("--criteria", arguments)) is not None:
-        arguments = read_criteria_file(Path(path)) + arguments
+        arguments = read_criteria_file(given_path(path)) + arguments
     return _parse(arguments)
 
 

@@ -10,11 +10,12 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, TypeVar, Union, get_args, get_type_hints
 
 from ddpm.run.errors import RequestError, out_of_memory
-from ddpm.run.files import why_and_cure
+from ddpm.run.files import given_path, why_and_cure
 
 if TYPE_CHECKING:
     from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -70,7 +71,8 @@ def parse(kind: type[T], arguments: Sequence[str] | None, program: str, default:
     arguments = sys.argv[1:] if arguments is None else arguments
     known = {} if default is None else {"default": default}
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_optional)
+    for rule in (_path, _optional):
+        registry.primitive_rule(rule)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -120,6 +122,21 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda value: ["-"] if value is None else spec.str_from_instance(value),
+    )
+
+
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """A rule for tyro: paths are read by `given_path`."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: given_path(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
     )
 
 

@@ -46,6 +46,11 @@ def safe_name(name: str) -> str:
     return safe.encode()[:LONGEST].decode(errors="ignore").strip("-.") or "images"
 
 
+def class_name(text: str) -> str:
+    """A class's name as people write it, as data sets hold it: composed letters (NFC), single blanks."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def is_published_name(name: str) -> bool:
     """Is `name` one that `published_name` returns?"""
     folder = name.removeprefix(FOLDER)

@@ -157,6 +157,12 @@ def strict_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, allow_nan=False, default=str)
 
 
+def given_path(text: str) -> Path:
+    """A path as people write it, in a flag or a file: `~` at its beginning is their home folder, of which a shell sees
+    nothing in `--out=~/x`."""
+    return Path(os.path.expanduser(text))
+
+
 def real(path: Path) -> Path:
     """`path`, absolute and with links resolved. Works on a loop of links too, where `Path.resolve` fails."""
     return Path(os.path.realpath(path))

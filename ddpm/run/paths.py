@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.run.errors import RequestError
-from ddpm.run.files import read_file, real, why_and_cure
+from ddpm.run.files import given_path, read_file, real, why_and_cure
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REPORTED = ("plots", "report", "report (HTML)")  # artifacts that are made together, at the end of every start
@@ -231,7 +231,7 @@ def find_run(name: str, output_root: Path | None = None) -> RunPaths:
     Raises:
         RequestError: no such run (the message lists the runs there are), or its folder cannot be read.
     """
-    folder, outputs = real(Path(name)), RunPaths(real(output_root or PROJECT_ROOT), "").metrics
+    folder, outputs = real(given_path(name)), RunPaths(real(output_root or PROJECT_ROOT), "").metrics
     try:
         if folder.parent.name == "output" and readable_folder(folder):
             return RunPaths(folder.parents[2], folder.name)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ddpm.run.datasets import class_name
 from ddpm.run.errors import RequestError
 from ddpm.sampling.options import DrawingOptions
 
@@ -24,8 +25,8 @@ class SampleConfig(DrawingOptions):
     chars: str | None = None
     """Characters of a sheet, ranges allowed, such as 0-9A-F. Left out: all classes; of more than 64, some."""
     classes: str | None = None
-    """Classes of a sheet by their names or numbers, such as "Bag, Ankle boot, 3"; a name with a comma in double quotes.
-    For data whose classes are not characters."""
+    """Classes of a sheet by their names, such as "Bag, Ankle boot"; a name with a comma in double quotes. Also by their
+    numbers, from 0 on, if no class is called by a number. For data whose classes are not characters."""
     text: str | None = None
     """A text to write by hand, every letter drawn anew; \\n starts a new line."""
     width: int = 24
@@ -120,27 +121,30 @@ def expand(chars: str) -> str:
 
 
 def chosen_labels(classes: str, names: Sequence[str]) -> list[int]:
-    """The labels of `--classes`: names, or else numbers, separated by commas: `Bag, 3` → `[8, 3]`.
+    """The labels of `--classes`, whose names are separated by commas: `Bag, 3` → `[8, 3]`.
+
+    A number is a label only where no class is called by one: with classes 9 and 10, label 0 would be class 9.
 
     Args:
         names: of all classes, in the order of their labels.
 
     Raises:
-        RequestError: one is neither, or there is none.
+        RequestError: there is no such class, or none is given.
     """
-    (found,) = csv.reader([classes], skipinitialspace=True)
-    wanted = [name.strip() for name in found if name.strip()]
+    (found,) = csv.reader([class_name(classes)], skipinitialspace=True)
+    wanted = [name for name in map(class_name, found) if name]
     if not wanted:
-        raise RequestError("--classes is empty: give names or numbers of classes, or leave it out for all")
+        raise RequestError("--classes is empty: give names of classes, or leave it out for all")
     return [_label_of(name, names) for name in wanted]
 
 
 def _label_of(wanted: str, names: Sequence[str]) -> int:
     if wanted in names:
         return names.index(wanted)
-    if wanted.isdecimal() and int(wanted) < len(names):
+    numbered = any(name.isdecimal() for name in names)
+    if not numbered and wanted.isdecimal() and int(wanted) < len(names):
         return int(wanted)
     from ddpm.sampling.pipeline import listed  # here, as it loads torch
 
-    between = f"0 to {len(names) - 1}, or one of their names: {listed(names)}"
-    raise RequestError(f"--classes: {wanted!r} is none of the classes {between}")
+    numbers = "" if numbered else f", or numbers from 0 to {len(names) - 1}"
+    raise RequestError(f"--classes: there is no class {wanted!r}; give names of these: {listed(names)}{numbers}")

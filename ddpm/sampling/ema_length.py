@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from ddpm.run.errors import RequestError
 from ddpm.run.files import why_and_cure
+from ddpm.run.format import plural
 from ddpm.training.checkpoint import WEIGHTS_NAME, digest_of, read_meta, sound_folders
 from ddpm.training.model import POWER_EVERY, POWER_WIDTHS, power_exponent
 
@@ -76,8 +77,8 @@ class EmaLength:
         checkpoints = len({average.file.parents[1] for average in self.stored})
         rough = f"; this is rough: {HELP}" if self.error > ROUGH else ""
         return (
-            f"EMA length {self.length:g}, rebuilt from {len(self.stored)} averages of {checkpoints} checkpoint(s) with "
-            f"an error of {self.error:.1%}{rough}"
+            f"EMA length {self.length:g}, rebuilt from {plural(len(self.stored), 'average')} of "
+            f"{plural(checkpoints, 'checkpoint')} with an error of {self.error:.1%}{rough}"
         )
 
     def weights(self) -> dict[str, torch.Tensor]:

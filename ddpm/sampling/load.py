@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from ddpm.data.classes import class_names_of
 from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
-from ddpm.run.files import real, why_and_cure
+from ddpm.run.files import given_path, real, why_and_cure
 from ddpm.run.meta import checked_meta
 from ddpm.run.paths import PROJECT_ROOT, RunPaths, readable_folder
 from ddpm.sampling.ema_length import EmaLength, ema_length
@@ -230,7 +230,7 @@ def find_checkpoint(name: str, output_root: Path = PROJECT_ROOT) -> Path:
     """
     root = real(output_root) / "checkpoints"
     try:
-        for place in (Path(name), root / name):
+        for place in (given_path(name), root / name):
             for folder in (place, place / "best", place / "latest"):
                 if readable_folder(folder / "unet"):
                     return real(folder)

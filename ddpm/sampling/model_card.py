@@ -20,10 +20,10 @@ from ddpm.data.idx import IMAGE_SIZE
 from ddpm.run.datasets import TITLES, data_words
 from ddpm.run.evaluation_figures import at, found, measured
 from ddpm.run.evaluation_file import real_images_words
-from ddpm.run.format import duration
+from ddpm.run.format import duration, plural
 from ddpm.run.guidance import guidance_of
 from ddpm.run.metrics import ENERGY_WH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA, select
-from ddpm.sampling.markdown import cell, code, escaped
+from ddpm.sampling.markdown import cell, escaped, exact_code
 from ddpm.sampling.options import SamplerName, weights_of, weights_words
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -175,7 +175,7 @@ def _knows(data: str, names: str | list[str]) -> str:
     count = f"It knows {len(names):,} classes: "
     if _family(data) not in ("emnist", "glyphs"):
         more = len(names) - NAMED_CLASSES
-        named = ", ".join(map(code, names[:NAMED_CLASSES]))
+        named = ", ".join(map(exact_code, names[:NAMED_CLASSES]))
         return f"{count}{named}{f' and {more:,} more: see `pipeline.config.class_names`' if more > 0 else ''}."
     both = SPLITS[data.partition("-")[2] or "balanced"].both_cases
     small = [name for name in names if name.islower()]
@@ -190,7 +190,7 @@ def _knows(data: str, names: str | list[str]) -> str:
 def _training(meta: dict[str, Any]) -> dict[str, str]:
     """The facts of the training, by name."""
     settings, done, last, used = meta["settings"], meta["progress"], meta["metrics"], meta.get("used", {})
-    validation = f" on {used['val_images']:,} test images" if used.get("val_images") else " on test images"
+    validation = f" on {plural(used['val_images'], 'test image')}" if used.get("val_images") else " on test images"
     weights = f"moving average (EMA), decay {settings['ema_decay']:g}"
     if meta.get("ema_length"):
         validation += f", of the {weights}"
@@ -198,7 +198,7 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
     return {
         "data": cell(escaped(data_words(meta["data"]))),
         "epochs completed": f"{METRICS['epoch'].text(done['epoch'])} of {settings['epochs']}",
-        "optimizer steps": f"{METRICS['step'].text(done['step'])}, {done['global_batch']:,} images each",
+        "optimizer steps": f"{METRICS['step'].text(done['step'])}, {plural(done['global_batch'], 'image')} each",
         "images seen": METRICS["images_seen"].text(done["images_seen"]),
         "noise schedule": f"{settings['diffusion_steps']} levels, `{settings['beta_schedule']}`",
         "the network predicts": "noise" if settings["prediction_type"] == "epsilon" else "velocity",
@@ -231,8 +231,8 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
         meaning = figure.meaning.replace("character", thing(evaluation["data"]))
         rows.append((figure.heading, figure.words(estimate), real, f"{estimate['count']:,}", meaning))
     return {
-        "sampler": f"{drawn['name']}, {drawn['steps']} steps, guidance {guidance_of(drawn)}",
-        "samples_per_class": f"{evaluation['samples_per_class']:,}",
+        "sampler": f"{drawn['name']}, {plural(drawn['steps'], 'step')}, guidance {guidance_of(drawn)}",
+        "samples": plural(evaluation["samples_per_class"], thing(evaluation["data"])),
         "data": escaped(data_words(evaluation["data"])),
         "test_images": images and real_images_words(images),
         "rows": rows,

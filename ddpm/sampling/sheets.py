@@ -15,6 +15,7 @@ from ddpm.data.classes import shown_labels, shown_words
 from ddpm.run.config import TrainConfig
 from ddpm.run.datasets import data_words
 from ddpm.run.fonts import as_label, drawable, font_file
+from ddpm.run.format import plural
 from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling.options import weights_words
 from ddpm.sampling.pipeline import sample, to_bytes
@@ -96,7 +97,7 @@ def settings_words(sampler: str, steps: int, guidance: str) -> str:
     Args:
         guidance: as `guidance_of` gives it.
     """
-    return f"{sampler.upper()}, {steps} step{'s' * (steps != 1)} · guidance {guidance}"
+    return f"{sampler.upper()}, {plural(steps, 'step')} · guidance {guidance}"
 
 
 def sample_caption(data: str, progress: str, weights: str, settings: str, classes: str = "") -> str:

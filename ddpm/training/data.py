@@ -75,7 +75,7 @@ def load(config: TrainConfig, world: DistContext) -> tuple[Images, Images]:
     train, test = (_read(source, split, world.device) for split in ("train", "test"))
     if config.balanced and 0 in (counts := train.counts()):
         name = train.class_names[counts.index(0)]
-        raise RequestError(f"class {name} has no training images: --balance classes has none to draw")
+        raise RequestError(f"class {name!r} has no training images: --balance classes has none to draw")
     return train, test
 
 

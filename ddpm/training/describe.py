@@ -14,10 +14,12 @@ import diffusers
 import torch
 
 from ddpm.data.classes import MOST_SHOWN
+from ddpm.data.contact_sheet import part_words
 from ddpm.data.folder import FolderSet
 from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig
 from ddpm.run.datasets import data_words
+from ddpm.run.format import plural
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training import compiler, data, hardware
 from ddpm.training.compiler import USUAL
@@ -180,9 +182,9 @@ def in_words(description: dict[str, Any]) -> list[str]:
         counts_in_words(description["data"], description["data_summary"]),
         *description["data_summary"].get("remarks", []),
         *_passes_in_words(description["data_summary"]["train_images"], schedule["images_per_epoch"]),
-        f"{machine['world_size']} process(es) on {machine['gpu'] or 'CPU'}, "
-        f"global batch {schedule['global_batch_size']}, {schedule['steps_per_epoch']} steps per epoch, "
-        f"{schedule['total_steps']} steps",
+        f"{plural(machine['world_size'], 'process')} on {machine['gpu'] or 'CPU'}, "
+        f"global batch {schedule['global_batch_size']}, {plural(schedule['steps_per_epoch'], 'step')} per epoch, "
+        f"{plural(schedule['total_steps'], 'step')}",
         *_lr_in_words(settings, schedule),
         *_balance_in_words(schedule["balance"], description["data_summary"]["train_counts"]),
         "; ".join(f"{name} {why}" for name, why in machine["choices"].items() if not why.endswith(f"({USUAL})")),
@@ -192,7 +194,7 @@ def in_words(description: dict[str, Any]) -> list[str]:
 def _passes_in_words(images: int, drawn: int) -> list[str]:
     """A line if an epoch draws every image several times."""
     passes = round(drawn / images)
-    return [f"an epoch passes over the training images {passes} times (--passes-per-epoch)"] if passes > 1 else []
+    return [f"an epoch passes over the training images {passes:,} times (--passes-per-epoch)"] if passes > 1 else []
 
 
 def _lr_in_words(settings: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
@@ -219,12 +221,12 @@ def counts_in_words(name: str, summary: dict[str, Any]) -> str:
     for split in ("train", "test"):
         images, counts = summary[f"{split}_images"], summary[f"{split}_counts"]
         if min(counts) == max(counts):
-            words.append(f"{split} {images} images, {counts[0]} of each class")
+            words.append(f"{split} {plural(images, 'image')}, {counts[0]:,} of each class")
         else:
             each = ", ".join(f"{name}:{count}" for name, count in zip(names, counts, strict=True))
             if len(names) > MOST_SHOWN:
-                each = f"{min(counts)} to {max(counts)} images in {len(names)} classes"
-            words.append(f"{split} {images} images, classes NOT equal: {each}")
+                each = f"{min(counts):,} to {max(counts):,} images in {len(names):,} classes"
+            words.append(f"{split} {plural(images, 'image')}, classes NOT equal: {each}")
     return f"{data_words(name)}: {'; '.join(words)}"
 
 
@@ -245,6 +247,7 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
     schedule = TrainingSchedule(config, world.world_size, data.images_per_epoch(config, images, num_classes))
     notes += [*_passes_in_words(images, schedule.train_images), *schedule.remarks()]
     choices = hardware.choose(config, num_classes, world.device, flops, world.gather, schedule.total_steps)
+    choices = choices.for_test_images(source.count("test"))
     unet = build_unet(config, num_classes, "meta")
     parameters, moments = count_parameters(unet), state_values(config, unet)
     half = 1 if choices.precision == "fp32" else 2
@@ -257,14 +260,15 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
     )
     estimates = {
         "run": config.run,
-        "device": f"{hardware.device_name(world.device)}, {world.world_size} process(es) ({world.why_device})",
+        "device": f"{hardware.device_name(world.device)}, {plural(world.world_size, 'process')} ({world.why_device})",
         **choices.in_words(),
         "parameters": f"{parameters:,}",
         "compute": f"{flops / 1e9:,.4g} GFLOP per image, forward and backward",
-        "global batch": f"{schedule.global_batch} images",
+        "global batch": plural(schedule.global_batch, "image"),
         "training images": f"{images:,}" + ("" if source.present() else " (not here yet)"),
         "learning rate": f"{schedule.peak_lr:.3g} ({config.lr_schedule})",
-        "steps": f"{schedule.steps_per_epoch} per epoch, {schedule.total_steps} in {schedule.epochs} epochs",
+        "steps": f"{schedule.steps_per_epoch:,} per epoch, {schedule.total_steps:,} in "
+        f"{plural(schedule.epochs, 'epoch')}",
         "memory per process": f"about {(training_bytes + batch_bytes) / 2**30:.1f} GiB "
         f"({training_bytes / 2**30:.1f} for the weights, {batch_bytes / 2**30:.1f} for the batch)",
         "disk": f"about {checkpoint_bytes / 2**30:.2f} GiB per checkpoint, {kept * checkpoint_bytes / 2**30:.1f} GiB "
@@ -273,7 +277,9 @@ def dry_run(config: TrainConfig, world: DistContext) -> None:
     if world.is_main:
         print(json.dumps(config.to_dict(), indent=2))
         if isinstance(source, FolderSet):
-            estimates |= {"prepared images": source.file, "contact sheet": source.contact_sheet()}
+            part = part_words(num_classes)
+            sheet = f"{source.contact_sheet()}{part and f' ({part})'}"
+            estimates |= {"prepared images": source.file, "contact sheet": sheet}
         for name, text in (*estimates.items(), *(("note", note) for note in notes)):
             print(f"{name + ':':<20} {text}")
         print(f"dry run: nothing was {written}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ddpm.run.errors import RequestError
+from ddpm.run.format import plural
 
 GRANTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 DEVICE_FILES = "/dev/nvidia[0-9]*"
@@ -78,7 +79,7 @@ def plainly_there() -> str | None:
     if hidden():
         return None
     if gpus := Driver.found().gpus:
-        return f"NVML shows {gpus} GPU(s)"
+        return f"NVML shows {plural(gpus, 'GPU')}"
     return next((f"{path} is there" for path in sorted(glob.glob(DEVICE_FILES)) if _opens(path)), None)
 
 
@@ -163,9 +164,11 @@ def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
         )
     only = there == 1 and own_gpu
     if there < processes and not only:
-        raise RequestError(f"{processes} processes but {there} GPU(s) on {host}: start one process per GPU")
+        raise RequestError(
+            f"{plural(processes, 'process')} but {plural(there, 'GPU')} on {host}: start one process per GPU"
+        )
     if index >= there and not only:
-        raise RequestError(f"--device cuda:{index}: {host} has {there} GPU(s), counted from 0")
+        raise RequestError(f"--device cuda:{index}: {host} has {plural(there, 'GPU')}, counted from 0")
     device = torch.device("cuda", 0 if only else index)
     try:
         try_out(device)

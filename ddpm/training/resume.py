@@ -20,7 +20,7 @@ from ddpm.run.arguments import ONCE
 from ddpm.run.config import START_ONLY, TrainConfig, preset
 from ddpm.run.config.rules import BETAS, beta_range
 from ddpm.run.errors import RequestError
-from ddpm.run.files import read_json, real, why_and_cure
+from ddpm.run.files import given_path, read_json, real, why_and_cure
 from ddpm.run.paths import RunPaths, grid_epoch, readable_folder
 from ddpm.training.checkpoint import Checkpoint, inspect, point_latest, read_meta, sound_folders
 from ddpm.training.distributed import DistContext
@@ -72,7 +72,7 @@ def choose_start(
         if resume == "auto":
             found, damaged = find_latest(root)
         else:
-            folder = Path(resume)
+            folder = given_path(resume)
             if not folder.is_dir():
                 raise RequestError(
                     f"--resume {folder}: no such folder; give auto, never or a step_ folder of checkpoints/"

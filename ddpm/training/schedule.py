@@ -10,6 +10,7 @@ from typing import Any
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.config.rules import beyond_the_end, without_effect
 from ddpm.run.errors import RequestError
+from ddpm.run.format import plural
 from ddpm.run.metrics import METRICS
 
 PLATEAU = ("plateau_metric", "plateau_factor", "plateau_patience", "plateau_cooldown", "plateau_lowest")  # settings
@@ -80,19 +81,19 @@ class TrainingSchedule:
         if self.global_batch > self.train_images:
             raise RequestError(
                 f"--batch-size {self.config.batch_size} times --grad-accum {self.config.grad_accum} on "
-                f"{self.world_size} process(es) makes a global batch of {self.global_batch}, but there are only "
-                f"{self.train_images} training images: take a smaller batch"
+                f"{plural(self.world_size, 'process')} is a global batch of {self.global_batch}, but there are only "
+                f"{plural(self.train_images, 'training image')}: take a smaller batch"
             )
         config, total = self.config, self.total_steps
         if config.warmup_steps >= total and config.warmup_steps != preset(config.preset).warmup_steps:
             raise RequestError(
-                f"--warmup-steps {config.warmup_steps}: the run has only {total} steps, so the learning rate would "
-                "never reach its peak: give fewer, or 0"
+                f"--warmup-steps {config.warmup_steps}: the run has only {plural(total, 'step')}, so the learning rate "
+                "would never reach its peak: give fewer, or 0"
             )
         if beyond := beyond_the_end(config.parsed_criteria, self.epochs, f"--max-steps {config.max_steps}"):
             raise RequestError(beyond)
         if config.lr_schedule == "cosine_restarts" and config.lr_cycles > total:
-            raise RequestError(f"--lr-cycles {config.lr_cycles}: the run has only {total} steps: give fewer")
+            raise RequestError(f"--lr-cycles {config.lr_cycles}: the run has only {plural(total, 'step')}: give fewer")
 
     def remarks(self) -> list[str]:
         """Settings that do nothing, or what the user may not expect, a line each."""
@@ -101,11 +102,11 @@ class TrainingSchedule:
         found = list(without_effect(config, preset(config.preset)))
         if config.warmup_steps >= total:
             found.append(
-                f"the preset's --warmup-steps {config.warmup_steps} are more than the {total} steps of the run: the "
-                "learning rate never reaches its peak; give fewer, or 0"
+                f"the preset's --warmup-steps {config.warmup_steps} are more than the {plural(total, 'step')} of the "
+                "run: the learning rate never reaches its peak; give fewer, or 0"
             )
         if config.lr_schedule == "plateau" and config.plateau_patience >= self.epochs - 1:
-            few = f"the {self.epochs} epochs of the run are too few for the learning rate to be lowered"
+            few = f"the run is too short for the learning rate to be lowered ({plural(self.epochs, 'epoch')})"
             found.append(f"--plateau-patience {config.plateau_patience}: {few}")
         if config.max_steps and config.max_steps > planned:
             found.append(f"--max-steps {config.max_steps} does nothing: --epochs {config.epochs} end at step {planned}")
