@@ -52,10 +52,10 @@ def purposes_section(
 
 def _notes(labels: Sequence[str], published: Sequence[RunData]) -> list[Block]:
     """The remarks on the runs; one that several have, as by their plan, once."""
-    having: dict[str, list[str]] = {}
+    having: dict[str, dict[str, None]] = {}  # text → labels
     for label, run in zip(labels, published, strict=True):
         for note in read_notes(run.paths):
-            having.setdefault(note.text, []).append(label)
+            having.setdefault(note.text, {})[label] = None
     lines = [f"{', '.join(runs) if len(runs) < len(labels) else 'all runs'}: {text}" for text, runs in having.items()]
     return ["**Notes**", Bullets(lines)] if lines else []
 

@@ -13,7 +13,8 @@ from ddpm.run.criteria import ClassShares, Criterion, parse_criteria
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
-from metrics.criteria.verdicts import Course, State, Verdict, counts_words, verdicts
+from metrics.criteria.course import Course
+from metrics.criteria.verdicts import State, Verdict, counts_words, verdicts
 from metrics.page import MARKS, Facts, Section, Table, code
 from metrics.run_data import RunData
 
