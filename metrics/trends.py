@@ -169,8 +169,8 @@ def gap_words(metric: Metric, gap: float) -> str:
     """The difference of two values, with three significant digits or all before the point: `0.0123`, `9,876`."""
     percent = metric.format.endswith("%")
     size = 100 * gap if percent else gap
-    words = f"{size:,.0f}" if 100 <= size < 1e15 else significant(size, 3)
-    return words + "%" * (percent and words != DASH)
+    words = significant(size, max(3, len(f"{size:.0f}")))
+    return f"{words}%" if percent and words != DASH else words
 
 
 def new_bests(curve: Curve) -> Curve:

@@ -21,7 +21,7 @@ from ddpm.training.checkpointing import selection_cost, update_best
 from ddpm.training.schedule import TrainingSchedule
 from metrics.criteria.course import Course
 from metrics.criteria.in_training import changed, out_of_reach
-from metrics.criteria.of_run import count_of
+from metrics.criteria.of_run import cell, count_of
 from metrics.criteria.verdicts import Verdict, counts_words, verdicts
 from metrics.health.criteria import criteria
 from metrics.live.panels import progress_panel
@@ -164,7 +164,7 @@ def test_a_threshold_is_met_at_the_first_epoch_that_reaches_it():
 
 def test_a_threshold_is_missed_at_the_end_or_at_its_deadline_and_by_how_much():
     found = verdict("val_loss_ema <= 0.3", losses(0.5, 0.35, 0.4), over=True)
-    assert (found.state, found.brief) == ("missed", "by 0.05")
+    assert (found.state, found.brief) == ("missed", "by 0.05 (stopped early)")
     assert "0.35000 (epoch 2)" in found.words
     found = verdict("val_loss_ema <= 0.3 by epoch 2", losses(0.5, 0.35, 0.2))
     assert (found.state, found.epoch, found.brief) == ("missed", 2, "by 0.05")
@@ -230,7 +230,7 @@ def test_what_only_grows_is_told_as_it_was_at_the_epoch_that_decided():
 
 @pytest.mark.parametrize(("asked", "value", "words"), [
     ("samples_per_sec >= 100000", 100.0, "samples_per_sec 100.0, 99,900 images/s below 100,000, at epoch 1"),
-    ("gpu_mem_peak_mb <= 1000", 1999.7, "gpu_mem_peak_mb 2,000, 1,000 MB above 1,000, at epoch 1"),
+    ("gpu_mem_peak_mb <= 1000", 21999.0, "gpu_mem_peak_mb 21,999, 20,999 MB above 1,000, at epoch 1"),
     ("mfu >= 40%", 0.38, "mfu 38.0%, 2% below 40%, at epoch 1"),
     ("grad_norm <= 1234567", 2e6, "grad_norm 2,000,000, 765,433 above 1,234,567, at epoch 1"),
     ("lr <= 1e-4", 3e-4, "lr 3.000e-04, 2e-4 above 1e-4, at epoch 1"),
@@ -260,6 +260,8 @@ def test_epochs_after_an_early_end_cannot_be_judged():
     found = verdict(asked, losses(0.5, 0.4, 0.4), over=True)
     assert found.state == "cannot be judged"
     assert found.words == "early stopping ended the run after epoch 3, before epoch 5"
+    assert cell(found) == "▲ cannot be judged, ended after epoch 3"
+    assert cell(verdict("val_loss_ema <= 0.1", losses(0.5, 0.4), over=True)) == "✗ missed by 0.3 (stopped early)"
 
 
 def test_a_deadline_before_the_early_end_is_not_blamed_on_it():

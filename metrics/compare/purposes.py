@@ -109,7 +109,8 @@ def _came(run: RunData, compared: ComparedRun | None, metric: Metric, found: Seq
     unmet: dict[State, list[str]] = {}
     for one in found:
         if one.state != "met":
-            unmet.setdefault(one.state, []).append(f"{_short(one.criterion)} {one.brief}".strip())
+            brief = one.brief if one.state == "missed" or not one.brief else f"({one.brief})"
+            unmet.setdefault(one.state, []).append(f"{_short(one.criterion)} {brief}".strip())
     parts += [f"{state}: {', '.join(named)}" for state, named in unmet.items()]
     parts += ["all criteria met"] if found and not unmet else []
     ended = f"stopped early after epoch {run.last['epoch']} of {run.planned_epochs}" if run.stopped_early else None

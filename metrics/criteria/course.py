@@ -31,10 +31,14 @@ class Course:
         return self.over or (self.last_epoch is not None and self.done >= self.last_epoch)
 
     @property
-    def cut(self) -> str:
-        """Words behind its last epoch if `--early-stop-patience` or `--stop-when` ended it before the planned one."""
-        early = self.over and self.last_epoch is not None and 0 < self.done < self.last_epoch
-        return ", where early stopping ended the run" if early else ""
+    def cut_short(self) -> bool:
+        """Was it ended before the planned epoch, by `--early-stop-patience` or `--stop-when`?"""
+        return self.over and self.last_epoch is not None and 0 < self.done < self.last_epoch
+
+    @property
+    def end(self) -> str:
+        """`epoch 5`, and that early stopping ended it there if so."""
+        return f"epoch {self.done}" + (", where early stopping ended the run" if self.cut_short else "")
 
     def upto(self, epoch: int | None) -> Course:
         """The course up to the end of an epoch, as if the run were to end there."""

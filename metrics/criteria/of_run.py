@@ -92,10 +92,8 @@ def count_of(run: RunData) -> str:
 
 def cell(verdict: Verdict) -> str:
     """A verdict in a table: `✓ met, epoch 3`, `✗ missed by 0.012`."""
-    joined = {"met": ", ", "missed": " ", "open": ", "}.get(verdict.state)
-    return f"{MARK_OF[verdict.state]} {verdict.state}" + (
-        f"{joined}{verdict.brief}" if joined and verdict.brief else ""
-    )
+    joined = " " if verdict.state == "missed" else ", "
+    return f"{MARK_OF[verdict.state]} {verdict.state}" + (f"{joined}{verdict.brief}" if verdict.brief else "")
 
 
 def heading(criterion: Criterion) -> str:

@@ -121,7 +121,8 @@ def _reached(asked: Threshold, course: Course) -> Judgement:
     gap = _gap(metric, top.value - asked.value)
     words = f"best {metric.name} {metric.text(top.value)} (epoch {top.epoch}), {gap} {_side(asked)}"
     if course.closed:
-        return Judgement("missed", f"{words}, {_end_words(course)}", f"by {gap}", course.done)
+        early = " (stopped early)" if course.cut_short else ""
+        return Judgement("missed", f"{words}, {_end_words(course)}", f"by {gap}{early}", course.done)
     return Judgement("open", f"{words}; {_ahead(curve, asked, course)}", f"{gap} to go")
 
 
@@ -162,8 +163,8 @@ def _of_run(asked: Threshold, course: Course) -> Judgement:
     if asked.holds(value) and (course.closed or len(decided)):
         return Judgement("met", f"{words} at epoch {epoch}", f"epoch {epoch}", epoch)
     if course.closed or len(decided):
-        early = "" if len(decided) else course.cut
-        return Judgement("missed", f"{words}, {away}, at epoch {epoch}{early}", f"by {gap}", epoch)
+        at = f"epoch {epoch}" if len(decided) else course.end
+        return Judgement("missed", f"{words}, {away}, at {at}", f"by {gap}", epoch)
     so_far = "which would meet it" if asked.holds(value) else away
     brief = "holds so far" if asked.holds(value) else f"{gap} to go"
     return Judgement("open", f"{words} so far, {so_far}; decided {_decided(course.last_epoch)}", brief)
@@ -188,10 +189,11 @@ def _no_new_worst(asked: NoNewWorst, course: Course) -> Judgement:
             before = f"the worst before, {metric.text(worst.value)} (epoch {worst.epoch})"
             return Judgement("missed", f"{known} is {gap} worse than {before}", f"by {gap}", here.epoch)
     if closed and course.done < asked.last:
-        ended = "early stopping ended the run" if course.cut else "the run ended"
-        return Judgement("cannot be judged", f"{ended} after epoch {course.done}, before epoch {asked.last}")
+        ended = "early stopping ended the run" if course.cut_short else "the run ended"
+        words = f"{ended} after epoch {course.done}, before epoch {asked.last}"
+        return Judgement("cannot be judged", words, f"ended after epoch {course.done}")
     if closed and not places:
-        return Judgement("cannot be judged", f"{metric.name} has no value in {span} that follows another")
+        return Judgement("cannot be judged", f"{metric.name} has no value in {span} that follows another", "no value")
     if closed:
         return Judgement("met", f"no new worst {metric.name} in {span}", f"epoch {asked.last}", asked.last)
     worst = curve.values[curve.costs.argmax()] if len(curve) else math.nan
@@ -214,9 +216,8 @@ def _improves(asked: Improves, course: Course) -> Judgement:
             after = f"after {metric.text(before.value)} at epoch {before.epoch}"
             return Judgement("missed", f"{words} {after}", f"by {gap}", here.epoch)
     if course.closed and not places:
-        end = f", up to epoch {course.done}{course.cut}" if course.cut else ""
-        none = f"{metric.name} has no value from epoch {asked.first} on that follows another{end}"
-        return Judgement("cannot be judged", none)
+        none = f"{metric.name} has no value from epoch {asked.first} on that follows another, {_end_words(course)}"
+        return Judgement("cannot be judged", none, "no value")
     if course.closed:
         words = f"{metric.name} has improved {plural(len(places), 'time')} of {len(places)}"
         return Judgement("met", words, f"epoch {course.done}", course.done)
@@ -230,14 +231,14 @@ def _improves(asked: Improves, course: Course) -> Judgement:
 def _shares(asked: ClassShares, course: Course) -> Judgement:
     """Is each class drawn as often as asked, when no class is asked for?"""
     if course.damage:
-        return Judgement("cannot be judged", f"evaluation.json cannot be read: {course.damage}")
+        return Judgement("cannot be judged", f"evaluation.json cannot be read: {course.damage}", "damaged")
     if course.evaluation is None:
         missing = "there is no evaluation yet: run evaluate.py"
         return Judgement("cannot be judged" if course.closed else "open", missing, "not evaluated")
     shares = course.evaluation["class_balance"]["shares"]
     names = [entry["name"] for entry in course.evaluation["conditional"]["per_class"]]
     if None in shares:
-        return Judgement("cannot be judged", "the evaluation does not know every class's share")
+        return Judgement("cannot be judged", "the evaluation does not know every class's share", "shares not known")
     times = np.array(shares) * len(shares)
     outside = np.maximum(asked.low - times, times - asked.high)
     place = int(outside.argmax())
@@ -255,7 +256,8 @@ def _shares(asked: ClassShares, course: Course) -> Judgement:
 
 def _not_measured(metric: Metric, course: Course) -> Judgement:
     if course.closed:
-        unmeasured = Judgement("cannot be judged", f"{metric.name} was not measured, {_end_words(course)}")
+        words = f"{metric.name} was not measured, {_end_words(course)}"
+        unmeasured = Judgement("cannot be judged", words, "not measured")
         return _lost(metric, course) or unmeasured
     return Judgement("open", f"{metric.name} has not been measured yet", "not measured yet")
 
@@ -276,7 +278,7 @@ def _gap(metric: Metric, difference: float) -> str:
 
 
 def _end_words(course: Course) -> str:
-    return f"up to epoch {course.done}{course.cut}" if course.done else "as no epoch has figures"
+    return f"up to {course.end}" if course.done else "as no epoch has figures"
 
 
 def _decided(epoch: int | None) -> str:

@@ -23,6 +23,7 @@ NUMBER = re.compile(r"\d[\d,.]*")
 PICTURE = re.compile(r'src="data:[^"]*"')
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
 DURATION = r"\d+[dhms](?: \d\d[hms])*"
+COUNT = r"\d+(?:,\d{3})*"
 VARIES = tuple(  # what may differ by nature (group `v`), and what it is if it is a figure that goes on after the page
     (re.compile(pattern), kind)
     for pattern, kind in (
@@ -32,8 +33,8 @@ VARIES = tuple(  # what may differ by nature (group `v`), and what it is if it i
         (rf"no heartbeat for , since (?P<v>{TIME})", "last heartbeat"),
         (rf"\) at (?P<v>{TIME})", "last heartbeat"),  # "failed (exit code 1) at"
         (rf" as of (?P<v>{TIME})", "last heartbeat"),
-        (r" as of : epoch .*, step (?P<v>[\d,]+)", "last step"),
-        (r" as of : epoch .*, (?P<v>[\d,]+) images seen", "images seen"),
+        (rf" as of : epoch .*, step (?P<v>{COUNT})", "last step"),
+        (rf" as of : epoch .*, (?P<v>{COUNT}) images seen", "images seen"),
         (r"(?P<v>, so|; if it is started again,) the \d+ to come", None),  # a killed run wrote it while it lived
         (r"^- \*\*Files:\*\* (?P<v>.*)", None),  # links: files that came later
         (r"(?P<v> --output-root ('[^']*'|\S+)|\s+(?=# ))", None),  # commands for the folder as it was; their columns
