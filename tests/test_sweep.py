@@ -235,6 +235,17 @@ def test_the_exit_code_is_0_when_every_run_meets_every_criterion(root: Path, cap
     assert "1 of 3 runs failed: rates-bad" in capsys.readouterr().out
 
 
+def test_a_run_that_was_trained_before_its_settings_changed_is_told(root: Path, capsys):
+    train(write_plan(root, criteria=CRITERIA[:1]), 0)
+    train(root / "plan.yaml", 1)
+    plan = write_plan(root, criteria=CRITERIA[:1], runs={"slow": {"lr": 0.002}, "fast": {"lr": 0.003}})
+    assert sweep.main([str(plan), "--compare"]) == 0
+    words = "but it was trained with `lr` 0.001 instead of 0.002"
+    assert f"rates-slow: not as the plan has it now; {words}" in capsys.readouterr().out
+    page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
+    assert page.count(words) == 1 and f"`lr` 0.002 (base 0.003); {words}" in page
+
+
 def test_a_remark_that_a_run_has_twice_is_listed_once(root: Path):
     plan = write_plan(root, criteria=CRITERIA[:1])
     train(plan, 0)

@@ -5,15 +5,24 @@ from __future__ import annotations
 import sys
 
 from ddpm.run.cli import flag
-from ddpm.run.config import TrainConfig
+from ddpm.run.config import NO_RECIPE, TrainConfig
 from ddpm.run.files import atomic_write, strict_json, why_and_cure
 from ddpm.run.paths import REPORTED, RunPaths
+from metrics.compare.figures import setting_words
 from metrics.criteria.of_run import verdicts_of
 from metrics.files import read_json
 from metrics.note.notes import add_notes_of_command
 from metrics.run_data import load_run
 
 SAID = ("criterion", "problem", "why", "expect", "target", "baseline", "best_by")  # settings that train nothing
+ENDS = (
+    "epochs",
+    "max_steps",
+    "stop_when",
+    "early_stop_patience",
+    "early_stop_metric",
+    "min_delta",
+)  # looked at already
 
 
 def bring_up_to_date(paths: RunPaths, config: TrainConfig) -> int:
@@ -25,12 +34,26 @@ def bring_up_to_date(paths: RunPaths, config: TrainConfig) -> int:
         print(f"error: notes and criteria cannot be added: {why_and_cure(error)}", file=sys.stderr)
         return 1
     outdated = renew_report(paths)
+    if ignored := trained_otherwise(paths, config):
+        print(f"not applied, as nothing is trained: {'; '.join(ignored)}: give another --run-name, or --resume never")
     for line in told:
         print(line)
     for label, path in paths.artifacts().items():
         if label not in outdated:
             print(f"{label}: {paths.root / path}")
     return 0
+
+
+def trained_otherwise(paths: RunPaths, config: TrainConfig) -> list[str]:
+    """The settings that a run was trained with and that are not those of `config`: "`lr` 0.001 instead of 0.003"."""
+    trained, asked = (read_json(paths.json) or {}).get("settings"), config.to_dict()
+    known = trained if isinstance(trained, dict) else {}
+    names = [name for name in asked if name in known and name not in {*NO_RECIPE, *SAID, *ENDS}]
+    return [
+        f"`{name}` {setting_words(known[name])} instead of {setting_words(asked[name])}"
+        for name in names
+        if known[name] != asked[name]
+    ]
 
 
 def take_over(paths: RunPaths, config: TrainConfig) -> list[str]:
