@@ -240,10 +240,10 @@ def test_a_run_that_was_trained_before_its_settings_changed_is_told(root: Path, 
     train(root / "plan.yaml", 1)
     plan = write_plan(root, criteria=CRITERIA[:1], runs={"slow": {"lr": 0.002}, "fast": {"lr": 0.003}})
     assert sweep.main([str(plan), "--compare"]) == 0
-    words = "but it was trained with `lr` 0.001 instead of 0.002"
-    assert f"rates-slow: not as the plan has it now; {words}" in capsys.readouterr().out
+    words = "it was trained with `lr` 0.001 instead of 0.002"
+    assert f"rates-slow: not as the plan has it now: {words}" in capsys.readouterr().out
     page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
-    assert page.count(words) == 1 and f"`lr` 0.002 (base 0.003); {words}" in page
+    assert page.count(words) == 1 and f"`lr` 0.002 (base 0.003); but {words}" in page
 
 
 def test_a_remark_that_a_run_has_twice_is_listed_once(root: Path):

@@ -125,6 +125,9 @@ def test_a_run_that_was_killed_within_an_epoch_verifies(small: TrainConfig, caps
     change(paths_of(small).training_log, r"(?<=, step )[\d,]+(?=, )", "7")
     code, line = verify(paths_of(small), capsys)
     assert code == 1 and line.startswith("training_log.md: last step says 7, should be 8 to "), line
+    change(paths_of(small).training_log, r"(?<=, step )7(?=, )", "1")  # as in "epoch 1"
+    code, line = verify(paths_of(small), capsys)
+    assert code == 1 and line.startswith("training_log.md: last step says 1, should be 8 to "), line
 
 
 @pytest.mark.parametrize(

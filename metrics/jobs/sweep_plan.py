@@ -76,9 +76,9 @@ class PlannedRun:
 
     @property
     def otherwise(self) -> str:
-        """Words behind its changes if it was trained before the plan had them; else empty."""
+        """How it was trained, if the plan has changed since; else empty."""
         found = trained_otherwise(self.paths, self.config)
-        return f"; but it was trained with {', '.join(found)}" if found else ""
+        return f"it was trained with {', '.join(found)}" if found else ""
 
     @property
     def is_finished(self) -> bool:
@@ -107,7 +107,8 @@ class RunPlan:
     @property
     def purposes(self) -> dict[str, Purpose]:
         """Run → what it is for, by the plan."""
-        return {run.name: Purpose.of(run.config, run.changes + run.otherwise) for run in self.runs}
+        changes = {run: "; but ".join(filter(None, (run.changes, run.otherwise))) for run in self.runs}
+        return {run.name: Purpose.of(run.config, words) for run, words in changes.items()}
 
     @property
     def settings_folder(self) -> Path:

@@ -32,8 +32,8 @@ def compare_all(plan: RunPlan, failed: Iterable[str] = ()) -> int:
         print(page)
     met = page is not None and all_met(plan)
     for run in plan.runs:
-        if run.otherwise:
-            print(f"{run.name}: not as the plan has it now{run.otherwise}")
+        if otherwise := run.otherwise:
+            print(f"{run.name}: not as the plan has it now: {otherwise}")
     if lost:
         print(f"{len(lost)} of {len(plan.runs)} runs failed: {', '.join(lost)}; the same sweep again tries them again")
     return 1 if lost or page is None else 0 if met else NOT_MET

@@ -117,9 +117,15 @@ def _comparable(lines: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]
             line = "|".join("" if place in LASTING else cell for place, cell in enumerate(cells))
         for pattern, kind in VARIES:
             figures += [(kind, found["v"]) for found in pattern.finditer(line) if kind]
-            line = pattern.sub(lambda found: found[0].replace(found["v"], "", 1), line)
+            line = pattern.sub(_without, line)
         kept.append(line)
     return kept, figures
+
+
+def _without(found: re.Match[str]) -> str:
+    """The match without its group `v`."""
+    begin, end = (place - found.start() for place in found.span("v"))
+    return found[0][:begin] + found[0][end:]
 
 
 def _check(page: str, heading: str, says: str, should: str) -> Check:
