@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 
 from ddpm.evaluation.in_training import InTrainingEvaluation
@@ -12,7 +11,7 @@ from ddpm.run.errors import EXIT_STOPPED, ProcessesLost, RequestError, TrainingF
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.lock import RunLock
 from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, LR, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
-from ddpm.run.paths import REPORTED, RunPaths, find_run
+from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, grid_labels, labelled_grid
 from ddpm.training import checkpoint, data, hardware, soundness
@@ -37,6 +36,7 @@ from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
 from metrics.criteria.in_training import changed, out_of_reach
 from metrics.files import last_words, read_csv, read_status, says_finished
+from metrics.jobs.finished import bring_up_to_date
 from metrics.run_logger import RunLogger
 from metrics.tracker import loss_statistics
 
@@ -123,25 +123,13 @@ class RunLifecycle:
                 yield f"--baseline {self.config.baseline}: {error}; training_log.md compares with it once it is there"
 
     def nothing_to_do(self) -> int:
-        """Say that the run is finished, and write its report if that is missing or older than its figures."""
-        if self.world.is_main:
-            old: tuple[str, ...] = ()
-            report, figures = self.paths.report, self.paths.json
-            if figures.exists() and not (report.exists() and report.stat().st_mtime >= figures.stat().st_mtime):
-                try:
-                    from metrics.report import write_report  # here, as the first step need not wait for what draws it
-
-                    write_report(self.paths)  # the last start was killed before it could
-                except Exception as error:
-                    old, again = REPORTED, self.paths.command("python -m metrics.report")
-                    print(f"could not write the report (later: {again}): {error}", file=sys.stderr)
-            limit = "--max-steps" if self.schedule.total_steps == self.config.max_steps else "--epochs"
-            print(f"{self.config.run} is finished: {self.start.step} of {self.schedule.total_steps} steps are done; "
-                  f"{self.ended_early or f'raise {limit} to train on'}, or begin anew with --resume never")  # fmt: skip
-            for label, path in self.paths.artifacts().items():
-                if label not in old:
-                    print(f"{label}: {self.paths.root / path}")
-        return 0
+        """Say that the run is finished, and bring its files up to date with this command. Returns the exit code."""
+        if not self.world.is_main:
+            return 0
+        limit = "--max-steps" if self.schedule.total_steps == self.config.max_steps else "--epochs"
+        print(f"{self.config.run} is finished: {self.start.step} of {self.schedule.total_steps} steps are done; "
+              f"{self.ended_early or f'raise {limit} to train on'}, or begin anew with --resume never")  # fmt: skip
+        return bring_up_to_date(self.paths, self.config)
 
     def build(self) -> None:
         """Build the model, and load the checkpoint that the run continues from."""
@@ -202,14 +190,16 @@ class RunLifecycle:
                 self.logger.log(f"after epoch {row['epoch']} the state is unsound: {unsound}", "warning")
             models = {"weights_live": self.trainer.model, "weights_ema": self.trainer.ema.model}
             self.logger.weights(row["epoch"], row["step"], models)
-            for line, severity in changed(self.config.criterion, self.logger.rows, self.schedule.epochs):
-                self.logger.log(line, severity)
         if self.config.lr_schedule == "plateau":
             self.follow_plateau()
         if self.config.early_stop_patience or self.config.stop_when:
             self.ended_early = self.world.broadcast_result(
                 lambda: self.reason_to_end(self.logger.rows), here=self.world.is_main
             )
+        if self.world.is_main:
+            rows, over = self.logger.rows, self.ended_early is not None
+            for line, severity in changed(self.config.criterion, rows, self.schedule.epochs, over):
+                self.logger.log(line, severity)
 
     def follow_plateau(self) -> None:
         """Lower the learning rate, on every process, if the main process's rows ask for it."""

@@ -30,7 +30,7 @@ from metrics.live.cost import cost_so_far, cost_words
 from metrics.live.logger import PrettyLogger
 from metrics.loggers.group import LoggerGroup
 from metrics.loggers.manifest import add_start, manifest_entry
-from metrics.note.notes import add_notes
+from metrics.note.notes import add_notes_of_command
 from metrics.starts import why_started
 from metrics.tracker import MetricsTracker
 
@@ -95,7 +95,7 @@ class RunLogger:
     def remarks(self, texts: Sequence[str]) -> None:
         """Add what a person remarked with `--note` (main process only)."""
         with self._logger.going_on("the notes", "warning"):
-            for note in add_notes(self.paths, texts):
+            for note in add_notes_of_command(self.paths, texts):
                 self.log(f"note: {note}")
 
     @property

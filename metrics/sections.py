@@ -80,9 +80,10 @@ def best_checkpoint(run: RunData) -> str | None:
     by = run.settings.get("best_by") or VAL_LOSS.name
     metric = chosen_by(by)
     if row is not None and by == "criteria":
-        met = [criterion.met_by_weights(row) for criterion in parse_criteria(purpose_of(run).criteria)]
+        asked = [criterion for criterion in parse_criteria(purpose_of(run).criteria) if criterion.of_weights]
+        met = f"criteria of checkpoints met: {sum(one.met_by_weights(row) for one in asked)} of {len(asked)}"
         how = f"`--best-by {by}` takes the epoch, of those that were saved, that meets most, then by validation loss"
-        return f"`{step}`, after epoch {row['epoch']}, meets {sum(met)} of {len(met)} criteria; {how}"
+        return f"`{step}`, after epoch {row['epoch']}, {met}; {how}"
     if row is None or metric is None or metric.of(row) is None:
         return None
     most = "largest" if metric.larger_is_better else "smallest"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.run.format import significant
+from ddpm.run.format import DASH, significant
 from ddpm.run.metrics import LOSS_MEAN, TRAIN_IMAGES, TRAIN_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA, Metric
 
 SMOOTH = 5  # number of measured values whose mean is a smoothed value
@@ -166,8 +166,11 @@ def best_smoothed(curve: Curve) -> Smoothed | None:
 
 
 def gap_words(metric: Metric, gap: float) -> str:
-    """The difference of two values as text, with three significant digits."""
-    return metric.text(gap) if metric.format.endswith("%") else significant(gap, 3)
+    """The difference of two values, with three significant digits or all before the point: `0.0123`, `9,876`."""
+    percent = metric.format.endswith("%")
+    size = 100 * gap if percent else gap
+    words = significant(size, max(3, len(f"{size:.0f}")))
+    return f"{words}%" if percent and words != DASH else words
 
 
 def new_bests(curve: Curve) -> Curve:

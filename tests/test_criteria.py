@@ -13,14 +13,16 @@ from rich.console import Console
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import preset
+from ddpm.run.config.rules import without_effect
 from ddpm.run.criteria import EXAMPLES, ClassShares, Improves, NoNewWorst, Threshold, parse_criterion
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real
 from ddpm.training.checkpointing import selection_cost, update_best
 from ddpm.training.schedule import TrainingSchedule
+from metrics.criteria.course import Course
 from metrics.criteria.in_training import changed, out_of_reach
-from metrics.criteria.of_run import count_of
-from metrics.criteria.verdicts import Course, Verdict, counts_words, verdicts
+from metrics.criteria.of_run import cell, count_of
+from metrics.criteria.verdicts import Verdict, counts_words, verdicts
 from metrics.health.criteria import criteria
 from metrics.live.panels import progress_panel
 from metrics.note.__main__ import main as note
@@ -28,6 +30,7 @@ from metrics.note.notes import read_notes
 from metrics.page import to_markdown
 from metrics.report import report_page
 from metrics.run_data import read_run
+from metrics.sections import best_checkpoint
 from tests.metrics_documents import make_document, make_run
 from tests.runs import paths_of, rows, run, status
 
@@ -82,6 +85,13 @@ def test_conditions_are_joined_and_a_criterion_has_a_name():
     ("improves from epoch 2 on", "is no condition; write one like"),
     ("share of every class in 2..0.5 of uniform", "give the smaller number first"),
     ("", "is no condition"),
+    ("gpu_utilization >= 25", "gpu_utilization is always 0 to 1, never 25; 25% is 0.25"),
+    ("top1 >= 140%", "top1 is always 0 to 1, never 1.4"),
+    ("val_loss_ema <= -0.1", "val_loss_ema is always 0 or more, never -0.1"),
+    ("slowest_rank_ratio <= 0.9", "slowest_rank_ratio is always 1 or more, never 0.9"),
+    ("val_loss_ema <= 13%", "val_loss_ema is no share: write a number without %"),
+    ("samples_per_sec <= 1234567", "write samples_per_sec >= 1234567"),
+    ("share of every class in 2..3 of uniform", "the mean over the classes is 1"),
 ])  # fmt: skip
 def test_what_is_no_criterion_is_refused_in_one_line(text: str, words: str):
     with pytest.raises(RequestError) as error:
@@ -89,7 +99,13 @@ def test_what_is_no_criterion_is_refused_in_one_line(text: str, words: str):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_shares_and_ratios_may_be_given_in_percent():
+    texts = ("gpu_utilization >= 25%", "rca>=95% by epoch 2", "mfu >= 0.4")
+    assert [parse_criterion(text).conditions[0].value for text in texts] == [0.25, 0.95, 0.4]
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
+    (["--target", "top1=95"], "--target top1=95: top1 is always 0 to 1, never 95; 95% is 0.95"),
     (["--criterion", "val_loss_ema <= 0.1 by epoch 9", "--epochs", "8"], "epoch 9 is beyond the end, epoch 8"),
     (["--criterion", "rca >= 0.9", "--eval-every", "0"], "(rca) needs evaluations: give --eval-every 1 or more"),
     (["--criterion", "val_loss_band1 <= 0.9", "--val-every", "0"], "needs validation: give --val-every 1 or more"),
@@ -148,7 +164,7 @@ def test_a_threshold_is_met_at_the_first_epoch_that_reaches_it():
 
 def test_a_threshold_is_missed_at_the_end_or_at_its_deadline_and_by_how_much():
     found = verdict("val_loss_ema <= 0.3", losses(0.5, 0.35, 0.4), over=True)
-    assert (found.state, found.brief) == ("missed", "by 0.05")
+    assert (found.state, found.brief) == ("missed", "by 0.05 (stopped early)")
     assert "0.35000 (epoch 2)" in found.words
     found = verdict("val_loss_ema <= 0.3 by epoch 2", losses(0.5, 0.35, 0.2))
     assert (found.state, found.epoch, found.brief) == ("missed", 2, "by 0.05")
@@ -182,11 +198,11 @@ def test_a_figure_of_the_whole_run_is_decided_at_its_end():
     slow_start = [(100, 1), (1000, 1), (1000, 1)]
     assert verdict(asked, speed(*slow_start)).state == "open"
     assert "which would meet it; decided after epoch 6" in verdict(asked, speed(*slow_start)).words
-    assert verdict(asked, speed(*slow_start[:1])).brief == "300 to go"
+    assert verdict(asked, speed(*slow_start[:1])).brief == "300 images/s to go"
     found = verdict(asked, speed(*slow_start), last_epoch=3)
     assert (found.state, found.epoch) == ("met", 3)
     found = verdict(asked, speed(*slow_start[:1]), over=True)
-    assert (found.state, found.brief) == ("missed", "by 300")
+    assert (found.state, found.brief) == ("missed", "by 300 images/s")
     assert verdict(asked, losses(0.5), over=True).state == "cannot be judged"
     assert verdict("samples_per_sec >= 500 by epoch 2", speed(*slow_start)).state == "met"
 
@@ -194,7 +210,7 @@ def test_a_figure_of_the_whole_run_is_decided_at_its_end():
 def test_what_only_grows_is_decided_as_soon_as_it_cannot_change_back():
     skipped = losses(0, 2, 0, name="nonfinite_steps")
     found = verdict("nonfinite_steps <= 1", skipped)
-    assert (found.state, found.epoch, found.brief) == ("missed", 2, "by 1")
+    assert (found.state, found.epoch, found.brief) == ("missed", 2, "by 1 step")
     assert verdict("nonfinite_steps <= 2", skipped).state == "open"
     assert verdict("nonfinite_steps <= 2", skipped, over=True).state == "met"
     peak = losses(900, 1200, 800, name="gpu_mem_peak_mb")
@@ -204,12 +220,53 @@ def test_what_only_grows_is_decided_as_soon_as_it_cannot_change_back():
 
 def test_what_only_grows_is_told_as_it_was_at_the_epoch_that_decided():
     found = verdict("nonfinite_steps <= 0", losses(1, 5, 20, name="nonfinite_steps"))
-    assert (found.epoch, found.words) == (1, "nonfinite_steps 1, 1 above 0, at epoch 1")
+    assert (found.epoch, found.words) == (1, "nonfinite_steps 1, 1 step above 0, at epoch 1")
     assert (
-        "gpu_hours 0.110, 0.01 above 0.1, at epoch 2"
+        "gpu_hours 0.110, 0.01 h above 0.1, at epoch 2"
         in verdict("gpu_hours <= 0.1", losses(0.05, 0.11, 0.15, name="gpu_hours")).words
     )
     assert verdict("step >= 10", losses(8, 16, 24, name="step")).words == "step 16 at epoch 2"
+
+
+@pytest.mark.parametrize(("asked", "value", "words"), [
+    ("samples_per_sec >= 100000", 100.0, "samples_per_sec 100.0, 99,900 images/s below 100,000, at epoch 1"),
+    ("gpu_mem_peak_mb <= 1000", 21999.0, "gpu_mem_peak_mb 21,999, 20,999 MB above 1,000, at epoch 1"),
+    ("mfu >= 40%", 0.38, "mfu 38.0%, 2% below 40%, at epoch 1"),
+    ("grad_norm <= 1234567", 2e6, "grad_norm 2,000,000, 765,433 above 1,234,567, at epoch 1"),
+    ("lr <= 1e-4", 3e-4, "lr 3.000e-04, 2e-4 above 1e-4, at epoch 1"),
+])  # fmt: skip
+def test_numbers_are_written_out_with_their_units(asked: str, value: float, words: str):
+    name = asked.split()[0]
+    rows = speed((value, 1)) if name == "samples_per_sec" else losses(value, name=name)
+    found = verdict(asked, rows, last_epoch=1)
+    assert (found.state, found.words) == ("missed", words)
+
+
+@pytest.mark.parametrize(("asked", "state"), [
+    ("val_loss_ema <= 0.1", "missed"),
+    ("val_loss_ema <= 0.1 by epoch 5", "missed"),
+    ("val_loss_ema improves from epoch 5 on", "cannot be judged"),
+    ("rca >= 0.9 by epoch 5", "cannot be judged"),
+    ("lr <= 1e-4", "missed"),
+])  # fmt: skip
+def test_of_a_run_that_was_stopped_early_the_reason_is_told(asked: str, state: str):
+    rows = [row | {"lr": 1e-3} for row in losses(0.5, 0.4, 0.4)]
+    found = verdict(asked, rows, over=True)
+    assert (found.state, "epoch 3, where early stopping ended the run" in found.words) == (state, True)
+
+
+def test_epochs_after_an_early_end_cannot_be_judged():
+    asked = "no new worst of val_loss_ema in epochs 2-5"
+    found = verdict(asked, losses(0.5, 0.4, 0.4), over=True)
+    assert found.state == "cannot be judged"
+    assert found.words == "early stopping ended the run after epoch 3, before epoch 5"
+    assert cell(found) == "▲ cannot be judged, ended after epoch 3"
+    assert cell(verdict("val_loss_ema <= 0.1", losses(0.5, 0.4), over=True)) == "✗ missed by 0.3 (stopped early)"
+
+
+def test_a_deadline_before_the_early_end_is_not_blamed_on_it():
+    found = verdict("val_loss_ema <= 0.1 by epoch 2", losses(0.5, 0.4, 0.4), over=True)
+    assert (found.state, found.epoch) == ("missed", 2) and "early" not in found.words
 
 
 @pytest.mark.parametrize(
@@ -301,6 +358,13 @@ def test_the_log_tells_of_each_criterion_once_when_it_is_decided():
     assert list(changed(texts, rows, 6)) == []
 
 
+def test_the_log_tells_what_an_early_end_decides():
+    texts, rows = ["val_loss_ema <= 0.2", "loss_mean <= 1"], losses(0.5, 0.3)
+    assert list(changed(texts, rows, 6)) == []
+    ((line, severity),) = changed(texts, rows, 6, over=True)
+    assert severity == "warning" and "up to epoch 2, where early stopping ended the run" in line
+
+
 def test_a_run_stops_only_when_a_criterion_can_no_longer_be_met():
     texts = ["fast: val_loss_ema <= 0.2 by epoch 2", "val_loss_ema <= 0.1"]
     assert out_of_reach(texts, losses(0.5), 6) is None
@@ -331,7 +395,7 @@ def test_the_checkpoint_that_meets_most_is_best_and_of_equal_ones_the_one_with_t
 
 @pytest.mark.usefixtures("quick_reports")
 def test_a_run_that_misses_a_criterion_ends_if_asked_to_and_goes_on_without(small, capsys):
-    texts = ("fast: val_loss_ema <= 1e-9 by epoch 1", "loss_mean <= 100")
+    texts = ("fast: val_loss_ema <= 1e-9 by epoch 1", "loss_mean <= 100", "later: val_loss_ema <= 1e-9 by epoch 3")
     config = replace(small, epochs=4, criterion=texts, stop_when="missed", why="made to miss", expect="epoch 1")
     assert run(config) == 0
     assert rows(config)["epoch"].tolist() == [1]
@@ -340,23 +404,26 @@ def test_a_run_that_misses_a_criterion_ends_if_asked_to_and_goes_on_without(smal
     assert ended["message"].startswith("stopped early after epoch 1: the criterion 'fast' can no longer be met ")
     log = paths_of(config).log.read_text()
     assert "criterion missed: fast: " in log and "criterion met: loss_mean <= 100: " in log
+    assert re.search("criterion missed: later: .* epoch 1, where early stopping ended the run", log)
     page = paths_of(config).training_log.read_text()
     section = page[page.index("## Purpose and criteria") :].partition("## Best")[0]
-    assert "made to miss" in section and "1 met, 1 missed." in section
+    assert "made to miss" in section and "1 met, 2 missed." in section
     assert re.search(r"\| fast: `val_loss_ema <= 1e-9 by epoch 1` \| ✗ missed \|", section)
     assert "criterion missed: fast" in page[page.index("## Milestones") :]
 
     assert run(config) == 0
     assert "leave out --stop-when to train on" in capsys.readouterr().out
     assert len(rows(config)) == 1
-    assert run(replace(config, stop_when=None, epochs=2)) == 0
+    assert run(replace(config, stop_when=None, epochs=2, criterion=texts[:2])) == 0
     assert rows(config)["epoch"].tolist() == [1, 2]
 
 
 @pytest.mark.usefixtures("quick_reports")
 def test_best_by_criteria_links_the_checkpoint_that_meets_most(small):
-    config = replace(small, epochs=3, keep_last=9, best_by="criteria", criterion=("loss_mean <= 100",))
+    of_run = ("samples_per_sec >= 1e9", "loss_mean improves from epoch 2 on")
+    config = replace(small, epochs=3, keep_last=9, best_by="criteria", criterion=("loss_mean <= 100", *of_run))
     assert run(config) == 0
+    assert "criteria of checkpoints met: 1 of 1;" in best_checkpoint(read_run(paths_of(config)))
     steps = rows(config).set_index("step")
 
     def best() -> int:
@@ -368,6 +435,40 @@ def test_best_by_criteria_links_the_checkpoint_that_meets_most(small):
         update_best(paths_of(config).checkpoints, replace(config, criterion=(f"loss_min <= {limit:.17g}",)))
         meeting = steps[steps["loss_min"] <= limit]
         assert best() == meeting["val_loss_ema"].idxmin()
+
+
+@pytest.mark.parametrize(
+    ("texts", "remarks"), [(["samples_per_sec >= 1", "lr <= 1"], 1), (["lr <= 1 and rca >= 0"], 0)]
+)
+def test_best_by_criteria_of_which_none_is_of_checkpoints_is_remarked(texts: list[str], remarks: int):
+    config = parse_args(["--best-by", "criteria", "--eval-every", "1", "--criterion", *texts])
+    found = [line for line in without_effect(config, preset("large")) if "validation loss chooses `best`" in line]
+    assert len(found) == remarks
+
+
+@pytest.mark.usefixtures("quick_reports")
+def test_a_finished_run_takes_over_criteria_reasons_and_notes(small, capsys):
+    config = replace(small, epochs=1)
+    assert run(config) == 0
+    figures = paths_of(config).csv.read_text()
+    later = replace(config, criterion=("loss_mean <= 100", "no: loss_mean <= 1e-9"), note=("seen",), why="it was asked",
+                    target="val_loss=0.5")  # fmt: skip
+    capsys.readouterr()
+    assert run(later) == 0
+    said = capsys.readouterr().out
+    assert "taken over without training: --criterion, --why, --target" in said and "note: seen" in said
+    assert "criterion met: loss_mean <= 100: loss_mean " in said and "criterion missed: no: best loss_mean" in said
+    page = paths_of(config).training_log.read_text()
+    assert "1 met, 1 missed." in page and "it was asked" in page and "## Target: val_loss=0.5" in page
+    published = read_run(paths_of(config))
+    assert (count_of(published), len(published.starts), published.state) == ("1 met, 1 missed", 1, "finished")
+
+    assert run(later) == 0 and run(config) == 0, "nothing new, and nothing given"
+    said = capsys.readouterr().out
+    assert "is finished" in said and "taken over" not in said and "note: " not in said
+    assert count_of(read_run(paths_of(config))) == "1 met, 1 missed"
+    assert [each.text for each in read_notes(paths_of(config))] == ["seen"]
+    assert paths_of(config).csv.read_text() == figures
 
 
 def test_dashboard_and_health_count_the_criteria(tmp_path: Path):
@@ -396,15 +497,16 @@ def test_a_note_is_added_with_its_time_to_log_report_and_comparison(small, quick
     assert note(["small", "a <b>bold</b> | remark\nof two lines", *root]) == 0
     with paths_of(config).notes.open("a") as file:
         file.write('{"time": 1, "text": "torn')
-    assert note(["small", "begun by the plan", *root]) == 0, "it is there already"
+    assert note(["small", "begun by the plan", *root]) == 0, "the same remark, later"
     page = paths_of(config).training_log.read_text()
     times = r"\| 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC \|"
-    assert len(re.findall(f"{times} begun by the plan \\|", page)) == 1
+    assert len(re.findall(f"{times} begun by the plan \\|", page)) == 2
     assert re.search(times + r" a \\<b\\>bold\\</b\\> \\\| remark of two lines \|", page)
     assert run(config) == 0, "the same command again"
     assert [each.text for each in read_notes(paths_of(config))] == [
         "begun by the plan",
         "a <b>bold</b> | remark of two lines",
+        "begun by the plan",
     ]
     assert note(["small", " ", *root]) == 2 and "give a text in quotes" in capsys.readouterr().err
     monkeypatch.undo()

@@ -12,7 +12,8 @@ from benchmarks.replay import random_examples
 from ddpm.run.criteria import SIGNS, ClassShares, Condition, Improves, NoNewWorst, Threshold, parse_criterion
 from ddpm.run.errors import RequestError
 from ddpm.run.metrics import FIGURES, METRICS, Metric, select
-from metrics.criteria.verdicts import Course, judge, verdicts
+from metrics.criteria.course import Course
+from metrics.criteria.verdicts import judge, verdicts
 
 EPOCHS = st.integers(1, 12)
 LIMITS = st.sampled_from((0.0, 0.1, 0.25, 0.5, 1.0, 3.0, 1e-05, 2.5e20))
@@ -23,7 +24,8 @@ DIRECTED = [METRICS[name] for name in FIGURES if METRICS[name].better]
 def thresholds(draw: st.DrawFn, metrics: Sequence[Metric] = tuple(METRICS[name] for name in FIGURES)) -> Threshold:
     metric = draw(st.sampled_from(metrics))
     fitting = [sign for sign in SIGNS if not metric.better or (sign[0] == ">") == metric.larger_is_better]
-    sign, value, by = draw(st.sampled_from(fitting)), draw(LIMITS), draw(st.none() | EPOCHS)
+    sign, by = draw(st.sampled_from(fitting)), draw(st.none() | EPOCHS)
+    value = draw(LIMITS.filter(lambda limit: metric.low <= limit <= metric.high))
     return Threshold(f"{metric.name} {sign} {value}{f' by epoch {by}' if by else ''}", metric.name, sign, value, by)
 
 
@@ -38,7 +40,7 @@ def courses(draw: st.DrawFn, metrics: Sequence[Metric] = tuple(DIRECTED)) -> NoN
 
 @st.composite
 def shares(draw: st.DrawFn) -> ClassShares:
-    low, high = sorted((draw(LIMITS), draw(LIMITS)))
+    low, high = draw(LIMITS.filter(lambda limit: limit <= 1)), draw(LIMITS.filter(lambda limit: limit >= 1))
     return ClassShares(f"share of every class in {low}..{high} of uniform", low, high)
 
 

@@ -76,6 +76,9 @@ def test_a_finished_run_is_left_alone_when_asked_for_again(small: TrainConfig, c
     assert paths_of(small).json.read_text() == before
     assert run(replace(small, max_steps=16)) == 0
     assert "raise --max-steps to train on" in capsys.readouterr().out
+    assert run(replace(small, lr=5e-3, keep_last=7)) == 0
+    said = "not applied, as nothing is trained: `lr` 0.001 instead of 0.005; `keep_last` "
+    assert said in capsys.readouterr().out
 
 
 def test_a_run_killed_before_its_report_is_finished_by_the_same_command(small: TrainConfig):

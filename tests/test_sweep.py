@@ -21,6 +21,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.jobs import sweep
 from metrics.jobs.sweep_plan import read_plan
+from metrics.note.notes import add_note
 from tests.submit_stand_ins import executable, fill
 from tests.test_submit import ARRAY, FINISH, ONE_NODE, launches, run
 
@@ -229,6 +230,33 @@ def test_the_exit_code_is_0_when_every_run_meets_every_criterion(root: Path, cap
     assert sweep.main([str(write_plan(root, criteria=CRITERIA[:1], runs=runs))]) == 1
     page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
     assert re.search(r"\| `rates-bad` \| · open, not measured yet \|", page), "a run without figures has its row too"
+    capsys.readouterr()
+    assert sweep.main([str(root / "plan.yaml"), "--compare"]) == 1, "as when it was trained"
+    assert "1 of 3 runs failed: rates-bad" in capsys.readouterr().out
+
+
+def test_a_run_that_was_trained_before_its_settings_changed_is_told(root: Path, capsys):
+    train(write_plan(root, criteria=CRITERIA[:1]), 0)
+    train(root / "plan.yaml", 1)
+    plan = write_plan(root, criteria=CRITERIA[:1], runs={"slow": {"lr": 0.002}, "fast": {"lr": 0.003}})
+    assert sweep.main([str(plan), "--compare"]) == 0
+    words = "it was trained with `lr` 0.001 instead of 0.002"
+    assert f"rates-slow: not as the plan has it now: {words}" in capsys.readouterr().out
+    page = (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
+    assert page.count(words) == 1 and f"`lr` 0.002 (base 0.003); but {words}" in page
+
+
+def test_a_remark_that_a_run_has_twice_is_listed_once(root: Path):
+    plan = write_plan(root, criteria=CRITERIA[:1])
+    train(plan, 0)
+    train(plan, 1)
+    for _ in range(2):
+        add_note(RunPaths(root, "rates-slow"), "the node was slow")
+    assert sweep.main([str(plan), "--compare"]) == 0
+    assert (
+        "- `rates-slow`: the node was slow"
+        in (root / "metrics" / "comparisons" / "rates" / "comparison.md").read_text()
+    )
 
 
 def test_a_run_that_its_criteria_have_ended_is_trained_on_when_these_change(root: Path):

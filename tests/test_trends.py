@@ -231,7 +231,11 @@ def test_epochs_become_the_best_the_last_the_largest_or_the_median():
 
 def test_a_difference_is_told_as_the_figure_is_if_that_is_a_percentage_else_with_three_digits():
     assert trends.gap_words(METRICS["mfu"], 0.1234) == "12.3%"
+    assert trends.gap_words(METRICS["mfu"], 0.00012) == "0.012%"
     assert trends.gap_words(LOSS_MEAN, 0.123456) == "0.123"
+    assert trends.gap_words(METRICS["samples_per_sec"], 99_876.6) == "99,877"
+    assert trends.gap_words(METRICS["samples_per_sec"], 999.7) == "999.7"
+    assert trends.gap_words(METRICS["mfu"], math.nan) == "–"
 
 
 def test_thinned_takes_more_of_the_early_values_where_curves_fall_fastest():

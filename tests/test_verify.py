@@ -12,6 +12,8 @@ import pytest
 import evaluate
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import RunPaths
+from metrics.compare.comparison import compare
+from metrics.health.checker import main as check_health
 from metrics.report import write_report
 from metrics.training_log.log import write_training_log
 from metrics.verify.__main__ import main
@@ -76,7 +78,9 @@ def change_json(path: Path, value: object, *place: str | int) -> None:
 def test_a_resumed_and_evaluated_run_is_as_its_data_say(copied: RunPaths, capsys):
     code, line = verify(copied, capsys)
     assert code == 0, line
-    counted = re.fullmatch(r"([\d,]+) figures are as they should be: .*evaluation.json.*training_log.md", line)
+    counted = re.fullmatch(
+        r"([\d,]+) figures are as they should be: .*evaluation.json.*training_log.md; not checked: .*", line
+    )
     assert int(counted[1].replace(",", "")) > 500
     assert "Evaluation" in copied.report.read_text() and "Target" in copied.training_log.read_text()
 
@@ -107,6 +111,69 @@ def test_a_killed_run_verifies_though_its_training_log_is_of_before(copied: RunP
     monkeypatch.setattr("time.time", lambda: later)
     code, line = verify(copied, capsys)
     assert code == 0, line
+
+
+def test_a_run_that_was_killed_within_an_epoch_verifies(small: TrainConfig, capsys, monkeypatch):
+    process = start(replace(small, epochs=40, samples_per_class=0))
+    wait_for_line(process, r"step 14/")
+    process.kill()
+    process.communicate()
+    later = time.time() + 3600
+    monkeypatch.setattr("time.time", lambda: later)
+    code, line = verify(paths_of(small), capsys)
+    assert code == 0 and "training_log.md" in line, line
+    change(paths_of(small).training_log, r"(?<=, step )[\d,]+(?=, )", "7")
+    code, line = verify(paths_of(small), capsys)
+    assert code == 1 and line.startswith("training_log.md: last step says 7, should be 8 to "), line
+    change(paths_of(small).training_log, r"(?<=, step )7(?=, )", "1")  # as in "epoch 1"
+    code, line = verify(paths_of(small), capsys)
+    assert code == 1 and line.startswith("training_log.md: last step says 1, should be 8 to "), line
+
+
+@pytest.mark.parametrize(
+    ("page", "pattern"),
+    [
+        ("training_log.md", r"(?<=^- \*\*Time:\*\* )\d+[^o]*?(?= over)"),
+        ("training_report.md", r"(?<=^All starts together took )[^,]+"),
+    ],
+)
+@pytest.mark.parametrize("time_said", ["0s", "9h 00m 00s"])
+def test_a_time_that_the_rows_exclude_is_found(copied: RunPaths, capsys, page: str, pattern: str, time_said: str):
+    if page == "training_report.md":
+        copied.report_html.unlink()
+    change(copied.metrics / page, pattern, time_said)
+    code, line = verify(copied, capsys)
+    assert code == 1 and line.startswith(f"{page}: time of all starts says {time_said}, should be "), line
+
+
+def test_the_health_page_is_checked_unless_it_is_of_before(copied: RunPaths, capsys):
+    check_health([copied.run, "--output-root", str(copied.root)])
+    code, line = verify(copied, capsys)
+    assert code == 0 and re.search(r"\d+ of health.md; not checked: plots and samples, health.md on data, ", line), line
+    page = copied.health.read_text()
+    change(copied.health, r"(?<=✓ )[\d,.]+(?= images/s over)", "9,999.9")
+    code, line = verify(copied, capsys)
+    assert code == 1 and line.startswith("health.md: ") and "9,999.9" in line, line
+    copied.health.write_text(re.sub("Checked 20", "Checked 19", page))
+    code, line = verify(copied, capsys)
+    assert code == 0 and "not checked: plots and samples, health.md, older than the run's end" in line, line
+
+
+def test_comparisons_are_checked_unless_they_are_of_before(copied: RunPaths, capsys, monkeypatch):
+    other = RunPaths(copied.root, "other")
+    shutil.copytree(copied.metrics, other.metrics)
+    monkeypatch.setattr("metrics.compare.comparison.draw_plots", lambda runs, column: {})
+    page = compare([other, copied], copied.root / "metrics" / "comparisons" / "both")
+    code, line = verify(copied, capsys)
+    assert code == 0 and re.search(r"\d\d of both/comparison.md; not checked: .*, criteria, levels and", line), line
+    text = page.read_text()
+    change(page, r"(?<=\| final validation loss \(EMA\) \| )[\d.]+", "0.12345")
+    code, line = verify(copied, capsys)
+    assert code == 1 and line.startswith("both/comparison.md: ") and "0.12345" in line, line
+    page.write_text(text)
+    change_json(other.json, "2020-01-01T00:00:00+00:00", "generated")
+    code, line = verify(copied, capsys)
+    assert code == 0 and line.endswith("the comparison both, older than its runs"), line
 
 
 def test_a_changed_row_is_named_by_column_and_epoch(copied: RunPaths, capsys):

@@ -2,6 +2,7 @@
 
     val_loss_ema <= 0.13                           reached in any epoch: figures whose best epoch counts
     samples_per_sec >= 400                         of the whole run: the other figures
+    rca >= 95%                                     shares and ratios may be in percent
     val_loss_ema <= 0.14 by epoch 4                the same, at the end of epoch 4 at the latest
     no new worst of val_loss_ema in epochs 3-6     no value there is worse than all before it
     val_loss_ema improves from epoch 5 on          each measured value is better than the one before it
@@ -93,12 +94,15 @@ class Threshold(OfFigure):
     sign: str
     value: float
     by: int | None = None
-    form: ClassVar = rf"{FIGURE} ?(?P<sign><=|>=|<|>) ?(?P<value>{NUMBER})(?: by epoch (?P<by>{EPOCH}))?"
+    form: ClassVar = rf"{FIGURE} ?(?P<sign><=|>=|<|>) ?(?P<value>{NUMBER}%?)(?: by epoch (?P<by>{EPOCH}))?"
 
     @classmethod
     def read(cls, text: str, parts: Mapping[str, str]) -> Threshold:
         by = int(parts["by"]) if parts["by"] else None
-        return cls(text, parts["figure"], parts["sign"], float(parts["value"]), by)
+        number, percent, _ = parts["value"].partition("%")
+        if percent and not METRICS[parts["figure"]].in_percent:
+            raise ValueError(f"{parts['figure']} is no share: write a number without %")
+        return cls(text, parts["figure"], parts["sign"], float(number) / (100 if percent else 1), by)
 
     def holds(self, value: Any) -> Any:
         """Is the value, or each of an array, on the right side?"""
@@ -121,9 +125,11 @@ class Threshold(OfFigure):
     def problem(self) -> str | None:
         better = self.metric.better
         if better and (self.sign[0] == ">") != self.metric.larger_is_better:
-            right = self.sign.translate(str.maketrans("<>", "><"))
-            return f"of {self.name} {better} is better: write {self.name} {right} {self.value:g}"
-        return None if math.isfinite(self.value) else f"{self.value} is not finite"
+            right = self.text.translate(str.maketrans("<>", "><"))
+            return f"of {self.name} {better} is better: write {right}"
+        if not math.isfinite(self.value):
+            return f"{self.value} is not finite"
+        return self.metric.out_of_range(self.value)
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,8 @@ class ClassShares(Condition):
     def problem(self) -> str | None:
         if not 0 <= self.low <= self.high:
             return f"{self.low:g}..{self.high:g} is no range: give the smaller number first, as in 0.5..2"
+        if not self.low <= 1 <= self.high:
+            return f"the mean over the classes is 1, so that not every class can be in {self.low:g}..{self.high:g}"
         return None
 
 
@@ -202,14 +210,16 @@ class Criterion:
     def text(self) -> str:
         return " and ".join(condition.text for condition in self.conditions)
 
-    def met_by_weights(self, row: Mapping[str, Any]) -> bool:
-        """Do the weights at the end of an epoch meet it, by its row, deadlines aside?
+    @property
+    def of_weights(self) -> tuple[Threshold, ...]:
+        """Its conditions that compare a figure of the weights at the end of an epoch with a number: not those on the
+        course of the run, its speed or its evaluation."""
+        return tuple(each for each in self.conditions if isinstance(each, Threshold) and each.of_weights)
 
-        Only conditions that compare a figure of the weights with a number count, not those on the course of the run,
-        its speed or its evaluation. False without any.
-        """
-        compared = [each for each in self.conditions if isinstance(each, Threshold) and each.of_weights]
-        values = [(each, each.metric.of(row)) for each in compared]
+    def met_by_weights(self, row: Mapping[str, Any]) -> bool:
+        """Do the weights at the end of an epoch meet it, by its row, deadlines aside? False where the row lacks a
+        figure, or no condition is one on weights."""
+        values = [(each, each.metric.of(row)) for each in self.of_weights]
         return bool(values) and all(value is not None and each.holds(value) for each, value in values)
 
 

@@ -58,6 +58,10 @@ class Metric:
     """Is it only measured on request? Tables then leave it out where no epoch has it."""
     time: str = ""
     """Column of the time that measuring it takes: above 0 where an epoch has measured it."""
+    low: float = 0.0
+    """The smallest value that it can have."""
+    high: float = math.inf
+    """The largest one."""
 
     @property
     def larger_is_better(self) -> bool:
@@ -66,6 +70,24 @@ class Metric:
     @property
     def is_loss(self) -> bool:
         return self.group.startswith("loss")
+
+    @property
+    def in_percent(self) -> bool:
+        """May a user give it in percent?"""
+        return self.high == 1 or self.unit == "ratio"
+
+    @property
+    def short_unit(self) -> str:
+        """What stands behind a number: `images/s`, `MB`; empty for shares, ratios and figures without a unit."""
+        return "" if self.in_percent else self.unit.partition(" of ")[0]
+
+    def out_of_range(self, value: float) -> str | None:
+        """Why it can never reach a finite `value`, in words; None if it can."""
+        if self.low <= value <= self.high:
+            return None
+        span = f"{self.low:g} or more" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
+        percent = f"; {value:g}% is {value / 100:g}" if self.high < value <= 100 * self.high else ""
+        return f"{self.name} is always {span}, never {value:g}{percent}"
 
     def of(self, row: Mapping[str, Any]) -> float | None:
         """The figure in an epoch's row; None where it was not measured, or is no finite number."""
@@ -82,7 +104,8 @@ class Metric:
         """A value as people read it; a dash where there is none."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             return DASH
-        return format(value, self.format)
+        large = self.format.endswith("g") and 1e4 <= abs(value) < 1e15  # `g` would write an exponent
+        return format(value, ",.0f" if large else self.format)
 
     def text_of(self, row: Mapping[str, Any]) -> str:
         """The figure in an epoch's row as people read it."""
@@ -101,6 +124,7 @@ QUALITY = dict(
     time="eval_time_sec",
 )  # fmt: skip
 MEMORY = dict(unit="MB of 2^20 bytes", format=",.0f", group="memory", better="lower", over_epochs="max")
+SHARE = dict(unit="share, 0 to 1", high=1.0, better="higher")
 SECONDS = dict(unit="s", format=",.1f", better="lower", timed=True)
 COST = dict(format=",.3f", group="cost", timed=True, optional=True)
 PART = dict(**SECONDS, group="time", over_epochs="sum")
@@ -145,7 +169,7 @@ SAMPLES_PER_SEC = column("samples_per_sec", "images per second", "Samples/s", "s
 BATCHES_PER_SEC = column("batches_per_sec", "steps per second", "Steps/s", "speed", "optimizer steps per second of "
     "`train_time_sec`", "steps/s", ",.2f", "higher", "median", timed=True)
 MFU = column("mfu", "model FLOP utilisation", "MFU", "speed", "the model's arithmetic as a share of the GPUs' peak; "
-    "empty where the peak is not known", "share, 0 to 1", ".1%", "higher", "median", timed=True)
+    "empty where the peak is not known", format=".1%", over_epochs="median", timed=True, **SHARE)
 GPU_MEM_ALLOCATED_MB = column("gpu_mem_allocated_mb", "GPU memory in use", "GPU MB", meaning="memory in use at the "
     "end of the epoch, on the fullest GPU; empty on a CPU", **MEMORY)
 GPU_MEM_RESERVED_MB = column("gpu_mem_reserved_mb", "GPU memory held", "GPU held MB", meaning="memory that PyTorch "
@@ -173,9 +197,9 @@ RCA = column("rca", "RCA", "RCA", meaning="relative classification accuracy of i
     "`--eval-every` epochs, else empty): `top1` over the classifier's Top-1 on test images; 1 means as readable as "
     "test images", unit="ratio", better="higher", **QUALITY)
 TOP1 = column("top1", "Top-1", "Top-1", meaning="share of drawn images that the classifier reads as the class "
-    "that was asked for", unit="share, 0 to 1", better="higher", **QUALITY)
+    "that was asked for", **SHARE, **QUALITY)
 TOP5 = column("top5", "Top-5", "Top-5", meaning="share of drawn images whose class is among the classifier's first "
-    "five", unit="share, 0 to 1", better="higher", **QUALITY)
+    "five", **SHARE, **QUALITY)
 FID_FEATURES = column("fid_features", "Fréchet distance", "Fréchet", meaning="Fréchet distance to test images in the "
     "classifier's features; depends on the number of images", better="lower", **QUALITY)
 VAL_TIME_SEC = column("val_time_sec", "validation", "Validation (s)", meaning="validation, of `epoch_time_sec`", **PART)
@@ -190,7 +214,7 @@ SLOWEST_RANK = column("slowest_rank", "slowest process", "Slowest rank", "speed"
     "an equal share of the validation; empty for a single process", format=".0f", timed=True, whole=True)
 SLOWEST_RANK_RATIO = column("slowest_rank_ratio", "time of the slowest process", "Slowest ÷ median", "speed",
     "time of `slowest_rank` over that of the median process: each training step waits for the slowest", "ratio", ".2f",
-    "lower", "max", timed=True)
+    "lower", "max", timed=True, low=1.0)
 VAL_LOSS_SWA = column("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights "
     "averaged from `--swa-start-epoch` on", **VALIDATION, optional=True)
 RCA_UNGUIDED = column("rca_unguided", "RCA at guidance 1", "RCA, g 1", meaning="`rca` of images drawn without "
@@ -205,7 +229,7 @@ ENERGY_WH = column("energy_wh", "energy", "Energy (Wh)", meaning="energy of all 
 GPU_HOURS = column("gpu_hours", "GPU-hours", "GPU-hours", meaning="time of all starts, killed ones too, each up to its "
     "last heartbeat, times its GPUs; empty on a CPU", unit="h", better="lower", grows=True, **COST)
 GPU_UTILIZATION = column("gpu_utilization", "GPU utilisation", "GPU use", "cost", "share of the time in which the GPUs "
-    "were in use, mean over all readings of all starts", "share, 0 to 1", ".1%", "higher", timed=True, optional=True)
+    "were in use, mean over all readings of all starts", format=".1%", timed=True, optional=True, **SHARE)
 # fmt: on
 
 ALL = tuple(METRICS.values())

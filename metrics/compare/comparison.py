@@ -5,6 +5,7 @@ python -m metrics.compare RUN RUN [RUN ...] [--rank-by COLUMN] [--loss-levels LO
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from metrics.criteria.of_run import Purpose
 from metrics.page import to_markdown, to_rich
 
 PAGE = "comparison.md"
+PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 
 
 def default_folder(places: Sequence[RunPaths]) -> Path:
@@ -69,7 +71,7 @@ def compare(
     page = make_page(runs, left_out, ranking, levels, folder, list(plots), purposes)
     atomic_write(folder / PAGE, to_markdown(page, folder))  # first: its MARK shows that the folder is a comparison's
     save_plots(plots, runs, folder / "plots")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     with console.capture() as captured:  # Rich itself would end the process on a closed pipe
         console.print(to_rich(summary(runs, left_out, ranking, purposes)))
     print(captured.get(), flush=True)

@@ -52,10 +52,10 @@ def purposes_section(
 
 def _notes(labels: Sequence[str], published: Sequence[RunData]) -> list[Block]:
     """The remarks on the runs; one that several have, as by their plan, once."""
-    having: dict[str, list[str]] = {}
+    having: dict[str, dict[str, None]] = {}  # text → labels
     for label, run in zip(labels, published, strict=True):
         for note in read_notes(run.paths):
-            having.setdefault(note.text, []).append(label)
+            having.setdefault(note.text, {})[label] = None
     lines = [f"{', '.join(runs) if len(runs) < len(labels) else 'all runs'}: {text}" for text, runs in having.items()]
     return ["**Notes**", Bullets(lines)] if lines else []
 
@@ -109,7 +109,8 @@ def _came(run: RunData, compared: ComparedRun | None, metric: Metric, found: Seq
     unmet: dict[State, list[str]] = {}
     for one in found:
         if one.state != "met":
-            unmet.setdefault(one.state, []).append(f"{_short(one.criterion)} {one.brief}".strip())
+            brief = one.brief if one.state == "missed" or not one.brief else f"({one.brief})"
+            unmet.setdefault(one.state, []).append(f"{_short(one.criterion)} {brief}".strip())
     parts += [f"{state}: {', '.join(named)}" for state, named in unmet.items()]
     parts += ["all criteria met"] if found and not unmet else []
     ended = f"stopped early after epoch {run.last['epoch']} of {run.planned_epochs}" if run.stopped_early else None

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metrics.criteria.verdicts import Course, verdicts
+from metrics.criteria.course import Course
+from metrics.criteria.verdicts import verdicts
 
 
-def changed(texts: Sequence[str], rows: Sequence[Mapping[str, Any]], last_epoch: int) -> Iterator[tuple[str, str]]:
-    """Lines of the log, with their severity, about the criteria that the last row has decided."""
-    before, after = (verdicts(texts, Course(part, last_epoch)) for part in (rows[:-1], rows))
+def changed(
+    texts: Sequence[str], rows: Sequence[Mapping[str, Any]], last_epoch: int, over: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Lines of the log, with their severity, about the criteria that the last row has decided. `over`: it ends the run
+    before its last epoch."""
+    before, after = verdicts(texts, Course(rows[:-1], last_epoch)), verdicts(texts, Course(rows, last_epoch, over))
     for earlier, verdict in zip(before, after, strict=True):
         if verdict.state != earlier.state and verdict.state in ("met", "missed"):
             severity = "success" if verdict.state == "met" else "warning"

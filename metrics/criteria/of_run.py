@@ -13,7 +13,8 @@ from ddpm.run.criteria import ClassShares, Criterion, parse_criteria
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
-from metrics.criteria.verdicts import Course, State, Verdict, counts_words, verdicts
+from metrics.criteria.course import Course
+from metrics.criteria.verdicts import State, Verdict, counts_words, verdicts
 from metrics.page import MARKS, Facts, Section, Table, code
 from metrics.run_data import RunData
 
@@ -91,10 +92,8 @@ def count_of(run: RunData) -> str:
 
 def cell(verdict: Verdict) -> str:
     """A verdict in a table: `✓ met, epoch 3`, `✗ missed by 0.012`."""
-    joined = {"met": ", ", "missed": " ", "open": ", "}.get(verdict.state)
-    return f"{MARK_OF[verdict.state]} {verdict.state}" + (
-        f"{joined}{verdict.brief}" if joined and verdict.brief else ""
-    )
+    joined = " " if verdict.state == "missed" else ", "
+    return f"{MARK_OF[verdict.state]} {verdict.state}" + (f"{joined}{verdict.brief}" if verdict.brief else "")
 
 
 def heading(criterion: Criterion) -> str:

@@ -8,51 +8,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ddpm.run.criteria import ClassShares, Condition, Criterion, Improves, NoNewWorst, Threshold, parse_criteria
 from ddpm.run.format import plural, shown, significant
 from ddpm.run.metrics import Metric
+from metrics.criteria.course import Course
 from metrics.trends import Curve, best, forecast, gap_words, over_epochs
 
 State = Literal["met", "missed", "open", "cannot be judged"]
 STATES: tuple[State, ...] = ("missed", "cannot be judged", "open", "met")  # the first that a condition has counts
 RUNNING = {"sum": np.cumsum, "max": np.maximum.accumulate}  # figures of a run that never decrease
-
-
-@dataclass(frozen=True)
-class Course:
-    """How far a run is.
-
-    `last_epoch`: the one that it is planned to end with, None if not known. `over`: no row will follow. `evaluation`:
-    content of evaluation.json, None without one; `damage` says why it cannot be read.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    last_epoch: int | None = None
-    over: bool = False
-    evaluation: Mapping[str, Any] | None = None
-    damage: str | None = None
-
-    @property
-    def done(self) -> int:
-        """The last epoch that has a row."""
-        return self.rows[-1]["epoch"] if self.rows else 0
-
-    @property
-    def closed(self) -> bool:
-        return self.over or (self.last_epoch is not None and self.done >= self.last_epoch)
-
-    def upto(self, epoch: int | None) -> Course:
-        """The course up to the end of an epoch, as if the run were to end there."""
-        if epoch is None:
-            return self
-        rows = [row for row in self.rows if row["epoch"] <= epoch]
-        return Course(rows, epoch, self.over or self.done >= epoch)
 
 
 @dataclass(frozen=True)
@@ -148,16 +118,19 @@ def _reached(asked: Threshold, course: Course) -> Judgement:
         return Judgement("met", f"{metric.name} {metric.text(point.value)} at epoch {point.epoch}",
                          f"epoch {point.epoch}", point.epoch)  # fmt: skip
     top = best(curve)
-    gap = gap_words(metric, abs(top.value - asked.value))
+    gap = _gap(metric, top.value - asked.value)
     words = f"best {metric.name} {metric.text(top.value)} (epoch {top.epoch}), {gap} {_side(asked)}"
     if course.closed:
-        return Judgement("missed", f"{words}, {_end_words(course)}", f"by {gap}", course.done)
+        early = " (stopped early)" if course.cut_short else ""
+        return Judgement("missed", f"{words}, {_end_words(course)}", f"by {gap}{early}", course.done)
     return Judgement("open", f"{words}; {_ahead(curve, asked, course)}", f"{gap} to go")
 
 
 def _side(asked: Threshold) -> str:
     """Where a value lies that does not hold: `above 0.13`."""
-    return f"{'above' if asked.sign[0] == '<' else 'below'} {asked.value:g}"
+    percent = asked.metric.format.endswith("%")
+    limit = significant(100 * asked.value, 12) + "%" if percent else significant(asked.value, 12)
+    return f"{'above' if asked.sign[0] == '<' else 'below'} {limit}"
 
 
 def _ahead(curve: Curve, asked: Threshold, course: Course) -> str:
@@ -185,12 +158,13 @@ def _of_run(asked: Threshold, course: Course) -> Judgement:
     decided = np.flatnonzero(asked.holds(running) != upper) if grows else ()
     epoch = int(curve.epochs[decided[0]]) if len(decided) else course.done
     value = float(running[decided[0]]) if len(decided) else value  # of that epoch: later ones may have added to it
-    gap = gap_words(metric, abs(value - asked.value))
+    gap = _gap(metric, value - asked.value)
     words, away = f"{metric.name} {metric.text(value)}", f"{gap} {_side(asked)}"
     if asked.holds(value) and (course.closed or len(decided)):
         return Judgement("met", f"{words} at epoch {epoch}", f"epoch {epoch}", epoch)
     if course.closed or len(decided):
-        return Judgement("missed", f"{words}, {away}, at epoch {epoch}", f"by {gap}", epoch)
+        at = f"epoch {epoch}" if len(decided) else course.end
+        return Judgement("missed", f"{words}, {away}, at {at}", f"by {gap}", epoch)
     so_far = "which would meet it" if asked.holds(value) else away
     brief = "holds so far" if asked.holds(value) else f"{gap} to go"
     return Judgement("open", f"{words} so far, {so_far}; decided {_decided(course.last_epoch)}", brief)
@@ -210,18 +184,20 @@ def _no_new_worst(asked: NoNewWorst, course: Course) -> Judgement:
         worst = curve.point(int(curve.costs[:place].argmax()))
         here = curve.point(place)
         if curve.costs[place] > curve.costs[:place].max():
-            gap = gap_words(metric, abs(here.value - worst.value))
+            gap = _gap(metric, here.value - worst.value)
             known = f"{metric.name} {metric.text(here.value)} at epoch {here.epoch}"
             before = f"the worst before, {metric.text(worst.value)} (epoch {worst.epoch})"
             return Judgement("missed", f"{known} is {gap} worse than {before}", f"by {gap}", here.epoch)
     if closed and course.done < asked.last:
-        return Judgement("cannot be judged", f"the run ended after epoch {course.done}, before epoch {asked.last}")
+        ended = "early stopping ended the run" if course.cut_short else "the run ended"
+        words = f"{ended} after epoch {course.done}, before epoch {asked.last}"
+        return Judgement("cannot be judged", words, f"ended after epoch {course.done}")
     if closed and not places:
-        return Judgement("cannot be judged", f"{metric.name} has no value in {span} that follows another")
+        return Judgement("cannot be judged", f"{metric.name} has no value in {span} that follows another", "no value")
     if closed:
         return Judgement("met", f"no new worst {metric.name} in {span}", f"epoch {asked.last}", asked.last)
     worst = curve.values[curve.costs.argmax()] if len(curve) else math.nan
-    room = gap_words(metric, abs(curve.last.value - worst)) if len(curve) else ""
+    room = _gap(metric, curve.last.value - worst) if len(curve) else ""
     so_far = f"the last {metric.name} is {room} better than the worst" if room else f"no {metric.name} yet"
     return Judgement("open", f"{so_far}; decided {_decided(asked.last)}", "none so far")
 
@@ -235,14 +211,13 @@ def _improves(asked: Improves, course: Course) -> Judgement:
     for place in places:
         before, here = curve.point(place - 1), curve.point(place)
         if curve.costs[place] >= curve.costs[place - 1]:
-            gap = gap_words(metric, abs(here.value - before.value))
+            gap = _gap(metric, here.value - before.value)
             words = f"{metric.name} {metric.text(here.value)} at epoch {here.epoch}"
             after = f"after {metric.text(before.value)} at epoch {before.epoch}"
             return Judgement("missed", f"{words} {after}", f"by {gap}", here.epoch)
     if course.closed and not places:
-        return Judgement(
-            "cannot be judged", f"{metric.name} has no value from epoch {asked.first} on that follows another"
-        )
+        none = f"{metric.name} has no value from epoch {asked.first} on that follows another, {_end_words(course)}"
+        return Judgement("cannot be judged", none, "no value")
     if course.closed:
         words = f"{metric.name} has improved {plural(len(places), 'time')} of {len(places)}"
         return Judgement("met", words, f"epoch {course.done}", course.done)
@@ -256,14 +231,14 @@ def _improves(asked: Improves, course: Course) -> Judgement:
 def _shares(asked: ClassShares, course: Course) -> Judgement:
     """Is each class drawn as often as asked, when no class is asked for?"""
     if course.damage:
-        return Judgement("cannot be judged", f"evaluation.json cannot be read: {course.damage}")
+        return Judgement("cannot be judged", f"evaluation.json cannot be read: {course.damage}", "damaged")
     if course.evaluation is None:
         missing = "there is no evaluation yet: run evaluate.py"
         return Judgement("cannot be judged" if course.closed else "open", missing, "not evaluated")
     shares = course.evaluation["class_balance"]["shares"]
     names = [entry["name"] for entry in course.evaluation["conditional"]["per_class"]]
     if None in shares:
-        return Judgement("cannot be judged", "the evaluation does not know every class's share")
+        return Judgement("cannot be judged", "the evaluation does not know every class's share", "shares not known")
     times = np.array(shares) * len(shares)
     outside = np.maximum(asked.low - times, times - asked.high)
     place = int(outside.argmax())
@@ -281,7 +256,8 @@ def _shares(asked: ClassShares, course: Course) -> Judgement:
 
 def _not_measured(metric: Metric, course: Course) -> Judgement:
     if course.closed:
-        unmeasured = Judgement("cannot be judged", f"{metric.name} was not measured, {_end_words(course)}")
+        words = f"{metric.name} was not measured, {_end_words(course)}"
+        unmeasured = Judgement("cannot be judged", words, "not measured")
         return _lost(metric, course) or unmeasured
     return Judgement("open", f"{metric.name} has not been measured yet", "not measured yet")
 
@@ -295,8 +271,14 @@ def _lost(metric: Metric, course: Course, first: int = 1, last: float = math.inf
     return None
 
 
+def _gap(metric: Metric, difference: float) -> str:
+    """The size of a difference with its unit: `99,877 images/s`, `1 step`, `0.012`."""
+    words, unit = gap_words(metric, abs(difference)), metric.short_unit
+    return f"{words} {unit.removesuffix('s') if words == '1' and metric.whole else unit}".rstrip()
+
+
 def _end_words(course: Course) -> str:
-    return f"up to epoch {course.done}" if course.done else "as no epoch has figures"
+    return f"up to {course.end}" if course.done else "as no epoch has figures"
 
 
 def _decided(epoch: int | None) -> str:

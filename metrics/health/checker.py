@@ -49,11 +49,12 @@ PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 def verdict_of(run: RunData) -> tuple[str, str | None]:
     """`healthy`, `warnings` or `unhealthy`, and the worst finding if it is not healthy: the verdict on the published
     files alone (progress, losses, GPUs, speed). Cheap enough to be asked every second: no file is read."""
-    components = _published(run, Thresholds())
+    components = published(run, Thresholds())
     return verdict(components), next(iter(reasons(components)), None)
 
 
-def _published(run: RunData, limits: Thresholds) -> list[checks.Component]:
+def published(run: RunData, limits: Thresholds) -> list[checks.Component]:
+    """The components that are made from the run's published files alone."""
     judged = [checks.progress(run, limits), losses(run, limits), checks.gpus(run, limits), performance(run, limits)]
     return [*judged, *criteria(run)]
 
@@ -77,7 +78,7 @@ class HealthChecker:
         run, limits = self._read(), self._limits
         self.ended = run.ended
         chosen = self._checkpoint or self._checkpoints.newest()
-        components = [*_published(run, limits), self._data_component(run, chosen), model(run)]
+        components = [*published(run, limits), self._data_component(run, chosen), model(run)]
         components.append(self._checkpoints.component(run, chosen))
         weights, figures = self._weights_component(chosen)
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.now))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ddpm.run.format import DASH, count, duration, number, plural, shown, timestamp
 from metrics.health.thresholds import Thresholds
-from metrics.page import Finding, Section, Status, Table, worst
+from metrics.page import MARKS, Finding, Section, Status, Table, worst
 from metrics.run_data import CLOCK_SKEW, RunData
 from metrics.starts import stamp_of, why_started
 
@@ -36,6 +36,11 @@ class Component:
         alike = [finding.note for finding in self.findings if finding.status == self.status]
         more = f" (and {len(alike) - 1} more)" if self.status in ("warning", "unhealthy") and alike[1:] else ""
         return alike[0] + more if alike else ""
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """Name, status and note, for the overview."""
+        return self.name, f"{MARKS[self.status]} {self.status}", self.note
 
     @property
     def section(self) -> Section:

@@ -56,8 +56,7 @@ class Health:
     @property
     def overview(self) -> Table:
         """Component, status and worst finding of each component."""
-        rows = [(part.name, f"{MARKS[part.status]} {part.status}", part.note) for part in self.components]
-        return Table("", ["Component", "Status", "Note"], rows)
+        return Table("", ["Component", "Status", "Note"], [part.row for part in self.components])
 
 
 def verdict(components: Iterable[Component]) -> str:

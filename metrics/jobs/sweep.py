@@ -4,8 +4,9 @@
     python -m metrics.sweep plan.yaml --submit [--at-once N] [-- options of sbatch]
 
 The same command again continues: finished runs are skipped, the others resumed. The format of a plan is described in
-metrics/jobs/sweep_plan.py. Exit codes: 0 all runs are finished and meet all criteria of the plan; 1 some failed; 2 the
-plan is wrong, and nothing was started; 3 not every criterion is met; 75 stopped, to be run again.
+metrics/jobs/sweep_plan.py. Exit codes: 0 all runs are finished and meet all criteria of the plan; 1 some failed, or
+their comparison could not be written; 2 the plan is wrong, and nothing was started; 3 none failed, but not every
+criterion is met; 75 stopped, to be run again. With --compare the same, of the runs as they are now.
 """
 
 from __future__ import annotations
@@ -101,16 +102,7 @@ def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
                 failed.append(run.name)
                 why = last_words(read_status(run.paths)) if code != 2 else "its request is wrong, see above"
                 print(f"{run.name} failed with exit code {code}: {why}; the others go on", flush=True)
-    return end(plan, failed)
-
-
-def end(plan: RunPlan, failed: Sequence[str]) -> int:
-    """Compare the runs. Returns the exit code of the sweep."""
-    compared = compare_all(plan)
-    if failed:
-        print(f"{len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)}; to try them again, run the same "
-              "command again")  # fmt: skip
-    return 1 if failed else compared
+    return compare_all(plan, failed)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -146,7 +138,7 @@ class SweepConfig:
     at_once: int | None = None
     """With --submit: the largest number of runs at the same time."""
     compare: bool = False
-    """Only write the comparison of the runs that have figures."""
+    """Only compare and judge the runs as they are now. Ends with 1 if one has failed, 3 if a criterion is not met."""
 
     def __post_init__(self) -> None:
         for name in ("at_once", "nproc_per_node"):

@@ -40,6 +40,7 @@ from ddpm.run.paths import RunPaths
 from metrics.compare.figures import parse_rank_by, setting_words
 from metrics.criteria.of_run import Purpose
 from metrics.files import read_json, read_status
+from metrics.jobs.finished import trained_otherwise
 
 PARTS = {
     "name": str, "problem": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str,
@@ -74,6 +75,12 @@ class PlannedRun:
         return RunPaths(real(self.config.output_root), self.config.run)
 
     @property
+    def otherwise(self) -> str:
+        """How it was trained, if the plan has changed since; else empty."""
+        found = trained_otherwise(self.paths, self.config)
+        return f"it was trained with {', '.join(found)}" if found else ""
+
+    @property
     def is_finished(self) -> bool:
         """Has the run finished with the settings of the plan?"""
         trained, planned = (read_json(self.paths.json) or {}).get("settings"), self.config.to_dict()
@@ -100,7 +107,8 @@ class RunPlan:
     @property
     def purposes(self) -> dict[str, Purpose]:
         """Run → what it is for, by the plan."""
-        return {run.name: Purpose.of(run.config, run.changes) for run in self.runs}
+        changes = {run: "; but ".join(filter(None, (run.changes, run.otherwise))) for run in self.runs}
+        return {run.name: Purpose.of(run.config, words) for run, words in changes.items()}
 
     @property
     def settings_folder(self) -> Path:

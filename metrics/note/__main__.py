@@ -29,7 +29,7 @@ class NoteConfig(RunCommand):
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.parse(NoteConfig, arguments, "python -m metrics.note")
-    from metrics.note.notes import add_notes, in_one_line, read_notes  # after parsing, as what follows takes seconds
+    from metrics.note.notes import add_note, in_one_line, read_notes  # after parsing, as what follows takes seconds
     from metrics.report import write_report
     from metrics.run_data import read_run
     from metrics.training_log.log import write_training_log
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths, text = config.paths, in_one_line(config.text)
     if not text:
         raise RequestError("the note is empty: give a text in quotes")
-    add_notes(paths, [text])
+    add_note(paths, text)
     run = read_run(paths)
     print(f"{paths.notes}: {len(read_notes(paths))} in all")
     if run.unreadable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ddpm.run import kinds
@@ -13,15 +13,17 @@ from ddpm.run.format import clean, timestamp
 from ddpm.run.paths import RunPaths
 from metrics.page import Section, Table
 
-NOTE = kinds.record(time=kinds.stamp, text=kinds.text)
+PERSON, COMMAND = "metrics.note", "--note"  # what added a remark
+NOTE = kinds.record(time=kinds.stamp, text=kinds.text, by=kinds.text)
 
 
 @dataclass(frozen=True)
 class Remark:
-    """`time` in seconds since 1970, `text` in one line."""
+    """`time` in seconds since 1970, `text` in one line, `by` what added it; None in files of older versions."""
 
     time: float
     text: str
+    by: str | None = None
 
 
 def read_notes(paths: RunPaths) -> list[Remark]:
@@ -37,24 +39,39 @@ def read_notes(paths: RunPaths) -> list[Remark]:
         except (ValueError, RecursionError):
             continue
         if note.get("time") is not None and note.get("text"):
-            found.append(Remark(note["time"], in_one_line(note["text"])))
+            found.append(Remark(note["time"], in_one_line(note["text"]), note.get("by")))
     return sorted(found, key=lambda one: one.time)
 
 
-def add_notes(paths: RunPaths, texts: Iterable[str]) -> list[str]:
-    """Add remarks with the present time, except those that are there already. Returns what was added.
+def add_note(paths: RunPaths, text: str) -> None:
+    """Add a person's remark with the present time, also one that is there already.
 
     Raises:
         OSError: the run's folder cannot be written.
     """
-    there = {note.text for note in read_notes(paths)}
+    _append(paths, [text], PERSON)
+
+
+def add_notes_of_command(paths: RunPaths, texts: Iterable[str]) -> list[str]:
+    """Add the remarks of `--note` with the present time, except those that a start has added before: the same command
+    resumes a run. Returns what was added.
+
+    Raises:
+        OSError: the run's folder cannot be written.
+    """
+    there = {note.text for note in read_notes(paths) if note.by != PERSON}
     new = [text for text in dict.fromkeys(map(in_one_line, texts)) if text and text not in there]
-    lines = "".join(json.dumps({"time": time.time(), "text": text}) + "\n" for text in new)
-    if new:
-        torn = paths.notes.exists() and not read_file(paths.notes).endswith(b"\n")
-        with open(paths.notes, "a", encoding="utf-8") as file:
-            file.write("\n" * torn + lines)
+    _append(paths, new, COMMAND)
     return new
+
+
+def _append(paths: RunPaths, texts: Sequence[str], by: str) -> None:
+    if not texts:
+        return
+    lines = "".join(json.dumps({"time": time.time(), "text": text, "by": by}) + "\n" for text in texts)
+    torn = paths.notes.exists() and not read_file(paths.notes).endswith(b"\n")
+    with open(paths.notes, "a", encoding="utf-8") as file:
+        file.write("\n" * torn + lines)
 
 
 def in_one_line(text: str) -> str:

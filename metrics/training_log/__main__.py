@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from ddpm.run import cli
 from ddpm.run.command import RunCommand
-from ddpm.run.config.rules import SELECTABLE, parse_target
+from ddpm.run.config.rules import target_problem
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import find_run
 from ddpm.run.program import run_program
@@ -30,9 +30,8 @@ class TrainingLogConfig(RunCommand):
     """A run to compare with: its name, or its folder."""
 
     def __post_init__(self) -> None:
-        if self.target and not parse_target(self.target):
-            known = ", ".join(SELECTABLE)
-            raise RequestError(f"--target {self.target}: give one of {known}, = and a number, such as val_loss=0.004")
+        if wrong := target_problem(self.target):
+            raise RequestError(wrong)
 
 
 @cli.in_one_line

@@ -2,7 +2,8 @@
 
 python -m metrics.verify RUN [--output-root DIR]
 
-Exit code 0: all are the same. 1: one differs, and a line says which. 2: there is no such run, or it is running.
+Exit code 0: all are the same; the line also says what was not checked. 1: one differs, and a line says which. 2: there
+is no such run, or it is running.
 """
 
 from __future__ import annotations
@@ -43,8 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         counted[check.page] = counted.get(check.page, 0) + check.figures
     where = ", ".join(f"{figures:,} of {page}" if figures else page for page, figures in counted.items())
-    print(f"{sum(counted.values()):,} figures are as they should be: {where}")
+    print(f"{sum(counted.values()):,} figures are as they should be: {where}; not checked: {unchecked(run)}")
     return 0
+
+
+def unchecked(run: RunData) -> str:
+    """What was not checked, in words."""
+    from metrics.verify import comparisons, health
+
+    left = ["plots and samples"]
+    if os.path.lexists(run.paths.health):
+        old = health.is_of_before(run)
+        left.append("health.md, older than the run's end" if old else "health.md on data, model, checkpoints, weights")
+    pages = comparisons.comparisons_of(run)
+    if pages:
+        left.append("criteria, levels and warnings of comparisons")
+    left += [
+        f"the comparison {page.parent.name}, older than its runs" for page in filter(comparisons.is_of_before, pages)
+    ]
+    return ", ".join(left)
 
 
 def checks(run: RunData) -> Iterator[Check]:
@@ -55,7 +73,7 @@ def checks(run: RunData) -> Iterator[Check]:
     """
     from ddpm.run.evaluation_file import load_evaluation
     from metrics.files import read_csv, read_json
-    from metrics.verify import checks, pages
+    from metrics.verify import checks, comparisons, health, pages
 
     paths, epochs = run.paths, run.document["epochs"]
     rows, lost = read_csv(paths)
@@ -71,6 +89,11 @@ def checks(run: RunData) -> Iterator[Check]:
         for page, check in pages.PAGES.items():
             if os.path.lexists(getattr(paths, page)):
                 yield from check(run)
+        if os.path.lexists(paths.health) and not health.is_of_before(run):
+            yield from health.health(run)
+        for page in comparisons.comparisons_of(run):
+            if not comparisons.is_of_before(page):
+                yield from comparisons.comparison(run, page)
     except ValueError as error:
         raise RequestError(f"{paths.metrics}: a file cannot be read: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ddpm.run.cli import flag
 from ddpm.run.criteria import Criterion
-from ddpm.run.metrics import VAL_LOSS, VAL_LOSS_SWA, names
+from ddpm.run.metrics import METRICS, VAL_LOSS, VAL_LOSS_SWA, names
 from ddpm.run.paths import LONGEST_NAME, name_taken
 
 TrainConfig = Any  # the dataclass in __init__.py, which imports these rules
@@ -206,10 +206,7 @@ def _name_rules(config: TrainConfig) -> list[tuple[bool, str]]:
             config.baseline is not None and config.baseline == config.run,
             f"--baseline {config.baseline}: that is this run itself; name another",
         ),
-        (
-            config.target is not None and parse_target(config.target) is None,
-            f"--target {config.target}: give one of {', '.join(SELECTABLE)}, = and a number, such as val_loss=0.004",
-        ),
+        ((wrong := target_problem(config.target)) is not None, str(wrong)),
     ]
 
 
@@ -240,11 +237,23 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
         for name in () if effective else settings.split():
             if getattr(config, name) != getattr(usual, name):
                 yield f"{flag(name)} {getattr(config, name)} has no effect without {need}"
+    if config.best_by == "criteria" and not any(criterion.of_weights for criterion in config.parsed_criteria):
+        yield "no criterion compares a loss or a figure of drawn images with a number: validation loss chooses `best`"
     if config.best_by == VAL_LOSS.name and config.val_every == 0:
         yield "without validation (--val-every 0) no checkpoint becomes `best`"
     if config.cfg_dropout_prob == 0 and config.guidance_scale != 1 and (grids or config.eval_every != 0):
         yield (f"--guidance-scale {config.guidance_scale:g} needs predictions without a label, which the model "
                "never learns with --cfg-dropout-prob 0: give --guidance-scale 1")  # fmt: skip
+
+
+def target_problem(text: str | None) -> str | None:
+    """What is wrong with a target, as one line; None if nothing is, or there is none."""
+    if text is None:
+        return None
+    if (target := parse_target(text)) is None:
+        return f"--target {text}: give one of {', '.join(SELECTABLE)}, = and a number, such as val_loss=0.004"
+    never = METRICS[target[0]].out_of_range(target[1])
+    return never and f"--target {text}: {never}"
 
 
 def parse_target(text: str) -> tuple[str, float] | None:

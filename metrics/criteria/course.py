@@ -1,0 +1,48 @@
+"""How far a run is, for the verdicts on its criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far a run is.
+
+    `last_epoch`: the one that it is planned to end with, None if not known. `over`: no row will follow. `evaluation`:
+    content of evaluation.json, None without one; `damage` says why it cannot be read.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    last_epoch: int | None = None
+    over: bool = False
+    evaluation: Mapping[str, Any] | None = None
+    damage: str | None = None
+
+    @property
+    def done(self) -> int:
+        """The last epoch that has a row."""
+        return self.rows[-1]["epoch"] if self.rows else 0
+
+    @property
+    def closed(self) -> bool:
+        return self.over or (self.last_epoch is not None and self.done >= self.last_epoch)
+
+    @property
+    def cut_short(self) -> bool:
+        """Was it ended before the planned epoch, by `--early-stop-patience` or `--stop-when`?"""
+        return self.over and self.last_epoch is not None and 0 < self.done < self.last_epoch
+
+    @property
+    def end(self) -> str:
+        """`epoch 5`, and that early stopping ended it there if so."""
+        return f"epoch {self.done}" + (", where early stopping ended the run" if self.cut_short else "")
+
+    def upto(self, epoch: int | None) -> Course:
+        """The course up to the end of an epoch, as if the run were to end there."""
+        if epoch is None:
+            return self
+        rows = [row for row in self.rows if row["epoch"] <= epoch]
+        return Course(rows, epoch, self.over or self.done >= epoch)
