@@ -158,7 +158,7 @@ def strict_json(value: Any, indent: int | None = None) -> str:
 
 
 def given_path(text: str) -> Path:
-    """A path as people write it, in a flag or a file: `~` at its beginning is their home folder, which shells leave as it
+    """A path as people write it, in a flag or a file: `~` at its beginning is their home folder. Shells leave it as it
     is in `--out=~/x`."""
     return Path(os.path.expanduser(text))
 
