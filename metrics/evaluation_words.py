@@ -25,6 +25,7 @@ from ddpm.run.evaluation_figures import (
     at,
 )  # fmt: skip
 from ddpm.run.evaluation_file import real_images_words
+from ddpm.run.format import plural
 from ddpm.run.guidance import guidance_of
 from metrics.evaluation_plots import strongest_confusions
 from metrics.page import code
@@ -112,7 +113,8 @@ def readability_words(evaluation: dict[str, Any]) -> list[str]:
     )
     each = _count_per_class([entry["count"] for entry in evaluation["conditional"]["per_class"]], things(evaluation))
     if weak:
-        words = f"{len(weak)} class(es) are below {WEAK} of the test images' Top-1, the weakest: {named}, of {each}."
+        weak_are = f"{plural(len(weak), 'class')} {'is' if len(weak) == 1 else 'are'}"
+        words = f"{weak_are} below {WEAK} of the test images' Top-1, the weakest: {named}, of {each}."
     else:
         words = f"No class is shown to be below {WEAK} of the test images' Top-1, with {each}."
     pairs = strongest_confusions(evaluation, 4)

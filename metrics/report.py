@@ -15,7 +15,7 @@ from pathlib import Path
 from ddpm.run import cli
 from ddpm.run.command import RunCommand
 from ddpm.run.files import atomic_write
-from ddpm.run.format import DASH, count, timestamp
+from ddpm.run.format import DASH, count, plural, timestamp
 from ddpm.run.paths import RunPaths, grid_epoch
 from ddpm.run.program import run_program
 from metrics import sections
@@ -63,11 +63,12 @@ def head(run: RunData) -> list[Block]:
     """Warnings, and facts about the run and its machine."""
     known, paths = run.environment, run.paths
     versions = [f"{name} {known[name]}" for name in ("python", "diffusers") if known.get(name)]
+    nodes = plural(known["nodes"], "node") if known.get("nodes") else DASH
     facts = {
         "Figures as of": timestamp(stamp_of(run.generated)), "Data": run.data_words, "Host": known.get("host"),
         "Platform": known.get("platform"), "PyTorch": known.get("torch"), "Other versions": ", ".join(versions),
         "GPU": sections.machine(run) if known.get("gpu") else "none (CPU)",
-        "Processes": f"{known.get('world_size') or DASH} on {known.get('nodes') or DASH} node(s)",
+        "Processes": f"{known.get('world_size') or DASH} on {nodes}",
         "Parameters": count((run.document.get("model") or {}).get("parameters")),
         "Command": code(known["command"]) if known.get("command") else None,
         "Commit": known.get("commit"),

@@ -295,7 +295,7 @@ def test_classes_are_called_weak_only_where_their_images_show_it(tmp_path: Path)
     evaluation = make_evaluation()
     evaluation["conditional"]["per_class"][CLASSES.index("I")]["real_top1"] = 0.95
     text = section(tmp_path / "many", evaluation)
-    assert "1 class(es) are below 0.8 of the test images' Top-1, the weakest: `I` (60.0%" in text
+    assert "1 class is below 0.8 of the test images' Top-1, the weakest: `I` (60.0%" in text
     for entry in evaluation["conditional"]["per_class"]:
         entry["count"] = 5  # 3 of 5 may be 80%
     few = section(tmp_path / "few", evaluation)

@@ -16,7 +16,8 @@ def test_a_duration_has_one_form(seconds: float | None, words: str):
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
     [(12345.678, 6, "12,345.7"), (0.0123, 6, "0.0123"), (1e-4, 6, "1e-4"), (0.00012345, 3, "1.23e-4"), (-0.0, 6, "0"),
-     (float("nan"), 6, DASH), (None, 6, DASH), (10**400, 6, DASH), (0.00404, 5, "0.00404")],
+     (float("nan"), 6, DASH), (None, 6, DASH), (10**400, 6, DASH), (0.00404, 5, "0.00404"),
+     (999.6, 3, "1,000"), (123_456, 3, "123,000"), (-5e9, 2, "-5,000,000,000"), (1e15, 3, "1e+15")],
 )  # fmt: skip
 def test_significant_digits(value: object, digits: int, text: str):
     assert significant(value, digits) == text

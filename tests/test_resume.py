@@ -251,7 +251,7 @@ def test_an_average_that_a_start_does_not_ask_for_is_kept_up(small: TrainConfig)
     assert_same_run(whole, parts)
     swa, again = (load_file(checkpoints_of(each)[-1] / "unet_swa" / WEIGHTS_NAME) for each in (whole, parts))
     assert all(again[name].equal(swa[name]) for name in swa)
-    assert "over the ends of 1 epoch(s) is kept up, though --swa-start-epoch is 0 in this start" in log_of(parts)
+    assert "over the ends of 1 epoch is kept up, though --swa-start-epoch is 0 in this start" in log_of(parts)
     assert "lacks" not in log_of(parts)
 
 

@@ -260,9 +260,9 @@ def test_what_may_change_on_resume_is_taken_from_the_new_settings(small):
         (2, 1, 0, 0, None),
         (0, 4, 0, 0, None),
         (0, 4, 3, 3, "is kept up"),
-        (2, 4, 0, 0, "lacks 3 of the 3 epoch(s) since epoch 2"),
-        (2, 4, 1, 1, "lacks 2 of the 3 epoch(s) since epoch 2"),
-        (4, 4, 3, 3, "also has the ends of 2 epoch(s) before epoch 4"),
+        (2, 4, 0, 0, "lacks 3 of the 3 epochs since epoch 2"),
+        (2, 4, 1, 1, "lacks 2 of the 3 epochs since epoch 2"),
+        (4, 4, 3, 3, "also has the ends of 2 epochs before epoch 4"),
         (6, 4, 3, 0, "is dropped: it begins anew with epoch 6"),
     ],
 )

@@ -37,7 +37,8 @@ def significant(value: Any, digits: int = 6) -> str:
     if 0 < abs(value) < 1e-3:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
-    return f"{value + 0:,.{digits}g}"  # + 0 takes the sign from a -0
+    rounded = f"{value + 0:,.{digits}g}"  # + 0 takes the sign from a -0
+    return f"{float(rounded):,.0f}" if "e" in rounded and abs(value) < 1e15 else rounded
 
 
 def shown(value: Any, form: str = ".4g", unit: str = "") -> str:

@@ -153,7 +153,7 @@ CELLS = {**dict.fromkeys(METRICS, amount), **dict.fromkeys(names(whole=True), co
 
 
 def rows(given: Iterable[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The valid rows of epochs, sorted by epoch, and what was dropped, in words such as `2 row(s) of epochs`.
+    """The valid rows of epochs, sorted by epoch, and what was dropped, in words such as `2 rows of epochs`.
 
     A cell of the wrong kind becomes None. A row without an epoch, or whose `data` is not a text, is dropped: its
     columns have shifted. Of two rows of one epoch the later one counts. Two rows are both dropped if a column that can

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import TrainingFailed
+from ddpm.run.format import plural
 from ddpm.training.compilation import averaging, compiled
 from ddpm.training.data import Images, to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
@@ -151,16 +152,16 @@ class Trainer:
         asked = max(0, epochs - start + 1) if start else 0
         name = "the average of the weights (SWA)"
         if have and not start:
-            return [f"{name} over the ends of {have} epoch(s) is kept up, though --swa-start-epoch is 0 in this start"]
+            ends = plural(have, "epoch")
+            return [f"{name} over the ends of {ends} is kept up, though --swa-start-epoch is 0 in this start"]
         if have and not asked:
             self.swa = self._new_average()
-            return [f"{name} over the ends of {have} epoch(s) is dropped: it begins anew with epoch {start}"]
+            return [f"{name} over the ends of {plural(have, 'epoch')} is dropped: it begins anew with epoch {start}"]
         if have < asked:
-            return [
-                f"{name} lacks {asked - have} of the {asked} epoch(s) since epoch {start}, in which it was not kept"
-            ]
+            ends = plural(asked, "epoch")
+            return [f"{name} lacks {asked - have} of the {ends} since epoch {start}, in which it was not kept"]
         if have > asked:
-            return [f"{name} also has the ends of {have - asked} epoch(s) before epoch {start}"]
+            return [f"{name} also has the ends of {plural(have - asked, 'epoch')} before epoch {start}"]
         return []
 
     @property

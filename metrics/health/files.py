@@ -53,7 +53,7 @@ def _balance(split: str, counts: Sequence[int], limits: Thresholds) -> Finding:
     low, high = min(counts), max(counts)
     words = f"{split}: {sum(counts):,} images in {len(counts)} classes"
     if not low:
-        return unhealthy(f"{words}; {sum(not count for count in counts)} class(es) have none")
+        return unhealthy(f"{words}; {plural(sum(not count for count in counts), 'class')} without any")
     if high / low > limits.class_imbalance:
         ratio = f"{high / low:.2f} times (limit {limits.class_imbalance:g})"
         return warning(f"{words}, not balanced: {low:,} to {high:,} a class, {ratio}")
@@ -118,7 +118,7 @@ def model(run: RunData) -> Component:
     device = machine.get("gpu") or machine.get("device") or run.status.get("device") or DASH
     size = f"{parameters:,} parameters, {parameters * 4 / MEGABYTE:,.1f} MB of float32 weights"
     cost = f"{shown(flops and flops / 1e9, ',.4g')} GFLOP per image, forward and backward"
-    where = f"{machine.get('world_size') or 1} process(es) on {device}"
+    where = f"{plural(machine.get('world_size') or 1, 'process')} on {device}"
     found = [healthy(f"{size}; {cost}"), fact(f"precision {why}; compiled: {machine.get('compile')}; {where}")]
     peak = run.curve(GPU_MEM_PEAK_MB)
     if not len(peak):
