@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from benchmarks.faults import some_of
 from ddpm.run.config import PRESETS, TrainConfig, preset
-from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
 from metrics.plots import PLOTS
 from tests.conftest import replace
+from tests.processes import Command
 from tests.runs import (
     TORCHRUN,
+    crew,
+    environment,
     final_state,
     paths_of,
     rows,
     run,
-    start,
+    start_anew,
     status,
 )
 
@@ -102,7 +103,7 @@ def test_a_glyphs_run_says_so_everywhere(small: TrainConfig, small_data: Path, t
 @pytest.mark.parametrize("variables", [{}, {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}])
 def test_it_starts_as_typed_and_prints_plain_lines(small: TrainConfig, variables: dict):
     config = replace(small, max_steps=2)
-    process = start(config, FORCE_COLOR="1", **variables)
+    process = start_anew(config, FORCE_COLOR="1", **variables)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "\x1b" not in output
@@ -182,10 +183,13 @@ def test_missing_data_are_told_in_one_line_and_in_the_status(small: TrainConfig,
 
 def test_one_of_several_processes_speaks_for_all(small: TrainConfig, tmp_path: Path):
     for config in (replace(small, data_root=tmp_path / "nothing"), replace(small, batch_size=200)):
-        output, _ = start(config, *TORCHRUN).communicate(timeout=120)
+        with crew(config) as processes:
+            output = "".join(process.communicate(timeout=120)[0] for process in processes)
+        assert [process.returncode for process in processes] == [2, 2]
         assert len(re.findall(r"^error: ", output, re.MULTILINE)) == 1
-    ended = subprocess.run([*TORCHRUN, "train.py", "--lr", "fast"], cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert len(re.findall(r"^error: ", ended.stderr, re.MULTILINE)) == 1
+    torchrun = Command([*TORCHRUN, "train.py", "--lr", "fast"], environment())
+    assert len(re.findall(r"^error: ", torchrun.communicate(timeout=120)[0], re.MULTILINE)) == 1
+    assert torchrun.returncode == 1
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
