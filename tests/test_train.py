@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from tests.runs import (
     paths_of,
     rows,
     run,
+    start,
     start_anew,
     status,
 )
@@ -100,10 +102,12 @@ def test_a_glyphs_run_says_so_everywhere(small: TrainConfig, small_data: Path, t
     assert all(picture.name.startswith("glyphs") for picture in paths.samples.iterdir())
 
 
-@pytest.mark.parametrize("variables", [{}, {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}])
-def test_it_starts_as_typed_and_prints_plain_lines(small: TrainConfig, variables: dict):
+@pytest.mark.parametrize(
+    ("start", "variables"), [(start_anew, {}), (start, {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})],
+)  # fmt: skip
+def test_it_starts_as_typed_and_prints_plain_lines(small: TrainConfig, start: Callable, variables: dict):
     config = replace(small, max_steps=2)
-    process = start_anew(config, FORCE_COLOR="1", **variables)
+    process = start(config, FORCE_COLOR="1", **variables)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "\x1b" not in output
