@@ -31,7 +31,7 @@ tensorboard: $(installed) ## every run's curves, pictures, weights and settings,
 	$(bin)/tensorboard --logdir logs/tensorboard
 
 test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
-	$(bin)/python -m pytest -n 2 $(ARGS)
+	$(bin)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-docs: $(installed_test) ## type every command of README and docs in a fresh copy of the project: minutes
 	TYPE_DOCS=1 $(bin)/python -m pytest tests/test_docs_run.py $(ARGS)
