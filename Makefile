@@ -37,7 +37,7 @@ test-docs: $(installed_test) ## type every command of README and docs in a fresh
 	TYPE_DOCS=1 $(bin)/python -m pytest tests/test_docs_run.py $(ARGS)
 
 soak: $(installed_test) ## random runs under random faults for MINUTES (10); ARGS="--seed=7": one round again
-	$(bin)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) $(ARGS)
+	$(bin)/python -m benchmarks.faults.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)

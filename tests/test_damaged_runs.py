@@ -25,7 +25,7 @@ import evaluate
 import pretty_logger
 import sample
 import train
-from benchmarks.replay import random_examples
+from benchmarks.faults.replay import random_examples
 from ddpm import export
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.config import EvaluateConfig

@@ -201,7 +201,7 @@ def test_every_command_works_and_leaves_what_the_pages_say(copy: FreshCopy):
 def usage() -> list[str]:
     """The commands of benchmarks in the pages, and those in the first lines of their files."""
     lines = [line for page in COMMANDS.values() for line in page]
-    for file in (PROJECT_ROOT / "benchmarks").glob("*.py"):
+    for file in (PROJECT_ROOT / "benchmarks").rglob("*.py"):
         words = ast.get_docstring(ast.parse(file.read_text()))
         lines += re.findall(r"^ *(python -m benchmarks\.\S.*?)(?: {3}.*)?$", words, re.MULTILINE)
     return sorted({line for line in lines if line.startswith("python -m benchmarks.")})

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import evaluate
-from benchmarks.faults import some_of
+from benchmarks.faults.runs import some_of
 from ddpm.data.others import CLOTHES
 from ddpm.evaluation import evaluator, generate, measures
 from ddpm.evaluation.classifier import CharacterCNN, ReferenceClassifier

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from benchmarks.faults import some_of
+from benchmarks.faults.runs import some_of
 from ddpm.run.config import PRESETS, TrainConfig, preset
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
