@@ -45,7 +45,7 @@ NOT_TYPED = {  # why a test cannot type them → parts of commands
     "minutes: tests/test_evaluate.py and test_in_training.py have small models": (
         r"evaluate\.py RUN( --no-cas)?$", "--best-by cas"),
     "minutes: tests/test_benchmark*.py have small models": (
-        r"benchmarks\.(?!summary|image_folders)",),
+        r"benchmarks\.(?!summary|image_folders)", "make soak"),
 }  # fmt: skip
 INSTEAD = {  # a part of a command → what is typed in its place
     r"^make demo$": f'make demo ARGS="{SHORT}"',
