@@ -21,6 +21,7 @@ from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.training import model
 from ddpm.training.checkpoint import WEIGHTS_NAME
+from metrics import lifecycle
 from tests.conftest import as_arguments
 from tests.processes import Command
 
@@ -38,7 +39,7 @@ def flops_per_image(config: TrainConfig) -> float:
 
 
 COUNTED: dict[tuple, float] = {}
-train.flops_per_image = flops_per_image
+lifecycle.flops_per_image = flops_per_image
 
 
 def run(config: TrainConfig) -> int:
