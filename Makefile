@@ -31,13 +31,13 @@ tensorboard: $(installed) ## every run's curves, pictures, weights and settings,
 	$(bin)/tensorboard --logdir logs/tensorboard
 
 test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
-	$(bin)/python -m pytest -n 2 $(ARGS)
+	$(bin)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-docs: $(installed_test) ## type every command of README and docs in a fresh copy of the project: minutes
 	TYPE_DOCS=1 $(bin)/python -m pytest tests/test_docs_run.py $(ARGS)
 
 soak: $(installed_test) ## random runs under random faults for MINUTES (10); ARGS="--seed=7": one round again
-	$(bin)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) $(ARGS)
+	$(bin)/python -m benchmarks.faults.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 test-slurm: $(installed_test) ## submit.sh on a real Slurm that this sets up (root, Debian or Ubuntu): minutes
 	tests/slurm/cluster.sh $(bin)/python -m pytest tests/slurm $(ARGS)

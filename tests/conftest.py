@@ -48,7 +48,7 @@ SMALL = {
     "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "mid_attention": False, "epochs": 2,
     "batch_size": 32, "lr": 1e-3, "precision": "fp32", "log_every": 3, "val_images": 120, "samples_per_class": 1,
     "warmup_steps": 0, "sample_steps": 2, "diffusion_steps": 100, "sample_every": 0,
-    "export": False,
+    "export": False, "compile": False,  # else a run of many steps is compiled first, which takes longer than the test
 }  # fmt: skip
 
 

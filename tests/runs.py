@@ -3,8 +3,12 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,7 +21,9 @@ from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.training import model
 from ddpm.training.checkpoint import WEIGHTS_NAME
+from metrics import lifecycle
 from tests.conftest import as_arguments
+from tests.processes import Command
 
 TIMES = list(names(timed=True))
 MEMORY = list(names(group="memory"))  # of a GPU; what was freed and taken before is not part of a run's state
@@ -33,7 +39,7 @@ def flops_per_image(config: TrainConfig) -> float:
 
 
 COUNTED: dict[tuple, float] = {}
-train.flops_per_image = flops_per_image
+lifecycle.flops_per_image = flops_per_image
 
 
 def run(config: TrainConfig) -> int:
@@ -53,20 +59,64 @@ def status(config: TrainConfig) -> dict:
     return json.loads(paths_of(config).status.read_text())
 
 
-def start(config: TrainConfig, *launcher: str, session: bool = False, **variables: str) -> subprocess.Popen:
-    """Train in a process of its own, or those of `launcher`, as one types it; in a `session` of theirs if asked for."""
-    command = [*(launcher or [sys.executable]), "train.py", *as_arguments(config)]
-    quick = {"PYTHONPATH": os.environ["QUICK_REPORTS"]} if "QUICK_REPORTS" in os.environ else {}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def start(
+    config: TrainConfig,
+    *launcher: str,
+    session: bool = False,
+    patches: Mapping[str, Any] | None = None,
+    **variables: str,
+) -> Command:
+    """Train in a process of its own, or those of `launcher`; `session` and `patches` as for `Command`.
+
+    Torch is loaded already. The processes that a launcher starts load it, as those of `start_anew` do.
+    """
+    return Command([*launcher, "train.py", *as_arguments(config)], environment(**variables), session, patches)
+
+
+def start_anew(config: TrainConfig, **variables: str) -> subprocess.Popen:
+    """Train in a process of its own, as one types it."""
+    command = [sys.executable, "train.py", *as_arguments(config)]
     return subprocess.Popen(
-        command, cwd=PROJECT_ROOT, env={**os.environ, **quick, **variables}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=session,
+        command, cwd=PROJECT_ROOT, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
     )  # fmt: skip
 
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+@contextmanager
+def crew(
+    config: TrainConfig,
+    patches: Mapping[str, Any] | None = None,
+    second: Mapping[str, str] | None = None,
+    **variables: str,
+) -> Iterator[list[Command]]:
+    """Two processes of a run, as torchrun starts them, but with nobody to look after them.
+
+    Args:
+        second: variables of the second besides those of both.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        start(config, patches=patches, RANK=rank, LOCAL_RANK=rank, **shared, **variables, **more)
+        for rank, more in (("0", {}), ("1", second or {}))
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
 
 
-def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
+def environment(**variables: str) -> dict[str, str]:
+    quick = {"PYTHONPATH": os.environ["QUICK_REPORTS"]} if "QUICK_REPORTS" in os.environ else {}
+    return {**os.environ, **quick, **variables}
+
+
+def wait_for_line(process: subprocess.Popen | Command, pattern: str) -> str:
     """Read the process's output up to a line that `pattern` is found in; returns all of it."""
     seen = ""
     for line in process.stdout:
@@ -76,7 +126,7 @@ def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
     raise AssertionError(f"{pattern!r} was never said:\n{seen}")
 
 
-def workers_of(torchrun: subprocess.Popen) -> list[int]:
+def workers_of(torchrun: Command) -> list[int]:
     """The process numbers of the workers that torchrun has started."""
     found = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True, check=True)
     return [int(number) for number in found.stdout.split()]

@@ -2,14 +2,19 @@
 
 import json
 import math
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import speedrun
 from benchmarks.speedrun import p_value, summary
+from ddpm.evaluation.classifier import Recipe
 from ddpm.run.config import TrainConfig
+from tests.processes import Command
 
 
 @pytest.mark.parametrize(("t", "count", "p"), [(1.0, 2, 0.25), (3.747, 5, 0.01), (2.821, 10, 0.01), (0.0, 4, 0.5)])
@@ -50,11 +55,21 @@ def test_a_record_holds_if_both_figures_are_above_with_certainty(rca, cas, recor
     assert found["cas_min"] == min(cas)
 
 
+def forked(command: list[str], env: dict[str, str], **_: object) -> None:
+    """`subprocess.run`, forked from a process that has torch loaded."""
+    assert command[0] == sys.executable
+    process = Command(command[1:], env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
 def test_a_run_trains_and_judges_each_recipe(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, quick_reports: None
 ):
     out = tmp_path / "record.json"
     flags = "--block-out-channels 8 16 --norm-num-groups 4 --sample-steps 2 --diffusion-steps 50 --precision fp32"
+    monkeypatch.setattr("ddpm.evaluation.learning.Recipe", partial(Recipe, images=0))  # a quarter of the epochs
+    monkeypatch.setattr("benchmarks.trained.subprocess", SimpleNamespace(run=forked, DEVNULL=subprocess.DEVNULL))
     monkeypatch.setattr(sys, "argv", [
         "speedrun", "--data-root", str(small.data_root), "--steps", "2", "--seeds", "7", "--per-class", "2",
         "--flags", flags, "--folder", str(tmp_path), "--out", str(out),

@@ -1,10 +1,9 @@
 """The benchmarks measure real steps, and what they say follows from the rounds in their files. Times are not tested."""
 
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
 from contextlib import closing, contextmanager
 from functools import partial
@@ -26,11 +25,18 @@ from ddpm.training.distributed import DistContext
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
 from tests.conftest import ONE, as_arguments, replace
+from tests.processes import CONTEXT, Command
 
 
 @pytest.fixture
 def tiny(small: TrainConfig) -> TrainConfig:
     return replace(small, val_images=20)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of the sides are forked from one that has torch loaded."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: CONTEXT)
 
 
 def measured(benchmark, config: TrainConfig, out: Path, *options: str) -> dict:
@@ -91,6 +97,7 @@ def test_the_bare_model_learns_its_one_batch(tiny):
     assert loss() < 0.9 * before
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_step_is_compared_with_the_other_loops(tiny, tmp_path, capsys):
     said = measured(train_step, tiny, tmp_path / "out.json")
     assert list(said["figures"]) == ["ours", "plain loop", "accelerate loop", "bare model"]
@@ -110,16 +117,23 @@ def test_a_step_is_compared_with_the_other_loops(tiny, tmp_path, capsys):
     assert "plain loop" in capsys.readouterr().out
 
 
-def test_sittings_start_the_sides_anew(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    """Each with all cores: the turns of others are no reason to take fewer threads."""
-    monkeypatch.delenv("OMP_NUM_THREADS")
+@pytest.mark.usefixtures("forked")
+def test_sittings_start_the_sides_anew(tiny, tmp_path):
     said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "ours", "--sittings", "2")
     assert len(said["seconds_per_step"]["ours"]) == 2 * 2
     assert said["sittings"] == 2
+
+
+def test_a_side_computes_with_all_cores(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """The turns of others are no reason to take fewer threads."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    little = replace(tiny, resolution=8, batch_size=4)  # small enough that the threads need not wait for each other
+    said = measured(train_step, little, tmp_path / "out.json", "--sides", "ours")
     cores = len(os.sched_getaffinity(0))
     assert said["choices"]["threads"] == f"{cores} (OMP_NUM_THREADS={cores})"
 
 
+@pytest.mark.usefixtures("forked")
 def test_without_accelerate_the_other_sides_are_measured(tiny, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train_step, "find_spec", lambda name: None)
     said = measured(train_step, tiny, tmp_path / "out.json", "--sides", "accelerate loop")
@@ -135,6 +149,7 @@ def side_without_plain_loop(name: str, config: TrainConfig, world: DistContext):
         yield loop
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_side_that_fails_is_named_and_the_others_are_measured(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_step, "side", side_without_plain_loop)
     with pytest.raises(SystemExit) as ended:
@@ -152,6 +167,7 @@ def alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_side_stands_still_until_its_turn_and_ends_with_the_benchmark(tiny):
     side = SideProcess("plain loop", partial(train_step.side, "plain loop", tiny))
     with closing(side):
@@ -173,16 +189,16 @@ def test_a_side_does_not_outlive_a_killed_benchmark(tiny):
         "if __name__ == '__main__':\n"
         "    print(SideProcess('plain loop', partial(side, 'plain loop', None)).pid, flush=True); time.sleep(60)\n"
     )
-    benchmark = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    benchmark = Command(["-c", script], os.environ)
     group = int(benchmark.stdout.readline())
     benchmark.kill()
-    benchmark.wait()
     until = time.monotonic() + 30
     while alive(group) and time.monotonic() < until:
         time.sleep(0.1)
     assert not alive(group)
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_a_side_asks_for_is_told_and_nothing_is_written(tiny, tmp_path, capsys):
     nowhere = replace(tiny, data_root=tmp_path / "nowhere", data="emnist")
     with pytest.raises(SystemExit) as ended:
@@ -253,6 +269,7 @@ def test_sides_are_named_for_all_presets_or_one():
             train_step.asked_sides([wrong], ["large", "small"])
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_presets_are_measured_together(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """And their sides share the cores that compile."""
     monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 10 // processes)

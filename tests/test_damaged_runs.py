@@ -24,8 +24,7 @@ from rich.console import Console
 import evaluate
 import pretty_logger
 import sample
-import train
-from benchmarks.replay import random_examples
+from benchmarks.faults.replay import random_examples
 from ddpm import export
 from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.config import EvaluateConfig
@@ -34,7 +33,6 @@ from ddpm.run import cli
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import RunPaths
-from ddpm.run.signals import StopRequest
 from ddpm.training import data, hardware
 from metrics import curves, evaluation_section, html, plots, report, samples
 from metrics.compare import __main__ as compare
@@ -47,6 +45,7 @@ from metrics.run_data import RunReader
 from metrics.training_log import __main__ as training_log
 from tests.conftest import ONE, SMALL, as_arguments
 from tests.damage import OF_ANY, OF_BYTES, OF_CSV, OF_JSON, Damage, without_rights
+from tests.runs import run
 from tests.test_evaluation_report import make_evaluation
 
 RUN, OTHER = "a_run", "other"
@@ -75,7 +74,7 @@ def sound(small_data: Path) -> Iterator[Path]:
         draw_nothing(patch)
         shutil.copytree(small_data, root / "sound" / "data")
         config = settings_of(root / "sound")
-        assert train.main(config, StopRequest()) == 0
+        assert run(config) == 0
         paths = RunPaths(config.output_root, RUN)
         for name in ("vn1", "vn2"):
             (paths.gpus / f"{name}.json").write_text(json.dumps({**NODE, "node": name}))
@@ -123,7 +122,7 @@ def commands(root: Path) -> dict[str, Callable[[], int]]:
         "sample": lambda: sample.main([*here, *drawn]),
         "evaluate": lambda: judged([*here, "--device", "cpu"]),
         "export": lambda: export.main(here),
-        "train": lambda: train.main(settings_of(root), StopRequest()),
+        "train": lambda: run(settings_of(root)),
     }
 
 

@@ -21,8 +21,8 @@ from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest
 from ddpm.training import rendezvous
 from ddpm.training.distributed import StopVote, connect
-from tests.conftest import as_arguments
 from tests.processes import in_processes
+from tests.runs import crew
 
 WHOLE = {
     "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "gpu03",
@@ -172,14 +172,9 @@ def test_a_process_0_that_dies_before_the_group_is_made_is_told_of_by_process_1(
 
 def test_one_process_without_its_gpu_ends_all_with_one_line_that_names_it(small, tmp_path: Path):
     """Two real processes without data: what the second was granted is hidden from it. No data are read before that."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"CUDA_VISIBLE_DEVICES": ""}
-    flags = as_arguments(replace(small, data_root=tmp_path / "nowhere"))
-    granted = {"RANK": "1", "LOCAL_RANK": "1", "SLURM_JOB_GPUS": "0"}
-    processes = [train_with(shared | mine, *flags) for mine in ({"RANK": "0", "LOCAL_RANK": "0"}, granted)]
-    told = [process.communicate(timeout=120)[1] for process in processes]
+    config, granted = replace(small, data_root=tmp_path / "nowhere"), {"SLURM_JOB_GPUS": "0"}
+    with crew(config, second=granted, CUDA_VISIBLE_DEVICES="") as processes:
+        told = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     assert (told[0].count("\n"), told[1]) == (1, ""), told
     assert f"(process 1 of 2, on {socket.gethostname()})" in told[0]

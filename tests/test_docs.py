@@ -89,7 +89,7 @@ def flags() -> set[str]:
     """Every flag that a program of the project takes, or one of OTHERS."""
     fields = {field.name for config in CONFIGS.values() for field in dataclasses.fields(config)}
     known = OTHERS | {prefix + name.replace("_", "-") for name in fields for prefix in ("--", "--no-")}
-    for pattern in ("benchmarks/*.*", "slurm/check.py"):  # run_gpu.sh too
+    for pattern in ("benchmarks/*.*", "benchmarks/faults/*.py", "slurm/check.py"):  # run_gpu.sh too
         for source in PROJECT_ROOT.glob(pattern):
             known |= set(re.findall(r"(?:add_argument\(\s*\"|^    )(--[a-z-]+)\b", source.read_text(), re.MULTILINE))
     return known

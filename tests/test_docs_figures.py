@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.faults.tournament_page import ROWS
 from benchmarks.rounds import ALL, RESULTS, spread, words
 from ddpm.data.emnist import emnist
 from ddpm.run.config import preset
@@ -215,6 +216,24 @@ def test_the_size_of_a_checkpoint():
     quoted = re.search(r"\(([\d.]+) GB instead of ([\d.]+) GB with `large`\)", text_of("docs/training.md")).groups()
     assert [*map(float, quoted)] == pytest.approx(sizes, rel=0.01)
     assert "{} GB for each, {} GB with `--no-power-ema`".format(*quoted) in text_of("checkpoints/README.md")
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "runs that finish",
+        "runs that finish with identical weights",
+        "images trained again, mean of the runs that finish",
+    ],
+)
+def test_the_table_of_the_tournament_has_the_files_figures(title: str):
+    results, names = at("tournament", "results"), ("ours", "accelerate", "lightning")
+    columns = [[result for result in results if result["contestant"] == name] for name in names]
+    versions = [f"{name.capitalize()} {at('tournament', 'versions', name)}" for name in names[1:]]
+    text = (PROJECT_ROOT / "docs/training.md").read_text(encoding="utf-8")
+    assert {f"{len(column)} runs each" for column in columns} == set(re.findall(r"\d+ runs each", text))
+    for cells in (["`train.py`", *versions], [title, *map(ROWS[title], columns)]):
+        assert f"| {' | '.join(cells)} |" in text
 
 
 def test_the_counts_of_emnist_are_those_of_the_data_set():

@@ -45,7 +45,7 @@ NOT_TYPED = {  # why a test cannot type them → parts of commands
     "minutes: tests/test_evaluate.py and test_in_training.py have small models": (
         r"evaluate\.py RUN( --no-cas)?$", "--best-by cas"),
     "minutes: tests/test_benchmark*.py have small models": (
-        r"benchmarks\.(?!summary|image_folders)",),
+        r"benchmarks\.(?!summary|image_folders)", "make soak"),
 }  # fmt: skip
 INSTEAD = {  # a part of a command → what is typed in its place
     r"^make demo$": f'make demo ARGS="{SHORT}"',
@@ -201,7 +201,7 @@ def test_every_command_works_and_leaves_what_the_pages_say(copy: FreshCopy):
 def usage() -> list[str]:
     """The commands of benchmarks in the pages, and those in the first lines of their files."""
     lines = [line for page in COMMANDS.values() for line in page]
-    for file in (PROJECT_ROOT / "benchmarks").glob("*.py"):
+    for file in (PROJECT_ROOT / "benchmarks").rglob("*.py"):
         words = ast.get_docstring(ast.parse(file.read_text()))
         lines += re.findall(r"^ *(python -m benchmarks\.\S.*?)(?: {3}.*)?$", words, re.MULTILINE)
     return sorted({line for line in lines if line.startswith("python -m benchmarks.")})

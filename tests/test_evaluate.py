@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import evaluate
-from benchmarks.faults import some_of
+from benchmarks.faults.runs import some_of
 from ddpm.data.others import CLOTHES
 from ddpm.evaluation import evaluator, generate, measures
 from ddpm.evaluation.classifier import CharacterCNN, ReferenceClassifier
@@ -353,7 +353,7 @@ def test_help_and_a_typing_error_do_not_wait_for_torch():
 @pytest.mark.slow
 def test_an_untrained_model_is_no_better_than_chance_on_real_data(saved: TrainConfig, emnist: Path, tmp_path: Path):
     some = some_of(emnist, tmp_path / "data", {"train": 1410, "test": 940})
-    arguments = ["small", "--samples-per-class", "5", "--steps", "5", "--no-sweeps", "--device", "cpu"]
+    arguments = ["small", "--samples-per-class", "5", "--steps", "5", "--no-sweeps", "--no-cas", "--device", "cpu"]
     arguments += ["--data-root", str(some), "--output-root", str(saved.output_root), "--out", str(tmp_path)]
     assert evaluate.main(arguments) == 0
     found = document(tmp_path / "evaluation.json")

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.consistency import contradictions
-from benchmarks.faults import run_rounds
-from benchmarks.random_plans import IMAGES, draw_plan
-from benchmarks.replay import random_examples
+from benchmarks.faults.consistency import contradictions
+from benchmarks.faults.kills import run_rounds
+from benchmarks.faults.plans import IMAGES, draw_plan
+from benchmarks.faults.replay import random_examples
 from ddpm.data.emnist import emnist as emnist_files
 from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
@@ -187,7 +187,7 @@ def test_a_finished_run_whose_figures_were_damaged_gets_them_back_from_its_check
 
 
 def test_random_kills(emnist: Path, tmp_path: Path):
-    """The short form of `python -m benchmarks.faults`."""
+    """The short form of `python -m benchmarks.faults.kills`."""
     lost, killed_in = run_rounds(2, seed=1, data_root=emnist, folder=tmp_path)
     assert lost == []
     assert killed_in.total() >= 1

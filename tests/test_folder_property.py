@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.replay import random_examples
+from benchmarks.faults.replay import random_examples
 from ddpm.data.folder import FolderSet
 from ddpm.run.errors import RequestError
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from benchmarks.replay import random_examples
+from benchmarks.faults.replay import random_examples
 from ddpm.run.criteria import SIGNS, ClassShares, Condition, Improves, NoNewWorst, Threshold, parse_criterion
 from ddpm.run.errors import RequestError
 from ddpm.run.metrics import FIGURES, METRICS, Metric, select

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks.replay import random_examples
+from benchmarks.faults.replay import random_examples
 from ddpm.run import kinds
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.meta import checked_meta

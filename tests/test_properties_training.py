@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from benchmarks.replay import random_examples
+from benchmarks.faults.replay import random_examples
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import sha256_file

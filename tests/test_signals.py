@@ -24,6 +24,7 @@ from tests.runs import (
     paths_of,
     run,
     start,
+    start_anew,
     status,
     wait_for_line,
     workers_of,
@@ -53,7 +54,7 @@ def test_a_signal_within_an_epoch_saves_and_the_same_command_continues(small: Tr
 
 def test_a_signal_before_training_began_is_not_lost(small: TrainConfig):
     config = replace(small, epochs=30)
-    process = start(config)
+    process = start_anew(config)
     time.sleep(1.0)  # while torch is loading
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)

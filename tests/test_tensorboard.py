@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.util import tensor_util
 
-from benchmarks.replay import random_examples
+from benchmarks.faults.replay import random_examples
 from ddpm.run.metrics import ALL, METRICS
 from ddpm.run.paths import RunPaths
 from metrics.loggers.group import LoggerGroup, histogram

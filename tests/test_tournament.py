@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tournament
-from benchmarks.tournament_faults import EVERY, KINDS, Fault, Weights, draw, fill, own_disk, tear
-from benchmarks.tournament_page import page
+from benchmarks.faults import tournament
+from benchmarks.faults.contest import EVERY, KINDS, Weights, draw, last_step, own_disk, tear
+from benchmarks.faults.fault import Fault, fill
+from benchmarks.faults.processes import start_server
+from benchmarks.faults.tournament_page import page
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from metrics.page import to_markdown
@@ -25,7 +27,7 @@ def test_a_fault_is_a_function_of_the_seed_and_its_number():
     assert all(1 <= fault.step < STEPS and 0 <= fault.delay <= 0.04 for fault in faults)
     assert 0.5 < sum(fault.step % EVERY == 0 for fault in faults) / 700 < 0.8
     assert {fault.victims for fault in faults if fault.kind == "SIGKILL"} == {(0, 1), (0,), (1,)}
-    assert all(fault.last_step < STEPS for fault in faults if fault.kind == "clock set back")
+    assert all(last_step(fault) < STEPS for fault in faults if fault.kind == "clock set back")
     assert all(fault.step >= 2 * EVERY for fault in faults if fault.kind == "torn file")
     assert {draw(3, number, STEPS, ("SIGTERM",)).kind for number in range(9)} == {"SIGTERM"}
 
@@ -75,7 +77,9 @@ def test_the_page_tells_what_each_contestant_lost():
     )  # fmt: skip
     bad = {**good, "contestant": "other", "identical": False, "rows_lost": 2}
     worst = {**bad, "number": 1, "finished": False, "rows_lost": 3, "images_again": 900, "last_words": "Error: gone"}
-    text = to_markdown(page([good, bad, worst], {"versions": "torch 2"}, "python -m benchmarks.tournament"), Path())
+    text = to_markdown(
+        page([good, bad, worst], {"versions": "torch 2"}, "python -m benchmarks.faults.tournament"), Path()
+    )
     assert "| runs that finish | 100.0% | 50.0% |" in text
     assert "| rows lost, runs that finish | 0 | 2 |" in text
     assert "| SIGKILL | 1 / 1 / 1 of 1 | 1 / 0 / 0 of 2 |" in text
@@ -89,6 +93,7 @@ def trained(emnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A folder with the data of a tournament, and our weights without a fault."""
     folder = tmp_path_factory.mktemp("tournament")
     tournament.make_data(emnist, folder)
+    start_server()
     return folder, tournament.uninterrupted("ours", one_epoch(folder, folder / "whole"))
 
 
@@ -110,8 +115,11 @@ def one_epoch(folder: Path, output: Path) -> TrainConfig:
     ],
     ids=str,
 )
-def test_a_fault_costs_our_run_nothing(fault: Fault, trained: tuple[Path, Weights], tmp_path: Path):
+def test_a_fault_costs_our_run_nothing(
+    fault: Fault, trained: tuple[Path, Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder, expected = trained
+    monkeypatch.setitem(tournament.CONTESTANTS, "ours", tournament.Ours(roll_call=3))
     try:
         result = tournament.play("ours", fault, one_epoch(folder, tmp_path / "run"), expected, starts=3)
     except RequestError as error:

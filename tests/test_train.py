@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +14,23 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from benchmarks.faults import some_of
+from benchmarks.faults.runs import some_of
 from ddpm.run.config import PRESETS, TrainConfig, preset
-from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training.hardware import choose
 from ddpm.training.model import flops_per_image
 from metrics.plots import PLOTS
 from tests.conftest import replace
+from tests.processes import Command
 from tests.runs import (
     TORCHRUN,
+    crew,
+    environment,
     final_state,
     paths_of,
     rows,
     run,
     start,
+    start_anew,
     status,
 )
 
@@ -99,8 +102,10 @@ def test_a_glyphs_run_says_so_everywhere(small: TrainConfig, small_data: Path, t
     assert all(picture.name.startswith("glyphs") for picture in paths.samples.iterdir())
 
 
-@pytest.mark.parametrize("variables", [{}, {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}])
-def test_it_starts_as_typed_and_prints_plain_lines(small: TrainConfig, variables: dict):
+@pytest.mark.parametrize(
+    ("start", "variables"), [(start_anew, {}), (start, {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})],
+)  # fmt: skip
+def test_it_starts_as_typed_and_prints_plain_lines(small: TrainConfig, start: Callable, variables: dict):
     config = replace(small, max_steps=2)
     process = start(config, FORCE_COLOR="1", **variables)
     output, _ = process.communicate(timeout=120)
@@ -182,10 +187,13 @@ def test_missing_data_are_told_in_one_line_and_in_the_status(small: TrainConfig,
 
 def test_one_of_several_processes_speaks_for_all(small: TrainConfig, tmp_path: Path):
     for config in (replace(small, data_root=tmp_path / "nothing"), replace(small, batch_size=200)):
-        output, _ = start(config, *TORCHRUN).communicate(timeout=120)
+        with crew(config) as processes:
+            output = "".join(process.communicate(timeout=120)[0] for process in processes)
+        assert [process.returncode for process in processes] == [2, 2]
         assert len(re.findall(r"^error: ", output, re.MULTILINE)) == 1
-    ended = subprocess.run([*TORCHRUN, "train.py", "--lr", "fast"], cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert len(re.findall(r"^error: ", ended.stderr, re.MULTILINE)) == 1
+    torchrun = Command([*TORCHRUN, "train.py", "--lr", "fast"], environment())
+    assert len(re.findall(r"^error: ", torchrun.communicate(timeout=120)[0], re.MULTILINE)) == 1
+    assert torchrun.returncode == 1
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])

@@ -1,7 +1,7 @@
 """Random runs under random faults, for as long as you like, against what must always hold.
 
-    make soak MINUTES=60                        or: python -m benchmarks.soak --minutes 60
-    python -m benchmarks.soak --seed 1234       one round again
+    make soak MINUTES=60                        or: python -m benchmarks.faults.soak --minutes 60
+    python -m benchmarks.faults.soak --seed 1234       one round again
 
 A round draws settings (a small model; optimizer, schedule, balance, accumulation, intervals, early stopping, …) and a
 number of processes. It trains that run once without a fault. Then it trains it again, while processes are killed or
@@ -13,7 +13,7 @@ fewer or more, or files are damaged between starts. At last it is given the comm
 - at the end the two runs are the same bit for bit; on other numbers of processes, up to the rounding of sums;
 - the checkpoints that are to be kept are there, no others, and `best` is the best of them;
 - every figure of a page can be computed again from the CSV, after each stop and at the end
-  (benchmarks/consistency.py);
+  (consistency.py);
 - nothing is left over: no lock, no half-written file.
 
 Data: glyphs drawn from fonts, in files as EMNIST has them, or the first images of --data-root. Exit code 1 if something
@@ -41,11 +41,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: the processes share t
 
 import pandas as pd
 
-from benchmarks.consistency import Row, contradictions, of_comparison, read_rows
-from benchmarks.faults import differences, glyphs_as_emnist, same_rows, some_of
-from benchmarks.forked import FULL_DISK, PATIENCE, Processes, start_server
-from benchmarks.random_plans import IMAGES, SIGNALS, Start, draw_plan
-from benchmarks.replay import command
+from benchmarks.faults.consistency import Row, contradictions, of_comparison, read_rows
+from benchmarks.faults.fault import FULL_DISK
+from benchmarks.faults.plans import IMAGES, SIGNALS, Start, draw_plan
+from benchmarks.faults.processes import PATIENCE, Training, start_server
+from benchmarks.faults.replay import command
+from benchmarks.faults.runs import differences, glyphs_as_emnist, same_rows, some_of
 from ddpm.run.errors import EXIT_STOPPED, RequestError
 from ddpm.run.files import real
 from ddpm.run.metrics import names
@@ -73,7 +74,7 @@ class Round:
 
     def run(self) -> list[str]:
         """Run it. Returns what did not hold."""
-        first = Processes(self.whole, self.plan.processes)
+        first = Training(self.whole, self.plan.processes)
         if not first.wait():
             return [f"without faults it ends with {first.exit_codes}: {last_line(first.output)}"]
         self.expected = read_rows(RunPaths(self.paths.root, "whole").csv)
@@ -91,11 +92,11 @@ class Round:
         newest, began = self.newest_sound(), time.time()
         config = start.applied(self.config)
         if newest == 0 and any(self.paths.checkpoints.glob("step_*")):  # all are damaged: the run has to refuse
-            self.end_of(refused := Processes(config, start.processes), start)
+            self.end_of(refused := Training(config, start.processes), start)
             if set(refused.exit_codes) != {2}:
                 self.found.append(f"all checkpoints are damaged, and it ends with {refused.exit_codes}")
             config, self.damaged = replace(config, resume="never"), 0
-        processes = Processes(config, start.processes, start.fault)
+        processes = Training(config, start.processes, start.fault)
         if start.together:
             while processes.exit_codes.count(None) == start.processes and time.time() < began + PATIENCE:
                 time.sleep(0.002)
@@ -108,11 +109,11 @@ class Round:
         told = (
             len(set(codes)) == 1
             and codes[0] in (0, EXIT_STOPPED)
-            and not (start.fault and start.fault.what == FULL_DISK)
+            and not (start.fault and start.fault.kind == FULL_DISK)
         )
         self.found += [f"after {start}: {line}" for line in self.wrong_after(newest, began, told)]
 
-    def end_of(self, processes: Processes, start: Start) -> None:
+    def end_of(self, processes: Training, start: Start) -> None:
         """Wait for the end of the processes; those that hang are killed."""
         processes.wait()
         if processes.alive:
@@ -226,7 +227,7 @@ def allowed(codes: list[int | None], start: Start) -> bool:
     """May the processes of a start end with these exit codes?"""
     if set(codes) == {0}:
         return True  # the run was at its end before the fault
-    what = start.fault.what if start.fault else ""
+    what = start.fault.kind if start.fault else ""
     if what in SIGNALS:
         return set(codes) == {EXIT_STOPPED}
     if what == FULL_DISK:
@@ -258,7 +259,7 @@ def main() -> int:
         folder = (options.folder or Path(scratch)).resolve()
         make = some_of if options.data_root else glyphs_as_emnist
         data_root = make(*filter(None, [options.data_root]), folder / "data", IMAGES)
-        start_server()
+        start_server("benchmarks.faults.consistency", "metrics.compare.comparison", "metrics.verify.pages")
         while True:
             began, here = time.monotonic(), folder / f"round_{seed}"
             lost += report(seed, found_in(seed, data_root, here), time.monotonic() - began, options.data_root)
@@ -286,7 +287,7 @@ def found_in(seed: int, data_root: Path, folder: Path) -> list[str]:
 
 def report(seed: int, found: list[str], seconds: float, data_root: Path | None) -> list[str]:
     """Print how a round went. Returns a line for each finding."""
-    again = command("-m", "benchmarks.soak", seed=seed, data_root=data_root)
+    again = command("-m", "benchmarks.faults.soak", seed=seed, data_root=data_root)
     lines = [f"seed {seed}: {' '.join(line.split())}; again: {again}" for line in found]
     print("\n".join(lines or [f"  all holds, {seconds:.0f} s"]), flush=True)
     return lines

@@ -1,4 +1,4 @@
-"""The faults of the tournament, and the launcher that starts a contestant's processes and ends them as a cluster does.
+"""The contestants of the tournament: how they are struck, started, and ended as a cluster ends them.
 
 Every fault is a function of (seed, number). It strikes inside the processes, a few milliseconds after a given optimizer
 step, so it hits every contestant at the same progress.
@@ -10,12 +10,10 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,38 +21,22 @@ from typing import Protocol
 
 import torch
 
-from benchmarks.forked import CONTEXT
+from benchmarks.faults.fault import CLOCK, FULL_DISK, STOPPED, TORN_FILE, Fault, after, set_clock_back
+from benchmarks.faults.processes import CONTEXT, Processes
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 
-CONTEXT.set_forkserver_preload(["train", "benchmarks.tournament_peers"])
-KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "full disk", "torn file", "stopped process", "clock set back")
-SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}
+SIGNALS = ("SIGTERM", "SIGUSR1")
+KINDS = ("SIGKILL", *SIGNALS, FULL_DISK, TORN_FILE, STOPPED, CLOCK)
 EVERY = 4  # steps between checkpoints, for all contestants
 PAUSE = 1.0  # seconds until processes that are all stopped are continued
 STARTS_TAKE = 9  # times --hang-minutes: so long one start may take
 Weights = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What happens to a run in its first start."""
-
-    kind: str
-    step: int  # it strikes after this optimizer step (from 1) …
-    delay: float  # … and after this many seconds more
-    victims: tuple[int, ...]  # ranks
-    hours: int = 0  # by which the clock is set back
-
-    @property
-    def last_step(self) -> int:
-        """The step after which the first start is killed where the clock was set back: it has saved since."""
-        return self.step + EVERY + 1
-
-    def __str__(self) -> str:
-        who = "both processes" if len(self.victims) == 2 else f"process {self.victims[0]}"
-        what = f"{self.kind} by {self.hours} h" if self.hours else self.kind
-        return f"{what}, {who}, {self.delay * 1000:.0f} ms after step {self.step}"
+def last_step(fault: Fault) -> int:
+    """The step after which the first start is killed where the clock was set back: it has saved since."""
+    return fault.step + EVERY + 1
 
 
 def draw(seed: int, number: int, steps: int, kinds: tuple[str, ...] = KINDS) -> Fault:
@@ -63,18 +45,15 @@ def draw(seed: int, number: int, steps: int, kinds: tuple[str, ...] = KINDS) -> 
     Half of the faults strike just after a step that is saved, so that some hit a checkpoint that is being written.
     """
     kind, source = kinds[number % len(kinds)], random.Random(f"{seed} {number}")
-    first = 2 * EVERY if kind == "torn file" else 1  # a checkpoint is there
-    last = steps - EVERY - 2 if kind == "clock set back" else steps - 1
+    first = 2 * EVERY if kind == TORN_FILE else 1  # a checkpoint is there
+    last = steps - EVERY - 2 if kind == CLOCK else steps - 1
     step, delay = source.randint(first, last), source.uniform(0, 0.04)
     if source.random() < 0.5:
         step = min(max(round(step / EVERY), 1) * EVERY, last)
     victims = (0, 1)
-    if kind in ("SIGKILL", "stopped process"):
+    if kind in ("SIGKILL", STOPPED):
         victims = source.choice([(0, 1), (0, 1), (0,), (1,)])
-    return Fault(kind, step, delay, victims, source.randint(1, 48) if kind == "clock set back" else 0)
-
-
-# ---- inside the processes --------------------------------------------------------------------------------------------
+    return Fault(kind, step, delay, victims, source.randint(1, 48) if kind == CLOCK else 0)
 
 
 class Progress:
@@ -96,58 +75,13 @@ class Progress:
         self._pipe.send(step)
         fault = self._fault
         if fault and self.rank in fault.victims and step == fault.step:
-            self._after(fault.delay, self._strike)
-        if fault and fault.kind == "clock set back" and step == fault.last_step:
-            self._after(fault.delay, lambda: os.kill(os.getpid(), signal.SIGKILL))
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        timer = threading.Timer(seconds, action)
-        timer.daemon = True  # a run that ends first is not held up
-        timer.start()
+            after(fault.delay, self._strike)
+        if fault and fault.kind == CLOCK and step == last_step(fault):
+            after(fault.delay, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
     def _strike(self) -> None:
         self._pipe.send("struck")
-        match self._fault.kind:
-            case "SIGTERM" | "SIGUSR1" as name:
-                os.kill(os.getpid(), SIGNALS[name])
-            case "stopped process":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            case "full disk" if self.rank == 0:
-                while True:  # what pruning frees is taken too: the disk is shared
-                    fill(self._folder)
-                    time.sleep(0.005)
-            case "clock set back":
-                set_clock_back(self._fault.hours)
-                if self.rank == 0:
-                    shift_times(self._folder, self._fault.hours)
-            case "SIGKILL" | "torn file":
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fill(folder: Path) -> None:
-    """Take all free space of the disk that `folder` is on."""
-    with open(folder / "filler", "ab") as file, suppress(OSError):
-        disk = os.fstatvfs(file.fileno())
-        if free := disk.f_bavail * disk.f_frsize:
-            os.posix_fallocate(file.fileno(), file.tell(), free)
-
-
-def set_clock_back(hours: int) -> None:
-    """Let this process read a time of day that is `hours` earlier."""
-    now, now_ns = time.time, time.time_ns
-    time.time, time.time_ns = lambda: now() - 3600 * hours, lambda: now_ns() - 3600 * 10**9 * hours
-
-
-def shift_times(folder: Path, hours: int) -> None:
-    """Move the times of all files ahead: seen from a clock that was set back, they are of the future."""
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # a temporary file is gone
-            stat = path.lstat()
-            times = (stat.st_atime + 3600 * hours, stat.st_mtime + 3600 * hours)
-            os.utime(path, times, follow_symlinks=False)
-
-
-# ---- around them -----------------------------------------------------------------------------------------------------
+        self._fault.strike(self.rank, self._folder)
 
 
 class Contestant(Protocol):
@@ -178,16 +112,12 @@ class Start:
     seconds: float = 0.0
 
 
-def run_as(contestant: Contestant, config: TrainConfig, rank: int, port: int, pipe: Connection, fault: Fault | None,
-           clock: int) -> None:  # fmt: skip
+def run_as(
+    contestant: Contestant, config: TrainConfig, rank: int, pipe: Connection, fault: Fault | None, clock: int
+) -> int:
     """Run the contestant as process `rank` of two."""
-    output = os.open(beside(config, "out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["PATH"] = f"{beside(config, 'bin')}{os.pathsep}{os.environ['PATH']}"
-    raise SystemExit(contestant.train(config, Progress(pipe, rank, config.output_root, fault, clock)))
+    return contestant.train(config, Progress(pipe, rank, config.output_root, fault, clock))
 
 
 def beside(config: TrainConfig, what: str) -> Path:
@@ -214,38 +144,35 @@ def start(contestant: Contestant, config: TrainConfig, fault: Fault | None = Non
     make_scontrol(config)
     note = beside(config, "requeue")
     note.unlink(missing_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(2)]
-    processes = [
-        CONTEXT.Process(target=run_as, args=(contestant, config, rank, port, pipes[rank][1], fault, clock))
-        for rank in range(2)
-    ]
-    for process, (_, writer) in zip(processes, pipes, strict=True):
-        process.start()
+    processes = Processes(
+        beside(config, "out"),
+        run_as,
+        *((contestant, config, rank, writer, fault, clock) for rank, (_, writer) in enumerate(pipes)),
+    )
+    for _, writer in pipes:
         writer.close()
     result, began = Start(), time.monotonic()
     ends, continues, told = began + STARTS_TAKE * patience, None, None
     readers = {reader: rank for rank, (reader, _) in enumerate(pipes)}
-    while any(process.is_alive() for process in processes):
-        wait([*readers, *(each.sentinel for each in processes if each.is_alive())], timeout=0.05)
+    while processes.alive:
+        wait([*readers, *processes.sentinels], timeout=0.05)
         now = time.monotonic()
         if _hear(readers, result) and fault.kind in SIGNALS:
             ends = min(ends, now + patience)
-        elif result.struck and fault.kind == "stopped process" and len(fault.victims) == 2:
+        elif result.struck and fault.kind == STOPPED and len(fault.victims) == 2:
             continues = continues or now + PAUSE
         if continues and now > continues:
-            _signal(processes, signal.SIGCONT)
+            processes.send(signal.SIGCONT)
             continues = float("inf")
-        failed = any(process.exitcode for process in processes)
+        failed = any(processes.exit_codes)
         if told is None and (failed or now > ends or note.exists()):
-            _signal(processes, signal.SIGTERM)
+            processes.send(signal.SIGTERM)
             told = now
         elif told and now > told + patience:
-            _signal(processes, signal.SIGKILL)
+            processes.send(signal.SIGKILL)
     _hear(readers, result)
-    result.codes, result.seconds = [process.exitcode for process in processes], time.monotonic() - began
+    result.codes, result.seconds = processes.exit_codes, time.monotonic() - began
     return result
 
 
@@ -263,13 +190,6 @@ def _hear(readers: dict[Connection, int], result: Start) -> bool:
         except (EOFError, OSError):
             del readers[reader]
     return result.struck and not struck
-
-
-def _signal(processes: list, number: signal.Signals) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            if process.is_alive():
-                os.kill(process.pid, number)
 
 
 def tear(newest: Path | None) -> None:

@@ -20,7 +20,7 @@ SEED = int(os.environ.get("SEED", random.SystemRandom().getrandbits(32) if MANY 
 
 
 def command(*words: str, variables: dict[str, Any] | None = None, **flags: Any) -> str:
-    """A command line: `SEED=7 python -m benchmarks.soak --seed=7`. Flags that are None are left out."""
+    """A command line: `SEED=7 python -m benchmarks.faults.soak --seed=7`. Flags that are None are left out."""
     typed = [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None
     ]

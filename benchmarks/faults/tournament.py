@@ -1,15 +1,14 @@
 """The same faults for train.py, for Accelerate and for Lightning: who finishes, and with which weights?
 
     pip install accelerate lightning
-    python -m benchmarks.tournament --data-root DIR --faults 60
-    python -m benchmarks.tournament --data-root DIR --seed 0 --only 17 --contestants ours      one fault again
+    python -m benchmarks.faults.tournament --data-root DIR --faults 60
+    python -m benchmarks.faults.tournament --data-root DIR --seed 0 --only 17 --contestants ours      one fault again
 
 Each contestant trains the same UNet on the same EMNIST images in two processes (Gloo, CPU), with a checkpoint every
 four steps. One fault strikes each run: a process or both are killed (SIGKILL), both get SIGTERM or SIGUSR1, one is
 stopped for good or both for a second (SIGSTOP), the disk fills up, the largest file of the newest checkpoint is torn as
 by a power failure, or the clock is set back. Then the same command is given again, as a cluster does, up to `--starts`
-times. tournament_peers.py says how Accelerate and Lightning are set up, and by which documentation;
-tournament_faults.py has the faults.
+times. peers.py says how Accelerate and Lightning are set up, and by which documentation; fault.py has the faults.
 
 A run counts as identical if its weights are bit for bit those of the contestant's own uninterrupted run; for ours also
 the averages and the optimizer's moments. Images trained again are those of steps that were done more than once, rows of
@@ -17,7 +16,7 @@ figures are counted by epoch. After an interruption, the same command with the s
 strikes at the same step for all and whenever it is replayed; what a process is doing some milliseconds later depends on
 the machine, too. On a busy machine give more `--patience`: a process that is waited for longer counts as hanging.
 
-Processes are forked from one that has torch loaded, as in benchmarks/faults.py.
+Processes are forked from one that has torch loaded, as in kills.py.
 """
 
 from __future__ import annotations
@@ -43,13 +42,10 @@ import pandas as pd
 import torch
 
 import train
-from benchmarks.faults import SETTINGS, outcome, some_of
-from benchmarks.rounds import RESULTS, Parser, machine
-from benchmarks.tournament_faults import (
+from benchmarks.faults.contest import (
     EVERY,
     KINDS,
     Contestant,
-    Fault,
     Progress,
     Weights,
     beside,
@@ -58,15 +54,19 @@ from benchmarks.tournament_faults import (
     start,
     tear,
 )
-from benchmarks.tournament_page import in_words, is_flawless, page
-from benchmarks.tournament_peers import WithAccelerate, WithLightning
+from benchmarks.faults.fault import FULL_DISK, TORN_FILE, Fault, tell_steps
+from benchmarks.faults.peers import WithAccelerate, WithLightning
+from benchmarks.faults.processes import start_server
+from benchmarks.faults.runs import SETTINGS, outcome, some_of
+from benchmarks.faults.tournament_page import in_words, is_flawless, page
+from benchmarks.rounds import RESULTS, Parser, machine
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.format import duration
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from ddpm.training.trainer import Trainer
+from ddpm.training import distributed
 from metrics.files import read_status
 from metrics.page import to_markdown
 
@@ -80,20 +80,22 @@ TINY = SETTINGS | dict(
 
 
 class Ours:
-    """train.py, without its report: the others write none."""
+    """train.py, without its report: the others write none.
+
+    Args:
+        roll_call: seconds in which processes answer that were not lost with another.
+    """
 
     packages = ("torch",)
 
+    def __init__(self, roll_call: float = distributed.ROLL_CALL) -> None:
+        self._roll_call = roll_call
+
     def train(self, config: TrainConfig, progress: Progress) -> int:
+        distributed.ROLL_CALL = self._roll_call
         report = sys.modules["metrics.report"] = ModuleType("metrics.report")
         report.write_report = lambda paths: paths.report.write_text("", encoding="utf-8")
-        step = Trainer.step
-
-        def step_and_tell(trainer: Trainer, images: Any, chosen: torch.Tensor, seen: int, lr: float) -> None:
-            step(trainer, images, chosen, seen, lr)
-            progress.done(seen // (2 * len(chosen)) + 1)
-
-        Trainer.step = step_and_tell
+        tell_steps(progress.done)
         return train.main(config, train.StopRequest().install())
 
     def weights(self, config: TrainConfig) -> Weights | None:
@@ -166,10 +168,10 @@ def uninterrupted(name: str, *configs: TrainConfig) -> Weights:
 def play(name: str, fault: Fault, config: TrainConfig, expected: Weights, starts: int) -> dict[str, Any]:
     """Let one fault strike a run of a contestant, give the command again up to `starts` times, and tell the outcome."""
     contestant = CONTESTANTS[name]
-    with own_disk(config.output_root) if fault.kind == "full disk" else nullcontext():
+    with own_disk(config.output_root) if fault.kind == FULL_DISK else nullcontext():
         config.output_root.mkdir(parents=True, exist_ok=True)
         played = [start(contestant, config, fault)]
-        if fault.kind == "torn file":
+        if fault.kind == TORN_FILE:
             tear(contestant.newest(config))
         (config.output_root / "filler").unlink(missing_ok=True)
         while (weights := contestant.weights(config)) is None and len(played) <= starts:
@@ -204,7 +206,7 @@ def again(options: argparse.Namespace, *flags: str) -> str:
     """The command that was given, with other flags at its end."""
     kinds = [] if options.kinds == list(KINDS) else ["--kinds", *options.kinds]
     patience = [] if options.patience == PATIENCE else ["--patience", f"{options.patience:g}"]
-    words = ["python", "-m", "benchmarks.tournament", "--data-root", "DIR", "--seed", str(options.seed)]
+    words = ["python", "-m", "benchmarks.faults.tournament", "--data-root", "DIR", "--seed", str(options.seed)]
     return shlex.join([*words, *kinds, *patience, *flags])
 
 
@@ -213,6 +215,7 @@ def tournament(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     file = folder / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     make_data(options.data_root, folder)
+    start_server("benchmarks.faults.peers")
     expected = {
         name: uninterrupted(
             name, *(settings(folder, folder / name / twin, options.patience) for twin in ("first", "second"))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.tournament_faults import Fault
+from benchmarks.faults.fault import Fault
 from ddpm.run.format import count, percent, shown
 from metrics.page import Code, Facts, Page, Table
 
@@ -73,7 +73,7 @@ def page(results: Sequence[Result], facts: dict[str, Any], command: str) -> Page
         "The fault tournament",
         [
             "The same faults strike the same training, written with train.py, with Accelerate and with Lightning. Then "
-            "the same command is given again. `benchmarks/tournament.py` and the modules beside it say how the "
+            "the same command is given again. `benchmarks/faults/tournament.py` and the modules beside it say how the "
             "contestants are set up, and what the faults are.",
             Facts(facts),
             Code(command, "bash"),

@@ -1,4 +1,4 @@
-"""Random plans of benchmarks/soak.py: settings of a small run, its processes, faults of its starts, damaged files."""
+"""Random plans of soak.py: settings of a small run, its processes, faults of its starts, damaged files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.forked import FULL_DISK, Fault
+from benchmarks.faults.fault import FULL_DISK, Fault
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.training.data import images_per_epoch
@@ -126,12 +126,13 @@ def draw_start(chance: random.Random, number: int, share: tuple[int, int], sched
             number, share, max_steps=chance.randint(max(1, schedule.config.warmup_steps + 1), steps), damage=damage
         )
     if what == "signal":
-        return Start(number, share, Fault(chance.choice(SIGNALS), rank, "step", step), damage=damage)
+        return Start(number, share, Fault(chance.choice(SIGNALS), step, victims=(rank,)), damage=damage)
     if what == FULL_DISK:
-        fault = Fault(FULL_DISK, 0, "write", places, chance.choice((1, 3, 30)))
+        fault = Fault(FULL_DISK, write=places, lasting=chance.choice((1, 3, 30)))
         return Start(number, share, fault, damage=damage)
     together = chance.random() < 0.5
-    fault = Fault("SIGKILL", rank, "step", step) if chance.random() < 0.5 else Fault("SIGKILL", 0, "write", places)
+    by_step = chance.random() < 0.5
+    fault = Fault("SIGKILL", step, victims=(rank,)) if by_step else Fault("SIGKILL", write=places)
     return Start(number, share, fault, together, damage=damage)
 
 
