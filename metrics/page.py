@@ -29,7 +29,10 @@ MARKS = {"–": "·", "healthy": "✓", "warning": "▲", "unhealthy": "✗"}
 STYLES = {"–": "bright_black", "healthy": "green", "warning": "yellow", "unhealthy": "bold red"}
 OF_MARKS = {mark: STYLES[status] for status, mark in MARKS.items()}
 SHORT = 12  # characters; a column of shorter cells is not wrapped on a terminal
-INLINE = re.compile(r"\*\*(?P<bold>.+?)\*\*|`(?P<code>[^`]+)`|\[(?P<words>[^\]\n]*)\]\((?P<target>[^)\s]*)\)")
+INLINE = re.compile(
+    r"\*\*(?P<bold>.+?)\*\*|(?<!`)(?P<fence>`+)(?!`)(?P<code>.+?)(?<!`)(?P=fence)(?!`)|"
+    r"\[(?P<words>[^\]\n]*)\]\((?P<target>[^)\s]*)\)"
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ def plain(text: str) -> str:
 
 
 def _words(found: re.Match[str]) -> str:
-    return plain(found["bold"]) if found["bold"] else found["code"] or found["words"]
+    if code_of := found["code"]:
+        return code_of[1:-1] if code_of[0] == code_of[-1] == " " else code_of
+    return plain(found["bold"]) if found["bold"] else found["words"]
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
@@ -83,8 +84,11 @@ def test_json_has_every_block_with_its_kind():
     assert figures["blocks"][2]["rows"] == [[1, NASTY]] and long["blocks"][0]["folded"] is True
 
 
-def test_code_holds_whatever_stands_in_it():
-    assert plain(code("a `b` c")) == "a 'b' c"
+@pytest.mark.parametrize("name", ["a `b` c", "`x", "y``", "``", "a|b", "[x](y) **z**"])
+def test_code_shows_whatever_stands_in_it_as_it_is(name: str, tmp_path: Path):
+    assert plain(f"see {code(name)}, {code('a')}") == f"see {name}, a"
+    page = Page("P", [Bullets([f"{code(name)} and {code('a')}"]), Table("", ["n"], [(code(name),)])])
+    assert text_of(to_markdown(page, tmp_path)).splitlines() == ["P", f"{name} and a", "n", name]
 
 
 def test_the_worst_status_counts():

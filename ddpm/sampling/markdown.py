@@ -9,16 +9,12 @@ SPECIAL = re.compile(r"[\\*<>\[\]~`]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def code(text: Any) -> str:
-    """`text` as Markdown code in one line, between single backticks; those in it become apostrophes."""
-    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
-
-
-def exact_code(text: str) -> str:
-    """`text`, a line, as Markdown code that shows it as it is: between more backticks than it has in a row, and with
-    blanks, which are not shown, where it begins or ends with one (CommonMark 0.31, 6.1)."""
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    pad = " " if "`" in (text[:1], text[-1:]) else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
+    """`text` in one line, as Markdown code that shows it as it is: between more backticks than it has in a row, with
+    blanks, which are not shown, if it begins or ends with one (CommonMark 0.31, 6.1)."""
+    line = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if "`" in (line[:1], line[-1:]) else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def escaped(text: str) -> str:

@@ -23,7 +23,7 @@ from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.format import duration, plural
 from ddpm.run.guidance import guidance_of
 from ddpm.run.metrics import ENERGY_WH, EPOCH, LOSS_MEAN, LR, METRICS, TOTAL_TIME_SEC, VAL_LOSS_EMA, select
-from ddpm.sampling.markdown import cell, escaped, exact_code
+from ddpm.sampling.markdown import cell, code, escaped
 from ddpm.sampling.options import SamplerName, weights_of, weights_words
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -175,7 +175,7 @@ def _knows(data: str, names: str | list[str]) -> str:
     count = f"It knows {len(names):,} classes: "
     if _family(data) not in ("emnist", "glyphs"):
         more = len(names) - NAMED_CLASSES
-        named = ", ".join(map(exact_code, names[:NAMED_CLASSES]))
+        named = ", ".join(map(code, names[:NAMED_CLASSES]))
         return f"{count}{named}{f' and {more:,} more: see `pipeline.config.class_names`' if more > 0 else ''}."
     both = SPLITS[data.partition("-")[2] or "balanced"].both_cases
     small = [name for name in names if name.islower()]
