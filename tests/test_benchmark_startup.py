@@ -12,6 +12,12 @@ from ddpm.run.config import TrainConfig
 from tests.conftest import as_arguments, replace
 
 
+@pytest.fixture
+def small(small: TrainConfig) -> TrainConfig:
+    """It is the benchmark that chooses whether to compile."""
+    return replace(small, compile=None)
+
+
 def test_the_phases_of_a_start_add_up_to_the_whole(small: TrainConfig, tmp_path: Path, capsys):
     out, began = tmp_path / "out.json", time.monotonic()
     startup.main(["--rounds", "1", "--out", str(out), *as_arguments(replace(small, output_root=tmp_path / "unused"))])
