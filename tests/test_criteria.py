@@ -467,7 +467,9 @@ def test_a_finished_run_takes_over_criteria_reasons_and_notes(small, capsys):
     said = capsys.readouterr().out
     assert "is finished" in said and "taken over" not in said and "note: " not in said
     assert count_of(read_run(paths_of(config))) == "1 met, 1 missed"
-    assert [each.text for each in read_notes(paths_of(config))] == ["seen"]
+    late = ("--criterion loss_mean <= 100; no: loss_mean <= 1e-9", "--why it was asked", "--target val_loss=0.5")
+    remarks = ["seen", *(f"given after the end of training: {each}" for each in late)]
+    assert [each.text for each in read_notes(paths_of(config))] == remarks
     assert paths_of(config).csv.read_text() == figures
 
 

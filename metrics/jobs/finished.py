@@ -15,14 +15,8 @@ from metrics.note.notes import add_notes_of_command
 from metrics.run_data import load_run
 
 SAID = ("criterion", "problem", "why", "expect", "target", "baseline", "best_by")  # settings that train nothing
-ENDS = (
-    "epochs",
-    "max_steps",
-    "stop_when",
-    "early_stop_patience",
-    "early_stop_metric",
-    "min_delta",
-)  # looked at already
+# what decides whether a run is finished, which has been looked at
+ENDS = ("epochs", "max_steps", "stop_when", "early_stop_patience", "early_stop_metric", "min_delta")
 
 
 def bring_up_to_date(paths: RunPaths, config: TrainConfig) -> int:
@@ -57,17 +51,19 @@ def trained_otherwise(paths: RunPaths, config: TrainConfig) -> list[str]:
 
 
 def take_over(paths: RunPaths, config: TrainConfig) -> list[str]:
-    """Add remarks, criteria and reasons of the settings to the run's files, and write its training log again.
+    """Add remarks, criteria and reasons of the settings to the run's files, and write its training log again. A remark
+    says which criteria and reasons were given only when the results were known.
 
     What the settings leave out stays as it was. Returns lines about what is new, none if nothing is.
 
     Raises:
         OSError: the run's folder cannot be written.
     """
-    lines = [f"note: {text}" for text in add_notes_of_command(paths, config.note)]
     document, given = read_json(paths.json) or {}, config.to_dict()
     before = document.get("settings") or {}
     new = {name: given[name] for name in SAID if given[name] not in (None, [], _before(before, name))}
+    late = [f"given after the end of training: {flag(name)} {_words(value)}" for name, value in new.items()]
+    lines = [f"note: {text}" for text in add_notes_of_command(paths, [*config.note, *late])]
     if new:
         atomic_write(paths.json, strict_json({**document, "settings": before | new}, indent=2))
         lines.append(f"taken over without training: {', '.join(map(flag, new))}")
@@ -95,6 +91,10 @@ def renew_report(paths: RunPaths) -> tuple[str, ...]:
         print(f"could not write the report (later: {again}): {error}", file=sys.stderr)
         return REPORTED
     return ()
+
+
+def _words(value: object) -> str:
+    return "; ".join(value) if isinstance(value, list) else str(value)
 
 
 def _before(settings: dict, name: str) -> object:
