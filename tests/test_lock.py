@@ -197,6 +197,26 @@ def try_to_take(path: Path, start: object, results: object, all_tried: object) -
         all_tried.wait(60)
 
 
+def test_who_died_while_taking_over_is_not_in_the_way(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lock, "SILENCE", 0.5)
+    elsewhere(path, machine=lock._machine())
+    (path.parent / f"{path.name}.turn").write_text("{}")
+    with RunLock(path, "a_run") as mine:
+        mine.take()
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_who_read_a_dead_owner_before_another_took_over_does_not_disturb_its_claim(path: Path):
+    """Not even for a moment: a third process would find no claim."""
+    elsewhere(path, machine=lock._machine())
+    dead = lock.owner_of(path)
+    with RunLock(path, "a_run") as mine:
+        mine.take()
+        before = path.stat()
+        assert not RunLock(path, "a_run")._replace(dead)
+        assert path.stat().st_ctime_ns == before.st_ctime_ns and path.stat().st_ino == before.st_ino
+
+
 def test_of_many_that_take_over_at_once_one_gets_it(path: Path):
     for _ in range(3):
         elsewhere(path, machine=lock._machine())  # of a dead process here

@@ -54,7 +54,7 @@ class RunLock:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            while not self._create():
+            while not self._create(self.path):
                 owner = _read(self.path)
                 newer = self._newer(owner)
                 if newer:
@@ -65,9 +65,9 @@ class RunLock:
                         f"{self.run} is being trained by {whose(owner)}: watch "
                         f"it with python pretty_logger.py {self.run}, or give another --run-name"
                     )
-                self._remove_claim(owner)
-                if newer is False:
-                    self._stays_until = time.monotonic() + 2 * BEAT
+                if self._replace(owner):
+                    self._stays_until = time.monotonic() + 2 * BEAT if newer is False else 0.0
+                    break
         except OSError as error:
             what = f"{error.filename or self.path}: {error.strerror}"
             raise RequestError(f"cannot write there: {what}; choose another folder with --output-root") from error
@@ -100,17 +100,17 @@ class RunLock:
         with suppress(OSError):
             self.release()
 
-    def _create(self) -> bool:
-        """Create the file if there is none. Returns whether it was created."""
+    def _create(self, path: Path) -> bool:
+        """Create a claim if there is none. Returns whether it was created."""
         try:
-            file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115
+            file = open(path, "x", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:
             return False
         try:
             with file:
                 json.dump(self._mine, file)
         except OSError:  # the disk is full
-            self.path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
         return True
 
@@ -128,7 +128,7 @@ class RunLock:
                 if silent > SILENCE:  # another process may have taken this one for dead, trained and ended since
                     _end(f"the claim on {self.run} is gone, and was not touched from here for {silent:.0f} s")
                 with suppress(OSError):  # somebody deleted it
-                    self._create()
+                    self._create(self.path)
             except OSError:  # try again at the next beat
                 pass
 
@@ -148,14 +148,34 @@ class RunLock:
         mine, its = slurm_start(self._mine), slurm_start(owner)
         return its[1] > mine[1] if mine and its and mine[0] == its[0] and mine[1] != its[1] else None
 
-    def _remove_claim(self, owner: dict[str, Any]) -> None:
-        """Remove a dead owner's claim. If another process has claimed the run since, its claim is put back."""
-        aside = self.path.with_name(f"{self.path.name}.{self._mine['id']}")
-        with suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            if _read(aside).get("id") != owner.get("id") and not self.path.exists():
-                os.rename(aside, self.path)
+    def _replace(self, owner: dict[str, Any]) -> bool:
+        """Put this claim in the place of a dead owner's. Returns False if that has changed meanwhile.
+
+        One process at a time, the one that has made the file beside the claim. The claim is never missing meanwhile: a
+        third process would make its own.
+        """
+        turn, aside = (self.path.with_name(f"{self.path.name}.{what}") for what in ("turn", self._mine["id"]))
+        if not self._create(turn):
+            _wait_for_end_of(turn)
+            return False
+        try:
+            if not self.path.exists() or _read(self.path).get("id") != owner.get("id"):
+                return False
+            self._create(aside)
+            os.replace(aside, self.path)
+            return True
+        finally:
             aside.unlink(missing_ok=True)
+            turn.unlink(missing_ok=True)
+
+
+def _wait_for_end_of(turn: Path) -> None:
+    """Wait until another process has had its turn, which takes milliseconds; one that died in it is not waited for."""
+    seen, deadline = _touched(turn), time.monotonic() + SILENCE
+    while seen and _touched(turn) == seen:
+        if time.monotonic() > deadline:
+            turn.unlink(missing_ok=True)
+        time.sleep(0.02)
 
 
 def _end(why: str) -> None:
