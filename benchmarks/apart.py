@@ -120,15 +120,15 @@ def _serve(
         with connect(device) as world, make(world) as (loop, about):
             pipe.send(about)
             while True:
-                steps = pipe.recv()
-                if callable(steps):
-                    pipe.send(steps(loop, world.device))
+                asked = pipe.recv()
+                if callable(asked):
+                    pipe.send(asked(loop, world.device))
                     continue
                 loop.steps(1)
                 on_gpu = world.device.type == "cuda"
                 if on_gpu:  # of these steps alone, without the search for the fastest kernels
                     torch.cuda.reset_peak_memory_stats(world.device)
-                taken = seconds(lambda steps=steps: loop.steps(steps), world.device) / steps
+                taken = seconds(lambda steps=asked: loop.steps(steps), world.device) / asked
                 peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else None
                 if on_gpu:  # the sides share its memory
                     torch.cuda.empty_cache()

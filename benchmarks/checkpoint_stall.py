@@ -21,6 +21,7 @@ import torch
 from benchmarks.rounds import seconds
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import PRESETS, preset
+from ddpm.run.format import plural
 from ddpm.run.program import run_program
 from ddpm.training.checkpointing import Checkpoints
 from ddpm.training.data import Images
@@ -43,7 +44,7 @@ def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, li
         choices = choose(config, len(CLASS_NAMES), device, flops_per_image(config))
         trainer = Trainer(config, images.class_names, choices, world)
         print(f"{name}: {count_parameters(trainer.model) / 1e6:.1f} M parameters on {device}, "
-              f"{torch.get_num_threads()} thread(s)")  # fmt: skip
+              f"{plural(torch.get_num_threads(), 'thread')}")  # fmt: skip
         progress, schedule = Progress(device, batch_size), TrainingSchedule(config, 1, batch_size)
         identity = identity_of(config, schedule, CLASS_NAMES, "")
         checkpoints = Checkpoints(root, config, schedule, identity, None, lambda *_: None)

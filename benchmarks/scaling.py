@@ -28,6 +28,7 @@ from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, setti
 from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
+from ddpm.run.format import plural
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
 from ddpm.training.device import pick_device
@@ -84,7 +85,9 @@ def images_per_sec(job: Job, flags: Sequence[str], steps: int, threads: int | No
     if ended.returncode:
         said = ended.stderr.strip().splitlines() or ["it said nothing"]
         why = next((line for line in said if line.startswith("error: ")), said[-1]).removeprefix("error: ")
-        raise RequestError(f"{job.processes} process(es) of batch {job.batch}: exit code {ended.returncode}: {why}")
+        raise RequestError(
+            f"{plural(job.processes, 'process')} of batch {job.batch}: exit code {ended.returncode}: {why}"
+        )
     rows = pd.read_csv(RunPaths(folder, "scaling").csv)
     return float(rows["train_images"].sum() / rows["train_time_sec"].sum())
 
@@ -130,7 +133,7 @@ def check(config: TrainConfig, processes: Sequence[int], steps: int, device: tor
     if steps < 2:
         raise RequestError(f"--steps {steps}: must be 2 or more, as the first one is left out")
     if device.type == "cuda" and max(processes) > torch.cuda.device_count():
-        raise RequestError(f"--processes {max(processes)}: there are {torch.cuda.device_count()} GPU(s) here")
+        raise RequestError(f"--processes {max(processes)}: the number of GPUs here is {torch.cuda.device_count()}")
     TrainingSchedule(config, max(processes), dataset(config).count())  # raises if the largest global batch is too large
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.faults.fault import FULL_DISK, Fault
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
+from ddpm.run.format import plural
 from ddpm.training.data import images_per_epoch
 from ddpm.training.schedule import TrainingSchedule
 from tests.damage import Damage
@@ -85,7 +86,7 @@ class Plan:
     def __str__(self) -> str:
         usual = preset("tiny", **SMALL)
         said = [f"{name} {value}" for name in CHOICES if (value := getattr(self.config, name)) != getattr(usual, name)]
-        return f"{self.processes} process(es); {', '.join(said)}; {'; '.join(map(str, self.starts))}"
+        return f"{plural(self.processes, 'process')}; {', '.join(said)}; {'; '.join(map(str, self.starts))}"
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
