@@ -133,7 +133,7 @@ def check(config: TrainConfig, processes: Sequence[int], steps: int, device: tor
     if steps < 2:
         raise RequestError(f"--steps {steps}: must be 2 or more, as the first one is left out")
     if device.type == "cuda" and max(processes) > torch.cuda.device_count():
-        raise RequestError(f"--processes {max(processes)}: the number of GPUs here is {torch.cuda.device_count()}")
+        raise RequestError(f"--processes {max(processes)}: only {plural(torch.cuda.device_count(), 'GPU')} here")
     TrainingSchedule(config, max(processes), dataset(config).count())  # raises if the largest global batch is too large
 
 

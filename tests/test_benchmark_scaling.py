@@ -101,7 +101,7 @@ def test_bad_flags_end_in_one_line_and_exit_code_2():
 
 def test_more_processes_than_gpus_are_refused(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(RequestError, match=r"--processes 4: there are 2 GPU\(s\) here"):
+    with pytest.raises(RequestError, match=r"--processes 4: only 2 GPUs here"):
         scaling.check(small, [1, 2, 4], 20, scaling.torch.device("cuda"))
 
 
