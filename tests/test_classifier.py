@@ -90,6 +90,12 @@ def test_it_is_trained_once_for_its_data_and_recipe(few, tmp_path: Path):
     assert "another recipe" in said[0] and other.meta["recipe"]["lr"] == 1e-3
 
 
+def test_a_loaded_one_rounds_as_the_one_just_trained(few, tmp_path: Path):
+    """Else a resumed run would have other figures than the run that trained the classifier."""
+    trained, loaded = (load_or_train(*few, tmp_path, silent, QUICK)(few[1].pixels) for _ in range(2))
+    assert loaded.features.equal(trained.features) and loaded.probabilities.equal(trained.probabilities)
+
+
 @pytest.mark.parametrize("name", ["classifier.safetensors", "meta.json"])
 def test_a_damaged_one_is_trained_anew_and_it_says_so(few, tmp_path: Path, name: str):
     said: list[str] = []

@@ -114,6 +114,7 @@ class ReferenceClassifier:
         Args:
             meta: data_sha256, train_images, test_images, epochs, seconds, recipe, and top1 and top5 on the test split.
         """
+        network.to(memory_format=torch.channels_last)  # as in training: one that is loaded rounds as it did then
         self.network, self.meta = network.eval().requires_grad_(False), meta
 
     @torch.no_grad()
