@@ -149,13 +149,18 @@ def start(flags: Sequence[str], environment: dict[str, str]) -> dict[str, float]
 
 
 def measure(flags: Sequence[str], rounds: int, compiled: bool) -> dict[str, dict[str, list[float]]]:
-    """The seconds of `start` by side, phase and round. Each round has its own cache for compilation, empty at first."""
+    """The seconds of `start` by side, phase and round. Each round has its own cache for compilation, empty at first.
+
+    Each start is told at once: a measurement that is cut short leaves what it has.
+    """
     seconds = {side: defaultdict(list) for side in ((EAGER, COLD, WARM) if compiled else (EAGER,))}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
             folders = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
             for side, phases in seconds.items():
-                for phase, value in start([*flags, "--no-compile" if side == EAGER else "--compile"], folders).items():
+                took = start([*flags, "--no-compile" if side == EAGER else "--compile"], folders)
+                print(f"{side}: {took['total']:.1f} s, the first step {took['first step']:.1f} s of it", flush=True)
+                for phase, value in took.items():
                     phases[phase].append(value)
     return seconds
 
