@@ -88,7 +88,7 @@ TINY, SMALL = "train_step_tiny_cpu", "train_step_small_cpu"
 LARGE_GPU, SMALL_GPU = "train_step_large_nvidia-h200", "train_step_small_nvidia-h200"
 H100 = "train_step_small_nvidia-h100-80gb-hbm3"
 INPUT, THREADS = "input_pipeline_cpu", "threads_tiny_cpu"
-PER_IMAGE = at("sampling_tiny_cpu", "figures")
+PER_IMAGE, ON_GPU = at("sampling_tiny_cpu", "figures"), at("sampling_small_nvidia-h200", "figures")
 BEGUN = at(LARGE_GPU, "seconds_to_begin")  # processes started, libraries loaded, and two steps
 
 QUOTED = {  # a part of a row or paragraph of docs/speed.md → the figures that it quotes
@@ -128,6 +128,9 @@ QUOTED = {  # a part of a row or paragraph of docs/speed.md → the figures that
         words(at(H100, "figures", "ours", "images_per_sec"), 0), share(at(H100, "figures", "ours", "mfu")),
         words(inverse(faster(H100, "bare model")), 2), words(faster(H100, "ours under DDP"), 2),
         words(faster(H100, "ours, norms derived"), 2)],
+    "Drawing with `small` on the H200": [
+        *(f"{ON_GPU[manner]['ms_per_image']['median']:.1f} ms" for manner in ("dpm++-20", "ddpm-600")),
+        times(ON_GPU["dpm++-20"]["ddpm-600 takes"], 1)],
     "Where a step of `large` goes": [*kernels("kernels_large_nvidia-h200"), *kernels("kernels_small_nvidia-h200")],
     "The convolutions reach": [share(of_peak("large"))],
     "The fused kernels move": [f"{gigabytes('large')} to {gigabytes('small')} GB"],
@@ -137,6 +140,7 @@ QUOTED = {  # a part of a row or paragraph of docs/speed.md → the figures that
 }  # fmt: skip
 CONDITIONS = (  # numbers of docs/speed.md that were not measured, in the words around them
     "with 8 workers", "8 loader workers", "with 2 workers", "DPM-Solver++ with 20 steps", "DDPM with 600", "H200",
+    "470 images at once", "DPM-Solver++ in 20 steps", "DDPM in 600",
     "bf16", "BF16", "AVX512", "fp16", "fp32", "28 px", "96 px", "batch 64", "batch 96", "batch 2048", "16 cores",
     "96 and 192", "64, 128 or 256", "132 multiprocessors", "L40S", "every 10 epochs", "torch 2.14.1",
     "H100 with 80 GB",
