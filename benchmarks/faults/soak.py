@@ -33,7 +33,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,7 @@ import pandas as pd
 
 from benchmarks.faults.consistency import Row, contradictions, of_comparison, read_rows
 from benchmarks.faults.fault import FULL_DISK
+from benchmarks.faults.kept import has_to_refuse, newest_sound, wrong_checkpoints
 from benchmarks.faults.plans import IMAGES, SIGNALS, Start, draw_plan
 from benchmarks.faults.processes import PATIENCE, Training, start_server
 from benchmarks.faults.replay import command
@@ -52,8 +53,7 @@ from ddpm.run.files import real
 from ddpm.run.metrics import names
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from ddpm.training.checkpoint import STATE, WEIGHTS_NAME, inspect, read_meta, sound_folders
-from ddpm.training.checkpointing import selection_cost
+from ddpm.training.checkpoint import STATE, WEIGHTS_NAME, inspect
 from metrics.compare import comparison
 from metrics.files import read_status
 from tests.damage import Damage
@@ -89,13 +89,14 @@ class Round:
 
     def start(self, start: Start) -> None:
         """One start with its fault, and what does not hold after it."""
-        newest, began = self.newest_sound(), time.time()
+        newest, began = newest_sound(self.paths.checkpoints), time.time()
         config = start.applied(self.config)
-        if newest == 0 and any(self.paths.checkpoints.glob("step_*")):  # all are damaged: the run has to refuse
+        if has_to_refuse(self.paths):
             self.end_of(refused := Training(config, start.processes), start)
             if set(refused.exit_codes) != {2}:
                 self.found.append(f"all checkpoints are damaged, and it ends with {refused.exit_codes}")
-            config, self.damaged = replace(config, resume="never"), 0
+            config = replace(config, resume="never")
+        self.damaged = self.damaged if newest else 0  # it begins anew
         processes = Training(config, start.processes, start.fault)
         if start.together:
             while processes.exit_codes.count(None) == start.processes and time.time() < began + PATIENCE:
@@ -141,13 +142,6 @@ class Round:
 
     # ---- what must hold ----------------------------------------------------------------------------------------------
 
-    def newest_sound(self) -> int:
-        """The step of the newest checkpoint that is whole and sound; 0 without one."""
-        for folder in reversed(sound_folders(self.paths.checkpoints)):
-            with suppress(RequestError, OSError):
-                return inspect(folder).step
-        return 0
-
     def wrong_after(self, newest: int, began: float, told: bool) -> Iterator[str]:
         """What does not hold after a start.
 
@@ -163,7 +157,7 @@ class Round:
                     yield f"`latest` is unsound: {checkpoint.unsound}"
             except (RequestError, OSError) as error:
                 yield f"`latest` is not whole: {error}"
-        if (now := self.newest_sound()) < newest:
+        if (now := newest_sound(self.paths.checkpoints)) < newest:
             yield f"the newest whole checkpoint was that of step {newest}, and is that of step {now}"
         yield from (f"{each.name} was set aside" for each in self.paths.checkpoints.glob("abandoned-*/step_*"))
         csv = self.paths.csv
@@ -191,29 +185,14 @@ class Round:
     def wrong_in_the_end(self) -> Iterator[str]:
         """What does not hold when the run has finished."""
         yield from differences(self.config, self.whole, self.plan.exactly)
-        yield from self.wrong_checkpoints()
+        yield from wrong_checkpoints(
+            self.paths.checkpoints, self.config, self.plan.schedule.steps_per_epoch, self.expected, self.damaged,
+            (self.paths.root / f"{self.config.run}.out").read_text(encoding="utf-8", errors="replace"),
+        )  # fmt: skip
         runs = {name: RunPaths(self.paths.root, name) for name in (self.whole.run, self.config.run)}
         with redirect_stdout(io.StringIO()):
             page = comparison.compare(list(runs.values()), self.paths.root / "comparison")
         yield from of_comparison(page, runs)
-
-    def wrong_checkpoints(self) -> Iterator[str]:
-        """Are those kept that are to be kept, no others, and is `best` the best of them?"""
-        root, config, schedule = self.paths.checkpoints, self.config, self.plan.schedule
-        sound = sound_folders(root)
-        costs = {folder: selection_cost(read_meta(folder)["metrics"], config) for folder in sound}
-        judged = {folder: cost for folder, cost in costs.items() if cost is not None}
-        best = min(judged, key=lambda folder: (judged[folder], folder.name)).name if judged else "best"
-        if real(root / "best").name != best:
-            yield f"`best` is {real(root / 'best').name}, should be {best}"
-        each = config.keep_every * schedule.steps_per_epoch
-        kept = {folder for folder in sound if each and int(folder.name[5:]) % each == 0}
-        if more := sorted(folder.name for folder in set(sound) - kept - {*sound[-config.keep_last :], root / best}):
-            yield f"checkpoints that nothing asks for are left: {', '.join(more)}"
-        due = [int(row["step"]) for row in self.expected if each and row["step"] % each == 0]
-        there = {int(folder.name[5:]) for folder in kept}
-        if gone := [step for step in due if step > self.damaged and step not in there]:
-            yield f"the checkpoints of steps {gone} are not kept (--keep-every {config.keep_every})"
 
 
 def same(rows: Sequence[Row], them: Sequence[Row], exactly: bool) -> bool:

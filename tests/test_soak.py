@@ -1,0 +1,52 @@
+"""The model of benchmarks/faults/soak.py: what it asks of a run is what the run should do."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.consistency import read_rows
+from benchmarks.faults.kept import has_to_refuse, wrong_checkpoints
+from ddpm.run.config import TrainConfig
+from ddpm.training import checkpointing
+from tests.conftest import replace
+from tests.runs import latest_step, paths_of, run
+
+pytestmark = pytest.mark.usefixtures("quick_reports")
+
+
+@pytest.mark.parametrize("epochs_are_over", [True, False])
+def test_a_start_refuses_a_torn_checkpoint_unless_less_than_an_epoch_is_lost(
+    small: TrainConfig, epochs_are_over: bool
+):
+    paths = paths_of(small)
+    assert not has_to_refuse(paths), "it has none yet"
+    assert run(replace(small, max_steps=5)) == 0
+    assert not has_to_refuse(paths)
+    (paths.checkpoints / "step_00000005" / "train_state.pt").unlink()
+    if not epochs_are_over:
+        paths.csv.unlink()
+    assert has_to_refuse(paths) == epochs_are_over
+    assert run(small) == (2 if epochs_are_over else 0)
+
+
+def test_a_checkpoint_that_a_full_disk_prevented_is_kept_or_told(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    write, times = checkpointing.write, iter(range(9))
+
+    def full_at_first(root: Path, *arguments):
+        if next(times) == 0:
+            raise OSError(28, "No space left on device")
+        return write(root, *arguments)
+
+    monkeypatch.setattr(checkpointing, "write", full_at_first)
+    config = replace(small, keep_every=1, keep_last=1)
+    assert run(config) == 0
+    paths, said = paths_of(config), capsys.readouterr()
+
+    def wrong(output: str) -> list[str]:
+        steps_per_epoch = latest_step(config) // config.epochs
+        return list(wrong_checkpoints(paths.checkpoints, config, steps_per_epoch, read_rows(paths.csv), 0, output))
+
+    assert wrong(said.out + said.err) == []
+    assert wrong("") == ["the checkpoints of steps [8] are not kept (--keep-every 1)"]
