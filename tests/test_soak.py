@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.faults.consistency import read_rows
-from benchmarks.faults.kept import has_to_refuse, wrong_checkpoints
+from benchmarks.faults.kept import has_to_refuse, wrong_checkpoints, wrong_latest
 from benchmarks.faults.runs import SHARES, same_rows
 from ddpm.run.config import TrainConfig
 from ddpm.training import checkpointing
@@ -22,11 +22,15 @@ def test_a_start_refuses_a_torn_checkpoint_unless_less_than_an_epoch_is_lost(sma
     assert not has_to_refuse(paths), "it has none yet"
     assert run(replace(small, max_steps=5)) == 0
     assert not has_to_refuse(paths)
-    (paths.checkpoints / "step_00000005" / "train_state.pt").unlink()
+    torn = paths.checkpoints / "step_00000005"
+    (torn / "train_state.pt").unlink()
+    assert list(wrong_latest(torn.parent, torn)) == [], "no start has seen it"
+    assert list(wrong_latest(torn.parent, None)) != []
     if not epochs_are_over:
         paths.csv.unlink()
     assert has_to_refuse(paths) == epochs_are_over
     assert run(small) == (2 if epochs_are_over else 0)
+    assert list(wrong_latest(torn.parent, None)) == [] or epochs_are_over
 
 
 def test_a_checkpoint_that_a_full_disk_prevented_is_kept_or_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -35,6 +36,23 @@ def has_to_refuse(paths: RunPaths) -> bool:
     if newest_sound(paths.checkpoints) or not folders:
         return False
     return len(folders) > 1 or (paths.csv.exists() and bool(read_rows(paths.csv)))
+
+
+def wrong_latest(root: Path, torn: Path | None) -> Iterator[str]:
+    """Is `latest`, if it is there, whole and sound?
+
+    Args:
+        root: the folder with the checkpoints.
+        torn: the folder of one that was damaged since a start last looked at them; `latest` may still be that.
+    """
+    latest = root / "latest"
+    if not os.path.lexists(latest) or (torn and real(latest) == real(torn)):
+        return
+    try:
+        if unsound := inspect(real(latest)).unsound:
+            yield f"`latest` is unsound: {unsound}"
+    except (RequestError, OSError) as error:
+        yield f"`latest` is not whole: {error}"
 
 
 def wrong_checkpoints(

@@ -43,20 +43,21 @@ import pandas as pd
 
 from benchmarks.faults.consistency import Row, contradictions, of_comparison, read_rows
 from benchmarks.faults.fault import FULL_DISK
-from benchmarks.faults.kept import has_to_refuse, newest_sound, wrong_checkpoints
+from benchmarks.faults.kept import has_to_refuse, newest_sound, wrong_checkpoints, wrong_latest
 from benchmarks.faults.plans import IMAGES, SIGNALS, Start, draw_plan
 from benchmarks.faults.processes import PATIENCE, Training, start_server
 from benchmarks.faults.replay import command
 from benchmarks.faults.runs import differences, glyphs_as_emnist, same_rows, some_of
-from ddpm.run.errors import EXIT_STOPPED, RequestError
-from ddpm.run.files import real
+from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.metrics import names
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from ddpm.training.checkpoint import STATE, WEIGHTS_NAME, inspect
+from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
 from metrics.compare import comparison
 from metrics.files import read_status
 from tests.damage import Damage
+
+BEGINS = b"begins at step"  # a start has set aside what it cannot use
 
 # ---- a round ---------------------------------------------------------------------------------------------------------
 
@@ -70,6 +71,8 @@ class Round:
         self.config = replace(self.whole, run_name="faulty")
         self.paths = RunPaths(folder, self.config.run)
         self.damaged = 0  # the last step whose checkpoint was damaged
+        self.torn: Path | None = None  # its folder, until a start has had the time to set it aside
+        self.output = folder / f"{self.config.run}.out"
         self.found: list[str] = []
 
     def run(self) -> list[str]:
@@ -90,6 +93,7 @@ class Round:
     def start(self, start: Start) -> None:
         """One start with its fault, and what does not hold after it."""
         newest, began = newest_sound(self.paths.checkpoints), time.time()
+        begun = self.output.read_bytes().count(BEGINS) if self.output.exists() else 0
         config = start.applied(self.config)
         if has_to_refuse(self.paths):
             self.end_of(refused := Training(config, start.processes), start)
@@ -104,6 +108,8 @@ class Round:
             if -signal.SIGKILL in processes.exit_codes:
                 processes.kill()
         self.end_of(processes, start)
+        if self.output.read_bytes().count(BEGINS) > begun:
+            self.torn = None
         codes = processes.exit_codes
         if not allowed(codes, start):
             self.found.append(f"exit codes {codes} of {start}: {last_line(processes.output)}")
@@ -138,7 +144,7 @@ class Round:
             return
         replace(damage, file=str(file.relative_to(self.paths.root))).apply(self.paths.root, [])
         if damage.file in ("state", "weights", "meta.json"):
-            self.damaged = int(newest.name[5:])
+            self.damaged, self.torn = int(newest.name[5:]), newest
 
     # ---- what must hold ----------------------------------------------------------------------------------------------
 
@@ -150,13 +156,7 @@ class Round:
             began: when it began, in seconds since 1970.
             told: did it end by itself, so that its pages are up to date?
         """
-        latest = self.paths.checkpoints / "latest"
-        if os.path.lexists(latest):
-            try:
-                if (checkpoint := inspect(real(latest))).unsound:
-                    yield f"`latest` is unsound: {checkpoint.unsound}"
-            except (RequestError, OSError) as error:
-                yield f"`latest` is not whole: {error}"
+        yield from wrong_latest(self.paths.checkpoints, self.torn)
         if (now := newest_sound(self.paths.checkpoints)) < newest:
             yield f"the newest whole checkpoint was that of step {newest}, and is that of step {now}"
         yield from (f"{each.name} was set aside" for each in self.paths.checkpoints.glob("abandoned-*/step_*"))
@@ -187,7 +187,7 @@ class Round:
         yield from differences(self.config, self.whole, self.plan.exactly)
         yield from wrong_checkpoints(
             self.paths.checkpoints, self.config, self.plan.schedule.steps_per_epoch, self.expected, self.damaged,
-            (self.paths.root / f"{self.config.run}.out").read_text(encoding="utf-8", errors="replace"),
+            self.output.read_text(encoding="utf-8", errors="replace"),
         )  # fmt: skip
         runs = {name: RunPaths(self.paths.root, name) for name in (self.whole.run, self.config.run)}
         with redirect_stdout(io.StringIO()):
