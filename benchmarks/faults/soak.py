@@ -11,7 +11,8 @@ fewer or more, or files are damaged between starts. At last it is given the comm
 - no row is lost, doubled or other than that of the run without faults;
 - `latest` is a whole and sound checkpoint at any time, and no start throws away one that is newer;
 - at the end the two runs are the same bit for bit; on other numbers of processes, up to the rounding of sums;
-- the checkpoints that are to be kept are there, no others, and `best` is the best of them;
+- the checkpoints that are to be kept are there (or a line said that they could not be written), no others, and `best`
+  is the best of them;
 - every figure of a page can be computed again from the CSV, after each stop and at the end
   (consistency.py);
 - nothing is left over: no lock, no half-written file.
