@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.faults.consistency import Row, read_rows
+from benchmarks.faults.consistency import Row
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real
 from ddpm.run.paths import RunPaths
 from ddpm.training.checkpoint import inspect, read_meta, sound_folders
 from ddpm.training.checkpointing import selection_cost
+from metrics.files import read_csv
 
 UNWRITTEN = re.compile(r"the checkpoint of step (\d+) could not be written")
 
@@ -35,7 +36,7 @@ def has_to_refuse(paths: RunPaths) -> bool:
     folders = list(paths.checkpoints.glob("step_*"))
     if newest_sound(paths.checkpoints) or not folders:
         return False
-    return len(folders) > 1 or (paths.csv.exists() and bool(read_rows(paths.csv)))
+    return len(folders) > 1 or any(read_csv(paths))  # rows, or why they cannot be read
 
 
 def wrong_latest(root: Path, torn: Path | None) -> Iterator[str]:
