@@ -1,5 +1,6 @@
 """The model of benchmarks/faults/soak.py: what it asks of a run is what the run should do."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,8 @@ from benchmarks.faults.kept import has_to_refuse, wrong_checkpoints, wrong_lates
 from benchmarks.faults.runs import SHARES, same_rows
 from ddpm.run.config import TrainConfig
 from ddpm.training import checkpointing
+from metrics.run_data import read_run
+from metrics.verify.pages import training_log
 from tests.conftest import replace
 from tests.runs import latest_step, paths_of, run
 
@@ -72,3 +75,18 @@ def test_other_numbers_of_processes_may_move_few_images_but_no_loss(column: str,
     rows = expected.assign(**{column: [expected[column][0], value]})
     assert same_rows(rows, expected, exactly=False) == same
     assert not same_rows(rows, expected, exactly=True)
+
+
+def test_a_run_that_was_killed_before_its_last_page_gets_it_from_the_next_start(small: TrainConfig):
+    """The status said finished, the training log was still that of the last epoch. It can be verified, too."""
+    assert run(replace(small, epochs=1)) == 0
+    paths = paths_of(small)
+    page = paths.training_log.read_text()
+    assert "**State:** finished" in page
+    paths.training_log.write_text(
+        page.replace("**State:** finished:", "**State:** in progress as of 2026-01-01 00:00:00 UTC:")
+    )
+    os.utime(paths.training_log, (0, 0))
+    assert any(check.differs for check in training_log(read_run(paths))), "a difference, no error"
+    assert run(replace(small, epochs=1)) == 0
+    assert paths.training_log.read_text() == page
