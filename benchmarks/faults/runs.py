@@ -13,7 +13,7 @@ from ddpm.data import glyphs
 from ddpm.data.emnist import CLASS_NAMES, emnist
 from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
-from ddpm.run.metrics import names
+from ddpm.run.metrics import CAS, RCA, RCA_UNGUIDED, TOP1, TOP5, names
 from ddpm.run.paths import RunPaths
 from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
 
@@ -22,6 +22,7 @@ SETTINGS = dict(
     val_images=94, samples_per_class=1, sample_steps=2, sample_every=1, warmup_steps=0, checkpoint_minutes=0.002,
     keep_last=2, export=False,
 )  # fmt: skip
+SHARES = [metric.name for metric in (CAS, RCA, RCA_UNGUIDED, TOP1, TOP5)]  # of images that a classifier reads correctly
 
 
 def some_of(source: Path, target: Path, images: dict[str, int]) -> Path:
@@ -77,11 +78,16 @@ def differences(config: TrainConfig, whole: TrainConfig, exactly: bool = True) -
 
 
 def same_rows(rows: pd.DataFrame, expected: pd.DataFrame, exactly: bool = True) -> bool:
-    """Are the figures of the epochs the same, times aside? If not `exactly`, up to the rounding of sums."""
+    """Are the figures of the epochs the same, times aside?
+
+    If not `exactly`, up to the rounding of sums. Then shares of images may differ by some images: one more is a large
+    part of few, and a classifier that is trained on generated images (CAS) multiplies each rounding.
+    """
     if exactly:
         return rows.equals(expected)
     try:
-        pd.testing.assert_frame_equal(rows, expected, rtol=1e-2, check_dtype=False)
-    except AssertionError:
+        for part, tolerances in ((SHARES, {"rtol": 0, "atol": 0.1}), (rows.columns.difference(SHARES), {"rtol": 1e-2})):
+            pd.testing.assert_frame_equal(rows[part], expected[part], check_dtype=False, **tolerances)
+    except (AssertionError, KeyError):  # KeyError: a column is missing
         return False
     return True

@@ -11,7 +11,8 @@ fewer or more, or files are damaged between starts. At last it is given the comm
 - no row is lost, doubled or other than that of the run without faults;
 - `latest` is a whole and sound checkpoint at any time, and no start throws away one that is newer;
 - at the end the two runs are the same bit for bit; on other numbers of processes, up to the rounding of sums;
-- the checkpoints that are to be kept are there, no others, and `best` is the best of them;
+- the checkpoints that are to be kept are there (or a line said that they could not be written), no others, and `best`
+  is the best of them;
 - every figure of a page can be computed again from the CSV, after each stop and at the end
   (consistency.py);
 - nothing is left over: no lock, no half-written file.
@@ -33,7 +34,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,20 +44,21 @@ import pandas as pd
 
 from benchmarks.faults.consistency import Row, contradictions, of_comparison, read_rows
 from benchmarks.faults.fault import FULL_DISK
+from benchmarks.faults.kept import has_to_refuse, newest_sound, wrong_checkpoints, wrong_latest
 from benchmarks.faults.plans import IMAGES, SIGNALS, Start, draw_plan
 from benchmarks.faults.processes import PATIENCE, Training, start_server
 from benchmarks.faults.replay import command
 from benchmarks.faults.runs import differences, glyphs_as_emnist, same_rows, some_of
-from ddpm.run.errors import EXIT_STOPPED, RequestError
-from ddpm.run.files import real
+from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.metrics import names
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from ddpm.training.checkpoint import STATE, WEIGHTS_NAME, inspect, read_meta, sound_folders
-from ddpm.training.checkpointing import selection_cost
+from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
 from metrics.compare import comparison
 from metrics.files import read_status
 from tests.damage import Damage
+
+BEGINS = b"begins at step"  # a start has set aside what it cannot use
 
 # ---- a round ---------------------------------------------------------------------------------------------------------
 
@@ -70,6 +72,8 @@ class Round:
         self.config = replace(self.whole, run_name="faulty")
         self.paths = RunPaths(folder, self.config.run)
         self.damaged = 0  # the last step whose checkpoint was damaged
+        self.torn: Path | None = None  # its folder, until a start has had the time to set it aside
+        self.output = folder / f"{self.config.run}.out"
         self.found: list[str] = []
 
     def run(self) -> list[str]:
@@ -89,13 +93,15 @@ class Round:
 
     def start(self, start: Start) -> None:
         """One start with its fault, and what does not hold after it."""
-        newest, began = self.newest_sound(), time.time()
+        newest, began = newest_sound(self.paths.checkpoints), time.time()
+        begun = self.output.read_bytes().count(BEGINS) if self.output.exists() else 0
         config = start.applied(self.config)
-        if newest == 0 and any(self.paths.checkpoints.glob("step_*")):  # all are damaged: the run has to refuse
+        if has_to_refuse(self.paths):
             self.end_of(refused := Training(config, start.processes), start)
             if set(refused.exit_codes) != {2}:
                 self.found.append(f"all checkpoints are damaged, and it ends with {refused.exit_codes}")
-            config, self.damaged = replace(config, resume="never"), 0
+            config = replace(config, resume="never")
+        self.damaged = self.damaged if newest else 0  # it begins anew
         processes = Training(config, start.processes, start.fault)
         if start.together:
             while processes.exit_codes.count(None) == start.processes and time.time() < began + PATIENCE:
@@ -103,6 +109,8 @@ class Round:
             if -signal.SIGKILL in processes.exit_codes:
                 processes.kill()
         self.end_of(processes, start)
+        if self.output.read_bytes().count(BEGINS) > begun:
+            self.torn = None
         codes = processes.exit_codes
         if not allowed(codes, start):
             self.found.append(f"exit codes {codes} of {start}: {last_line(processes.output)}")
@@ -137,16 +145,9 @@ class Round:
             return
         replace(damage, file=str(file.relative_to(self.paths.root))).apply(self.paths.root, [])
         if damage.file in ("state", "weights", "meta.json"):
-            self.damaged = int(newest.name[5:])
+            self.damaged, self.torn = int(newest.name[5:]), newest
 
     # ---- what must hold ----------------------------------------------------------------------------------------------
-
-    def newest_sound(self) -> int:
-        """The step of the newest checkpoint that is whole and sound; 0 without one."""
-        for folder in reversed(sound_folders(self.paths.checkpoints)):
-            with suppress(RequestError, OSError):
-                return inspect(folder).step
-        return 0
 
     def wrong_after(self, newest: int, began: float, told: bool) -> Iterator[str]:
         """What does not hold after a start.
@@ -156,14 +157,8 @@ class Round:
             began: when it began, in seconds since 1970.
             told: did it end by itself, so that its pages are up to date?
         """
-        latest = self.paths.checkpoints / "latest"
-        if os.path.lexists(latest):
-            try:
-                if (checkpoint := inspect(real(latest))).unsound:
-                    yield f"`latest` is unsound: {checkpoint.unsound}"
-            except (RequestError, OSError) as error:
-                yield f"`latest` is not whole: {error}"
-        if (now := self.newest_sound()) < newest:
+        yield from wrong_latest(self.paths.checkpoints, self.torn)
+        if (now := newest_sound(self.paths.checkpoints)) < newest:
             yield f"the newest whole checkpoint was that of step {newest}, and is that of step {now}"
         yield from (f"{each.name} was set aside" for each in self.paths.checkpoints.glob("abandoned-*/step_*"))
         csv = self.paths.csv
@@ -191,29 +186,14 @@ class Round:
     def wrong_in_the_end(self) -> Iterator[str]:
         """What does not hold when the run has finished."""
         yield from differences(self.config, self.whole, self.plan.exactly)
-        yield from self.wrong_checkpoints()
+        yield from wrong_checkpoints(
+            self.paths.checkpoints, self.config, self.plan.schedule.steps_per_epoch, self.expected, self.damaged,
+            self.output.read_text(encoding="utf-8", errors="replace"),
+        )  # fmt: skip
         runs = {name: RunPaths(self.paths.root, name) for name in (self.whole.run, self.config.run)}
         with redirect_stdout(io.StringIO()):
             page = comparison.compare(list(runs.values()), self.paths.root / "comparison")
         yield from of_comparison(page, runs)
-
-    def wrong_checkpoints(self) -> Iterator[str]:
-        """Are those kept that are to be kept, no others, and is `best` the best of them?"""
-        root, config, schedule = self.paths.checkpoints, self.config, self.plan.schedule
-        sound = sound_folders(root)
-        costs = {folder: selection_cost(read_meta(folder)["metrics"], config) for folder in sound}
-        judged = {folder: cost for folder, cost in costs.items() if cost is not None}
-        best = min(judged, key=lambda folder: (judged[folder], folder.name)).name if judged else "best"
-        if real(root / "best").name != best:
-            yield f"`best` is {real(root / 'best').name}, should be {best}"
-        each = config.keep_every * schedule.steps_per_epoch
-        kept = {folder for folder in sound if each and int(folder.name[5:]) % each == 0}
-        if more := sorted(folder.name for folder in set(sound) - kept - {*sound[-config.keep_last :], root / best}):
-            yield f"checkpoints that nothing asks for are left: {', '.join(more)}"
-        due = [int(row["step"]) for row in self.expected if each and row["step"] % each == 0]
-        there = {int(folder.name[5:]) for folder in kept}
-        if gone := [step for step in due if step > self.damaged and step not in there]:
-            yield f"the checkpoints of steps {gone} are not kept (--keep-every {config.keep_every})"
 
 
 def same(rows: Sequence[Row], them: Sequence[Row], exactly: bool) -> bool:

@@ -28,6 +28,7 @@ def bring_up_to_date(paths: RunPaths, config: TrainConfig) -> int:
         print(f"error: notes and criteria cannot be added: {why_and_cure(error)}", file=sys.stderr)
         return 1
     outdated = renew_report(paths)
+    renew_training_log(paths)
     if ignored := trained_otherwise(paths, config):
         print(f"not applied, as nothing is trained: {'; '.join(ignored)}: give another --run-name, or --resume never")
     for line in told:
@@ -91,6 +92,20 @@ def renew_report(paths: RunPaths) -> tuple[str, ...]:
         print(f"could not write the report (later: {again}): {error}", file=sys.stderr)
         return REPORTED
     return ()
+
+
+def renew_training_log(paths: RunPaths) -> None:
+    """Write the training log if it is older than the report: the run was killed between the two, as it ended."""
+    page, report = paths.training_log, paths.report
+    if page.exists() and report.exists() and page.stat().st_mtime >= report.stat().st_mtime:
+        return
+    try:
+        from metrics.training_log.log import write_training_log  # here, for the same reason
+
+        write_training_log(paths)
+    except Exception as error:
+        again = paths.command("python -m metrics.training_log")
+        print(f"could not write the training log (later: {again}): {error}", file=sys.stderr)
 
 
 def _words(value: object) -> str:
