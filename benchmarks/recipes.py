@@ -35,7 +35,9 @@ from ddpm.run.program import run_program
 TINY = ("--preset", "tiny", "--compile")  # as it is compiled in runs of its length
 RECIPES = {
     "tiny": "",
-    "AdamW": "--optimizer adamw",
+    "AdamW": "--optimizer adamw --weight-decay 0.01",
+    "weight decay 0.01": "--weight-decay 0.01",
+    "weight decay 0.1": "--weight-decay 0.1",
     "lr 2e-3": "--lr 2e-3",
     "lr 5e-3": "--lr 5e-3",
     "constant lr": "--lr-schedule constant",

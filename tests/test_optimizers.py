@@ -47,7 +47,7 @@ def test_hidden_weights_move_as_torchs_muon_moves_them_and_the_others_as_adamw_d
     matrices = [nn.Parameter(parameter.detach().flatten(1)) for parameter in hidden]
     assert len(hidden) > len(matrices) / 2
     reference = [
-        torch.optim.Muon(matrices, lr=0.01 * HIDDEN, weight_decay=0.1 / HIDDEN, adjust_lr_fn="original"),
+        torch.optim.Muon(matrices, lr=0.01 * HIDDEN, weight_decay=0.1, adjust_lr_fn="original"),
         torch.optim.AdamW(others, lr=0.01, weight_decay=0.1),
     ]
     for seed in range(4):
@@ -63,6 +63,18 @@ def test_hidden_weights_move_as_torchs_muon_moves_them_and_the_others_as_adamw_d
         torch.testing.assert_close(parameter.flatten(1), matrix, rtol=0, atol=5e-3)  # in bf16, steps are 0.07 wide
     for parameter, other in zip((p for n, p in ours.named_parameters() if not is_hidden(n, p)), others, strict=True):
         torch.testing.assert_close(parameter, other)
+
+
+def test_weight_decay_limits_the_singular_values_of_hidden_weights():
+    """Gradients that agree in every step let them grow without end otherwise, and training diverges."""
+    model = unet()
+    optimizer = Muon(model, lr=0.05, weight_decay=0.5, dtype=torch.float32)
+    for _ in range(40):
+        gradients(model, seed=0)
+        optimizer.step()
+    hidden = [each.detach().flatten(1) for name, each in model.named_parameters() if is_hidden(name, each)]
+    largest = [torch.linalg.matrix_norm(each, 2).item() / max(1, len(each) / len(each.T)) ** 0.5 for each in hidden]
+    assert max(largest) < 1.25 / 0.5  # a step of Muon is up to 1.2 times as long as its learning rate
 
 
 def test_first_and_last_layers_classes_and_vectors_are_not_hidden():

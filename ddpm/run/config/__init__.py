@@ -104,7 +104,7 @@ class TrainConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
-    """Decoupled weight decay (Loshchilov & Hutter 2019)."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019): in a step, weights shrink by it times their learning rate."""
     grad_clip: float = 1.0
     """Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = 0.999
@@ -280,7 +280,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {},
     "fast": dict(
-        optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup_steps=100, weight_decay=0.2, ema_decay=0.995,
         prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
         resnet_time_scale_shift="scale_shift",
     ),
