@@ -153,7 +153,7 @@ def measure(flags: Sequence[str], rounds: int, compiled: bool) -> dict[str, dict
 
     Each start is told at once: a measurement that is cut short leaves what it has.
     """
-    seconds = {side: defaultdict(list) for side in ((EAGER, COLD, WARM) if compiled else (EAGER,))}
+    seconds = {side: defaultdict(list) for side in ((COLD, WARM, EAGER) if compiled else (EAGER,))}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
             folders = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}

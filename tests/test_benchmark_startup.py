@@ -74,9 +74,9 @@ def test_each_round_fills_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(startup, "start", stand_in)
     startup.main(["--preset", "tiny", "--warm-cache", "--rounds", "2", "--out", str(tmp_path / "out.json")])
-    in_a_round = [("--no-compile", False, False), ("--compile", False, False), ("--compile", True, True)]
+    in_a_round = [("--compile", False, False), ("--compile", True, True), ("--no-compile", True, True)]
     assert starts == in_a_round * 2
-    assert caches[1] == caches[2] != caches[4] == caches[5]
+    assert caches[0] == caches[1] != caches[3] == caches[4]
     assert not any(folder.exists() for folders in caches for folder in folders)
 
     said = json.loads((tmp_path / "out.json").read_text())
