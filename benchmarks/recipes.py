@@ -37,7 +37,6 @@ RECIPES = {
     "tiny": "",
     "AdamW": "--optimizer adamw --weight-decay 0.01",
     "weight decay 0.01": "--weight-decay 0.01",
-    "weight decay 0.1": "--weight-decay 0.1",
     "lr 2e-3": "--lr 2e-3",
     "lr 5e-3": "--lr 5e-3",
     "constant lr": "--lr-schedule constant",

@@ -104,7 +104,7 @@ class TrainConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
-    """Decoupled weight decay (Loshchilov & Hutter 2019): in a step, weights shrink by it times their learning rate."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019). With Muon, hidden layers alone decay, at 7 × --lr."""
     grad_clip: float = 1.0
     """Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = 0.999
