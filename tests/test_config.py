@@ -12,7 +12,7 @@ from ddpm.evaluation.config import EvaluateConfig
 from ddpm.run import cli
 from ddpm.run.arguments import parse_args
 from ddpm.run.cli import flag
-from ddpm.run.config import PRESETS, RECIPES, TrainConfig, preset
+from ddpm.run.config import EXCEPTIONS, PRESETS, RECIPES, TrainConfig, preset
 from ddpm.run.config.__main__ import field_help, markdown_table
 from ddpm.run.config.rules import without_effect
 from ddpm.run.errors import RequestError
@@ -50,7 +50,7 @@ def test_large_is_the_default_and_what_is_typed_wins_over_the_preset():
     assert parse_args([]) == preset("large")
     config = parse_args(["--preset", "tiny", "--batch-size", "7", "--block-out-channels", "16", "32"])
     assert (config.preset, config.batch_size, config.block_out_channels) == ("tiny", 7, (16, 32))
-    assert config.lr == RECIPES["fast"]["lr"]
+    assert (config.lr, config.weight_decay) == (3e-3, RECIPES["fast"]["weight_decay"])
     assert parse_args(["--batch_size=9", "--preset=small"]).batch_size == 9
     assert parse_args(["--preset", "tiny", "--val-images", "None"]).val_images is None
 
@@ -206,7 +206,8 @@ def test_a_file_of_settings_stands_between_the_preset_and_what_is_typed(tmp_path
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_each_recipe_suits_each_preset(name: str):
     fast, reference = (preset(name, recipe=recipe) for recipe in ("fast", "reference"))
-    for setting, value in RECIPES["fast"].items():
+    assert (fast.lr, reference.lr) == (3e-3 if name == "tiny" else 1e-3, 1e-4)
+    for setting, value in (RECIPES["fast"] | EXCEPTIONS.get((name, "fast"), {})).items():
         assert getattr(fast, setting) == value
         assert getattr(reference, setting) == getattr(TrainConfig, setting)
     assert fast.block_out_channels == reference.block_out_channels

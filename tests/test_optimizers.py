@@ -48,7 +48,7 @@ def test_hidden_weights_move_as_torchs_muon_moves_them_and_the_others_as_adamw_d
     assert len(hidden) > len(matrices) / 2
     reference = [
         torch.optim.Muon(matrices, lr=0.01 * HIDDEN, weight_decay=0.1, adjust_lr_fn="original"),
-        torch.optim.AdamW(others, lr=0.01, weight_decay=0),
+        torch.optim.AdamW(others, lr=0.01, weight_decay=0.1),
     ]
     for seed in range(4):
         gradients(ours, seed)

@@ -64,7 +64,7 @@ class Group(NamedTuple):
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the weights of hidden convolutions and linear layers, which alone decay; fused AdamW for the others.
+    """Muon for the weights of hidden convolutions and linear layers, fused AdamW for the other parameters.
 
     As fused AdamW, it divides gradients by `grad_scale`, and changes nothing where `found_inf` is 1: tensors on the
     device, for which no step waits.
@@ -87,7 +87,7 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Update the weights. The gradients of hidden ones are freed."""
         (settings,) = self.param_groups
-        rate, decay = HIDDEN * settings["lr"], settings["weight_decay"]
+        rate = HIDDEN * settings["lr"]
         keep = 1 - getattr(self, "found_inf", torch.zeros_like(self._steps))
         scale = getattr(self, "grad_scale", None)
         self._steps += keep
@@ -100,13 +100,11 @@ class Muon(torch.optim.AdamW):
             group.momenta.lerp_(gradients, (1 - MOMENTUM) * keep)
             steps = orthonormal(gradients.lerp_(group.momenta, MOMENTUM), self._dtype)
             steps *= group.factors * (-rate * keep)
-            torch._foreach_mul_(group.weights, 1 - rate * decay * keep)
+            torch._foreach_mul_(group.weights, 1 - rate * settings["weight_decay"] * keep)
             torch._foreach_add_(group.weights, group.parts(steps))
             for parameter in group.parameters:
                 parameter.grad = None  # AdamW passes over parameters without a gradient
-        settings["weight_decay"] = 0.0
         super().step(closure)
-        settings["weight_decay"] = decay
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state of `state_dict()`, from a run with the same parameters."""

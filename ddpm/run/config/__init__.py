@@ -104,7 +104,7 @@ class TrainConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
-    """Decoupled weight decay (Loshchilov & Hutter 2019). With Muon, hidden layers alone decay, at 7 × --lr."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019): a step shrinks weights by this times their learning rate."""
     grad_clip: float = 1.0
     """Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = 0.999
@@ -280,11 +280,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {},
     "fast": dict(
-        optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup_steps=100, weight_decay=0.2, ema_decay=0.995,
+        optimizer="muon", lr=1e-3, lr_schedule="cosine", warmup_steps=100, weight_decay=0.1, ema_decay=0.995,
         prediction_type="v_prediction", timestep_sampling="stratified", timestep_power=0.45,
         resnet_time_scale_shift="scale_shift",
     ),
 }  # fmt: skip
+EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {  # what a preset changes of a recipe
+    ("tiny", "fast"): dict(lr=3e-3),  # models with more layers diverge at that
+}
 
 
 def in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
@@ -306,4 +309,4 @@ def preset(name: str, **changes: Any) -> TrainConfig:
     recipe = settings.get("recipe", TrainConfig.recipe)
     if recipe not in RECIPES:
         raise RequestError(f"--recipe {recipe}: no such recipe; there are {', '.join(RECIPES)}")
-    return TrainConfig(**{**RECIPES[recipe], **settings})
+    return TrainConfig(**{**RECIPES[recipe], **EXCEPTIONS.get((name, recipe), {}), **settings})
