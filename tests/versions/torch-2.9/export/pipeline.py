@@ -180,14 +180,9 @@ def to_bytes(images: torch.Tensor) -> torch.Tensor:
 
 
 def listed(names: Sequence[str], most: int = 300) -> str:
-    """The names of classes, at most about `most` letters of them: `0123ABC`, or `Bag, "Ankle boot" and 8 more`.
-
-    Where they are not characters, those with blanks, commas or quotation marks are in double quotes, as in CSV.
-    """
-    between, count = "", len(names)
-    if any(len(name) > 1 for name in names):
-        between = ", "
-        names = [name if {*name}.isdisjoint(' ,"') else '"' + name.replace('"', '""') + '"' for name in names]
+    """The names of classes, at most about `most` letters of them: `0123ABC`, or `Bag, Coat and 8 more`."""
+    between = ", " if any(len(name) > 1 for name in names) else ""
+    count = len(names)
     while count > 1 and len(between.join(names[:count])) > most:
         count -= 1
     return between.join(names[:count]) + (f" and {len(names) - count:,} more" if count < len(names) else "")
