@@ -34,7 +34,7 @@ test: $(installed_test) ## the test suite; ARGS="-k data -x" goes to pytest
 	$(bin)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-docs: $(installed_test) ## type every command of README and docs in a fresh copy of the project: minutes
-	TYPE_DOCS=1 $(bin)/python -m pytest tests/test_docs_run.py $(ARGS)
+	TYPE_DOCS=1 $(bin)/python -m pytest tests/project/test_docs_run.py $(ARGS)
 
 soak: $(installed_test) ## random runs under random faults for MINUTES (10); ARGS="--seed=7": one round again
 	$(bin)/python -m benchmarks.faults.soak --minutes $(or $(MINUTES),10) $(ARGS)

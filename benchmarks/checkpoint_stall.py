@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.rounds import seconds
+from benchmarks.common.rounds import seconds
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import PRESETS, preset
 from ddpm.run.format import plural

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.step_recorder import Steps, command
+from benchmarks.common.step_recorder import Steps, command
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import atomic_write

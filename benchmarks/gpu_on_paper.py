@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_on_paper                                          writes results/gpu_on_paper.md
     python -m benchmarks.gpu_on_paper --presets large --cards H200 --out other.md
 
-GB are 10^9 bytes. `benchmarks/gpu_traffic.py` counts the bytes; its `PASSES` says how.
+GB are 10^9 bytes. `benchmarks/common/gpu_traffic.py` counts the bytes; its `PASSES` says how.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.gpu_traffic import PASSES, Traffic, traffic
-from benchmarks.rounds import RESULTS, WIDTH, Parser
+from benchmarks.common.gpu_traffic import PASSES, Traffic, traffic
+from benchmarks.common.rounds import RESULTS, WIDTH, Parser
 from ddpm.run.config import PRESETS, preset
 from ddpm.run.files import atomic_write
 from ddpm.run.program import run_program

@@ -23,9 +23,9 @@ from dataclasses import replace
 import torch
 from rich.table import Table
 
-from benchmarks.other_loops import endless, pil_loader
-from benchmarks.our_run import our_run
-from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
+from benchmarks.common.other_loops import endless, pil_loader
+from benchmarks.common.our_run import our_run
+from benchmarks.common.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import PRESETS, TrainConfig
 from ddpm.run.program import run_program

@@ -17,8 +17,8 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.our_run import OurRun, our_run
-from benchmarks.rounds import arguments, machine, publish, seconds, settings
+from benchmarks.common.our_run import OurRun, our_run
+from benchmarks.common.rounds import arguments, machine, publish, seconds, settings
 from ddpm.run.config import TrainConfig
 from ddpm.run.program import run_program
 from ddpm.training.distributed import connect

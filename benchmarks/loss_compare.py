@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.step_recorder import Steps, command
+from benchmarks.common.step_recorder import Steps, command
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.program import run_program

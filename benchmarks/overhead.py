@@ -28,8 +28,8 @@ import torch
 from rich.table import Table
 
 import train
-from benchmarks.our_run import OurRun, our_run
-from benchmarks.rounds import ALL, arguments, in_turn, machine, publish, seconds, settings, spread, words
+from benchmarks.common.our_run import OurRun, our_run
+from benchmarks.common.rounds import ALL, arguments, in_turn, machine, publish, seconds, settings, spread, words
 from ddpm.run.config import TrainConfig
 from ddpm.run.program import run_program
 from ddpm.training.distributed import DistContext, connect

@@ -6,9 +6,9 @@
 `tiny` is the preset; each other recipe changes some of its flags. First, the number of steps that fit into the time is
 measured in rounds, for every kind of step that the recipes have, as the learning rate has to reach zero at the last
 step. Nothing else should run during that. Then `train.py` trains for that number of steps, and what its final weights
-draw is judged as in benchmarks/trained.py. These trainings may share the machine (`--at-once`): their steps are fixed,
-not their time. After an interruption, the same command continues: what is in the file of results is neither measured
-nor trained again, nor are finished runs in `--folder`.
+draw is judged as in benchmarks/common/trained.py. These trainings may share the machine (`--at-once`): their steps are
+fixed, not their time. After an interruption, the same command continues: what is in the file of results is neither
+measured nor trained again, nor are finished runs in `--folder`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import machine
-from benchmarks.trained import Judge, train
+from benchmarks.common.rounds import machine
+from benchmarks.common.trained import Judge, train
 from ddpm.run.config import preset
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT, RunPaths

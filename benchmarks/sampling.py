@@ -19,7 +19,7 @@ import torch
 from diffusers import UNet2DModel
 from rich.table import Table
 
-from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
+from benchmarks.common.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.evaluation.sweeps import SAMPLERS
 from ddpm.run.config import TrainConfig

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from rich.table import Table
 
-from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, settings, spread, words
+from benchmarks.common.rounds import arguments, in_turn, machine, publish, ratio, settings, spread, words
 from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from benchmarks.rounds import RESULTS
+from benchmarks.common.rounds import RESULTS
 from benchmarks.scaling import TRAIN_ONLY
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.config import PRESETS, preset

@@ -36,8 +36,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rounds import Parser, machine
-from benchmarks.trained import Judge, say, train
+from benchmarks.common.rounds import Parser, machine
+from benchmarks.common.trained import Judge, say, train
 from ddpm.run.config import RECIPES, preset
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT, RunPaths

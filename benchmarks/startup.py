@@ -168,7 +168,7 @@ def measure(flags: Sequence[str], rounds: int, compiled: bool) -> dict[str, dict
 def table(preset: str, results: dict[str, dict], targets: dict[str, dict]) -> Table:
     from rich.table import Table
 
-    from benchmarks.rounds import words
+    from benchmarks.common.rounds import words
 
     aims = [f"{side}: {'met' if aim['met'] else 'missed'}, {aim['seconds']:g} s" for side, aim in targets.items()]
     page = Table("phase", title=f"from the command to the end of the first step: {preset}")
@@ -183,7 +183,7 @@ def table(preset: str, results: dict[str, dict], targets: dict[str, dict]) -> Ta
 
 
 def main(argv: list[str] | None = None) -> None:
-    from benchmarks.rounds import arguments, machine, publish, settings, spread
+    from benchmarks.common.rounds import arguments, machine, publish, settings, spread
     from ddpm.training.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=5)

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rounds import ALL, RESULTS, WIDTH
+from benchmarks.common.rounds import ALL, RESULTS, WIDTH
 from benchmarks.startup import COLD, EAGER, WARM
 from ddpm.run.program import run_program
 

@@ -72,7 +72,7 @@ def child(side: str, flags: Sequence[str]) -> None:
     from ddpm.run.arguments import parse_args
 
     config = parse_args(flags)
-    from benchmarks.our_run import our_run
+    from benchmarks.common.our_run import our_run
     from ddpm.training.distributed import connect
 
     with connect(config.device) as world, our_run(config, world) as ours:
@@ -128,7 +128,7 @@ def measure(
 
 def figures(rates: dict[str, list[float]], cores: int, others: int) -> dict[str, dict[str, Any]]:
     """Images per second of each case and side, and the ratios to the fair share and to all threads, round by round."""
-    from benchmarks.rounds import ratio, spread
+    from benchmarks.common.rounds import ratio, spread
 
     alone = rates[f"{IDLE}: {ONE_THREAD}"]
     results = {}
@@ -145,7 +145,7 @@ def figures(rates: dict[str, list[float]], cores: int, others: int) -> dict[str,
 def table(preset: str, results: dict[str, dict[str, Any]], threads: dict[str, list[int]], others: int) -> Table:
     from rich.table import Table
 
-    from benchmarks.rounds import words
+    from benchmarks.common.rounds import words
 
     page = Table(title=f"threads on a CPU: {preset}, idle and beside {others} busy processes")
     page.add_column("machine")
@@ -162,7 +162,7 @@ def table(preset: str, results: dict[str, dict[str, Any]], threads: dict[str, li
 
 
 def main(argv: list[str] | None = None) -> None:
-    from benchmarks.rounds import arguments, in_turn, machine, publish, settings
+    from benchmarks.common.rounds import arguments, in_turn, machine, publish, settings
     from ddpm.training.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=3)

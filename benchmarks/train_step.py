@@ -6,7 +6,7 @@
 Ours is the loop of train.py itself. All sides train the same UNet on the same data in the same batch and take turns in
 each round, after a warm-up. Each is a process of its own, which is stopped, with its workers, in the others' turns. On
 a CPU, the memory layout of a process can change its speed by some percent: `--sittings` starts all of them again.
-Other sides are ours without one of its changes, or under DDP (benchmarks/variants.py).
+Other sides are ours without one of its changes, or under DDP (benchmarks/common/variants.py).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from importlib.util import find_spec
 import torch
 from rich.table import Table
 
-from benchmarks import kernels, variants
-from benchmarks.apart import Loop, SideProcess
-from benchmarks.other_loops import AccelerateLoop, BareModel, PlainLoop
-from benchmarks.our_run import our_run
-from benchmarks.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
+from benchmarks import kernels
+from benchmarks.common import variants
+from benchmarks.common.apart import Loop, SideProcess
+from benchmarks.common.other_loops import AccelerateLoop, BareModel, PlainLoop
+from benchmarks.common.our_run import our_run
+from benchmarks.common.rounds import arguments, in_turn, machine, publish, ratio, seconds, settings, spread, words
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import PRESETS, TrainConfig

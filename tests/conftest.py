@@ -75,7 +75,7 @@ def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     Not by PYTHONPATH here: the server that test processes are forked from would have it ever after.
     """
     monkeypatch.setattr("metrics.report.write_report", lambda paths: paths.report.write_text(""))
-    monkeypatch.setenv("QUICK_REPORTS", str(Path(__file__).parent / "quick_reports"))
+    monkeypatch.setenv("QUICK_REPORTS", str(Path(__file__).parent / "support" / "quick_reports"))
 
 
 @pytest.fixture(scope="session")

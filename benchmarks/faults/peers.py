@@ -36,8 +36,8 @@ import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.common.other_loops import predicted, target_of, with_dropped_labels
 from benchmarks.faults.contest import EVERY, Progress, Weights
-from benchmarks.other_loops import predicted, target_of, with_dropped_labels
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig

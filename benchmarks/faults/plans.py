@@ -12,7 +12,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.format import plural
 from ddpm.training.data import images_per_epoch
 from ddpm.training.schedule import TrainingSchedule
-from tests.damage import Damage
+from tests.support.damage import Damage
 
 IMAGES, CLASSES = {"train": 376, "test": 188}, 47
 SHARES = {1: ((24, 1), (12, 2), (8, 3)), 2: ((12, 1), (6, 2)), 3: ((8, 1), (4, 2))}  # batch size, accumulated passes

@@ -2,7 +2,7 @@
 
 The random tests of the suite try the same examples in every run of it. Others, and more of them:
 
-    EXAMPLES=5000 python -m pytest tests/test_properties_training.py
+    EXAMPLES=5000 python -m pytest tests/training/test_properties_training.py
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ from ddpm.run.program import run_program
 from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
 from metrics.compare import comparison
 from metrics.files import read_status
-from tests.damage import Damage
+from tests.support.damage import Damage
 
 BEGINS = b"begins at step"  # a start has set aside what it cannot use
 

@@ -42,6 +42,7 @@ import pandas as pd
 import torch
 
 import train
+from benchmarks.common.rounds import RESULTS, Parser, machine
 from benchmarks.faults.contest import (
     EVERY,
     KINDS,
@@ -59,7 +60,6 @@ from benchmarks.faults.peers import WithAccelerate, WithLightning
 from benchmarks.faults.processes import start_server
 from benchmarks.faults.runs import SETTINGS, outcome, some_of
 from benchmarks.faults.tournament_page import in_words, is_flawless, page
-from benchmarks.rounds import RESULTS, Parser, machine
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write

@@ -16,7 +16,7 @@ from ddpm.run.paths import RunPaths
 from metrics.files import read_status
 from tests.conftest import SMALL
 from tests.slurm.conftest import Job, lost_to_slurm, scontrol, wait_until
-from tests.submit_stand_ins import APPTAINER, executable
+from tests.support.submit_stand_ins import APPTAINER, executable
 
 ONE_NODE = {"sbatch": ("--gres=gpu:1", "--nodelist=hcn1-vn1")}
 TWO_NODES = {"sbatch": ("--gres=gpu:1", "--nodes=2"), "NPROC_PER_NODE": "1"}

@@ -1,5 +1,5 @@
 """A small run of another version of torch and diffusers, kept in tests/versions/NAME/: other versions continue it and
-draw with its export (tests/test_versions.py).
+draw with its export (tests/versions/test_versions.py).
 
     OMP_NUM_THREADS=1 python -m tests.versions.saved_run NAME
 
@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import sample
-from benchmarks import golden, step_recorder
+from benchmarks import golden
+from benchmarks.common import step_recorder
 from ddpm import export
 from ddpm.data.idx import write_idx
 from ddpm.data.sets import dataset
@@ -28,7 +29,7 @@ from ddpm.run.files import atomic_write
 from ddpm.run.paths import RunPaths
 from ddpm.sampling.model_card import MACHINE_SPECIFIC
 from ddpm.training.trainer import StepBuffer
-from tests.runs import train_as_one_of_several
+from tests.support.runs import train_as_one_of_several
 
 FOLDER = Path(__file__).parent
 RUN, HALF = "saved", "step_00000004"

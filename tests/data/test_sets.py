@@ -1,0 +1,71 @@
+"""The data sets beside EMNIST Balanced: read as torchvision reads them, with the right names, and trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+
+from ddpm.data.idx import write_idx
+from ddpm.data.sets import dataset
+from ddpm.run.config import preset
+from ddpm.run.errors import RequestError
+from tests.support.idx_files import written
+
+SPLITS = ["balanced", "letters", "digits", "mnist", "bymerge", "byclass"]
+OTHERS = {"kmnist": torchvision.datasets.KMNIST, "fashion": torchvision.datasets.FashionMNIST}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("train", [True, False])
+def test_every_split_of_emnist_is_read_as_torchvision_reads_it_upright(split: str, train: bool, tmp_path: Path):
+    source = dataset(written(preset("tiny", split=split, data_root=tmp_path)))
+    source.prepare(download=False)
+    theirs = torchvision.datasets.EMNIST(str(tmp_path), split=split, train=train)
+    pixels, labels = source.read("train" if train else "test")
+    np.testing.assert_array_equal(pixels, theirs.data.numpy().transpose(0, 2, 1))
+    names = [theirs.classes[label] for label in theirs.targets]
+    assert [source.class_names[label] for label in labels] == [n.upper() if split == "letters" else n for n in names]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("train", [True, False])
+def test_the_sets_like_mnist_are_read_as_torchvision_reads_them(name: str, train: bool, tmp_path: Path):
+    source = dataset(written(preset("tiny", data=name, data_root=tmp_path)))
+    source.prepare(download=False)
+    theirs = OTHERS[name](str(tmp_path), train=train)
+    pixels, labels = source.read("train" if train else "test")
+    np.testing.assert_array_equal(pixels, theirs.data.numpy())
+    np.testing.assert_array_equal(labels, theirs.targets.numpy())
+    assert pixels.flags.writeable, "torch warns of arrays that are the file itself"
+    assert list(source.class_names) == theirs.classes
+
+
+@pytest.mark.parametrize("wanted", [{"split": "letters"}, {"data": "kmnist"}, {"data": "fashion"}])
+def test_missing_files_are_named_with_the_way_to_get_them(wanted: dict[str, str], tmp_path: Path):
+    config = preset("tiny", **wanted, data_root=tmp_path)
+    assert not dataset(config).present()
+    assert dataset(config).count() in (124_800, 60_000)
+    assert dataset(config).count("test") in (20_800, 10_000)
+    with pytest.raises(RequestError, match="is missing: --download fetches it") as raised:
+        dataset(config).prepare(download=False)
+    assert str(dataset(config).files("train")[0]) in str(raised.value)
+
+
+@pytest.mark.parametrize("wanted", [{"split": "digits"}, {"data": "kmnist"}])
+def test_a_download_that_fails_says_where_to_try_it(wanted: dict[str, str], tmp_path: Path, monkeypatch):
+    def fails(*given, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fails)
+    with pytest.raises(RequestError, match=r"no network.*such as a login node"):
+        dataset(preset("tiny", **wanted, data_root=tmp_path)).prepare(download=True)
+
+
+def test_labels_of_another_split_are_refused(tmp_path: Path):
+    config = written(preset("tiny", split="letters", data_root=tmp_path))
+    write_idx(dataset(config).files("train")[1], np.zeros(78, np.uint8))
+    with pytest.raises(RequestError, match=r"has label 0 at position 0, EMNIST Letters has 1 to 26"):
+        dataset(config).prepare(download=False)

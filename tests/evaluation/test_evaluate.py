@@ -1,0 +1,379 @@
+"""evaluate.py as a user types it, on a checkpoint of a small model."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+from benchmarks.faults.runs import some_of
+from ddpm.data.others import CLOTHES
+from ddpm.evaluation import evaluator, generate, measures
+from ddpm.evaluation.classifier import CharacterCNN, ReferenceClassifier
+from ddpm.evaluation.learning import School
+from ddpm.evaluation.sweeps import AUTOGUIDANCE, GUIDANCE, INTERVAL, INTERVAL_GUIDANCE
+from ddpm.run.config import TrainConfig
+from ddpm.run.evaluation_figures import FIGURES, WORTH, at
+from ddpm.run.evaluation_file import load_evaluation
+from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.training import data
+from ddpm.training.model import POWER_EVERY
+from tests.conftest import ONE, SMALL, preset, random_images
+from tests.support.exports import leave_checkpoint
+from tests.support.idx_files import written
+from tests.support.savers import Saver
+
+E = {"value", "low", "high", "count"}
+FEW = ["--samples-per-class", "1", "--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def saved(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Checkpoints of hardly trained models: of a run that is called `small`, and of `weaker`."""
+    root = tmp_path_factory.mktemp("root")
+    config = preset("tiny", **SMALL, data_root=small_data, output_root=root, run_name="small")
+    Saver(config, RunPaths(root, "small").checkpoints).save(4)
+    Saver(replace(config, run_name="weaker", seed=1), RunPaths(root, "weaker").checkpoints).save(2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def evaluated(saved: TrainConfig, quick: None) -> RunPaths:
+    """The run after `evaluate.py small`, sweeps and all."""
+    arguments = ["small", *FEW, "--sweep-samples-per-class", "1", "--output-root", str(saved.output_root)]
+    paths = RunPaths(saved.output_root, "small")
+    with redirect_stdout(io.StringIO()) as said:
+        assert evaluate.main(arguments) == 0
+    (paths.metrics / "evaluate.txt").write_text(said.getvalue())
+    return paths
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Fewer rounds of the bootstrap, fewer steps; the plots have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm.evaluation.measures.FRECHET_ROUNDS", 4)
+        patch.setattr("ddpm.evaluation.measures.KERNEL_ROUNDS", 4)
+        patch.setattr("metrics.evaluation_section.write_evaluation_plots", lambda paths: [])
+        patch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (12, 600)})
+        yield
+
+
+def document(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_every_figure_has_an_interval_in_its_range_and_a_count(evaluated: RunPaths):
+    found = document(evaluated.evaluation)
+    for figure in FIGURES.values():
+        for place in filter(None, (figure.place, figure.real)):
+            estimate = at(found, place)
+            assert set(estimate) == E, place
+            if figure is WORTH:  # one character of each class: there is no curve to read it off
+                continue
+            least, most = figure.range
+            assert least <= estimate["low"] < estimate["high"] <= most, (place, estimate)
+    assert found["conditional"]["top1"]["count"] == 47 and found["classifier"]["top1"]["count"] == 141
+    assert found["class_balance"]["count"] == 47 and sum(found["class_balance"]["shares"]) == pytest.approx(1)
+    assert sum(map(sum, found["conditional"]["confusion"])) == 47
+    assert [row["name"] for row in found["conditional"]["per_class"]][10:12] == ["A", "B"]
+    assert found["run"] == "small" and found["checkpoint"] == "step_00000004" and found["step"] == 4
+    assert found["command"].startswith("python evaluate.py small --samples-per-class 1")
+
+
+def test_the_sweeps_cover_what_the_model_can_do(evaluated: RunPaths):
+    found = load_evaluation(evaluated)
+    plain = [row["guidance_scale"] for row in found["guidance"] if "guidance_interval" not in row]
+    inside = [row["guidance_scale"] for row in found["guidance"] if row.get("guidance_interval") == list(INTERVAL)]
+    assert plain == [0, 1, 1.5, 2, 3, 5] and inside == list(INTERVAL_GUIDANCE)
+    assert not any("guide" in row for row in found["guidance"])
+    samplers = {(row["sampler"], row["steps"]) for row in found["samplers"]}
+    assert samplers == {("dpm++", 3), ("dpm++", 5), ("ddim", 4), ("ddpm", 12)}  # 600 are more than its 100 levels
+    assert all(row["seconds_per_image"] > 0 and set(row["rca"]) == E for row in found["samplers"])
+    assert found["recommended"] is None  # of 47 characters each
+    said = (evaluated.metrics / "evaluate.txt").read_text()
+    assert "47 characters each are too few to tell them apart" in said
+
+
+@pytest.fixture(scope="module")
+def averaged(saved: TrainConfig, evaluated: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a run with power-function averages of three states of the weights."""
+    root = tmp_path_factory.mktemp("averaged")
+    shutil.copytree(evaluated.classifiers, RunPaths(root, "small").classifiers)  # to save its training
+    saver = Saver(replace(saved, output_root=root), RunPaths(root, "small").checkpoints)
+    for step in range(3 * POWER_EVERY):
+        saver.progress.step = step
+        saver.learn()
+    saver.save(3 * POWER_EVERY)
+    return root
+
+
+def test_lengths_of_the_average_are_compared_where_the_checkpoint_has_them(averaged: Path, monkeypatch, capsys):
+    monkeypatch.setattr("ddpm.evaluation.sweeps.GUIDANCE", (1.0,))
+    monkeypatch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"ddim": (2,)})
+    monkeypatch.setattr("ddpm.evaluation.evaluator.LENGTHS", (0.05, 0.1, 0.25))
+    arguments = ["small", *FEW, "--no-cas", "--sweep-samples-per-class", "1", "--output-root", str(averaged)]
+    assert evaluate.main(arguments) == 0
+    found = load_evaluation(RunPaths(averaged, "small"))
+    rows = found["ema_lengths"]
+    assert found["weights"] == "ema"
+    assert [row["ema_length"] for row in rows] == [None, 0.05, 0.1]  # 0.25 cannot be made of these
+    assert all(row["guidance_scale"] == 1 for row in rows)
+    assert len({row["frechet"]["value"] for row in rows}) == 3  # drawn with different weights
+    assert {name: rows[0][name] for name in ("rca", "frechet")} == {
+        name: found["guidance"][0][name] for name in ("rca", "frechet")
+    }  # the first row is of the run's own
+    said = capsys.readouterr().out
+    assert "ema lengths: 3 × 47 images" in said and "no length is shown to be better" in said
+
+
+def test_an_evaluation_is_of_the_length_that_was_asked_for(averaged: Path, saved: TrainConfig, tmp_path: Path, capsys):
+    arguments = ["small", *FEW, "--no-cas", "--no-sweeps", "--output-root", str(averaged), "--out", str(tmp_path)]
+    assert evaluate.main([*arguments, "--ema-length", "0.08"]) == 0
+    assert document(tmp_path / "evaluation.json")["weights"] == "ema length 0.08"
+    assert "EMA length 0.08, rebuilt from 2 averages of 1 checkpoint with" in capsys.readouterr().out
+    none = ["small", *FEW, "--ema-length", "0.08", "--output-root", str(saved.output_root)]
+    assert evaluate.main(none) == 2
+    said = capsys.readouterr().err
+    assert "has no power-function averages" in said and said.count("\n") == 1
+
+
+def test_an_evaluation_with_an_interval_and_a_guide_says_so_and_compares_them(
+    saved: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The sweep of guidance tries this interval and the guide apart, that of samplers uses both."""
+    draw, drawn, paths = generate.ImageGenerator.draw, [], RunPaths(tmp_path, "small")
+    monkeypatch.setattr(
+        generate.ImageGenerator, "draw", lambda self, *given: drawn.append(given[1]) or draw(self, *given)
+    )
+    arguments = ["small", *FEW, "--no-cas", "--sweep-samples-per-class", "1", "--output-root", str(saved.output_root)]
+    arguments += ["--guide", "weaker", "--guidance-interval", "0.2", "0.5", "--guidance-scale", "3"]
+    assert evaluate.main([*arguments, "--out", str(paths.metrics)]) == 0
+    found, guide = load_evaluation(paths), "weaker/step_00000002"
+    used = {"guidance_scale": 3.0, "guidance_interval": [0.2, 0.5], "guide": guide}
+    assert used.items() <= found["sampler"].items()
+    kinds = [(row["guidance_scale"], row.get("guidance_interval"), row.get("guide")) for row in found["guidance"]]
+    assert kinds[: len(GUIDANCE)] == [(scale, None, None) for scale in GUIDANCE]
+    assert kinds[len(GUIDANCE) :] == [
+        *((scale, [0.2, 0.5], None) for scale in INTERVAL_GUIDANCE),
+        *((scale, None, guide) for scale in AUTOGUIDANCE),
+    ]
+    assert all(used.items() <= row.items() for row in found["samplers"])
+    said = capsys.readouterr().out
+    assert f"guidance 3 by {guide} in 0.2–0.5" in said and "2 in 0.2–0.5" in said
+    costs = {str(settings): settings.evaluations for settings in drawn}
+    assert costs[f"ddim, 2 steps, guidance 3 by {guide} in 0.2–0.5"] == 3  # guided at level 0.5, not at 1
+    assert costs["ddim, 2 steps, guidance 2"] == 4 and costs["ddim, 2 steps, guidance 1"] == 2
+    assert costs[f"ddim, 4 steps, guidance 3 by {guide} in 0.2–0.5"] == 6  # guided at 0.5 and 0.25
+
+
+def test_an_evaluation_does_not_cost_the_one_before(evaluated: RunPaths, saved: TrainConfig, tmp_path: Path):
+    shutil.copy(evaluated.evaluation, tmp_path / "evaluation.json")
+    again = ["small", *FEW, "--no-sweeps", "--output-root", str(saved.output_root), "--out", str(tmp_path)]
+    assert evaluate.main(again) == 0
+    assert document(tmp_path / "evaluation.json")["samplers"] == []
+    assert document(tmp_path / "evaluation.previous.json") == document(evaluated.evaluation)
+
+
+def test_the_images_that_were_judged_are_kept(evaluated: RunPaths):
+    kept = np.load(evaluated.evaluation_files / "generated.npz")
+    assert kept["x"].shape == (47, 28, 28) and kept["x"].dtype == np.uint8 and kept["y"].tolist() == list(range(47))
+    for name in ("worst.png", "closest_pairs.png"):
+        with Image.open(evaluated.evaluation_files / name) as sheet:
+            assert sheet.width > 400
+
+
+def test_the_same_seed_gives_the_same_figures_whatever_the_batch(saved: TrainConfig, tmp_path: Path, capsys):
+    common = ["small", *FEW, "--no-sweeps", "--output-root", str(saved.output_root)]
+    found = []
+    for name, more in {"a": [], "b": ["--batch-size", "10"], "c": ["--seed", "1"]}.items():
+        assert evaluate.main([*common, *more, "--out", str(tmp_path / name)]) == 0
+        found.append(np.load(tmp_path / name / "generated.npz")["x"].astype(int))
+    assert np.abs(found[0] - found[1]).max() <= 1 < np.abs(found[0] - found[2]).max()
+    said = capsys.readouterr().out
+    assert "real test images" in said and "RCA" in said and "\x1b" not in said
+    assert "too few to tell" in said and "no sign of copying" not in said  # of 47
+    assert document(tmp_path / "a" / "evaluation.json")["recommended"] is None
+
+
+def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
+    sweep, asked = evaluator.sweep, []
+
+    def interrupted(*arguments):
+        for row in sweep(*arguments):
+            if asked:
+                raise KeyboardInterrupt
+            asked.append(row)
+            yield row
+
+    monkeypatch.setattr(evaluator, "sweep", interrupted)
+    arguments = ["small", *FEW, "--output-root", str(saved.output_root), "--out", str(tmp_path)]
+    assert evaluate.main([*arguments, "--sweep-samples-per-class", "1"]) == 130
+    found = document(tmp_path / "evaluation.json")
+    assert len(found["guidance"]) == 1 and found["samplers"] == [] and found["conditional"]["top1"]["count"] == 47
+    assert str(tmp_path / "evaluation.json") in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required"),
+        (["nobody"], "no checkpoint of 'nobody'"),
+        (["small", "--samples-per-class", "0"], "--samples-per-class 0: must be 1 or more"),
+        (["small", "--steps", "101"], "at most 100"),
+        (["small", "--guidance-scale", "-1"], "--guidance-scale -1.0"),
+        (["small", "--guidance-interval", "0.5", "0.5"], "--guidance-interval 0.5 0.5"),
+        (["small", "--guide", "small"], "--guide small: it is the model itself"),
+        (["small", "--guide", "weaker", "--guidance-scale", "1", "--no-sweeps"], "change nothing at guidance scale 1"),
+        (["small", "--device", "cuda:99"], "--device cuda:99"),
+        (["small", "--data-root", "/nowhere"], "/nowhere"),
+        (["small", "--sampler", "euler"], "--sampler"),
+    ],
+)
+def test_a_wrong_request_is_one_line(saved: TrainConfig, capfd, arguments: list[str], words: str):
+    assert evaluate.main([*arguments, "--output-root", str(saved.output_root)]) == 2
+    said = capfd.readouterr().err
+    assert words in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_an_out_that_is_a_file_is_refused_before_anything_is_drawn(saved: TrainConfig, tmp_path: Path, capsys):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    assert evaluate.main(["small", "--output-root", str(saved.output_root), "--out", str(file)]) == 2
+    assert "--out" in capsys.readouterr().err and file.read_text() == "kept"
+
+
+def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("ddpm.data.glyphs.ensure_glyphs", lambda root: None)  # these few will do
+    shutil.copytree(saved.data_root / "EMNIST", tmp_path / "glyphs" / "EMNIST")
+    config = replace(saved, data="glyphs", data_root=tmp_path, output_root=tmp_path)
+    Saver(config, RunPaths(tmp_path, "small").checkpoints).save(4)
+    assert evaluate.main(["small", *FEW, "--no-sweeps", "--output-root", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "embedded glyphs, not EMNIST" in said and "EMNIST Balanced" not in said
+    assert document(RunPaths(tmp_path, "small").evaluation)["data"] == "glyphs"
+
+
+@pytest.mark.parametrize("per_class", [1, 3])
+def test_other_data_with_few_images_are_measured_as_far_as_they_can_be(per_class: int, tmp_path: Path, capsys):
+    """With one test image of each class there are no two sets of real images to compare."""
+    places = {"data_root": tmp_path, "output_root": tmp_path, "run_name": "small"}
+    config = written(preset("tiny", **SMALL, data="fashion", **places), per_class)
+    leave_checkpoint(config, class_names=CLOTHES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm.evaluation.sweeps.GUIDANCE", (1.0,))
+        patch.setattr("ddpm.evaluation.sweeps.INTERVAL_GUIDANCE", (2.0,))
+        patch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"ddim": (2, 3)})
+        patch.setattr("ddpm.evaluation.classifier.Recipe.images", 40)
+        more = ["--output-root", str(tmp_path), "--sweep-samples-per-class", "1"]
+        assert evaluate.main(["small", *FEW, *more]) == 0
+    found = load_evaluation(RunPaths(tmp_path, "small"))
+    assert found["data"] == "fashion" and [row["name"] for row in found["conditional"]["per_class"]] == list(CLOTHES)
+    assert (found["distances"]["frechet_real"]["value"] is None) == (per_class == 1)
+    assert (found["distances"]["coverage_real"]["value"] is None) == (per_class == 1)
+    assert found["distances"]["coverage"]["value"] is not None and found["learning"]["cas"]["count"] == 10 * per_class
+    said = capsys.readouterr().out
+    assert "Fashion-MNIST" in said and "character" not in said and "glyphs" not in said
+
+
+def test_two_classes_one_of_them_without_test_images(tmp_path: Path):
+    """Top-5 of two classes is certain; what is not known of a class is null, not 0."""
+    train, test = (replace(random_images(count), labels=torch.zeros(count).long(), class_names=("a", "b"))
+                   for count in (8, 3))  # fmt: skip
+    classifier = ReferenceClassifier(
+        CharacterCNN(2), dict.fromkeys(("train_images", "epochs", "seconds", "data_sha256"))
+    )
+    reference = measures.Reference.of(classifier, test, 28)
+    labels = torch.tensor([0, 1, 0, 1])
+    predictions = classifier(random_images(4, seed=1).pixels)
+    part = measures.conditional_part(predictions, labels, reference)
+    assert part["top5"].value == 1
+    assert part["per_class"][1]["real_top1"] is None and part["per_class"][1]["rca"] is None
+    assert measures.classifier_part(classifier, test)["per_class_top1"][1] is None
+    measures.distances_part(predictions.features, reference)
+    measures.balance_part(predictions, reference)
+    school = School(train, test, 28, 2, lambda line: None)
+    generated = school.generated(random_images(4, seed=1).pixels, labels)
+    learned = school.report(generated, None)
+    assert learned["per_class"][1] == {"name": "b", "accuracy": None, "real_accuracy": None, "cas": None}
+
+
+def test_a_model_of_other_classes_is_refused(saved: TrainConfig, tmp_path: Path, capsys):
+    written(preset("tiny", data="fashion", data_root=tmp_path))
+    wrong = ["--data", "fashion", "--data-root", str(tmp_path), "--output-root", str(saved.output_root)]
+    assert evaluate.main(["small", *FEW, *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "Fashion-MNIST has 10 (T-shirt/top, Trouser," in said and said.count("\n") == 1
+
+
+def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(
+    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path
+):
+    """Of 141 test images validation has 3; the others are the real images of every figure."""
+    config = replace(saved, output_root=tmp_path, val_images=3)
+    shutil.copytree(evaluated.classifiers, RunPaths(tmp_path, "small").classifiers)  # to save its training
+    Saver(config, RunPaths(tmp_path, "small").checkpoints).save(4)
+    used = []
+    with pytest.MonkeyPatch.context() as patch:
+        of = measures.Reference.of
+        patch.setattr(measures.Reference, "of", lambda *given: used.append(given[1]) or of(*given))
+        assert evaluate.main(["small", *FEW, "--no-sweeps", "--output-root", str(tmp_path)]) == 0
+    found = document(RunPaths(tmp_path, "small").evaluation)
+    assert found["test_images"] == {"total": 141, "validation": 3, "evaluation": 138}
+    assert found["classifier"]["top1"]["count"] == found["memorisation"]["heldout_images"] == len(used[0]) == 138
+    (real,), (_, test) = used, data.load(config, ONE)
+    validation, _ = data.split_test(test, 3)
+    assert (validation.pixels[:, None] == real.pixels).flatten(2).all(2).sum() == 0
+
+
+def test_where_validation_leaves_too_few_images_they_are_shared_and_that_is_said(evaluated: RunPaths):
+    assert document(evaluated.evaluation)["test_images"] == {"total": 141, "validation": 120, "evaluation": 141}
+    assert "validation uses 120 of them too" in (evaluated.metrics / "evaluate.txt").read_text()
+
+
+def test_help_and_a_typing_error_do_not_wait_for_torch():
+    for arguments, code in (["--help"], 0), (["run", "--sampler", "x"], 2):
+        program = f"import sys, evaluate\ntry: code = evaluate.main({arguments})\nexcept SystemExit as end: code = 0\n"
+        program += "print(code, *{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+        done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == str(code), done.stderr
+
+
+@pytest.mark.slow
+def test_an_untrained_model_is_no_better_than_chance_on_real_data(saved: TrainConfig, emnist: Path, tmp_path: Path):
+    some = some_of(emnist, tmp_path / "data", {"train": 1410, "test": 940})
+    arguments = ["small", "--samples-per-class", "5", "--steps", "5", "--no-sweeps", "--no-cas", "--device", "cpu"]
+    arguments += ["--data-root", str(some), "--output-root", str(saved.output_root), "--out", str(tmp_path)]
+    assert evaluate.main(arguments) == 0
+    found = document(tmp_path / "evaluation.json")
+    assert found["classifier"]["top1"]["low"] > 0.5  # with all training images 0.88
+    assert found["conditional"]["rca"]["value"] < 0.1
+    assert found["distances"]["frechet"]["low"] > 2 * found["distances"]["frechet_real"]["high"]
+
+
+def test_a_model_that_would_draw_for_minutes_on_a_gpu_is_compiled_first(
+    saved: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    compiled = []
+    monkeypatch.setattr(generate, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(generate, "compile_in_place", compiled.append)
+    arguments = ["small", *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root)]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "cpu")]) == 0
+    assert compiled == []
+    monkeypatch.setattr(generate, "can_compile", lambda device: True)
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "no"), "--no-compile"]) == 0
+    assert compiled == []
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "gpu")]) == 0
+    assert len(compiled) == 1
+    assert "the model is compiled first" in capsys.readouterr().out

@@ -1,0 +1,364 @@
+"""Taking a run up again: exactly, on any number of processes, and only the same run."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from ddpm.run.config import TrainConfig
+from ddpm.run.errors import RequestError
+from ddpm.run.signals import StopRequest
+from ddpm.sampling.load import load_model
+from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
+from ddpm.training.diffusion import Validation
+from ddpm.training.schedule import TrainingSchedule
+from tests.conftest import replace
+from tests.support.processes import in_processes
+from tests.support.runs import (
+    TIMES,
+    assert_same_run,
+    causes,
+    final_state,
+    latest_step,
+    paths_of,
+    rows,
+    run,
+    start,
+    status,
+    train_as_one_of_several,
+    wait_for_line,
+)
+from tests.support.savers import flip_a_bit
+
+pytestmark = pytest.mark.usefixtures("quick_reports")
+
+
+def test_two_processes_with_half_the_batch_make_the_same_run(small: TrainConfig):
+    assert run(small) == 0
+    halves = replace(small, batch_size=small.batch_size // 2, run_name="two")
+    assert in_processes(train_as_one_of_several, 2, halves) == [0, 0]
+    alone, together = rows(small).drop(columns=TIMES), rows(halves).drop(columns=TIMES)
+    pd.testing.assert_frame_equal(alone, together, rtol=1e-4)
+    assert json.loads(paths_of(halves).json.read_text())["environment"]["world_size"] == 2
+    assert final_state(halves).keys() == final_state(small).keys()  # no prefix of DDP in any name
+
+
+def test_a_run_continued_at_an_epoch_boundary_is_the_run_that_never_stopped(small: TrainConfig):
+    whole, parts = replace(small, lr_schedule="constant"), replace(small, lr_schedule="constant", run_name="parts")
+    assert run(whole) == 0
+    assert run(replace(parts, epochs=1)) == 0
+    assert run(parts) == 0
+    assert_same_run(whole, parts)
+    assert causes(parts) == ["started", "finished"]
+    assert json.loads(paths_of(parts).json.read_text())["summary"]["restarts"] == 1
+
+
+def test_a_run_continued_within_an_epoch_covers_the_whole_epoch(small: TrainConfig):
+    whole, parts = replace(small, lr_schedule="constant"), replace(small, lr_schedule="constant", run_name="parts")
+    assert run(whole) == 0
+    assert run(replace(parts, max_steps=11)) == 0
+    assert rows(parts)["step"].tolist() == [8, 11]
+    assert run(parts) == 0
+    assert_same_run(whole, parts)
+
+
+def test_a_finished_run_is_left_alone_when_asked_for_again(small: TrainConfig, capsys):
+    assert run(small) == 0
+    before = paths_of(small).json.read_text()
+    assert run(small) == 0
+    assert "is finished: 16 of 16 steps are done; raise --epochs to train on" in capsys.readouterr().out
+    assert paths_of(small).json.read_text() == before
+    assert run(replace(small, max_steps=16)) == 0
+    assert "raise --max-steps to train on" in capsys.readouterr().out
+    assert run(replace(small, lr=5e-3, keep_last=7)) == 0
+    said = "not applied, as nothing is trained: `lr` 0.001 instead of 0.005; `keep_last` "
+    assert said in capsys.readouterr().out
+
+
+def test_a_run_killed_before_its_report_is_finished_by_the_same_command(small: TrainConfig):
+    config = replace(small, max_steps=11)
+    assert run(config) == 0
+    paths = paths_of(config)
+    paths.report.unlink()
+    before = rows(config)
+    paths.status.write_text(json.dumps({**status(config), "state": "running", "heartbeat": 0}))
+    assert run(config) == 0
+    assert paths.report.exists()
+    assert status(config)["state"] == "finished"
+    pd.testing.assert_frame_equal(rows(config), before)
+
+
+def test_beginning_anew_sets_the_old_run_aside(small: TrainConfig):
+    assert run(small) == 0
+    assert run(replace(small, resume="never", epochs=1)) == 0
+    paths = paths_of(small)
+    (old,) = paths.metrics.parent.glob("small.before-*")
+    assert len(pd.read_csv(old / "training_metrics.csv")) == 2
+    assert (next(paths.checkpoints.parent.glob("small.before-*")) / "step_00000016" / "meta.json").exists()
+    assert len(rows(small)) == 1
+
+
+def test_a_command_that_contradicts_the_run_changes_nothing(small: TrainConfig, capsys):
+    assert run(replace(small, epochs=1)) == 0
+    before = {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*") if path.is_file()}
+    assert run(replace(small, prediction_type="epsilon")) == 2
+    told, _, table = capsys.readouterr().err.splitlines()
+    assert "is of another run" in told
+    assert table.split() == ["prediction", "type", "v_prediction", "epsilon"]
+    assert {path: path.stat().st_mtime_ns for path in small.output_root.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_is_alive_is_left_alone(small: TrainConfig):
+    config = replace(small, epochs=100, val_every=0, checkpoint_every=100)
+    process = start(config)
+    try:
+        wait_for_line(process, "step 3/")
+        second, _ = start(config).communicate(timeout=60)
+        assert f"error: small is being trained by process {process.pid} on" in second
+        assert not list(paths_of(config).metrics.parent.glob("small.before-*"))
+        process.kill()  # as the cluster may: nobody says that it is over
+        process.communicate()
+        assert run(replace(config, epochs=1)) == 0
+    finally:
+        process.kill()
+
+
+def test_the_same_run_on_four_two_and_one_processes(small: TrainConfig):
+    """The global batch stays 32: same images, noise and timesteps step by step, sums in another order."""
+    whole = replace(small, lr_schedule="constant", run_name="whole")
+    assert run(whole) == 0
+    for processes, accum, steps in ((4, 1, 5), (2, 2, 11), (1, 4, None)):
+        part = replace(whole, run_name="parts", batch_size=8, grad_accum=accum, max_steps=steps)
+        assert in_processes(train_as_one_of_several, processes, part) == [0] * processes
+    alone, together = (rows(replace(whole, run_name=name)).drop(columns=TIMES) for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(alone, together, rtol=1e-4)
+    log = paths_of(replace(whole, run_name="parts")).log.read_text()
+    assert "changed since: max steps 5 → 11; grad accum 1 → 2; processes 4 → 2" in log
+
+
+def test_a_row_is_not_lost_with_the_files_of_figures(small: TrainConfig):
+    """The checkpoint knows the rows: a damaged or deleted JSON file costs nothing but the list of starts."""
+    whole = replace(small, lr_schedule="constant", run_name="whole")
+    assert run(whole) == 0
+    assert run(replace(small, lr_schedule="constant", epochs=1)) == 0
+    paths_of(small).json.write_text("{torn")
+    paths_of(small).csv.unlink()
+    assert run(replace(small, lr_schedule="constant")) == 0
+    assert_same_run(whole, small)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_place(small: TrainConfig):
+    config = replace(small, epochs=100, val_every=0, checkpoint_every=100)
+    process = start(config)
+    wait_for_line(process, "step 3/")
+    process.kill()
+    process.communicate()
+    assert run(replace(config, epochs=1)) == 0
+    assert not list(paths_of(config).metrics.parent.glob("small.before-*"))
+    first, second = causes(config)
+    assert first == "started"
+    assert re.match(r"killed without a message at step \d+ or later, on ", second)
+
+
+def test_checkpoint_minutes_save_within_an_epoch(small: TrainConfig):
+    config = replace(small, checkpoint_minutes=1e-6, checkpoint_every=9, max_steps=8, keep_last=9)
+    assert run(config) == 0
+    steps = sorted(folder.name for folder in paths_of(config).checkpoints.glob("step_*"))
+    assert steps == ["step_00000003", "step_00000006", "step_00000008"]  # at the progress lines, and at the end
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_its_steps_are_trained_again(small: TrainConfig):
+    whole = replace(small, run_name="whole")
+    assert run(whole) == run(small) == 0
+    flip_a_bit(paths_of(small).checkpoints / "step_00000016" / STATE)
+    assert run(small) == 0
+    assert_same_run(whole, small)
+    log = paths_of(small).log.read_text()
+    assert "step_00000016/train_state.pt is missing or damaged; it is now damaged_step_00000016" in log
+    assert "resumed from step_00000008" in log
+    assert (paths_of(small).checkpoints / "damaged_step_00000016" / STATE).exists()
+
+
+def test_a_run_may_begin_with_the_checkpoint_of_another(small: TrainConfig):
+    """From then on it is a run of its own: it has a checkpoint of its own before it makes a step."""
+    first = replace(small, run_name="first", epochs=1, lr_schedule="constant")
+    assert run(first) == 0
+    branch = replace(first, run_name="branch", resume=str(paths_of(first).checkpoints / "latest"))
+    stop = StopRequest()
+    stop._handle(signal.SIGTERM, None)
+    assert train.main(replace(branch, epochs=2), stop) == 75
+    assert latest_step(branch) == 8
+    assert run(replace(branch, epochs=2, resume="auto")) == 0
+    whole = replace(first, run_name="whole", epochs=2)
+    assert run(whole) == 0
+    assert_same_run(whole, branch)
+
+
+def test_an_older_checkpoint_that_was_asked_for_stays_the_one_that_is_continued(small: TrainConfig):
+    assert run(small) == 0
+    stop = StopRequest()
+    stop._handle(signal.SIGTERM, None)
+    assert train.main(replace(small, resume=str(paths_of(small).checkpoints / "step_00000008")), stop) == 75
+    assert latest_step(small) == 8
+
+
+def test_a_run_killed_while_its_report_was_made_gets_it_from_the_same_command(small: TrainConfig):
+    assert run(small) == 0
+    paths_of(small).report.unlink()
+    assert run(small) == 0
+    assert paths_of(small).report.exists()
+
+
+def test_stochastic_weight_averaging_is_the_mean_of_the_epochs_ends_and_survives_a_restart(small: TrainConfig):
+    whole = replace(small, epochs=3, swa_start_epoch=2, lr_schedule="constant", keep_last=9)
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    ends = [torch.load(each / STATE, weights_only=True)["model"] for each in checkpoints_of(whole)]
+    swa = load_file(checkpoints_of(whole)[-1] / "unet_swa" / WEIGHTS_NAME)
+    assert not (checkpoints_of(whole)[0] / "unet_swa").exists()
+    for name, average in swa.items():
+        torch.testing.assert_close(average, (ends[1][name] + ends[2][name]) / 2)
+    assert rows(whole)["val_loss_swa"].notna().tolist() == [False, True, True]
+    assert rows(whole)["val_loss_swa"][1] == pytest.approx(rows(whole)["val_loss"][1])  # of a single epoch so far
+
+    assert run(replace(parts, epochs=2)) == 0
+    assert run(parts) == 0
+    assert_same_run(whole, parts)
+    again = load_file(checkpoints_of(parts)[-1] / "unet_swa" / WEIGHTS_NAME)
+    assert all(again[name].equal(swa[name]) for name in swa)
+
+    ema, averaged = (load_model(whole.run, torch.device("cpu"), whole.output_root, of) for of in ("ema", "swa"))
+    assert averaged.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
+    assert not ema.pipeline.unet.conv_in.weight.equal(swa["conv_in.weight"])
+    with pytest.raises(RequestError, match="--swa-start-epoch makes them"):
+        load_model(str(checkpoints_of(whole)[0]), torch.device("cpu"), weights="swa")
+
+
+def test_an_average_that_a_start_does_not_ask_for_is_kept_up(small: TrainConfig):
+    whole = replace(
+        small, batch_size=94, epochs=3, swa_start_epoch=1, lr_schedule="constant", val_images=20, keep_last=9
+    )
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    for epochs, flag in ((1, 1), (2, 0), (3, 1)):
+        assert run(replace(parts, epochs=epochs, swa_start_epoch=flag)) == 0
+    assert_same_run(whole, parts)
+    swa, again = (load_file(checkpoints_of(each)[-1] / "unet_swa" / WEIGHTS_NAME) for each in (whole, parts))
+    assert all(again[name].equal(swa[name]) for name in swa)
+    assert "over the ends of 1 epoch is kept up, though --swa-start-epoch is 0 in this start" in log_of(parts)
+    assert "lacks" not in log_of(parts)
+
+
+def test_a_run_without_power_averages_is_continued_and_they_begin_anew(small: TrainConfig, monkeypatch):
+    validated, call = [], Validation.__call__
+    monkeypatch.setattr(Validation, "__call__", lambda self, *models, **given: (
+        validated.append(len(models)) or call(self, *models, **given)))  # fmt: skip
+    config = replace(small, lr_schedule="constant", samples_per_class=0)
+    whole = replace(config, run_name="whole")
+    assert run(replace(config, epochs=1, power_ema=False)) == 0
+    assert [path.name for path in checkpoints_of(config)[-1].glob("unet*")] == ["unet"]
+    assert run(config) == 0
+    assert "the power-function averages (--power-ema) begin anew" in log_of(config)
+    meta = json.loads((checkpoints_of(config)[-1] / "meta.json").read_text())
+    assert meta["power_ema"] == {"updates": 1, "first_step": 16}
+    assert run(whole) == 0
+    assert "begin anew" not in log_of(whole)
+    state, again = final_state(whole), final_state(config)
+    assert state.keys() == again.keys() and "unet_power_10.conv_in.weight" in state
+    assert {name.partition(".")[0] for name in state if not state[name].equal(again[name])} == {
+        "unet_power_05", "unet_power_10"
+    }  # fmt: skip
+    assert all(again[f"unet_power_10.{name}"].equal(again[name]) for name in ("conv_in.weight", "conv_out.bias"))
+    assert set(validated) == {2}  # live and EMA weights, as ever
+
+
+def test_an_epoch_that_keep_every_names_is_saved_and_kept(small: TrainConfig):
+    config = replace(
+        small, batch_size=94, epochs=5, keep_every=2, checkpoint_every=3, keep_last=1, val_every=0, samples_per_class=0
+    )
+    assert run(config) == 0
+    assert [folder.name for folder in checkpoints_of(config)] == ["step_00000006", "step_00000012", "step_00000015"]
+
+
+def test_a_learning_rate_that_another_schedule_changes_is_told_with_both_numbers(small: TrainConfig):
+    config = replace(small, epochs=1, lr_schedule="cosine", val_every=0, samples_per_class=0)
+    assert run(config) == 0
+    stop = StopRequest()
+    stop._handle(signal.SIGTERM, None)
+    assert train.main(replace(config, epochs=2), stop) == 75
+    half, whole = (TrainingSchedule(replace(config, epochs=epochs), 1, 282) for epochs in (1, 2))
+    assert f"learning rate at step 7 {half.learning_rate(7):.3g} → {whole.learning_rate(7):.3g}" in log_of(config)
+
+
+def log_of(config: TrainConfig) -> str:
+    return paths_of(config).log.read_text()
+
+
+def checkpoints_of(config: TrainConfig) -> list[Path]:
+    return sorted(paths_of(config).checkpoints.glob("step_*"))
+
+
+def test_a_run_whose_learning_rate_falls_at_plateaus_is_the_same_when_it_is_resumed(small: TrainConfig):
+    """Nothing improves at such a small rate, so each epoch but the first lowers it."""
+    plateau = dict(lr=1e-7, lr_schedule="plateau", plateau_patience=0, plateau_factor=0.5, plateau_metric="val_loss")
+    whole = replace(small, run_name="whole", epochs=4, optimizer="adamw", **plateau)
+    parts = replace(whole, run_name="parts")
+    assert run(whole) == 0
+    assert rows(whole)["lr"].tolist() == pytest.approx([1e-7, 1e-7, 5e-8, 2.5e-8])
+    for steps in (16, 20, None):  # at the end of an epoch, within one
+        assert run(replace(parts, max_steps=steps)) == 0
+    assert_same_run(whole, parts)
+    log = paths_of(whole).log.read_text()
+    assert "learning rate 1.000e-07 → 5.000e-08 from step 16 on: val_loss has not improved on " in log
+    page = paths_of(whole).training_log.read_text()
+    assert "(end of epoch 3): val_loss has not improved on" in page
+
+
+@pytest.mark.parametrize(("then", "now"), [(False, "none"), (True, "linear")])
+def test_a_checkpoint_of_a_version_that_called_a_setting_otherwise_is_continued(
+    small: TrainConfig, then: bool, now: str
+):
+    config = replace(small, scale_lr=now)
+    assert run(replace(config, max_steps=5)) == 0
+    file = paths_of(config).checkpoints / "latest" / "meta.json"
+    meta = json.loads(file.read_text())
+    meta["settings"]["scale_lr"] = then
+    for name in ("split", "balance", "invert", "passes_per_epoch"):  # that it did not have
+        del meta["settings"][name]
+    del meta["class_names"]
+    file.write_text(json.dumps(meta))
+    assert load_model(config.run, torch.device("cpu"), config.output_root).meta["settings"]["scale_lr"] == now
+    assert run(config) == 0
+    assert latest_step(config) == 16
+    assert "changed since: max steps 5 → None; learning rate" in paths_of(config).log.read_text()
+
+
+def test_the_steps_of_an_older_muon_are_told(small: TrainConfig):
+    config = replace(small, optimizer="muon")
+    assert run(replace(config, max_steps=5)) == 0
+    file = paths_of(config).checkpoints / "latest" / "meta.json"
+    meta = json.loads(file.read_text())
+    assert meta["progress"]["lr"].pop("hidden") == 7
+    file.write_text(json.dumps(meta))
+    assert run(config) == 0
+    told = "learning rate of hidden layers over that of the others not known (older version) → 7"
+    assert told in paths_of(config).log.read_text()
+
+
+def test_a_run_whose_first_checkpoint_is_torn_within_its_first_epoch_begins_anew(small: TrainConfig):
+    """As after a power failure. What it wrote is set aside."""
+    assert run(replace(small, max_steps=5)) == 0
+    paths = paths_of(small)
+    paths.csv.unlink()  # no epoch is over
+    state = paths.checkpoints / "step_00000005" / "train_state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert run(small) == 0
+    assert latest_step(small) == 16
+    assert re.search("train_state.pt is missing or damaged.*: the run begins anew", log_of(small))
+    assert list(paths.checkpoints.parent.glob("small.before-*/step_00000005"))
