@@ -42,5 +42,5 @@ def _code_points() -> frozenset[int]:
     """Those that regular and bold face have."""
     from matplotlib.ft2font import FT2Font
 
-    fonts = (FT2Font(str(font_file(face))) for face in LABELS)  # matplotlib 3.9 takes no Path
+    fonts = (FT2Font(font_file(face)) for face in LABELS)
     return frozenset.intersection(*(frozenset(font.get_charmap()) for font in fonts))
