@@ -2,6 +2,7 @@
 # The benchmarks that need a GPU, and the tests that do, on one GPU in at most nine minutes; then a table of them.
 #
 #   benchmarks/run_gpu.sh [--out DIR] [flags of train.py: --data-root DIR, --data glyphs]
+#   benchmarks/run_gpu.sh --only "startup tests" --minutes 5    some of it, in another time
 #   benchmarks/run_gpu.sh --rehearse     the same with a model of a few thousand weights, also without a GPU
 #
 # The most telling come first, and each writes its file as soon as it has its figures, so that a run that is cut short
@@ -11,14 +12,21 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 python=${PYTHON:-python} out=benchmarks/results rehearse='' most=540
+known='train_step input_pipeline sampling tests startup' # in this order
+only=$known
 flags=()
 while [ $# -gt 0 ]; do
     case $1 in
     --out) out=${2:?--out needs a folder} && shift ;;
+    --only) only=${2:?--only needs names} && shift ;;
+    --minutes) most=$((60 * ${2:?--minutes needs a whole number})) && shift ;;
     --rehearse) rehearse=1 ;;
     *) flags+=("$1") ;;
     esac
     shift
+done
+for name in $only; do
+    [[ " $known " == *" $name "* ]] || { echo "error: --only $name: there are $known" >&2 && exit 2; }
 done
 mkdir -p "$out"
 
@@ -39,6 +47,7 @@ failed=()
 try() { # LIMIT NAME COMMAND…: for at most LIMIT seconds, and no longer than is left of the whole
     local limit=$1 name=$2 begun=$SECONDS left=$((most - SECONDS))
     shift 2
+    [[ " $only " == *" ${name%% *} "* ]] || return 0
     [ "$rehearse" ] && limit=$left
     timeout $((left < 5 ? 5 : left < limit ? left : limit)) "$@" || failed+=("$name")
     echo "== $name: $((SECONDS - begun)) s"
@@ -54,8 +63,8 @@ measure 60 input_pipeline "${input[@]}" "${compile[@]}"
 measure 90 "sampling small" --preset small "${sampling[@]}"
 "$python" -m benchmarks.summary --folder "$out"
 try 120 tests env "TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}" "$python" -m pytest -q -n 4 \
-    --dist loadgroup -p no:cacheprovider tests/test_gpu.py tests/test_gpu_speed.py
-measure 200 "startup large" --preset large "${startup[@]}"
+    --dist loadgroup -p no:cacheprovider tests/gpu/test_gpu.py tests/gpu/test_gpu_speed.py
+measure 300 "startup large" --preset large "${startup[@]}"
 echo "== all: $SECONDS s; the files are in $out"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "$(IFS=, && echo "${failed[*]}")" >&2
