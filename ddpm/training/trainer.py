@@ -244,8 +244,9 @@ class StepBuffer:
             TrainingFailed: the gradient has not been finite for 25 steps in a row.
         """
         filled, self._filled = self._filled, 0
-        self._world.mean_(self._buffer[0, :filled])  # gradients were averaged already: every process has the same norm
-        losses, grad_norms = self._buffer[:, :filled].double().cpu().numpy()
+        taken = self._buffer[:, :filled].double()  # sums of these do not depend on the order, which Gloo and NCCL choose
+        self._world.mean_(taken[0])  # gradients were averaged already: every process has the same norm
+        losses, grad_norms = taken.cpu().numpy()
         for norm in grad_norms:
             self.skipped.append(not math.isfinite(norm))
             if sum(self.skipped) == MAX_NONFINITE_IN_A_ROW:

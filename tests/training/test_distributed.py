@@ -21,6 +21,7 @@ from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest
 from ddpm.training import rendezvous
 from ddpm.training.distributed import StopVote, connect
+from ddpm.training.trainer import StepBuffer
 from tests.support.processes import in_processes
 from tests.support.runs import crew
 
@@ -289,3 +290,20 @@ def test_a_second_ctrl_c_interrupts_but_not_the_copy_that_torchrun_passes_on():
     second = run_script(twice.format(pause=1.2))
     assert second.stdout == ""
     assert "KeyboardInterrupt" in second.stderr
+
+
+def losses_taken(parts: tuple[int, ...]) -> list[float]:
+    """The losses of fifteen steps, taken after so many steps each."""
+    with connect() as world:
+        of_steps = torch.rand(sum(parts), generator=torch.Generator().manual_seed(world.rank))
+        buffer, taken = StepBuffer(len(of_steps), world), []
+        for part in of_steps.split(parts):
+            for loss in part:
+                buffer.add(loss, torch.tensor(1.0))
+            taken += buffer.take()[0].tolist()
+    return taken
+
+
+def test_losses_of_several_processes_do_not_depend_on_when_they_are_taken():
+    """A start in the middle of an epoch takes fewer at once, and Gloo adds the parts of a tensor in another order."""
+    assert in_processes(losses_taken, 3, (11, 4)) == in_processes(losses_taken, 3, (15,))
