@@ -244,7 +244,7 @@ class StepBuffer:
             TrainingFailed: the gradient has not been finite for 25 steps in a row.
         """
         filled, self._filled = self._filled, 0
-        taken = self._buffer[:, :filled].double()  # sums of these do not depend on the order, which Gloo and NCCL choose
+        taken = self._buffer[:, :filled].double()  # sums of these do not depend on their order, which differs
         self._world.mean_(taken[0])  # gradients were averaged already: every process has the same norm
         losses, grad_norms = taken.cpu().numpy()
         for norm in grad_norms:
