@@ -123,6 +123,7 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=2,bf
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=15
+MessageTimeout=30 # longer than KillWait: else a signal is sent again, to the same step of the next start
 MinJobAge=86400
 GresTypes=gpu
 NodeName=${nodes[0]} NodeAddr=$network.1 CPUs=32 RealMemory=250000 Gres=gpu:4
