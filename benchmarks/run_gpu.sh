@@ -11,7 +11,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-python=${PYTHON:-python} out=benchmarks/results rehearse='' most=540
+python=${PYTHON:-python} out=benchmarks/results rehearse='' minutes=9
 known='train_step input_pipeline sampling tests startup' # in this order
 only=$known
 flags=()
@@ -19,12 +19,14 @@ while [ $# -gt 0 ]; do
     case $1 in
     --out) out=${2:?--out needs a folder} && shift ;;
     --only) only=${2:?--only needs names} && shift ;;
-    --minutes) most=$((60 * ${2:?--minutes needs a whole number})) && shift ;;
+    --minutes) minutes=${2:?--minutes needs a whole number} && shift ;;
     --rehearse) rehearse=1 ;;
     *) flags+=("$1") ;;
     esac
     shift
 done
+[[ $minutes =~ ^[0-9]+$ ]] || { echo "error: --minutes $minutes: give a whole number" >&2 && exit 2; }
+most=$((60 * minutes))
 for name in $only; do
     [[ " $known " == *" $name "* ]] || { echo "error: --only $name: there are $known" >&2 && exit 2; }
 done

@@ -244,7 +244,8 @@ class StepBuffer:
             TrainingFailed: the gradient has not been finite for 25 steps in a row.
         """
         filled, self._filled = self._filled, 0
-        taken = self._buffer[:, :filled].double()  # sums of these do not depend on their order, which differs
+        # The order in which processes are added depends on how many steps are taken; sums in float64 do not show it.
+        taken = self._buffer[:, :filled].double()
         self._world.mean_(taken[0])  # gradients were averaged already: every process has the same norm
         losses, grad_norms = taken.cpu().numpy()
         for norm in grad_norms:
