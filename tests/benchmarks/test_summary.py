@@ -48,6 +48,11 @@ def test_every_figure_stands_beside_its_target(tmp_path, capsys):
     assert "missed" in capsys.readouterr().out
 
 
+def test_the_results_of_the_project_fit_into_the_table(capsys):
+    assert summary.main([]) == 0
+    assert "NVIDIA H200" in capsys.readouterr().out
+
+
 def test_without_figures_it_says_what_to_do(tmp_path, capsys):
     assert summary.main(["--folder", str(tmp_path)]) == 2
     assert "run the benchmarks first" in capsys.readouterr().err

@@ -37,7 +37,7 @@ NOT_TYPED = {  # why a test cannot type them → parts of commands
     "a download or an account": ("conda create", "conda activate", "apt install", "pip ", "apptainer build",
                                  "--push-to-hub", "wandb sync"),
     "the suite itself, or what .ci/run does": (
-        "make test", "env test", "make lint", "make format", "pytest", "benchmarks/run_gpu.sh"),
+        "make test", "make mutants", "env test", "make lint", "make format", "pytest", "benchmarks/run_gpu.sh"),
     "goes on until it is stopped": ("tail -f", "tensorboard"),
     "eight runs; those of plans/criteria.yaml are typed": ("plans/example.yaml$",),
     "twelve processes: tests/cluster/test_sweep.py has some": ("--nproc-per-node 4",),
@@ -52,7 +52,7 @@ INSTEAD = {  # a part of a command → what is typed in its place
     r"^(python train\.py (?!.*--dry-run).*)$": rf"{QUICK} \1 {SHORT}",
     r"^(python evaluate\.py .*)$": r"\1 --no-cas --samples-per-class 1 --steps 2",
     r"--criterion .*": r"\g<0> --run-name criterion",
-    r"--criteria .*": r"\g<0> --run-name criteria",
+    r"--criteria .*": r"\g<0> --max-steps 24 --run-name criteria",  # the plan speaks of three epochs
     r"--config mine\.yaml": r"\g<0> --run-name mine",
     r"<run>": "RUN",
     r"step_00000500": "step_00000008",
@@ -89,7 +89,7 @@ THEN = {  # a part of a command → what then holds, for bash: $said is what it 
     r"metrics\.report RUN": f"test {OF_RUN}/training_report.html -nt $began",
     r"metrics\.training_log RUN": f"grep OTHER {OF_RUN}/training_log.md",
     r"metrics\.note RUN": f"test $(grep -l 'another job' {OF_RUN}/*.* | wc -l) -ge 3",  # notes, log and report
-    r"metrics\.compare RUN OTHER": "ls metrics/comparisons/*/comparison.html",
+    r"metrics\.compare RUN OTHER": "ls metrics/comparisons/*/comparison.md",
     r"sweep plans/criteria\.yaml( --compare)?$": "test metrics/comparisons/reasons/comparison.md -nt $began",
     r"ddpm\.export RUN(?!.*--out)": "test checkpoints/RUN/export/README.md -nt $began",
     r"--out ~/characters": "ls ~/characters/unet",
