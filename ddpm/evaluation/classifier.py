@@ -275,7 +275,7 @@ def _epochs(
         for chosen in order[: steps * batch].split(batch):
             if interrupted():
                 yield None
-            images = _augmented(to_input(train.pixels[chosen]), recipe, source)
+            images = augmented(to_input(train.pixels[chosen]), recipe, source)
             loss = F.cross_entropy(network(images), train.labels[chosen], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -285,7 +285,7 @@ def _epochs(
         yield total.item() / steps
 
 
-def _augmented(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> torch.Tensor:
+def augmented(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> torch.Tensor:
     """The images [N, 1, 28, 28], each slightly rotated, sheared, scaled and shifted at random."""
     turn, shear, wide, high, right, down = (torch.rand(6, len(images), generator=source) * 2 - 1).unbind()
     angle, shear = turn * math.radians(recipe.rotation), shear * recipe.shear
@@ -293,5 +293,6 @@ def _augmented(images: torch.Tensor, recipe: Recipe, source: torch.Generator) ->
     pixel = 2 * recipe.shift / images.shape[-1]  # grids run from -1 to 1
     top = torch.stack([wide * angle.cos(), shear - angle.sin(), right * pixel], 1)
     bottom = torch.stack([angle.sin(), high * angle.cos(), down * pixel], 1)
-    grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False).to(images.device)
+    maps = torch.stack([top, bottom], 1).to(images.device, non_blocking=True)  # the grids are computed on the device
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # pixels from outside are 0, so -1: background

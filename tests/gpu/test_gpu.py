@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+from ddpm.evaluation.classifier import Recipe, augmented, to_input
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline
@@ -60,6 +61,19 @@ def test_a_step_never_waits_for_the_device(small, world: DistContext, precision:
     losses, norms = trained.record.take()
     assert np.isfinite(losses).all()
     assert np.isfinite(norms).all()
+
+
+def test_the_classifier_distorts_its_images_without_waiting_for_the_device(world: DistContext):
+    """Its grids, one number for each pixel and axis, are computed there: on a busy CPU they would take longest."""
+    images, source = to_input(random_images(128).pixels.to(world.device)), torch.Generator().manual_seed(0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        distorted = augmented(images, Recipe(), source)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_the_cpu = augmented(images.cpu(), Recipe(), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(distorted.cpu(), on_the_cpu, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
