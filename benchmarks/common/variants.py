@@ -17,7 +17,8 @@ NAMES = (
     "ours, norms derived",
     "ours, one channel",
     "ours, no own layers",
-    "ours, sums by row",
+    "ours, sums in loops",
+    "ours, CUDA graphs",
 )
 
 
@@ -39,8 +40,11 @@ def variant(name: str, device: torch.device) -> Iterator[None]:
     elif name == "ours, no own layers":
         with patch.object(compilation, "FUSE_MORE", {}), patch.object(model, "replace_layers", only_norms):
             yield
-    elif name == "ours, sums by row":
-        with patch.object(layers, "_sums", sums_by_row):
+    elif name == "ours, sums in loops":
+        with patch.dict(compilation.FUSE_MORE, {"triton.persistent_reductions": False}):
+            yield
+    elif name == "ours, CUDA graphs":
+        with patch.dict(compilation.FUSE_MORE, {"triton.cudagraphs": True}):
             yield
     else:
         yield
@@ -67,11 +71,6 @@ def derived_group_norm(self: torch.nn.GroupNorm, input: torch.Tensor) -> torch.T
     normalized = ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
     per_channel = (-1, *[1] * (input.dim() - 2))
     return normalized * self.weight.view(per_channel) + self.bias.view(per_channel)
-
-
-def sums_by_row(values: torch.Tensor) -> torch.Tensor:
-    """Sums over all positions in two steps: of large images in small batches, the first has more to do in parallel."""
-    return values.sum(-1).flatten(2).sum(-1) if values.dim() > 3 else values.sum(-1)
 
 
 class DerivedGroupNorm(torch.nn.GroupNorm):
