@@ -105,6 +105,7 @@ NOT_LEFT = {  # files that the pages list, but these runs do not have → why
     "guide": "was in the export until the next one",
     "slurm-": "no cluster",
     "quality": "nothing was judged in training",
+    "evaluation.previous": "RUN is evaluated once",
     "nccl": "no GPU",
 }
 
@@ -145,7 +146,8 @@ def promised() -> set[str]:
 
 COMMANDS = {str(page.relative_to(PROJECT_ROOT)): commands(page) for page in PAGES}
 FIRST = [  # the runs that the pages call RUN and OTHER
-    f"{QUICK} python train.py --preset tiny {SHORT} --run-name {run} --keep-every 1 --swa-start-epoch 1"
+    f"{QUICK} python train.py --preset tiny {SHORT} --run-name {run} --keep-every 1 --swa-start-epoch 1 "
+    "--sample-every 1"
     for run in ("RUN", "OTHER")
 ]
 

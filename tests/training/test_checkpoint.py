@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,18 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_ta
     assert (saver.root / "latest").resolve() == older
     assert not (aside / "ran").exists(), "nothing in a pickle is run"
     assert find_latest(saver.root) == (found, {})
+
+
+def test_a_training_state_that_would_run_code_runs_none_and_is_told_in_one_line(saver: Saver, tmp_path: Path):
+    folder = saver.save(4)
+    smuggle(folder, Payload(tmp_path / "ran"))
+    with pytest.raises(RequestError) as refused:
+        inspect(folder)
+    (line,) = str(refused.value).splitlines()
+    assert "(Weights only load failed" in line, "the first of torch's many lines"
+    with pytest.raises(pickle.UnpicklingError):
+        Checkpoint(folder, {}).load()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_damaged_again_is_set_aside_beside_the_first(saver: Saver):
@@ -291,6 +304,7 @@ def test_a_sweep_removes_half_made_links_and_leaves_what_it_does_not_know(saver:
     saver.save(4)
     (saver.root / ".latest.host.77.tmp").symlink_to("step_00000008")
     (saver.root / ".meta.json.host.77.tmp").write_text("{")
+    (saver.root / ".step_00000008.77.tmp").write_text("")  # a file where a folder is expected
     (saver.root / ".mine.tmp").mkdir()
     (saver.root / ".notes").write_text("")
     sweep(saver.root)
@@ -302,3 +316,14 @@ def test_a_checkpoint_is_written_where_no_folder_is_yet(small, tmp_path: Path):
     found = inspect(folder)
     assert (found.step, found.unsound) == (4, None)
     assert {file.name for file in folder.iterdir()} == {"meta.json", "scheduler", checkpoint.STATE, "unet"}
+
+
+def test_a_disk_that_was_full_from_the_start_is_told_as_that(saver: Saver, monkeypatch: pytest.MonkeyPatch):
+    """No folder could be made, so there is none to remove."""
+    monkeypatch.setattr(UNet2DModel, "save_config", failing(OSError(errno.ENOSPC, "No space left on device")))
+    model, scheduler = saver.trainer.model, saver.trainer.scheduler
+    contents = checkpoint.Contents({}, {"unet": model.state_dict()}, model, scheduler, {"progress": {"step": 4}})
+    with pytest.raises(OSError) as full:
+        checkpoint.write(saver.root, contents)
+    assert full.value.errno == errno.ENOSPC
+    assert saver.names() == []
