@@ -146,7 +146,7 @@ CONDITIONS = (  # numbers of docs/speed.md that were not measured, in the words 
     "with 8 workers", "8 loader workers", "with 2 workers", "DPM-Solver++ with 20 steps", "DDPM with 600", "H200",
     "470 images at once", "DPM-Solver++ in 20 steps", "DDPM in 600",
     "bf16", "BF16", "AVX512", "fp16", "fp32", "28 px", "96 px", "batch 64", "batch 96", "batch 2048", "16 cores",
-    "96 and 192", "64, 128 or 256", "7 × 7 positions", "132 multiprocessors", "L40S", "every 10 epochs", "torch 2.14.1",
+    "96 and 192", "64, 128 or 256", "7 × 7 positions", "L40S", "every 10 epochs", "torch 2.14.1",
     "H100 with 80 GB",
     "Python 3.11", "torch 2.11", "Python 3.12", "4 to 64 GPUs",
     "about 2 s of", "about 17 s and 21 s", "7% of a run", "of 100 epochs",  # estimates, as the page says
