@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -271,11 +272,11 @@ def main() -> int:
         raise RequestError(
             f"{error.name} is not installed: pip install accelerate lightning, or give --contestants ours"
         ) from error
+    of_machine = machine(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         results = tournament(options, folder)
-    of_machine = machine(torch.device("cpu"))
     facts = {
         "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(f"{name} {number}" for name, number in packages.items()),
@@ -283,12 +284,15 @@ def main() -> int:
         "training": f"{STEPS} steps of {2 * BATCH} images in {EPOCHS} epochs, a checkpoint every {EVERY} steps",
         "the command is given again": f"up to {options.starts} times",
         "a process hangs": f"after {duration(options.patience)}",
-        "load average at the end": f"{of_machine['load_before']:.0f}",
+        "load average at the end": f"{os.getloadavg()[0]:.0f}",
         "all runs together took": duration(sum(result["seconds"] for result in results)),
     }
     flags = ["--only", *map(str, options.only)] if options.only else ["--faults", str(options.faults)]
     command = again(options, *flags)
-    document = {"benchmark": "tournament", **facts, "versions": packages, "command": command, "results": results}
+    document = {
+        "benchmark": "tournament", **facts, "machine": of_machine, "versions": packages, "command": command,
+        "results": results,
+    }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     text = to_markdown(page(results, facts, command), options.out.parent)
     atomic_write(options.out, json.dumps(document, indent=1) + "\n")

@@ -293,6 +293,6 @@ def augmented(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> 
     pixel = 2 * recipe.shift / images.shape[-1]  # grids run from -1 to 1
     top = torch.stack([wide * angle.cos(), shear - angle.sin(), right * pixel], 1)
     bottom = torch.stack([angle.sin(), high * angle.cos(), down * pixel], 1)
-    maps = torch.stack([top, bottom], 1).to(images.device, non_blocking=True)  # the grids are computed on the device
+    maps = torch.stack([top, bottom], 1).to(images.device, non_blocking=True)  # far fewer numbers than their grids
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # pixels from outside are 0, so -1: background

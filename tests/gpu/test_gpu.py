@@ -64,7 +64,6 @@ def test_a_step_never_waits_for_the_device(small, world: DistContext, precision:
 
 
 def test_the_classifier_distorts_its_images_without_waiting_for_the_device(world: DistContext):
-    """Its grids, one number for each pixel and axis, are computed there: on a busy CPU they would take longest."""
     images, source = to_input(random_images(128).pixels.to(world.device)), torch.Generator().manual_seed(0)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
