@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import suppress
 from typing import Any
 
 import torch
-import torch._functorch.config
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm.training.compiler import set_caches
+from ddpm.training.layers import cache_keys
 
 # Inductor writes an intermediate result to memory if many operations, or operations on many tensors, lead to it. With
 # its defaults (30, 4, 8) that happens all along the backward pass of GroupNorm and SiLU: twice the bytes in all.
@@ -33,9 +32,14 @@ def _options() -> dict[str, Any]:
     set_caches()
     # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
-    with suppress(AttributeError):  # else a start with filled caches traces the backward pass again, for layers.py
-        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-    return {"dynamic": False, "options": {**FUSE_MORE, "cpp.dynamic_threads": True}}  # a run may change their number
+    return {
+        "dynamic": False,
+        "options": {
+            **FUSE_MORE,
+            "unsafe_marked_cacheable_functions": cache_keys(),  # else a start with filled caches traces all again
+            "cpp.dynamic_threads": True,  # a run may change their number
+        },
+    }
 
 
 def cut_at_buckets(network: DistributedDataParallel) -> DistributedDataParallel:
