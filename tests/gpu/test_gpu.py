@@ -43,9 +43,14 @@ def on(device: torch.device, images: Images) -> Images:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_a_step_never_waits_for_the_device(small, world: DistContext, precision: str, compiled: bool):
-    config = replace(small, precision=precision, compile=compiled, log_every=100, resolution=64)
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "bf16"}, {"precision": "fp16"}, {"precision": "fp32"}, {"optimizer": "adamw", "precision": "bf16"},
+     {"loss_weighting": "min_snr", "precision": "bf16"}],
+    ids=lambda settings: "-".join(settings.values()),
+)  # fmt: skip
+def test_a_step_never_waits_for_the_device(small, world: DistContext, settings: dict[str, str], compiled: bool):
+    config = replace(small, **settings, compile=compiled, log_every=100, resolution=64)
     trained = Trainer(config, CLASSES, choose(config, 47, world.device, 1e8), world)
     images = on(world.device, random_images(256))
     chosen = torch.arange(32, device=world.device)
