@@ -6,7 +6,6 @@ import json
 import time
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ddpm.evaluation.config import EvaluateConfig
 from ddpm.evaluation.example_sheets import closest_sheet, worst_sheet
 from ddpm.evaluation.generate import Drawn, ImageGenerator, SamplerSettings
 from ddpm.evaluation.learning import School
+from ddpm.evaluation.real_data import load_real_data
 from ddpm.evaluation.scores import Estimate
 from ddpm.evaluation.sweeps import (
     LENGTHS,
@@ -30,7 +30,6 @@ from ddpm.evaluation.sweeps import (
     sampler_settings,
     sweep,
 )
-from ddpm.run.config import TrainConfig
 from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_figures import TOP1, TOP5
@@ -40,11 +39,9 @@ from ddpm.run.format import duration
 from ddpm.sampling.ema_length import EmaLength, made_well
 from ddpm.sampling.load import load_model
 from ddpm.sampling.options import check_guided
-from ddpm.sampling.pipeline import listed
 from ddpm.sampling.sheets import npz, png
-from ddpm.training import compiler, data, hardware
+from ddpm.training import compiler, hardware
 from ddpm.training.device import pick_device
-from ddpm.training.distributed import DistContext
 from ddpm.training.threads import settle
 
 USUAL_SAMPLES = 100  # of each class
@@ -72,19 +69,16 @@ class Evaluator:
         )
         if self.model.rebuilt:
             self.say(str(self.model.rebuilt))
-        trained = self.model.meta["settings"]
         self.most_steps = self.model.pipeline.scheduler.config.num_train_timesteps
         self.settings = self._sampler_settings()
         paths, out = self.model.paths, config.out and real(config.out)
         self.folder, self.json = (out, out / "evaluation.json") if out else (paths.evaluation_files, paths.evaluation)
-        source = self._data_settings(trained)
-        self.data = source.data_name
-        self.train, self.test = data.load(source, DistContext(0, 0, 1, 1, device))
-        self._check_images()
-        self.num_classes = self._agreed_classes()
+        compared = load_real_data(config, self.model, device, self.say)
+        self.data, self.train, self.test = compared.name, compared.train, compared.test
+        self.num_classes = len(self.train.class_names)
         self.per_class = config.samples_per_class or affordable_per_class(USUAL_SAMPLES, self.num_classes)
         self.things = f"{thing(self.data)}s"
-        self.real, test_images = parts.real_images(self.test, trained.get("val_images"))
+        self.real, test_images = parts.real_images(self.test, self.model.meta["settings"].get("val_images"))
         self._check_writable()
         precision, _ = hardware.pick_precision(config.precision, device)
         self.image_generator = ImageGenerator(
@@ -273,48 +267,6 @@ class Evaluator:
         if settings.steps > self.most_steps:
             raise RequestError(f"--steps {settings.steps}: this model takes at most {self.most_steps}")
         return settings
-
-    def _data_settings(self, trained: dict[str, Any]) -> TrainConfig:
-        """The settings of the data to compare with: those of the training, or of the command line."""
-        config = self.config
-        names = {name: trained[name] for name in ("data", "split", "invert", "resolution") if name in trained}
-        if config.data:
-            names |= {"data": config.data, "split": config.split}
-        return TrainConfig(
-            **names, data_root=Path(config.data_root or trained["data_root"]), download=config.download,
-            output_root=config.output_root, block_out_channels=(32,),  # one level, which fits any resolution
-        )  # fmt: skip
-
-    def _check_images(self) -> None:
-        """Are the images those of the training, where the data set has the same name?
-
-        Raises:
-            RequestError: they are not, and the command line does not ask for them.
-        """
-        trained = self.model.meta.get("identity", {}).get("SHA-256 of the images")
-        if self.data != self.model.data or not trained or data.sha256(self.train).startswith(trained):
-            return
-        changed = f"{data_words(self.data)} holds other images than those that the model was trained on"
-        if not self.config.data_root:
-            raise RequestError(
-                f"{changed}: give the folder of those with --data-root; --data-root "
-                f"{self.model.meta['settings']['data_root']} compares with the images that are there now"
-            )
-        self.say(f"{changed}, as --data-root asks for it: what is said of training images is of these others")
-
-    def _agreed_classes(self) -> int:
-        """The number of classes of model and data.
-
-        Raises:
-            RequestError: they differ.
-        """
-        ours, theirs = list(self.model.pipeline.config.class_names), list(self.train.class_names)
-        if ours != theirs:
-            raise RequestError(
-                f"the model draws {len(ours)} classes ({listed(ours, 60)}), {data_words(self.data)} has "
-                f"{len(theirs)} ({listed(theirs, 60)}): compare with the data that it was trained on"
-            )
-        return len(ours)
 
     def _labels(self, per_class: int) -> torch.Tensor:
         """Labels of all classes in turn, so that any first part has them evenly: int64 [K * per_class]."""

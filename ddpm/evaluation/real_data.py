@@ -1,0 +1,79 @@
+"""The data set that a model is compared with: the one it was trained on, or the one that the command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ddpm.evaluation.config import EvaluateConfig
+from ddpm.run.config import TrainConfig
+from ddpm.run.datasets import data_words
+from ddpm.run.errors import RequestError
+from ddpm.sampling.load import TrainedModel
+from ddpm.sampling.pipeline import listed
+from ddpm.training import data
+from ddpm.training.data import Images
+from ddpm.training.distributed import DistContext
+
+
+@dataclass(frozen=True)
+class RealData:
+    """A data set, with the classes of the model in their order."""
+
+    name: str  # in files
+    train: Images
+    test: Images
+
+
+def load_real_data(
+    config: EvaluateConfig, model: TrainedModel, device: torch.device, say: Callable[[str], None]
+) -> RealData:
+    """Load the data that `config` asks for.
+
+    Raises:
+        RequestError: they are not there, are not those of the training without being asked for, or have other classes.
+    """
+    source = _settings(config, model)
+    train, test = data.load(source, DistContext(0, 0, 1, 1, device))
+    _check_images(source.data_name, train, config, model, say)
+    _check_classes(source.data_name, train, model)
+    return RealData(source.data_name, train, test)
+
+
+def _settings(config: EvaluateConfig, model: TrainedModel) -> TrainConfig:
+    trained = model.meta["settings"]
+    names = {name: trained[name] for name in ("data", "split", "invert", "resolution") if name in trained}
+    if config.data:
+        names |= {"data": config.data, "split": config.split}
+    return TrainConfig(
+        **names, data_root=Path(config.data_root or trained["data_root"]), download=config.download,
+        output_root=config.output_root, block_out_channels=(32,),  # one level, which fits any resolution
+    )  # fmt: skip
+
+
+def _check_images(
+    name: str, train: Images, config: EvaluateConfig, model: TrainedModel, say: Callable[[str], None]
+) -> None:
+    """Are the images those of the training, where the data set has the same name?"""
+    trained = model.meta.get("identity", {}).get("SHA-256 of the images")
+    if name != model.data or not trained or data.sha256(train).startswith(trained):
+        return
+    changed = f"{data_words(name)} holds other images than those that the model was trained on"
+    if not config.data_root:
+        raise RequestError(
+            f"{changed}: give the folder of those with --data-root; --data-root "
+            f"{model.meta['settings']['data_root']} compares with the images that are there now"
+        )
+    say(f"{changed}, as --data-root asks for it: what is said of training images is of these others")
+
+
+def _check_classes(name: str, train: Images, model: TrainedModel) -> None:
+    ours, theirs = list(model.pipeline.config.class_names), list(train.class_names)
+    if ours != theirs:
+        raise RequestError(
+            f"the model draws {len(ours)} classes ({listed(ours, 60)}), {data_words(name)} has "
+            f"{len(theirs)} ({listed(theirs, 60)}): compare with the data that it was trained on"
+        )
