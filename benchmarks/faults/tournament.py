@@ -60,7 +60,7 @@ from benchmarks.faults.fault import FULL_DISK, TORN_FILE, Fault, tell_steps
 from benchmarks.faults.peers import WithAccelerate, WithLightning
 from benchmarks.faults.processes import start_server
 from benchmarks.faults.runs import SETTINGS, outcome, some_of
-from benchmarks.faults.tournament_page import in_words, is_flawless, page
+from benchmarks.faults.tournament_page import in_words, is_flawless, median_load, page
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
@@ -191,6 +191,7 @@ def play(name: str, fault: Fault, config: TrainConfig, expected: Weights, starts
         "rows_doubled": doubled,
         "exit_codes": [each.codes for each in played],
         "seconds": round(sum(each.seconds for each in played), 1),
+        "load": round(os.getloadavg()[0], 1),
         "last_words": "" if weights is not None else last_words(config),
     }
 
@@ -284,7 +285,7 @@ def main() -> int:
         "training": f"{STEPS} steps of {2 * BATCH} images in {EPOCHS} epochs, a checkpoint every {EVERY} steps",
         "the command is given again": f"up to {options.starts} times",
         "a process hangs": f"after {duration(options.patience)}",
-        "load average at the end": f"{os.getloadavg()[0]:.0f}",
+        "load average, median": median_load(results),
         "all runs together took": duration(sum(result["seconds"] for result in results)),
     }
     flags = ["--only", *map(str, options.only)] if options.only else ["--faults", str(options.faults)]

@@ -25,6 +25,12 @@ def in_words(result: Result) -> str:
     return ", ".join([state, *told]) + (f": {result['last_words']}" if result["last_words"] else "")
 
 
+def median_load(results: Sequence[Result]) -> str:
+    """The load average while the runs were played, in however many calls; results of before it was noted have none."""
+    loads = [result["load"] for result in results if "load" in result]
+    return f"{statistics.median(loads):.0f}" if len(loads) == len(results) else "unknown"
+
+
 def share(holds: Callable[[Result], bool]) -> Callable[[Sequence[Result]], str]:
     return lambda results: percent(statistics.fmean(map(holds, results)))
 

@@ -9,7 +9,7 @@ from benchmarks.faults import tournament
 from benchmarks.faults.contest import EVERY, KINDS, Weights, draw, last_step, own_disk, tear
 from benchmarks.faults.fault import Fault, fill
 from benchmarks.faults.processes import start_server
-from benchmarks.faults.tournament_page import page
+from benchmarks.faults.tournament_page import median_load, page
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from metrics.page import to_markdown
@@ -86,6 +86,11 @@ def test_the_page_tells_what_each_contestant_lost():
     assert "| SIGKILL | 32 | 32 |" in text
     assert "| other | 1 | SIGKILL, both processes, 10 ms after step 5 | not finished" in text
     assert "| ours | 0 |" not in text
+
+
+def test_the_load_is_that_of_all_runs_or_unknown():
+    assert median_load([{"load": 0.6}, {"load": 7.2}, {"load": 3.1}]) == "3"
+    assert median_load([{"load": 0.6}, {}]) == "unknown"
 
 
 @pytest.fixture(scope="module")
