@@ -26,7 +26,7 @@ def in_words(result: Result) -> str:
 
 
 def median_load(results: Sequence[Result]) -> str:
-    """The load average while the runs were played, in however many calls; results of before it was noted have none."""
+    """The median load average of all runs; unknown if some are of a version that did not note it."""
     loads = [result["load"] for result in results if "load" in result]
     return f"{statistics.median(loads):.0f}" if len(loads) == len(results) else "unknown"
 

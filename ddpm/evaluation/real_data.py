@@ -37,10 +37,10 @@ def load_real_data(
         RequestError: they are not there, are not those of the training without being asked for, or have other classes.
     """
     source = _settings(config, model)
-    train, test = data.load(source, DistContext(0, 0, 1, 1, device))
-    _check_images(source.data_name, train, config, model, say)
-    _check_classes(source.data_name, train, model)
-    return RealData(source.data_name, train, test)
+    found = RealData(source.data_name, *data.load(source, DistContext(0, 0, 1, 1, device)))
+    _check_images(found, config, model, say)
+    _check_classes(found, model)
+    return found
 
 
 def _settings(config: EvaluateConfig, model: TrainedModel) -> TrainConfig:
@@ -54,14 +54,12 @@ def _settings(config: EvaluateConfig, model: TrainedModel) -> TrainConfig:
     )  # fmt: skip
 
 
-def _check_images(
-    name: str, train: Images, config: EvaluateConfig, model: TrainedModel, say: Callable[[str], None]
-) -> None:
+def _check_images(found: RealData, config: EvaluateConfig, model: TrainedModel, say: Callable[[str], None]) -> None:
     """Are the images those of the training, where the data set has the same name?"""
     trained = model.meta.get("identity", {}).get("SHA-256 of the images")
-    if name != model.data or not trained or data.sha256(train).startswith(trained):
+    if found.name != model.data or not trained or data.sha256(found.train).startswith(trained):
         return
-    changed = f"{data_words(name)} holds other images than those that the model was trained on"
+    changed = f"{data_words(found.name)} holds other images than those that the model was trained on"
     if not config.data_root:
         raise RequestError(
             f"{changed}: give the folder of those with --data-root; --data-root "
@@ -70,10 +68,10 @@ def _check_images(
     say(f"{changed}, as --data-root asks for it: what is said of training images is of these others")
 
 
-def _check_classes(name: str, train: Images, model: TrainedModel) -> None:
-    ours, theirs = list(model.pipeline.config.class_names), list(train.class_names)
+def _check_classes(found: RealData, model: TrainedModel) -> None:
+    ours, theirs = list(model.pipeline.config.class_names), list(found.train.class_names)
     if ours != theirs:
         raise RequestError(
-            f"the model draws {len(ours)} classes ({listed(ours, 60)}), {data_words(name)} has "
+            f"the model draws {len(ours)} classes ({listed(ours, 60)}), {data_words(found.name)} has "
             f"{len(theirs)} ({listed(theirs, 60)}): compare with the data that it was trained on"
         )

@@ -6,6 +6,7 @@ are torch's layers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,26 +169,35 @@ def _by_channel(factors: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     return kept.view(batch, channels, *[1] * (input.dim() - 2))
 
 
-# Dynamo takes each call of these as one node of its graph, which AOTAutograd traces if its cache does not have it.
-# Otherwise Dynamo would trace both passes of every call at every start, which is two thirds of its time for `large`.
+ONE_NODE: list[Callable[..., torch.Tensor]] = []
 
 
-@torch.compiler.allow_in_graph
+def one_node(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Let Dynamo take each call as one node of its graph, which AOTAutograd traces if its cache does not have it.
+
+    Otherwise Dynamo would trace both passes of every call at every start: two thirds of its time for `large`.
+    """
+    ONE_NODE.append(function)
+    return torch.compiler.allow_in_graph(function)
+
+
+@one_node
 def add_bias(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return AddBias.apply(input, bias)
 
 
-@torch.compiler.allow_in_graph
+@one_node
 def dense_gradient(input: torch.Tensor) -> torch.Tensor:
     return DenseGradient.apply(input)
 
 
-@torch.compiler.allow_in_graph
+@one_node
 def group_norm(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
     return ClosedFormGroupNorm.apply(input, weight, bias, groups, eps)
 
 
 def cache_keys() -> dict[str, str]:
-    """The functions above by their full name, each with what tells whether compiled code of it is still valid."""
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    return {f"{each.__module__}.{each.__name__}": version for each in (add_bias, dense_gradient, group_norm)}
+    """The functions of `one_node` by their full name, each with a digest of this file: compiled code of theirs is valid
+    as long as it stays the same."""
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return {f"{each.__module__}.{each.__name__}": digest for each in ONE_NODE}

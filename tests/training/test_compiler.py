@@ -245,7 +245,7 @@ def test_a_full_disk_and_one_of_the_network_are_passed_over(disks, monkeypatch):
 NOEXEC = """
 mount -t tmpfs -o noexec none "$SLURM_TMPDIR" && exec "$0" -c '
 import os
-from ddpm.training import compiler, layers
+from ddpm.training import compiler
 compiler.set_caches()
 print(os.environ[compiler.INDUCTOR])'
 """
