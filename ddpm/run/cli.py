@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Main = Callable[[Sequence[str] | None], int]
-LESS_MEMORY = "give a smaller --batch-size, or --device cpu"
+LESS_MEMORY = "give a smaller --batch-size where there is that flag, or --device cpu"
 
 
 def in_one_line(main: Main) -> Main:

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.faults.consistency import contradictions
-from benchmarks.faults.kills import run_rounds
+from benchmarks.faults.kills import main as random_kills
 from benchmarks.faults.plans import IMAGES, draw_plan
 from benchmarks.faults.replay import random_examples
 from ddpm.data.emnist import emnist as emnist_files
 from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.config import TrainConfig
+from ddpm.run.errors import RequestError
 from ddpm.run.metrics import ENERGY_WH, GPU_HOURS, GPU_UTILIZATION
 from ddpm.training import trainer
 from ddpm.training.data import global_slice
@@ -177,11 +178,17 @@ def test_a_finished_run_whose_figures_were_damaged_gets_them_back_from_its_check
         assert json.loads(paths.json.read_text())["state"] == "finished"
 
 
-def test_random_kills(emnist: Path, tmp_path: Path):
-    """The short form of `python -m benchmarks.faults.kills`."""
-    lost, killed_in = run_rounds(2, seed=1, data_root=emnist, folder=tmp_path)
-    assert lost == []
-    assert killed_in.total() >= 1
+def test_random_kills(emnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The short form of `python -m benchmarks.faults.kills`; the same command again repeats no round."""
+    flags = ["--data-root", str(emnist), "--folder", str(tmp_path), "--out", str(tmp_path / "kills.json")]
+    assert random_kills([*flags, "--rounds", "1"]) == 0
+    assert random_kills([*flags, "--rounds", "2"]) == 0
+    document = json.loads((tmp_path / "kills.json").read_text())
+    assert [(each["number"], each["wrong"]) for each in document["rounds"]] == [(0, []), (1, [])]
+    kills = sum(len(each["killed_in"]) for each in document["rounds"])
+    assert kills >= 1 and f"2 rounds, {kills} kills:" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="has rounds of seed 0: give that --seed, or another --out"):
+        random_kills([*flags, "--seed", "1"])
 
 
 def test_a_plan_of_the_soak_follows_from_its_seed_and_is_one_that_can_be_trained(tmp_path: Path):
