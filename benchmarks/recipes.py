@@ -8,7 +8,8 @@ measured in rounds, for every kind of step that the recipes have, as the learnin
 step. Nothing else should run during that. Then `train.py` trains for that number of steps, and what its final weights
 draw is judged as in benchmarks/common/trained.py. These trainings may share the machine (`--at-once`): their steps are
 fixed, not their time. After an interruption, the same command continues: what is in the file of results is neither
-measured nor trained again, nor are finished runs in `--folder`.
+measured nor trained again, nor are finished runs in `--folder`. Characters are drawn and judged while others train:
+with OMP_NUM_THREADS=1, each of them has one thread.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.rounds import machine
-from benchmarks.common.trained import Judge, train
+from benchmarks.common.trained import STEPS, Judge, train
 from ddpm.run.config import preset
+from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
@@ -123,17 +125,20 @@ def trained(options: argparse.Namespace, document: dict[str, Any], root: Path) -
 
 
 def begun(options: argparse.Namespace, judge: Judge) -> dict[str, Any]:
-    """The document in `--out`, if there is one; else a new one. Exits if minutes or images differ."""
-    if options.out.exists():
-        document = json.loads(options.out.read_text(encoding="utf-8"))
-        if document["minutes"] == options.minutes and document["images_judged"] == len(judge.labels):
-            return document
-        sys.exit(f"error: {options.out} is of {document['minutes']:g} minutes and {document['images_judged']} images "
-                 "judged: give another --out")  # fmt: skip
-    return {
-        "generated": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": options.minutes,
-        **machine(judge.device), **judge.facts, "ms_per_step": {}, "results": [],
-    }  # fmt: skip
+    """The document in `--out`, if there is one; else a new one.
+
+    Raises:
+        RequestError: that one is of other minutes, or judges in another way.
+    """
+    facts = {"minutes": options.minutes, **judge.facts}
+    if not options.out.exists():
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return {"generated": now, **machine(judge.device), **facts, "ms_per_step": {}, "results": []}
+    document = json.loads(options.out.read_text(encoding="utf-8"))
+    for name in ("minutes", "images_judged", "sample_steps", "data_sha256"):
+        if document.get(name) != facts[name]:
+            raise RequestError(f"{options.out} has {name} {document.get(name)}, not {facts[name]}: give another --out")
+    return document
 
 
 def main() -> None:
@@ -144,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0])
     parser.add_argument("--per-class", type=int, default=100, help="characters of each class that are judged")
+    parser.add_argument("--sample-steps", type=int, default=STEPS, help="steps in which each is drawn")
     parser.add_argument("--at-once", type=int, default=1, help="trainings that share the machine's cores")
     parser.add_argument("--out", type=Path, default=PROJECT_ROOT / "benchmarks" / "results" / "recipes.json")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a folder that is removed)")
@@ -151,7 +157,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.folder or Path(scratch)).resolve()
-        judge = Judge(preset("tiny", data_root=options.data_root), root, options.per_class)
+        judge = Judge(preset("tiny", data_root=options.data_root), root, options.per_class, options.sample_steps)
         document = begun(options, judge)
         for result, checkpoint in trained(options, document, root):
             figures = [{"guidance_scale": scale, **judge.figures(checkpoint, scale)} for scale in options.guidance]

@@ -24,7 +24,7 @@ from ddpm.sampling.load import load_model
 from ddpm.training import data, hardware
 from ddpm.training.distributed import connect
 
-SAMPLER = "ddpm", 50  # ancestral sampling: in as many steps, DDIM leaves more errors of a young model
+SAMPLER, STEPS = "ddpm", 50  # ancestral sampling: in as many steps, DDIM leaves more errors of a young model
 
 
 def train(
@@ -50,12 +50,13 @@ def train(
 class Judge:
     """Judges the characters that trained models draw: always the same labels, noise, test images and classifiers."""
 
-    def __init__(self, config: TrainConfig, root: Path, per_class: int) -> None:
+    def __init__(self, config: TrainConfig, root: Path, per_class: int, sample_steps: int = STEPS) -> None:
         """
         Args:
             config: of the data, the resolution and the validation images, which are not judged with.
             root: where the reference classifier is kept.
             per_class: characters of each class that are drawn, and learned from.
+            sample_steps: in which they are drawn.
         """
         with connect() as world:
             train_set, test_set = data.load(config, world)
@@ -69,15 +70,16 @@ class Judge:
         self.facts = {
             "data_sha256": self._classifier.meta["data_sha256"], "classifier_top1": self._classifier.meta["top1"],
             "real_accuracy": self._real.estimate().to_dict(),
-            "images_judged": len(self.labels), "test_images": len(unseen),
+            "images_judged": len(self.labels), "test_images": len(unseen), "sampler": SAMPLER,
+            "sample_steps": sample_steps,
         }  # fmt: skip
 
     def figures(self, checkpoint: Path, guidance_scale: float) -> dict[str, Any]:
-        """RCA, CAS and Fréchet distance of what a checkpoint's EMA weights draw with SAMPLER."""
+        """RCA, CAS and Fréchet distance of what a checkpoint's EMA weights draw."""
         precision = hardware.pick_precision("auto", self.device)[0]
         trained = load_model(str(checkpoint), self.device)
         generator = ImageGenerator(trained.pipeline, precision, None, None, Console(quiet=True), lambda said: None)
-        settings = SamplerSettings(*SAMPLER, guidance_scale)
+        settings = SamplerSettings(SAMPLER, self.facts["sample_steps"], guidance_scale)
         pixels = generator.draw(self.labels, settings, 0, "drawing").pixels
         predictions = self._classifier(pixels)
         taught = self._school.teach(self._school.generated(torch.from_numpy(pixels), self.labels))
