@@ -14,6 +14,7 @@ ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, all logging
 import math
 import os
 import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -96,14 +97,14 @@ class Run(RunLifecycle):
             return self.nothing_to_do()
         with RunLogger(self.paths, self.schedule, self.world) as self.logger:
             try:
-                self.build()
-                return self.train()
+                with self.world.explaining():
+                    self.build()
+                    return self.train()
             except TrainingFailed as error:
                 return self.failed(error)
             except Exception as error:
-                error = self.world.explain(error)
                 self.crashed(error)
-                raise error from None
+                raise
             except KeyboardInterrupt:
                 self.logger.end("failed", 1, "interrupted twice", retry=True, report=False)
                 raise
@@ -254,7 +255,7 @@ class Run(RunLifecycle):
 
 def main(config: TrainConfig, stop: StopRequest) -> int:
     """Run `config` in this process, one of those that were started. Returns the exit code (see docs/training.md)."""
-    paths = RunPaths(real(config.output_root), config.run)
+    paths, began = RunPaths(real(config.output_root), config.run), time.time()
 
     def publish(code: int, message: str) -> None:
         if is_first() and not config.only_asks and not os.path.exists(paths.lock):  # a lock: another job trains it
@@ -265,22 +266,20 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
         if config.wandb:
             wandb.require()
         leave_traces(paths.nccl_traces)
-        with connect(config.device) as world:
+        with connect(config.device) as world, world.explaining():
             if config.only_asks:
                 (dry_run if config.dry_run else find_batch_size)(config, world)
                 return 0
             with RunLock(paths.lock, config.run) as run_lock:
                 lock_name = world.broadcast_result(run_lock.take, here=world.is_main)
-                try:
-                    return Run(config, stop, world, run_lock).main()
-                except Exception as error:
-                    raise world.explain(error) from None
+                return Run(config, stop, world, run_lock).main()
     except (OutOfMemory, ProcessesLost) as error:
         if error.reported_here:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        ours = holder(paths.lock) in (lock_name, None)  # else the run has been taken over
+        ours = not config.only_asks and holder(paths.lock) in (lock_name, None)  # else the run has been taken over
         if ours and (error.reported_here or is_first()):
-            publish_failure(paths, config.data_name, error.exit_code, str(error), keep=not is_first())
+            since = None if is_first() else began  # process 0 publishes later than that
+            publish_failure(paths, config.data_name, error.exit_code, str(error), since)
         return error.exit_code
     except RequestError as error:
         publish(2, str(error))

@@ -56,9 +56,9 @@ def flags(name: str, data_root: Path, root: Path) -> list[str]:
 def document(steps: Steps, config: TrainConfig) -> dict[str, Any]:
     """What is pinned of a run: its steps, its validation, and on what they were computed."""
     row = pd.read_csv(RunPaths(config.output_root, config.run).csv).iloc[-1]
-    train, _ = data.load(config, one := DistContext(0, 0, 1, 1, torch.device("cpu")))
+    train, _ = data.load(config, DistContext(0, 0, 1, 1, torch.device("cpu")))
     return {
-        **computed_on(), "data_sha256": data.agreed_sha256(train, one), **steps,
+        **computed_on(), "data_sha256": data.sha256(train), **steps,
         "validation": {name: float(row[name]) for name in VALIDATION},
     }  # fmt: skip
 

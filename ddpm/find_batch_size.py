@@ -206,6 +206,8 @@ def advice(probes: list[Probe], config: TrainConfig, memory_mb: float | None) ->
 
 
 def _flags(found: Probe, config: TrainConfig) -> str:
-    """The flags of a size, with a learning rate by either rule."""
+    """The flags of a size, with a learning rate by either rule, that replace those of the same names."""
     by_root, linear = (scaled_lr(replace(config, scale_lr=rule), found.batch_size) for rule in ("sqrt", "linear"))
-    return f"--batch-size {found.batch_size} --lr {by_root:.3g} (linear: {linear:.3g})"
+    scaled = " --scale-lr none" if config.scale_lr != "none" else ""  # else --lr would be scaled again
+    accumulated = " --grad-accum 1" if config.grad_accum > 1 else ""
+    return f"--batch-size {found.batch_size}{accumulated}{scaled} --lr {by_root:.3g} (linear: {linear:.3g})"

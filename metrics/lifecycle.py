@@ -59,7 +59,7 @@ class RunLifecycle:
         self.choices = hardware.choose(
             config, self.train_set.num_classes, world.device, self.flops_per_image, world.gather, steps
         ).for_test_images(len(self.test_set))
-        self.data_sha256 = data.agreed_sha256(self.train_set, world)
+        self.data_sha256 = data.agreed_sha256(self.train_set, self.test_set, world)
         self.identity = identity_of(config, self.schedule, self.train_set.class_names, self.data_sha256)
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.schedule.global_batch)
@@ -97,7 +97,8 @@ class RunLifecycle:
             if start:
                 notes += damaged_checkpoints(root, start, damaged)
                 notes += abandoned_line(self.paths, start)
-                update_best(root, self.config)
+                if not was_finished:  # else metrics/jobs/finished.py decides
+                    update_best(root, self.config)
             checkpoint.point_latest(root)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
@@ -109,7 +110,9 @@ class RunLifecycle:
         self.ended_early = self.reason_to_end(rows) if rows else None
 
     def reason_to_end(self, rows: Sequence[dict]) -> str | None:
-        """Why the run should end before its last epoch, by the rows so far; None if it should go on."""
+        """Why the run should end before its last epoch, by the rows so far; None if it should not, or is at its end."""
+        if rows[-1]["step"] >= self.schedule.total_steps:
+            return None
         rows = self.schedule.whole_epochs(rows)
         missed = self.config.stop_when and out_of_reach(self.config.criterion, rows, self.schedule.epochs)
         return out_of_patience(rows, self.config) or missed

@@ -63,10 +63,10 @@ def published_starts(paths: RunPaths, status: Mapping[str, Any] | None = None) -
     Args:
         status: content of status.json, if it has been read already.
     """
-    grouped: dict[Any, list[Mapping[str, Any]]] = {}
-    for record in _records(paths, status):  # two of one start, if another process wrote how it ended
-        grouped.setdefault(slurm_start(record) or finite(record.get("started")), []).append(record)
-    return [_start(records) for records in grouped.values()]
+    latest = {}
+    for record in _records(paths, status):  # two of one start, if another process wrote how it ended: the second counts
+        latest[slurm_start(record), finite(record.get("started"))] = record
+    return [_start(record) for record in latest.values()]
 
 
 def training_starts(paths: RunPaths, told: Sequence[Mapping[str, Any]], status: Mapping[str, Any]) -> list[Start]:
@@ -130,20 +130,16 @@ def _records(paths: RunPaths, status: Mapping[str, Any] | None) -> Iterator[Mapp
         yield status
 
 
-def _start(records: list[Mapping[str, Any]]) -> Start:
-    seconds = gpu_seconds = 0.0
-    for record in records:
-        began, last, gpus = (finite(record.get(name)) for name in ("started", "heartbeat", "gpus"))
-        lived = max(0.0, last - began) if None not in (began, last) else 0.0
-        seconds, gpu_seconds = seconds + lived, gpu_seconds + lived * (gpus or 0)
-    began_at = [finite(record.get("start_step")) for record in records]
-    seen = [[finite(record.get(name)) or 0 for name in ("images_seen", "start_images")] for record in records]
+def _start(record: Mapping[str, Any]) -> Start:
+    began, last, gpus, began_at = (finite(record.get(name)) for name in ("started", "heartbeat", "gpus", "start_step"))
+    lived = max(0.0, last - began) if None not in (began, last) else 0.0
+    seen, seen_before = (finite(record.get(name)) or 0 for name in ("images_seen", "start_images"))
     return Start(
-        slurm=slurm_start(records[0]),
-        began=finite(records[0].get("started")),
-        seconds=seconds,
-        gpu_seconds=gpu_seconds,
-        began_at=next((int(step) for step in began_at if step is not None), None),
-        images=max(0, *(int(last - first) for last, first in seen)),
-        last=records[-1],
+        slurm=slurm_start(record),
+        began=began,
+        seconds=lived,
+        gpu_seconds=lived * (gpus or 0),
+        began_at=None if began_at is None else int(began_at),
+        images=max(0, int(seen - seen_before)),
+        last=record,
     )

@@ -77,7 +77,7 @@ class ImageGenerator:
         """
         Args:
             precision: bf16, fp16 or fp32, for autocast.
-            batch_size: images in one forward pass; None: chosen for the resolution and the device.
+            batch_size: images drawn at once; None: chosen for the resolution and the device.
             compile: whether to compile the model. None: on a GPU, before what would take longer than COMPILE_FROM.
             console: shows a progress bar if it is a terminal.
             log: called with each line to print.

@@ -3,6 +3,9 @@
 import re
 import sys
 
+FULL = (  # what CUDA, cuBLAS, cuDNN and NCCL say when a GPU's memory is full, besides torch's own error
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "Cuda failure 2 ",
+)  # fmt: skip
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request with a checkpoint saved; the same command continues
 
 
@@ -36,7 +39,7 @@ def out_of_memory(error: BaseException, cure: str) -> OutOfMemory | None:
         cure: what to do, in words.
     """
     torch = sys.modules.get("torch")
-    full = torch and (isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error))
+    full = torch and (isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL))
     if not full:
         return out_of_memory(error.__cause__, cure) if error.__cause__ else None  # torch.compile wraps it
     asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))

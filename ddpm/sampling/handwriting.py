@@ -34,6 +34,7 @@ REACH = 0.1  # letters keep their distance over this height above and below a st
 TUCK = 0.25  # how far a letter may move under or over the one before it
 EDGE = 0.07  # share of a picture's side that fades out
 INK_LEVEL = 0.4  # a pixel counts as ink from this level on, where 1 is the darkest
+LARGEST = 8  # side of a picture, in heights of a capital: one that is nearly empty is not enlarged without end
 SPECK = 0.02  # share of a picture's ink that is ignored as specks on each side
 
 
@@ -132,7 +133,7 @@ class _Pen:
         above, below, widest = _measures(character)
         box = _ink_box(picture)
         scale = min((above + below) * CAPITAL / (box[3] - box[1]), widest * CAPITAL / (box[2] - box[0]))
-        side = round(scale * len(picture))
+        side = min(round(scale * len(picture)), LARGEST * CAPITAL)
         scale = side / len(picture)
         top = round(self.baseline + below * CAPITAL - box[3] * scale)
         starts, ends = _outlines(_enlarged(picture, side), top - self.baseline)
@@ -170,10 +171,12 @@ def _outlines(large: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     rows = 4 * CAPITAL  # the baseline is the middle one
     starts, ends = np.full(rows, np.inf), np.full(rows, -np.inf)
     ink = large > INK_LEVEL
+    first = rows // 2 + top
     for row in np.flatnonzero(ink.any(1)):
-        across = np.flatnonzero(ink[row])
-        starts[rows // 2 + top + row], ends[rows // 2 + top + row] = across[0], across[-1]
-    if not ink.any():
+        if 0 <= first + row < rows:  # else a speck, far from the character
+            across = np.flatnonzero(ink[row])
+            starts[first + row], ends[first + row] = across[0], across[-1]
+    if not np.isfinite(starts).any():
         starts[:], ends[:] = 0, len(large)
     return starts, ends
 

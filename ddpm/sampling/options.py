@@ -66,7 +66,7 @@ class DrawingOptions:
     seed: int = 0
     """The same seed draws the same images at any batch size; on another device they differ by rounding."""
     batch_size: int | None = None
-    """Images in one forward pass. Left out: chosen for the resolution and the device."""
+    """Images drawn at once; with guidance, a forward pass has twice as many. Left out: chosen for the resolution and the device."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -109,7 +109,7 @@ def denoise(
         guidance_interval: the noise levels with guidance, see `guided_steps`; the others are sampled with scale 1.
         guide: a weaker model of the same noise schedule and prediction type, such as an earlier state of `model`.
         generator: of the noise that `ddpm` adds in every step.
-        batch_size: images in one forward pass; all if None.
+        batch_size: images drawn at once; all if None.
 
     Raises:
         ValueError: as `make_sampler` and `guided_steps`.
@@ -272,7 +272,7 @@ class CharacterPipeline(DiffusionPipeline):
             guidance_interval: the noise levels with guidance, from 0 (clean) to 1 (noise), such as (0.3, 0.8).
             use_guide: autoguidance, if the model has a guide; False is classifier-free guidance.
             generator: source of all randomness; one on the CPU gives the same images on every device.
-            batch_size: images in one forward pass; the result does not depend on it.
+            batch_size: images drawn at once; the result does not depend on it.
             output_type: "pil", "np" for uint8 [N, R, R], or "pt" for float32 [N, 1, R, R] in [-1, 1].
             on_step: called with 0 and the noise, then after each step with its number and the images as for "pt".
 

@@ -25,7 +25,7 @@ from ddpm.training.seeding import Stream, generator
 BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (139, 148, 158)
 MARGIN, LABEL_WIDTH = 16, 30  # pixels; a column of labels is wider if the names are longer than a character
 
-PIXELS_AT_ONCE = {"cpu": 50_000, "cuda": 400_000}  # in one forward pass: about 64 or 500 images at 28 px
+PIXELS_AT_ONCE = {"cpu": 50_000, "cuda": 400_000}  # drawn together: about 64 or 500 images at 28 px
 
 
 def draw_samples(
@@ -69,7 +69,7 @@ def draw_samples(
 
 
 def images_at_once(resolution: int, device: torch.device) -> int:
-    """Batch size of sampling: images in one forward pass."""
+    """Batch size of sampling: images drawn at once."""
     return max(1, PIXELS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"] // resolution**2)
 
 

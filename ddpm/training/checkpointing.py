@@ -29,7 +29,8 @@ from ddpm.training.trainer import Trainer
 class Checkpoints:
     """The checkpoints of a run (main process only): writes new ones, removes old ones, and keeps the link `best`.
 
-    Training waits only while the state is copied to host memory. One checkpoint is written at a time.
+    Training waits while the state is copied to host memory, and first for the checkpoint before it: one is written at
+    a time.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Checkpoints:
 
     @property
     def overdue(self) -> bool:
-        """Has it been `--checkpoint-minutes` since the last one?"""
+        """Has it been `--checkpoint-minutes` since the last one, and is that one written?"""
         minutes = self._config.checkpoint_minutes
+        if self._writer and self._writer.is_alive():  # a slow disk: other processes do not wait for it
+            return False
         return minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
 
     def save(

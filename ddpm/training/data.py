@@ -72,7 +72,7 @@ def load(config: TrainConfig, world: DistContext) -> tuple[Images, Images]:
     """
     source = dataset(config)
     world.broadcast_result(partial(prepare, source, config), here=world.local_rank == 0)
-    train, test = (_read(source, split, world.device) for split in ("train", "test"))
+    train, test = _read_everywhere(source, world)
     if config.balanced and 0 in (counts := train.counts()):
         name = train.class_names[counts.index(0)]
         raise RequestError(f"class {name!r} has no training images: --balance classes has none to draw")
@@ -98,19 +98,19 @@ def sha256(images: Images) -> str:
     return sets.sha256(images.pixels.cpu().numpy(), images.labels.cpu().numpy())
 
 
-def agreed_sha256(images: Images, world: DistContext) -> str:
-    """The same of the images of all nodes.
+def agreed_sha256(train: Images, test: Images, world: DistContext) -> str:
+    """The same of the training images, which all nodes hold.
 
     Raises:
-        RequestError: the nodes hold different images, or call the classes differently.
+        RequestError: the nodes hold different images of either split, or call the classes differently.
     """
-    digest = sha256(images) if world.local_rank == 0 else None  # one process of each node is enough
-    gathered = world.gather((digest, images.class_names, world.node))
-    found = {node: (theirs, names) for theirs, names, node in gathered if theirs}
+    here = world.local_rank == 0  # one process of each node is enough
+    mine = (sha256(train), sha256(test), train.class_names) if here else None
+    found = {node: theirs for theirs, node in world.gather((mine, world.node)) if theirs}
     if len(set(found.values())) > 1:
         nodes = ", ".join(sorted(found))
         raise RequestError(f"--data-root holds different images on different nodes ({nodes}): copy it from one of them")
-    return next(theirs for theirs, _ in found.values())
+    return next(digest for digest, *_ in found.values())
 
 
 def passes_per_epoch(config: TrainConfig, images: int) -> int:
@@ -163,6 +163,19 @@ def to_model_input(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
         size = (resolution, resolution)
         images = F.interpolate(images, size=size, mode="bilinear", antialias=resolution < stored)
     return images / 127.5 - 1
+
+
+def _read_everywhere(source: DataSet, world: DistContext) -> tuple[Images, Images]:
+    """Both splits. Where a process cannot read them, all raise its error, which process 0 prints."""
+    failure = None
+    try:
+        train, test = (_read(source, split, world.device) for split in ("train", "test"))
+    except RequestError as error:
+        failure = error
+    for told in world.gather(failure and str(failure)):
+        if told:
+            raise failure or RequestError(told)
+    return train, test
 
 
 def _read(source: DataSet, split: Split, device: torch.device) -> Images:

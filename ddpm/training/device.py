@@ -164,8 +164,10 @@ def _gpu(index: int, processes: int, own_gpu: bool, asked: str) -> torch.device:
         )
     only = there == 1 and own_gpu
     if there < processes and not only:
+        untold = "RANK" in os.environ and not os.environ.get("LOCAL_WORLD_SIZE", "").strip()
         raise RequestError(
             f"{plural(processes, 'process')} but {plural(there, 'GPU')} on {host}: start one process per GPU"
+            + (", and set LOCAL_WORLD_SIZE to the number of them on this host" if untold else "")
         )
     if index >= there and not only:
         raise RequestError(f"--device cuda:{index}: {host} has {plural(there, 'GPU')}, counted from 0")

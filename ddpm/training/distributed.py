@@ -109,6 +109,17 @@ class DistContext:
                 later = NCCL_LATER if kind.type == "cuda" else datetime.timedelta(0)
                 dist.group.WORLD._get_backend(kind)._set_default_timeout(limit + later)
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Context manager: raises `explain(error)` for an error. One that needs no explanation keeps its traceback."""
+        try:
+            yield
+        except Exception as error:
+            explained = self.explain(error)
+            if explained is error:
+                raise
+            raise explained from None
+
     def explain(self, error: Exception) -> Exception:
         """The error to raise for an `error` in training: OutOfMemory if the memory of this GPU, or of the GPU of a lost
         process, is full; ProcessesLost if it comes from another lost process; else itself."""

@@ -37,6 +37,7 @@ PEAK_TFLOPS = {
     "A10": 125.0,
     "RTX 6000 Ada": 364.2,
     "RTX A6000": 154.8,
+    "V100-PCIE": 112.0,
     "V100": 125.0,
     "T4": 65.0,
 }
@@ -100,7 +101,7 @@ def choose(
     Raises:
         RequestError: compilation is asked for and cannot work.
     """
-    precision = pick_precision(config.precision, device)
+    precision = _agreed_precision(config.precision, device, gather)
     picked = {
         "precision": precision,
         "compile": _compilation(config.compile, device, gather, flops_per_image, steps),
@@ -129,6 +130,14 @@ def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
     if torch.cpu._is_avx512_bf16_supported():
         return "bf16", "the CPU has AVX512-BF16"
     return "fp32", "the CPU has no bf16 arithmetic"
+
+
+def _agreed_precision(name: str, device: torch.device, gather: Callable[[object], list]) -> tuple[str, str]:
+    """The same for all processes: those on CPUs may have different ones, which their names do not tell."""
+    mine = pick_precision(name, device)
+    if len(set(gather(mine[0]))) > 1:
+        return "fp32", "not every process's CPU has bf16 arithmetic"
+    return mine
 
 
 def set_up(device: torch.device, deterministic: bool) -> None:
@@ -167,10 +176,10 @@ def gpu_uuid(device: torch.device) -> str | None:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's dense half-precision peak in FLOP/s, or None where it is not known."""
-    if device.type != "cuda":
+    """The device's dense half-precision peak in FLOP/s, or None where it is not known, as of a slice of a GPU (MIG)."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if re.search(r"\bMIG\b", name):
         return None
-    name = torch.cuda.get_device_name(device)
     return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 

@@ -123,7 +123,7 @@ class ClosedFormGroupNorm(torch.autograd.Function):
         ctx: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
     ) -> torch.Tensor:
         """[B, C, …] → float32 of the same shape."""
-        # Half as many instructions as torch.var_mean. What cancels is far below the rounding of a bf16 input.
+        # Half as many instructions as torch.var_mean. What cancels is far below the rounding of bf16.
         values = input.float()
         mean, square = (
             _sums(each).unflatten(1, (groups, -1)).sum(2, keepdim=True) * (groups / input[0].numel())  # [B, groups, 1]

@@ -28,7 +28,7 @@ def make_optimizer(config: TrainConfig, model: torch.nn.Module, dtype: torch.dty
     """The optimizer of `--optimizer`. Its state numbers the parameters in the model's order.
 
     Args:
-        dtype: of the network's matrix products, and so of Muon's.
+        dtype: of the network's matrix products. Muon's are in bf16 too if these are, else in fp32.
     """
     settings = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "muon":

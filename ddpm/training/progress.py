@@ -61,12 +61,14 @@ class Progress:
 
     @contextmanager
     def spending(self, column: Metric) -> Iterator[None]:
-        """Context manager: adds the elapsed time to `column`, one of `SPENT`."""
+        """Context manager: adds the time to `column`, one of `SPENT`, and leaves it out of the training time."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._spent[column] += time.monotonic() - began
+            spent = time.monotonic() - began
+            self._spent[column] += spent
+            self._since += spent
 
     def resume_timing(self) -> None:
         """Time the steps that follow from here on: something else was done before."""

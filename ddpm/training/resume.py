@@ -282,9 +282,11 @@ def without(arguments: Sequence[str], *flags: str) -> list[str]:
 
 
 def _launcher(world: DistContext) -> str:
-    """The command that started the processes of this run."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The command that started the processes of this run, or words for it."""
+    if world.world_size == 1:
         return "python train.py"
-    if "SLURM_JOB_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ and "SLURM_JOB_ID" in os.environ:
         return "sbatch submit.sh"
-    return f"torchrun --standalone --nproc_per_node={world.local_world_size} train.py"
+    if "TORCHELASTIC_RUN_ID" in os.environ and world.nodes == 1:
+        return f"torchrun --standalone --nproc_per_node={world.world_size} train.py"
+    return "(the launcher as before) train.py"

@@ -8,6 +8,7 @@ from ddpm.run.cli import flag
 from ddpm.run.config import NO_RECIPE, TrainConfig
 from ddpm.run.files import atomic_write, strict_json, why_and_cure
 from ddpm.run.paths import REPORTED, RunPaths
+from ddpm.training.checkpointing import update_best
 from metrics.compare.figures import setting_words
 from metrics.criteria.of_run import verdicts_of
 from metrics.files import read_json
@@ -43,7 +44,7 @@ def trained_otherwise(paths: RunPaths, config: TrainConfig) -> list[str]:
     """The settings that a run was trained with and that are not those of `config`: "`lr` 0.001 instead of 0.003"."""
     trained, asked = (read_json(paths.json) or {}).get("settings"), config.to_dict()
     known = trained if isinstance(trained, dict) else {}
-    names = [name for name in asked if name in known and name not in {*NO_RECIPE, *SAID, *ENDS}]
+    names = [name for name in asked if name in known and name not in {*NO_RECIPE, *ENDS}]
     return [
         f"`{name}` {setting_words(known[name])} instead of {setting_words(asked[name])}"
         for name in names
@@ -62,12 +63,18 @@ def take_over(paths: RunPaths, config: TrainConfig) -> list[str]:
     """
     document, given = read_json(paths.json) or {}, config.to_dict()
     before = document.get("settings") or {}
-    new = {name: given[name] for name in SAID if given[name] not in (None, [], _before(before, name))}
+    new = {
+        name: given[name]
+        for name in SAID
+        if given[name] not in (None, [], getattr(TrainConfig, name), _before(before, name))
+    }
     late = [f"given after the end of training: {flag(name)} {_words(value)}" for name, value in new.items()]
     lines = [f"note: {text}" for text in add_notes_of_command(paths, [*config.note, *late])]
     if new:
         atomic_write(paths.json, strict_json({**document, "settings": before | new}, indent=2))
         lines.append(f"taken over without training: {', '.join(map(flag, new))}")
+        if config.best_by == new.get("best_by", _before(before, "best_by")):
+            update_best(paths.checkpoints, config)
     if "criterion" in new:
         judged = verdicts_of(load_run(paths))
         lines += [f"criterion {one.state}: {one.criterion.name}: {one.words}" for one in judged]

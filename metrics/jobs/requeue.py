@@ -149,11 +149,12 @@ def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str
     slurm = slurm_start({"slurm_job_id": job, "slurm_restart": environment.get("SLURM_RESTART_COUNT")})
     if slurm is None:
         raise RequestError("this is for submit.sh: SLURM_JOB_ID is not set")
+    mine = [start for start in published_starts(paths) if start.slurm == slurm]  # several, if torchrun started it again
     ended = Ended(
         slurm, code, signal,
         status=read_status(paths) or {},
         owner=owner_of(paths.lock),
-        said=next((start for start in published_starts(paths) if start.slurm == slurm), None),
+        said=next((start for start in mine if start.began_at is not None), mine[0] if mine else None),
         saved=saved_step(paths),
         facts=facts_of(environment),
         max_requeues=int(environment.get("MAX_REQUEUES", Ended.max_requeues)),
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str]) -> int:
     if not ended:
         before(os.environ)
         return 0
-    if config.dry_run:
+    if config.only_asks:
         return STANDS
     code, signal = ended
     return after(RunPaths(real(config.output_root), config.run), int(code), signal, os.environ)

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.run.files import atomic_write, open_regular, strict_json, without_waiting
-from ddpm.run.lock import slurm_start
+from ddpm.run.format import finite
 from ddpm.run.paths import RunPaths
 from metrics.files import ENDED, NOW, read_status
 
-PROGRESS = (  # fields of status.json that tell how far a start came, and on what
-    "world_size", "nodes", "device", "gpus", "epoch", "epochs", "batch", "batches",
+PROGRESS = (  # fields of status.json that tell when a start began, how far it came, and on what
+    "started", "world_size", "nodes", "device", "gpus", "epoch", "epochs", "batch", "batches",
     "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
 START = (  # fields of status.json that a `start` event keeps of an earlier start
@@ -164,7 +164,7 @@ class StatusPublisher:
         """Has another process of this start published the end of the run? This one may hang, and be killed soon."""
         status, mine = read_status(self.paths) or {}, self.fields()
         same = [status.get(name) for name in ("pid", "host")] == [mine["pid"], mine["host"]]
-        return status.get("state") in ENDED and not same and (status.get("started") or 0) > mine["started"]
+        return status.get("state") in ENDED and not same and (status.get("started") or 0) >= mine["started"]
 
     def _write(self) -> bool:
         with self._write_lock:
@@ -201,23 +201,24 @@ def job_of_this_process() -> dict[str, str | None]:
     return {"slurm_job_id": job, "slurm_restart": os.environ.get("SLURM_RESTART_COUNT", "0") if job else None}
 
 
-def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str, keep: bool = False) -> None:
+def publish_failure(paths: RunPaths, data: str, exit_code: int, message: str, since: float | None = None) -> None:
     """Record a failed start in `status.json`, unless this process already wrote one or the run is finished.
 
     Write errors are ignored.
 
     Args:
-        keep: another process of this start has already published: keep its progress, and its final state if it wrote
-            one.
+        since: when this start began, if another process of it may have published since: its progress is kept, and its
+            final state if it wrote one.
     """
     status = read_status(paths) or {}
     itself = (status.get("pid"), status.get("host")) == (os.getpid(), socket.gethostname())
-    if itself or status.get("state") in (ENDED if keep else ("finished",)):
+    of_this_start = since is not None and (finite(status.get("started")) or 0.0) >= since
+    if itself or status.get("state") in (ENDED if of_this_start else ("finished",)):
         return
     with suppress(OSError):
         paths.metrics.mkdir(parents=True, exist_ok=True)
         if os.access(paths.metrics, os.W_OK):
             publisher = StatusPublisher(paths, {"data": data, "retry": exit_code != 2})
-            if keep and slurm_start(status) == slurm_start(publisher.fields()):
+            if of_this_start:
                 publisher.update(**{name: status[name] for name in PROGRESS if name in status})
             publisher.close("failed", exit_code, message)

@@ -13,7 +13,7 @@ from ddpm.run.paths import RunPaths
 from metrics.jobs.job_summary import utilization
 from metrics.jobs.requeue import AGAIN, STANDS, UNFINISHED, Ended, decide, main, saved_step, time_limit
 from metrics.live.status import StatusPublisher, publish_failure
-from metrics.starts import Start, published_starts
+from metrics.starts import Computed, Start, computed, published_starts
 
 JOB = {"slurm_job_id": "41", "slurm_restart": "0"}
 STOPPED = {"state": "stopped", "retry": True, **JOB}
@@ -142,11 +142,38 @@ def test_killed_without_a_word_it_goes_on_from_what_it_had_saved(paths: RunPaths
 def test_rank_0_is_killed_and_another_process_tells_of_it(paths: RunPaths):
     trains(paths, 0, 12, pid=1)
     save(paths, 8)
-    publish_failure(paths, "emnist", 1, "process 0 of 2 no longer answers", keep=True)
+    publish_failure(paths, "emnist", 1, "process 0 of 2 no longer answers", since=time.time() - 200)
     assert ask(paths, "after", "1", "") == AGAIN
     [start] = published_starts(paths)
     assert (start.began_at, start.images) == (0, 600)
     assert start.seconds == pytest.approx(100, abs=5)
+
+
+def test_a_process_that_fails_before_process_0_has_published_leaves_earlier_starts_as_they_are(paths: RunPaths):
+    trains(paths, 0, 12, pid=1)  # killed
+    publish_failure(paths, "emnist", 2, "the GPU's memory is full", since=time.time() - 10)
+    killed, failed = published_starts(paths)
+    assert (killed.began_at, killed.images, failed.began_at, failed.images) == (0, 600, None, 0)
+    assert killed.seconds == pytest.approx(100, abs=5) and failed.seconds < 5
+
+
+def test_two_starts_in_one_allocation_are_two(paths: RunPaths, capsys):
+    """As with `srun --pty` or Ctrl-C in `salloc`, or where torchrun starts the processes again."""
+    trains(paths, 0, 12, seconds=300)
+    trains(paths, 8, 20, seconds=100)
+    save(paths, 20)
+    first, second = starts = published_starts(paths)
+    assert (first.began_at, first.images, second.began_at, second.images) == (0, 600, 8, 600)
+    assert [start.seconds for start in starts] == pytest.approx([300, 100], abs=5)
+    assert computed(starts, 1000) == Computed(pytest.approx(400, abs=10), pytest.approx(1600, abs=40), 1200, 200)
+    assert ask(paths, "after", "1", "") == AGAIN
+    assert "1,200 in this start, 1,000 in all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--find-batch-size"])
+def test_a_job_that_only_asks_leaves_nothing_to_continue(flag: str, paths: RunPaths):
+    flags = ["--preset", "tiny", "--data", "glyphs", "--output-root", str(paths.root), flag]
+    assert main(["after", "0", "", *flags]) == STANDS
 
 
 @pytest.mark.parametrize("content", [

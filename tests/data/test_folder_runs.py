@@ -98,7 +98,7 @@ def digest_on_two_nodes(config: TrainConfig, roots: list[Path]) -> str:
         type(world).node = property(lambda self: f"node{self.rank}")
         mine = replace(config, data_root=roots[world.rank], output_root=config.output_root / str(world.rank))
         try:
-            data.agreed_sha256(data.load(mine, world)[0], world)
+            data.agreed_sha256(*data.load(mine, world), world)
         except RequestError as error:
             return str(error)
         return ""
@@ -115,6 +115,26 @@ def test_nodes_with_different_folders_are_told(root: Path, tmp_path: Path):
     for copy in (renamed, other):
         for message in in_processes(digest_on_two_nodes, 2, config, [root, copy]):
             assert "--data-root holds different images on different nodes (node0, node1)" in message
+
+
+def read_by_two(config: TrainConfig) -> str:
+    """What a process says when the second of two cannot read the images."""
+
+    def fail(*_: object) -> None:
+        raise RequestError("letters/a.png cannot be read")
+
+    with connect("cpu") as world:
+        if world.rank == 1:
+            data._read = fail
+        try:
+            return str(data.load(replace(config, output_root=config.output_root / str(world.rank)), world))
+        except RequestError as error:
+            return str(error)
+
+
+def test_all_processes_know_why_one_cannot_read_the_images(root: Path):
+    """Process 0 prints it."""
+    assert in_processes(read_by_two, 2, config_of(root)) == ["letters/a.png cannot be read"] * 2
 
 
 def test_an_epoch_of_a_small_folder_passes_over_it_several_times(root: Path):

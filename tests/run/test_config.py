@@ -78,6 +78,7 @@ def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
         (["--preset"], "tiny, small, medium, large, xl"),
         (["--data", "mnist"], "'emnist', 'kmnist', 'fashion', 'glyphs'"),
         (["--lr", "fast"], "--lr"),
+        (["--seed", str(2**63)], "below 2^63"),
         (["--lr", "0"], "above 0"),
         (["--lr", "nan"], "above 0"),
         (["--lerning-rate", "1"], "--lerning-rate"),

@@ -74,6 +74,16 @@ def test_a_space_is_a_gap():
     assert apart[1][0] - close[1][0] > 0.3 * CAPITAL
 
 
+def test_a_speck_far_from_a_small_character_is_not_in_the_way():
+    """As of an image folder whose characters do not fill their pictures, and of a picture with nearly nothing in it."""
+    far, nothing = (np.zeros((96, 96), np.uint8) for _ in range(2))
+    far[70:90, 40:60] = far[0:2, 90:92] = 255
+    nothing[50, 50] = 255
+    placed = lay_out(["11"], np.stack([far, nothing])).places
+    assert all(0 < place.side <= 8 * CAPITAL for place in placed)
+    assert placed[0].side == pytest.approx(96 / 20 * CAPITAL, rel=0.1)
+
+
 def test_a_speck_does_not_change_the_size_of_a_letter():
     speckled = bar(10, 16)
     speckled[1, 26] = 255

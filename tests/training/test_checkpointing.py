@@ -3,16 +3,20 @@
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ddpm.run.metrics import CHECKPOINT_TIME_SEC, EPOCH_TIME_SEC, TRAIN_IMAGES, TRAIN_TIME_SEC
 from ddpm.training import checkpoint, checkpointing
+from ddpm.training.progress import Progress
 from ddpm.training.resume import find_latest
-from tests.conftest import replace
+from tests.conftest import ONE, replace
 from tests.support.disks import small_disk
 from tests.support.savers import STEPS_PER_EPOCH, Saver
 
@@ -115,6 +119,21 @@ def test_an_old_one_that_cannot_be_removed_costs_nothing(saver: Saver, monkeypat
     assert find_latest(saver.root)[0].step == 4
 
 
+def test_the_time_of_a_checkpoint_within_an_epoch_is_not_training_time():
+    progress = Progress(ONE.device, global_batch=100)
+    progress.count_step()
+    progress.count_step()
+    progress.note(np.ones(1), np.ones(1))
+    with progress.spending(CHECKPOINT_TIME_SEC):
+        time.sleep(0.5)
+    progress.count_step()
+    progress.note(np.ones(1), np.ones(1))
+    times = progress.times()
+    assert times[CHECKPOINT_TIME_SEC] >= 0.5 and times[TRAIN_IMAGES] == 200
+    assert times[TRAIN_TIME_SEC] <= times[EPOCH_TIME_SEC] - times[CHECKPOINT_TIME_SEC]
+    assert progress.recent_images_per_sec > 100 / 0.5
+
+
 def test_time_makes_a_checkpoint_due(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     saver = Saver(replace(small, checkpoint_minutes=10), tmp_path)
     never = Saver(replace(small, checkpoint_minutes=0), tmp_path)
@@ -126,6 +145,17 @@ def test_time_makes_a_checkpoint_due(small, tmp_path: Path, monkeypatch: pytest.
     assert not never.keeper.overdue
     saver.save(1)
     assert not saver.keeper.overdue
+
+
+def test_none_is_due_while_one_is_being_written_to_a_slow_disk(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Training would wait for the disk, and the other processes for this one."""
+    saver, written = Saver(replace(small, checkpoint_minutes=1e-9), tmp_path), threading.Event()
+    monkeypatch.setattr(checkpointing, "write", lambda *given: written.wait(60) and checkpoint.write(*given))
+    saver.keeper.save(saver.trainer, saver.progress, [])
+    assert not saver.keeper.overdue
+    written.set()
+    saver.keeper.wait()
+    assert saver.keeper.overdue
 
 
 def test_newest_best_and_every_nth_are_kept(small, tmp_path: Path):

@@ -62,8 +62,12 @@ def test_a_run_ends_early_with_all_that_a_run_leaves_and_goes_on_with_more_patie
     assert "raise --early-stop-patience to train on" in capsys.readouterr().out
     assert len(rows(config)) == 3
 
-    assert run(replace(config, early_stop_patience=4)) == 0
+    assert run(replace(config, early_stop_patience=4, epochs=5)) == 0
     assert rows(config)["epoch"].tolist() == [1, 2, 3, 4, 5]
+    ended = status(config)
+    assert (ended["state"], ended["message"]) == ("finished", None), "patience ends with the last epoch: not early"
+    assert run(replace(config, early_stop_patience=4, epochs=5)) == 0
+    assert "raise --epochs to train on" in capsys.readouterr().out
 
 
 def test_the_row_of_an_epoch_that_max_steps_cut_short_ends_no_run(small: TrainConfig):

@@ -71,6 +71,8 @@ def test_the_advice_has_flags_to_copy_with_both_rules():
     assert "largest that leaves room (50% of 80,000 MB): --batch-size 1024" in large
     flags = small.split(": ", 1)[1].split(" (")[0].split()
     assert parse_args(["--preset", "small", *flags]).batch_size == 1024
+    scaled = replace(config, scale_lr="sqrt", grad_accum=4)
+    assert "--batch-size 1024 --grad-accum 1 --scale-lr none --lr 7.07e-05" in next(advice(probes, scaled, None))
     on_a_cpu = list(advice([Probe(32, 0.1, math.nan)], preset("tiny"), memory_mb=None))
     assert len(on_a_cpu) == 3
     assert "--batch-size 32 --lr 0.003" in on_a_cpu[0]

@@ -79,6 +79,9 @@ def test_a_cpu_evaluates_only_for_what_needs_it():
         ("NVIDIA L4", 121),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),  # a seventh of it
+        ("Tesla V100-PCIE-16GB", 112),
+        ("Tesla V100-SXM2-16GB", 125),
         ("NVIDIA H200", 989),
         ("NVIDIA H200 NVL", 835),
         ("NVIDIA A100-SXM4-80GB", 312),
@@ -94,6 +97,13 @@ def test_mfu_is_of_the_cards_peak_and_an_unknown_card_has_none(name: str, tflops
     expected = tflops and pytest.approx(254.7e9 * 647.2 / (tflops * 1e12 * 4))
     assert flop_utilisation(254.7e9, 647.2, device, devices=4) == expected
     assert flop_utilisation(1e9, 100, CPU, devices=1) is None
+
+
+def test_processes_on_different_cpus_compute_in_the_same_precision(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose(preset("tiny"), 47, CPU, 1e8, lambda mine: [mine, mine]).precision == "bf16"
+    mixed = choose(preset("tiny"), 47, CPU, 1e8, lambda mine: [mine, "fp32"] if mine == "bf16" else [mine])
+    assert (mixed.precision, mixed.reasons["precision"]) == ("fp32", "not every process's CPU has bf16 arithmetic")
 
 
 def test_memory_of_a_cpu_is_unknown_not_zero():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,23 @@ def test_best_by_criteria_links_the_checkpoint_that_meets_most(small):
         update_best(paths_of(config).checkpoints, replace(config, criterion=(f"loss_min <= {limit:.17g}",)))
         meeting = steps[steps["loss_min"] <= limit]
         assert best() == meeting["val_loss_ema"].idxmin()
+
+
+@pytest.mark.usefixtures("quick_reports")
+def test_best_of_a_finished_run_stays_where_the_command_leaves_out_what_chose_it(small, capsys):
+    config = replace(small, epochs=3, keep_last=9, best_by="criteria", criterion=("loss_min <= 100",), lr=3e-2)
+    assert run(config) == 0
+    root, settings = paths_of(config).checkpoints, lambda: json.loads(paths_of(config).json.read_text())["settings"]
+    other = next(folder for folder in sorted(root.glob("step_*")) if folder != real(root / "best"))
+    (root / "best").unlink()
+    (root / "best").symlink_to(other.name)  # as if that met more
+    assert run(replace(config, best_by="val_loss", criterion=())) == 0
+    said = capsys.readouterr().out
+    assert "not applied, as nothing is trained: `best_by` criteria instead of val_loss" in said
+    assert "taken over" not in said and "note: " not in said
+    assert settings()["best_by"] == "criteria" and real(root / "best") == other
+    assert run(replace(config, criterion=("loss_min <= 1e9",))) == 0, "other criteria choose anew"
+    assert real(root / "best") != other
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,12 @@ import evaluate
 import sample
 import train
 from ddpm.run.config import TrainConfig
+from ddpm.run.errors import OutOfMemory, out_of_memory
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.signals import StopRequest
 from ddpm.training.trainer import Trainer
 from metrics.live.status import StatusPublisher
-from tests.conftest import replace
+from tests.conftest import ONE, replace
 from tests.support.processes import in_processes
 from tests.support.runs import TORCHRUN, latest_step, rows, run, start, status
 from tests.support.savers import Saver
@@ -110,12 +111,34 @@ def test_under_torchrun_too(small: TrainConfig, tmp_path: Path):
     assert NUMBERS in status(small)["message"]
 
 
+@pytest.mark.parametrize("words", [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "NCCL error in: ProcessGroupNCCL.cpp:77, unhandled cuda error\nCuda failure 2 'out of memory'",
+    "CUDA error: out of memory",
+])  # fmt: skip
+def test_the_libraries_say_in_their_own_words_that_a_gpu_is_full(words: str):
+    assert str(out_of_memory(RuntimeError(words), "wait")) == "the GPU's memory is full: wait"
+    assert out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"), "wait") is None
+
+
+def test_an_error_that_needs_no_explanation_keeps_its_cause():
+    with pytest.raises(ValueError) as caught, ONE.explaining():
+        try:
+            raise KeyError("the root of it")
+        except KeyError as error:
+            raise ValueError("what came of it") from error
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(OutOfMemory), ONE.explaining():
+        raise torch.OutOfMemoryError(TOLD)
+
+
 END = """
 import sys
 from pathlib import Path
 from ddpm.run.paths import RunPaths
 from metrics.live.status import publish_failure
-publish_failure(RunPaths(Path(sys.argv[1]), "small"), "emnist", 2, "full", keep=True)
+publish_failure(RunPaths(Path(sys.argv[1]), "small"), "emnist", 2, "full", since=0.0)
 """
 
 

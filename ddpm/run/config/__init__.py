@@ -140,7 +140,7 @@ class TrainConfig:
     compile: bool | None = None
     """Use torch.compile, or --no-compile. Left out: on a GPU where it can work, and in long runs of tiny on a CPU."""
     channels_last: bool | None = None
-    """Keep activations in NHWC memory order, or --no-channels-last. Left out: on CUDA devices only."""
+    """Keep activations in NHWC memory order, or --no-channels-last. Left out: on a GPU, except in fp32."""
     deterministic: bool = False
     """Use deterministic GPU kernels only: slower, and a resumed run is bit-identical, as it always is on a CPU."""
 

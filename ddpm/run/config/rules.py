@@ -59,6 +59,7 @@ def beta_range(config: TrainConfig) -> tuple[float, float] | None:
 def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
     """Rules as (is it broken?, message)."""
     return [
+        (config.seed >= 2**63, f"--seed {config.seed}: must be below 2^63"),
         (not 0 <= config.ema_decay < 1, f"--ema-decay {config.ema_decay}: must lie in [0, 1), such as 0.999"),
         (not 0 <= config.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {config.cfg_dropout_prob}: must lie in [0, 1]"),
         (not 0 < config.lr_step_factor <= 1, f"--lr-step-factor {config.lr_step_factor}: must lie in (0, 1]"),
