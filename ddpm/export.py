@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(trained.rebuilt)
     given = {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
     trained.pipeline.register_to_config(**{name: value for name, value in given.items() if value is not None})
-    check_guided(trained.pipeline.config.guidance_scale, config.guidance_interval, config.guide)
+    scale = trained.pipeline.config.guidance_scale
+    check_guided(scale, config.guidance_interval, config.guide, trained.can_be_guided)
     evaluation, damage = evaluation_or_damage(trained.paths)
     if damage:
         print(f"the card has no evaluation: {trained.paths.evaluation} is damaged ({damage}); run evaluate.py again")

@@ -220,5 +220,5 @@ EVALUATION_PLOTS: dict[str, Callable[[dict], Figure]] = {
 
 
 def plots_of_evaluation(evaluation: dict) -> list[str]:
-    """The plots that an evaluation has: those of the sweeps only if they were run."""
-    return [name for name in EVALUATION_PLOTS if name not in ("guidance", "samplers") or evaluation[name]]
+    """The plots that an evaluation has: those of parts that were measured."""
+    return [name for name in EVALUATION_PLOTS if name not in evaluation or evaluation[name]]

@@ -134,14 +134,22 @@ def _count_per_class(counts: Sequence[int], what: str) -> str:
 
 
 def variety_words(evaluation: dict[str, Any]) -> str:
-    distances, balance = evaluation["distances"], evaluation["class_balance"]
+    distances = evaluation["distances"]
+    return (
+        f"{PRECISION.words_of(distances)} of the generated {things(evaluation)} lie among the test images "
+        f"(precision); {RECALL.words_of(distances)} of the test images lie among the generated "
+        f"{things(evaluation)} (recall).{neighbourhood_words(evaluation)} {_balance_words(evaluation)}"
+    )
+
+
+def _balance_words(evaluation: dict[str, Any]) -> str:
+    balance = evaluation["class_balance"]
+    if not balance:
+        return "The model was trained with every label in place, so it cannot draw without one."
     names = [entry["name"] for entry in evaluation["conditional"]["per_class"]]
     order = sorted(zip(balance["shares"], names, strict=True), key=lambda pair: pair[0] or 0)
     least, most = (f"{code(name)} ({TOP1.text(share)})" for share, name in (order[0], order[-1]))
     return (
-        f"{PRECISION.words_of(distances)} of the generated {things(evaluation)} lie among the test images "
-        f"(precision); {RECALL.words_of(distances)} of the test images lie among the generated "
-        f"{things(evaluation)} (recall).{neighbourhood_words(evaluation)} "
         f"Of {balance['count']:,} {things(evaluation)} drawn when no class was asked for, {most} was most "
         f"frequent and {least} least, where an even share is {TOP1.text(1 / len(names))}. Their imbalance (total "
         f"variation) is {IMBALANCE.words_of(balance)}, that of as many test images "
@@ -206,6 +214,8 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
     """The best guidance by each figure, and what cannot be distinguished from it."""
     rows = evaluation["guidance"]
     if not rows:
+        if not evaluation["class_balance"]:
+            return "None: the model was trained with every label in place, so only another one can guide it (--guide)."
         return "Guidance scales were not compared (evaluate.py --sweeps does)."
     sentences = []
     for figure, what in ((CAS, "highest CAS"), (RCA, "highest RCA"), (FRECHET, "lowest Fréchet distance")):

@@ -93,6 +93,16 @@ def read_events(paths: RunPaths, last: int = 200) -> list[dict[str, Any]]:
     return [event for line in lines[-last - 1 :] if (event := read_event(line))][-last:]
 
 
+def read_errors(paths: RunPaths) -> list[dict[str, Any]]:
+    """All errors in the log, oldest first."""
+    try:
+        lines = read_file(paths.events).split(b"\n")
+    except OSError:
+        return []
+    found = (read_event(line) for line in lines if b'"severity": "error"' in line)
+    return [event for event in found if event and event["severity"] == "error"]
+
+
 def read_event(line: bytes) -> dict[str, Any] | None:
     """The event in a line of `events.jsonl`; None if it is torn: cut by a seek or a crash, or still being written."""
     try:

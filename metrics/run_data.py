@@ -22,7 +22,17 @@ from ddpm.run.errors import RequestError
 from ddpm.run.format import count, duration, number, timestamp
 from ddpm.run.metrics import FIGURES, Metric
 from ddpm.run.paths import RunPaths
-from metrics.files import ENDED, faults, missing, read_csv, read_document, read_events, read_gpus, read_status
+from metrics.files import (
+    ENDED,
+    faults,
+    missing,
+    read_csv,
+    read_document,
+    read_errors,
+    read_events,
+    read_gpus,
+    read_status,
+)
 from metrics.page import Finding
 from metrics.starts import Start, training_starts
 from metrics.trends import Curve
@@ -47,7 +57,8 @@ class RunData:
     """Everything a run has published, at the time `now` (seconds since 1970); `heartbeat_age` is in seconds.
 
     `document` is the content of `training_metrics.json`, missing parts empty; `unreadable` says why it cannot be read.
-    `rows`: an epoch each; `logs`: log events; `nodes`: GPU files. `trouble`: what the run itself could not write.
+    `rows`: an epoch each; `logs`: the latest log events; `errors`: all errors in the log; `nodes`: GPU files.
+    `trouble`: what the run itself could not write.
     """
 
     paths: RunPaths
@@ -57,6 +68,7 @@ class RunData:
     document: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     logs: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
     nodes: list[dict[str, Any]] = field(default_factory=list)
     heartbeat_age: float = 0.0
     trouble: str | None = None
@@ -191,7 +203,8 @@ class RunData:
     def stopped_early(self) -> str | None:
         """A sentence about a run that `--early-stop-patience` ended before its last epoch; None for any other run."""
         done, planned = self.last.get("epoch"), self.planned_epochs
-        if self.document.get("state") != "finished" or not (done and planned) or done >= planned:
+        whole = self.document.get("state") == "finished" and not self.document.get("damaged")
+        if not whole or not (done and planned) or done >= planned:
             return None
         said = str(self.status.get("message")).partition("; ")[0] if self.status.get("state") == "finished" else ""
         return said if said.startswith("stopped early") else f"stopped early after epoch {done} of {planned}"
@@ -237,7 +250,7 @@ class RunReader:
         self.paths = paths
         self.limits = limits
         self._trouble = trouble
-        self._cache: dict[Path, tuple[Any, Any]] = {}
+        self._cache: dict[Callable, tuple[Any, Any]] = {}
         self._beat: tuple[Any, float] | None = None  # the heartbeat, and when we first saw it (monotonic)
         self._beats = 0
 
@@ -253,6 +266,7 @@ class RunReader:
         return RunData(
             self.paths, now, self.limits, status, document, rows,
             logs=[event for event in events if event["kind"] == "log"],
+            errors=self._read_if_changed(self.paths.events, read_errors) or [],
             # the files of nodes that only an earlier start of the run used stay behind
             nodes=[node for node in read_gpus(self.paths) if (number(node.get("time")) or 0) > started - CLOCK_SKEW],
             heartbeat_age=self._age(status, now), trouble=self._trouble(), unreadable=unreadable,
@@ -265,9 +279,9 @@ class RunReader:
         except OSError:
             return None
         signature = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if self._cache.get(path, (None,))[0] != signature:
-            self._cache[path] = (signature, read(self.paths))
-        return self._cache[path][1]
+        if self._cache.get(read, (None,))[0] != signature:
+            self._cache[read] = (signature, read(self.paths))
+        return self._cache[read][1]
 
     def _age(self, status: dict[str, Any], now: float) -> float:
         """Seconds since the last heartbeat: by its time stamp at first, by our own clock once it has changed.

@@ -17,7 +17,7 @@ from metrics.trends import best
 
 SUMMARY = {  # row: (format, what it is)
     "total_epochs": (".0f", "epochs with a row below"),
-    "total_samples": (",.0f", "training images seen until the last of them, repeats included, by all processes"),
+    "total_samples": (",.0f", "training images seen up to the last epoch, repeats included, by all processes"),
     "total_time_sec": (",.1f", "seconds of these epochs, with validation, samples and checkpoints; the time of all "
                                "starts is under Starts"),
     "total_time_human": ("", "the same in hours, minutes and seconds"),

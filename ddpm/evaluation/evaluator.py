@@ -121,11 +121,7 @@ class Evaluator:
         labels = self._labels(self.per_class)
         what = f"{self.per_class} {self.things} of each class"
         drawn = self.image_generator.draw(labels, self.settings, self.config.seed, what)
-        null_labels = torch.full((min(len(labels), len(self.real)),), self.num_classes)
         unguided = SamplerSettings(self.settings.sampler, self.settings.steps, 1.0)
-        unconditional = self.image_generator.draw(
-            null_labels, unguided, self.config.seed, f"{self.things} of no given class"
-        )
         plain = drawn  # at guidance 1
         if self.settings.guidance_scale != 1:
             plain = self.image_generator.draw(labels, unguided, self.config.seed, "the same at guidance 1")
@@ -141,7 +137,7 @@ class Evaluator:
             },
             "conditional": parts.conditional_part(predictions, labels, self.reference),
             "unguided": parts.unguided_part(self.classifier(plain.pixels), labels, self.reference),
-            "class_balance": parts.balance_part(self.classifier(unconditional.pixels), self.reference),
+            "class_balance": self._class_balance(unguided, min(len(labels), len(self.real))),
             "distances": parts.distances_part(predictions.features, self.reference),
             "memorisation": parts.memorisation_part(closest, heldout, len(self.train)),
             "learning": None, "guidance": [], "samplers": [], "recommended": None,
@@ -154,6 +150,14 @@ class Evaluator:
         self.save()
         if self.config.cas:
             self._measure_learning(drawn, plain, labels)
+
+    def _class_balance(self, settings: SamplerSettings, count: int) -> dict[str, Any] | None:
+        """What the model draws when no class is asked for; None if it has not learned that."""
+        if not self.model.knows_no_label:
+            return None
+        labels = torch.full((count,), self.num_classes)
+        drawn = self.image_generator.draw(labels, settings, self.config.seed, f"{self.things} of no given class")
+        return parts.balance_part(self.classifier(drawn.pixels), self.reference)
 
     def _measure_learning(self, drawn: Drawn, plain: Drawn, labels: torch.Tensor) -> None:
         """Measure what classifiers learn from the images, those at guidance 1 too, and add it to the files."""
@@ -171,9 +175,8 @@ class Evaluator:
     @cached_property
     def sweeps(self) -> list[str]:
         """What there is to compare, if it is asked for: `guidance`, `ema_lengths`, `samplers`; the longest last."""
-        if not self.config.sweeps:
-            return []
-        return ["guidance", "ema_lengths", "samplers"] if self.lengths else ["guidance", "samplers"]
+        there = {"guidance": self.model.can_be_guided, "ema_lengths": bool(self.lengths), "samplers": True}
+        return [name for name, is_there in there.items() if is_there and self.config.sweeps]
 
     @cached_property
     def lengths(self) -> list[EmaLength]:
@@ -260,8 +263,8 @@ class Evaluator:
         steps = config.steps or default.num_inference_steps
         scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
         interval = tuple(config.guidance_interval or default.guidance_interval)
-        if not config.sweeps:  # they guide in any case
-            check_guided(scale, config.guidance_interval, config.guide)
+        if not (config.sweeps and self.model.can_be_guided):  # they guide in any case
+            check_guided(scale, config.guidance_interval, config.guide, self.model.can_be_guided)
         guide = self.model.guide and self.model.guide.name
         settings = SamplerSettings(config.sampler, steps, scale, interval, guide)
         if settings.steps > self.most_steps:

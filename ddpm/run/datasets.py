@@ -25,6 +25,12 @@ TITLES = {  # name in files → words
 }
 UNEQUAL = ("bymerge", "byclass")  # splits whose classes differ much in size
 
+
+def drawn_equally(balance: str | None, data: str, split: str) -> bool:
+    """Is every class drawn equally often in an epoch, by these settings?"""
+    return balance == "classes" or (balance is None and data == "emnist" and split in UNEQUAL)
+
+
 FOLDER = "folder-"  # begins the name of a folder of images
 LONGEST = 80  # bytes of a folder's name in other names
 

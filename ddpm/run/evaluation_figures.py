@@ -97,17 +97,17 @@ RCA = declare("conditional.rca", "rca", "RCA", "relative classification accuracy
     "Top-1 of test images; 1 means as readable as test images", "higher", "ratio")
 RCA_UNGUIDED = declare("unguided.rca", "rca_unguided", "RCA at guidance 1", "RCA of characters drawn without "
     "guidance; guidance can make them more typical than test images are", "higher", "ratio", optional=True)
-CAS = declare("learning.cas", "cas", "CAS", "classification accuracy score: what a classifier reads of test images "
-    "that has learned from the generated characters alone, over what one reads that has learned from as many real "
-    "ones; pays for readability and variety at once", "higher", "seeds", optional=True)
+CAS = declare("learning.cas", "cas", "CAS", "classification accuracy score: accuracy on test images of classifiers "
+    "trained on the generated characters alone, over that of classifiers trained on as many real ones; it "
+    "pays for readability and variety at once", "higher", "seeds", optional=True)
 CAS_UNGUIDED = declare("learning.cas_unguided", "cas_unguided", "CAS at guidance 1", "CAS of characters drawn "
     "without guidance", "higher", "seeds", optional=True)
 WORTH = declare("learning.worth", "worth", "Worth in real images", "as many real images teach a classifier as much as "
     "the generated characters do; between the fewest and the most that were tried", "higher", "seeds", format=",.0f",
     optional=True)
-AUGMENTED = declare("learning.augmented", "augmented", "Real and generated, over real", "what a classifier reads that "
-    "has learned from real and generated characters together, over the real ones alone; above 1: they add something",
-    "higher", "seeds", optional=True)
+AUGMENTED = declare("learning.augmented", "augmented", "Real and generated, over real", "accuracy of classifiers "
+    "trained on real and generated characters together, over that with the real ones alone; above 1: they add "
+    "something", "higher", "seeds", optional=True)
 FRECHET = declare("distances.frechet", "frechet_distance", "Fréchet distance", "of generated characters to test "
     "images, in the classifier's features; grows as the number of images shrinks", "lower", "bootstrap",
     real="distances.frechet_real")
@@ -125,7 +125,7 @@ RECALL = declare("distances.recall", "recall", "Recall", "test images that lie a
     "much of the variety of the data the model draws", "higher", **PROPORTION)
 IMBALANCE = declare("class_balance.total_variation", "total_variation", "Class imbalance", "total variation distance "
     "from uniform of the classes that are generated when no class is asked for", "lower", "bootstrap", (0.0, 1.0),
-    "class_balance.real_total_variation")
+    "class_balance.real_total_variation", optional=True)
 VERY_CLOSE = declare("memorisation.closer_than_heldout_p01", "closer_than_heldout_p01", "Very close to training images",
     "characters that are closer to a training image than 99% of the test images are; 1% is chance", "lower",
     **PROPORTION)

@@ -31,6 +31,7 @@ LEARNING = {
     "images": kinds.count, "seeds": kinds.count, "curve": [{"images": kinds.count, "accuracy": SHARE}],
     "per_class": [{"name": kinds.text, "accuracy": SHARE, "real_accuracy": SHARE, CAS.key: NUMBER}],
 }  # fmt: skip
+CLASS_BALANCE = {"shares": [NUMBER], "real_shares": [NUMBER], "count": kinds.count}
 SHAPE = {  # the fields of evaluation.json that are read, besides the estimates; [kind] is a list of any length
     "generated": kinds.text, "run": kinds.text, "checkpoint": kinds.text, "step": _or_null(kinds.count),
     "data": kinds.data_set, "device": kinds.text, "command": kinds.text, "seed": kinds.count,
@@ -41,7 +42,6 @@ SHAPE = {  # the fields of evaluation.json that are read, besides the estimates;
         "confusion": [[kinds.count]],
         "per_class": [{"name": kinds.text, TOP1.key: SHARE, "real_top1": SHARE, RCA.key: NUMBER, "count": kinds.count}],
     },
-    "class_balance": {"shares": [NUMBER], "real_shares": [NUMBER], "count": kinds.count},
     "distances": {"reference_images": kinds.count},
     "memorisation": {
         "generated": QUANTILES, "heldout": QUANTILES, "train_images": kinds.count,
@@ -58,7 +58,7 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
 
     None if there is no such file. In a file of an older version, `test_images`, `recommended`, `learning`, `unguided`,
     `ema_lengths`, `recommended_length` and optional figures may be None, and `real_count` of a class is filled in.
-    After `--no-cas` `learning` is None.
+    After `--no-cas` `learning` is None, and of a model that never drew without a label, `class_balance`.
 
     Raises:
         ValueError: it is damaged or cannot be read; says in a few words why.
@@ -71,7 +71,8 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
         raise ValueError(why(error)) from error
     _check(evaluation, SHAPE, "")
     later = {
-        "test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING, "unguided": {},
+        "class_balance": CLASS_BALANCE, "test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING,
+        "unguided": {},
         "ema_lengths": LENGTHS, "recommended_length": {"ema_length": kinds.amount, "why": kinds.text},
     }  # fmt: skip
     evaluation.setdefault("weights", "ema")  # older versions measured no others
@@ -113,7 +114,8 @@ def _check_lengths(evaluation: dict[str, Any]) -> None:
     classes = len(evaluation["conditional"]["per_class"])
     balance, histogram = evaluation["class_balance"], evaluation["memorisation"]["histogram"]
     confused = evaluation["conditional"]["confusion"]
-    sizes = {len(confused), *map(len, confused), len(balance["shares"]), len(balance["real_shares"])}
+    shares = [balance["shares"], balance["real_shares"]] if balance else []
+    sizes = {len(confused), *map(len, confused), *map(len, shares)}
     bins = {len(histogram["edges"]) - 1, len(histogram["generated"]), len(histogram["heldout"])}
     if evaluation["learning"] and not evaluation["learning"]["curve"]:
         raise ValueError("learning.curve is empty")

@@ -119,10 +119,10 @@ TRAINING = dict(
     time="train_time_sec",
 )  # fmt: skip
 BAND = dict(**LOSS, group="loss_by_noise_level", same=NULL_LOSS, optional=True, time="val_time_sec")
-QUALITY = dict(
-    group="quality", same=("data",), over_epochs="best", format=".3f", selectable=True, optional=True,
-    time="eval_time_sec",
+JUDGED = dict(
+    group="quality", over_epochs="best", format=".3f", selectable=True, optional=True, time="eval_time_sec",
 )  # fmt: skip
+QUALITY = dict(**JUDGED, same=("data", "sample_steps", "guidance_scale"))
 MEMORY = dict(unit="MB of 2^20 bytes", format=",.0f", group="memory", better="lower", over_epochs="max")
 SHARE = dict(unit="share, 0 to 1", high=1.0, better="higher")
 SECONDS = dict(unit="s", format=",.1f", better="lower", timed=True)
@@ -217,12 +217,11 @@ SLOWEST_RANK_RATIO = column("slowest_rank_ratio", "time of the slowest process",
     "lower", "max", timed=True, low=1.0)
 VAL_LOSS_SWA = column("val_loss_swa", "validation loss (SWA)", "Val SWA", meaning="`val_loss` with the weights "
     "averaged from `--swa-start-epoch` on", **VALIDATION, optional=True)
-RCA_UNGUIDED = column("rca_unguided", "RCA at guidance 1", "RCA, g 1", meaning="`rca` of images drawn without "
-    "guidance, which flatters it", unit="ratio", better="higher", **QUALITY)
-CAS = column("cas", "CAS", "CAS", meaning="classification accuracy score: what classifiers read of test images that "
-    "have learned from the drawn images alone, over what others read that have learned from as many training "
-    "images; of so few images it tells runs and epochs apart, and is not that of evaluate.py", unit="ratio",
-    better="higher", **QUALITY)
+RCA_UNGUIDED = column("rca_unguided", "RCA at guidance 1", "RCA, g 1", meaning="`rca` of images drawn at "
+    "guidance 1; more guidance raises `rca`", unit="ratio", better="higher", same=("data", "sample_steps"), **JUDGED)
+CAS = column("cas", "CAS", "CAS", meaning="classification accuracy score: accuracy on test images of classifiers "
+    "trained on the drawn images alone, over that of classifiers trained on as many training images; of so few images "
+    "it tells runs and epochs apart, and is not that of evaluate.py", unit="ratio", better="higher", **QUALITY)
 ENERGY_WH = column("energy_wh", "energy", "Energy (Wh)", meaning="energy of all GPUs from the start to this row, over "
     "all starts, killed ones too, as the nodes had measured it; without a GPU that of the processors (RAPL), other "
     "programs on them included; empty where it cannot be read", unit="Wh", better="lower", grows=True, **COST)

@@ -63,6 +63,15 @@ class TrainedModel:
         return self.meta["data"]
 
     @property
+    def knows_no_label(self) -> bool:
+        """Has it learned to draw without a label (`--cfg-dropout-prob`)?"""
+        return self.meta["settings"]["cfg_dropout_prob"] > 0
+
+    @property
+    def can_be_guided(self) -> bool:
+        return self.knows_no_label or self.guide is not None
+
+    @property
     def source(self) -> str:
         """The training data in words, short enough for captions."""
         return data_words(self.data)
@@ -146,7 +155,10 @@ def load_model(
     trained = TrainedModel(folder, meta, pipeline, weights_of(meta, weights), rebuilt)
     found = _own_guide(trained) if guide is None else _other_guide(trained, guide, output_root)
     pipeline.register_modules(guide=found and found.unet)
-    return replace(trained, guide=found)
+    trained = replace(trained, guide=found)
+    if not trained.can_be_guided:  # whatever its settings say
+        pipeline.register_to_config(guidance_scale=1.0)
+    return trained
 
 
 def _own_guide(model: TrainedModel) -> Guide | None:

@@ -66,7 +66,7 @@ class DrawingOptions:
     seed: int = 0
     """The same seed draws the same images at any batch size; on another device they differ by rounding."""
     batch_size: int | None = None
-    """Images drawn at once; with guidance, a forward pass has twice as many. Left out: chosen for the resolution and the device."""
+    """Images drawn at once; guidance passes twice as many. Left out: chosen for the resolution and the device."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:1. A GPU that is there but cannot be used is an error."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -97,11 +97,20 @@ class DrawingOptions:
                 raise RequestError(f"{flag(name)} {value}: must be 1 or more")
 
 
-def check_guided(scale: float, interval: tuple[float, float] | None, guide: str | None) -> None:
+def check_guided(
+    scale: float, interval: tuple[float, float] | None, guide: str | None, can_be_guided: bool = True
+) -> None:
     """
+    Args:
+        can_be_guided: has the model learned to draw without a label, or a guide?
+
     Raises:
-        RequestError: the command line says how to guide (interval, guide), and the scale is 1, which is no guidance.
+        RequestError: the command line says how to guide (interval, guide), and the scale is 1, which is no guidance; or
+            the model cannot be guided, and the scale is not 1.
     """
+    if scale != 1 and not can_be_guided:
+        raise RequestError(f"--guidance-scale {scale:g}: the model was trained with every label in place "
+                           "(--cfg-dropout-prob 0), so only a --guide could guide it: give 1")  # fmt: skip
     if scale == 1 and (interval or guide):
         raise RequestError("--guide and --guidance-interval change nothing at guidance scale 1: give another "
                            "--guidance-scale, or leave them out")  # fmt: skip

@@ -42,7 +42,7 @@ class Renderer:
         self.steps = config.steps or default.num_inference_steps
         self.guidance_scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
         self.guidance_interval = config.guidance_interval or default.guidance_interval
-        check_guided(self.guidance_scale, config.guidance_interval, config.guide)
+        check_guided(self.guidance_scale, config.guidance_interval, config.guide, trained.can_be_guided)
         self.lines = wrap((config.text or "").replace("\\n", "\n"), config.width)
         try:
             make_sampler(self.sampler, trained.pipeline.scheduler, self.steps)

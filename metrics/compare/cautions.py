@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ddpm.run.metrics import DASH, EPOCH, Metric
+from ddpm.run.metrics import DASH, EPOCH, IMAGES_SEEN, STEP, Metric
 from metrics.compare.figures import ComparedRun, by_data, over_seeds, setting_apart, values_of
 
 
@@ -78,10 +78,13 @@ def _data_words(run: ComparedRun) -> str:
 
 
 def _lengths(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    lengths = recorded(EPOCH.of(run.published.last) for run in runs)
-    if len(lengths) > 1:
+    epochs, steps, images = (
+        recorded(metric.of(run.published.last) for run in runs) for metric in (EPOCH, STEP, IMAGES_SEEN)
+    )
+    if max(map(len, (epochs, images))) > 1:
+        lengths = f"{', '.join(epochs)} epochs" if len(epochs) > 1 else f"{', '.join(steps)} steps"
         early = "".join(f" `{run.label}` {why}." for run in runs if (why := run.published.stopped_early))
-        yield f"The runs differ in length ({', '.join(lengths)} epochs): compare them at the same images seen.{early}"
+        yield f"The runs differ in length ({lengths}): compare them at the same images seen.{early}"
 
 
 def _seeds(runs: Sequence[ComparedRun]) -> Iterator[str]:

@@ -197,7 +197,8 @@ def by_data(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
 
 def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
     """The runs in groups; within a group only the seed differs."""
-    return _grouped(runs, [str(sorted((run.recipe | {"seed": None}).items())) for run in runs])
+    keys = ({name: DEFAULTS[name] for name in DEFAULTS if name not in NO_RECIPE} | run.recipe for run in runs)
+    return _grouped(runs, [str(sorted((key | {"seed": None}).items())) for key in keys])
 
 
 def _grouped(runs: Sequence[ComparedRun], keys: Iterable[Hashable]) -> list[list[ComparedRun]]:

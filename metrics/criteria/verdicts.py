@@ -235,6 +235,8 @@ def _shares(asked: ClassShares, course: Course) -> Judgement:
     if course.evaluation is None:
         missing = "there is no evaluation yet: run evaluate.py"
         return Judgement("cannot be judged" if course.closed else "open", missing, "not evaluated")
+    if not course.evaluation["class_balance"]:
+        return Judgement("cannot be judged", "the model never drew without a label", "not measured")
     shares = course.evaluation["class_balance"]["shares"]
     names = [entry["name"] for entry in course.evaluation["conditional"]["per_class"]]
     if None in shares:

@@ -77,8 +77,7 @@ def progress(run: RunData, limits: Thresholds) -> Component:
         status = "warning" if again > limits.restarts else "healthy"
         findings.append(Finding(status, f"{plural(again, 'restart')}{reason}"))
     since = number(run.status.get("started")) or 0.0
-    errors = [log for log in run.logs if log["severity"] == "error" and log["time"] >= since]
-    if errors:
+    if errors := [error for error in run.errors if error["time"] >= since]:
         last = f"{timestamp(errors[-1]['time'])}: {errors[-1]['message']}"
         findings.append(warning(f"{plural(len(errors), 'error')} in the log since this start, the last at {last}"))
     rows = [

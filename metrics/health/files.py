@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ddpm.data.sets import dataset, sha256
-from ddpm.run.datasets import DataName
+from ddpm.run.datasets import DataName, drawn_equally
 from ddpm.run.errors import RequestError
 from ddpm.run.files import real, why
 from ddpm.run.format import DASH, plural, shown
@@ -35,7 +35,7 @@ def data(run: RunData, identity: dict[str, Any], limits: Thresholds) -> Componen
     """
     found, summary = [fact(f"trained on: {run.data_words}")], run.document.get("data_summary") or {}
     counts = {split: values for split in SPLITS if (values := summary.get(f"{split}_counts"))}
-    found += [_balance(split, values, limits) for split, values in counts.items()]
+    found += [_sizes(run, split, values, limits) for split, values in counts.items()]
     names = summary.get("class_names") or []
     rows = [(code(name), *numbers) for name, *numbers in zip(names, *counts.values(), strict=False)]
     tables = [Table("Images of each class", ["Class", *counts], rows, folded=True)] if counts else []
@@ -49,13 +49,17 @@ def data(run: RunData, identity: dict[str, Any], limits: Thresholds) -> Componen
     return Component("data", found, tables)
 
 
-def _balance(split: str, counts: Sequence[int], limits: Thresholds) -> Finding:
+def _sizes(run: RunData, split: str, counts: Sequence[int], limits: Thresholds) -> Finding:
+    """Sizes of the classes. Only those of EMNIST Balanced have to be equal; others may be drawn equally often."""
     low, high = min(counts), max(counts)
     words = f"{split}: {sum(counts):,} images in {len(counts)} classes"
     if not low:
         return unhealthy(f"{words}; {plural(sum(not count for count in counts), 'class')} without any")
-    if high / low > limits.class_imbalance:
-        ratio = f"{high / low:.2f} times (limit {limits.class_imbalance:g})"
+    equal = run.data == "emnist"
+    limit = limits.class_imbalance if equal else limits.class_spread
+    asked = (run.settings.get(name) for name in ("balance", "data", "split"))
+    if high / low > limit and (equal or (split == "train" and not drawn_equally(*asked))):
+        ratio = f"{high / low:.2f} times (limit {limit:g})"
         return warning(f"{words}, not balanced: {low:,} to {high:,} a class, {ratio}")
     return healthy(f"{words}, {low:,} to {high:,} in each" if low < high else f"{words}, {low:,} in each")
 

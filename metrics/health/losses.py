@@ -170,7 +170,7 @@ def _trends(run: RunData, limits: Thresholds) -> list[Finding]:
             if len(curve):
                 ends = f"{metric.text(curve.values[0])} to {metric.text(curve.last.value)}"
                 few = f"too few for a trend (fewer than {limits.trend_points})"
-                found.append(fact(f"{metric.label}: {ends} in {plural(len(curve), 'epoch')}, {few}"))
+                found.append(fact(f"{metric.label}: {ends} in {plural(len(curve), 'measured epoch')}, {few}"))
             continue
         phase = found_phases[-1]
         note = f"{metric.label}: {phase.kind} since epoch {phase.rate.first} ({rate_words(phase.rate)})"

@@ -35,7 +35,8 @@ def performance(run: RunData, limits: Thresholds) -> Component:
     step = run.curve(BATCHES_PER_SEC).values
     mfu = over_epochs(run.rows, MFU)
     known = f"MFU {percent(mfu)} (median)" if mfu is not None else "MFU not known: no peak of this device"
-    note = f"{over_epochs(run.rows, SAMPLES_PER_SEC):,.1f} images/s over {plural(len(run.rows), 'epoch')} of training, "
+    rate = SAMPLES_PER_SEC.text(over_epochs(run.rows, SAMPLES_PER_SEC))
+    note = f"{rate} images/s over {plural(len(run.rows), 'epoch')} of training, "
     note += f"{1000 / np.median(step) if len(step) else np.nan:,.1f} ms a step (median), {known}"
     findings = [healthy(note), *_slower(run, limits)]
     unknown, shares = time_shares(run)

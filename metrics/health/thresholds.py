@@ -66,6 +66,8 @@ class Thresholds:
     train_share: float = limit(0.5, "share", "of the time should be training, not counting the first epoch, which "
         "compiles (warning)")
     class_imbalance: float = limit(1.0, "ratio", "largest over smallest class: EMNIST Balanced is equal (warning)")
+    class_spread: float = limit(10.0, "ratio", "the same of the training images of other data, unless --balance draws "
+        "the classes equally often (warning)")
     pixel_mean: float = limit(0.01, "of 0 to 1", "distance of the pixels' mean from EMNIST Balanced's (warning)")
     pixel_std: float = limit(0.01, "of 0 to 1", "distance of their standard deviation from it (warning)")
     duplicates: float = limit(0.001, "share", "of the test images that are training images too (warning)")

@@ -8,7 +8,6 @@ from ddpm.run.cli import flag
 from ddpm.run.config import NO_RECIPE, TrainConfig
 from ddpm.run.files import atomic_write, strict_json, why_and_cure
 from ddpm.run.paths import REPORTED, RunPaths
-from ddpm.training.checkpointing import update_best
 from metrics.compare.figures import setting_words
 from metrics.criteria.of_run import verdicts_of
 from metrics.files import read_json
@@ -74,6 +73,8 @@ def take_over(paths: RunPaths, config: TrainConfig) -> list[str]:
         atomic_write(paths.json, strict_json({**document, "settings": before | new}, indent=2))
         lines.append(f"taken over without training: {', '.join(map(flag, new))}")
         if config.best_by == new.get("best_by", _before(before, "best_by")):
+            from ddpm.training.checkpointing import update_best  # here, as sweeps need not wait for torch
+
             update_best(paths.checkpoints, config)
     if "criterion" in new:
         judged = verdicts_of(load_run(paths))

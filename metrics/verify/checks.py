@@ -125,7 +125,7 @@ def _derived(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f"{name}.{TOP1.key}", _over(hits[place], sum(confusion[place]))
         yield f"{name}.{RCA.key}", _over(each[TOP1.key], each["real_top1"])
     for shares, figure in {"shares": "total_variation", "real_shares": "real_total_variation"}.items():
-        if None not in balance[shares]:
+        if balance and None not in balance[shares]:
             spread = sum(abs(share - 1 / len(balance[shares])) for share in balance[shares]) / 2
             yield f"class_balance.{figure}.value", spread
     if learning := document["learning"]:

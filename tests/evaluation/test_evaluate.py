@@ -28,6 +28,8 @@ from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.training import data
 from ddpm.training.model import POWER_EVERY
+from metrics.evaluation_plots import plots_of_evaluation
+from metrics.evaluation_words import guidance_words, variety_words
 from tests.conftest import ONE, SMALL, preset, random_images
 from tests.support.exports import leave_checkpoint
 from tests.support.idx_files import written
@@ -175,6 +177,23 @@ def test_an_evaluation_with_an_interval_and_a_guide_says_so_and_compares_them(
     assert costs[f"ddim, 2 steps, guidance 3 by {guide} in 0.2–0.5"] == 3  # guided at level 0.5, not at 1
     assert costs["ddim, 2 steps, guidance 2"] == 4 and costs["ddim, 2 steps, guidance 1"] == 2
     assert costs[f"ddim, 4 steps, guidance 3 by {guide} in 0.2–0.5"] == 6  # guided at 0.5 and 0.25
+
+
+def test_a_model_that_never_drew_without_a_label_is_neither_guided_nor_judged_by_that(
+    saved: TrainConfig, tmp_path: Path, capsys
+):
+    config = replace(saved, run_name="labelled", cfg_dropout_prob=0.0, guidance_scale=1.0, output_root=tmp_path)
+    Saver(config, RunPaths(tmp_path, "labelled").checkpoints).save(4)
+    command = ["labelled", *FEW, "--no-cas", "--output-root", str(tmp_path)]
+    assert evaluate.main([*command, "--guidance-scale", "2"]) == 2
+    assert "--guidance-scale 2: the model was trained with every label in place" in capsys.readouterr().err
+    assert evaluate.main([*command, "--sweep-samples-per-class", "1"]) == 0
+    found = load_evaluation(RunPaths(tmp_path, "labelled"))
+    assert (found["class_balance"], found["guidance"], found["sampler"]["guidance_scale"]) == (None, [], 1)
+    assert found["samplers"]
+    assert "so it cannot draw without one" in variety_words(found)
+    assert "only another one can guide it" in guidance_words(found)
+    assert "class_balance" not in plots_of_evaluation(found)
 
 
 def test_an_evaluation_does_not_cost_the_one_before(evaluated: RunPaths, saved: TrainConfig, tmp_path: Path):

@@ -88,6 +88,7 @@ def test_switches_that_choose_themselves_can_be_overruled(arguments, value):
         (["--epochs", "0"], "--epochs 0: must be 1 or more"),
         (["--ema-decay", "1"], "[0, 1)"),
         (["--cfg-dropout-prob", "1.5"], "[0, 1]"),
+        (["--cfg-dropout-prob", "0"], "give --guidance-scale 1"),
         (["--preset", "small", "--resolution", "30"], "multiple of 4"),
         (["--preset", "tiny", "--norm-num-groups", "5"], "--norm-num-groups"),
         (["--max-steps", "0"], "--max-steps"),
@@ -152,7 +153,6 @@ def test_the_longest_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
         (["--keep-every", "200"], "--keep-every 200"),
         (["--data", "glyphs", "--download"], "--download True"),
         (["--val-every", "0"], "--val-every 0"),
-        (["--cfg-dropout-prob", "0"], "--guidance-scale 1"),
     ],
 )
 def test_what_does_nothing_or_not_what_it_seems_is_remarked_and_not_refused(arguments, setting):

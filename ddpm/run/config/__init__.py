@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ddpm.run.config.presets import EXCEPTIONS, PRESETS, RECIPES, PresetName, RecipeName
 from ddpm.run.config.rules import SELECTABLE, mistakes
 from ddpm.run.criteria import Criterion, parse_criteria
-from ddpm.run.datasets import UNEQUAL, DataName, Invert, SplitName, published_name
+from ddpm.run.datasets import DataName, Invert, SplitName, drawn_equally, published_name
 from ddpm.run.errors import RequestError
 from ddpm.run.files import plain
 from ddpm.run.paths import PROJECT_ROOT
@@ -228,9 +228,7 @@ class TrainConfig:
     @property
     def balanced(self) -> bool:
         """Is every class drawn equally often in an epoch?"""
-        if self.balance is None:
-            return self.data == "emnist" and self.split in UNEQUAL
-        return self.balance == "classes"
+        return drawn_equally(self.balance, self.data, self.split)
 
     @property
     def run(self) -> str:

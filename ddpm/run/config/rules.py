@@ -62,6 +62,11 @@ def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
         (config.seed >= 2**63, f"--seed {config.seed}: must be below 2^63"),
         (not 0 <= config.ema_decay < 1, f"--ema-decay {config.ema_decay}: must lie in [0, 1), such as 0.999"),
         (not 0 <= config.cfg_dropout_prob <= 1, f"--cfg-dropout-prob {config.cfg_dropout_prob}: must lie in [0, 1]"),
+        (
+            config.cfg_dropout_prob == 0 and config.guidance_scale != 1,
+            f"--guidance-scale {config.guidance_scale:g} needs predictions without a label, which the model never "
+            "learns with --cfg-dropout-prob 0: give --guidance-scale 1",
+        ),
         (not 0 < config.lr_step_factor <= 1, f"--lr-step-factor {config.lr_step_factor}: must lie in (0, 1]"),
         (
             not 0 < config.plateau_factor < 1,
@@ -242,9 +247,6 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
         yield "no criterion compares a loss or a figure of drawn images with a number: validation loss chooses `best`"
     if config.best_by == VAL_LOSS.name and config.val_every == 0:
         yield "without validation (--val-every 0) no checkpoint becomes `best`"
-    if config.cfg_dropout_prob == 0 and config.guidance_scale != 1 and (grids or config.eval_every != 0):
-        yield (f"--guidance-scale {config.guidance_scale:g} needs predictions without a label, which the model "
-               "never learns with --cfg-dropout-prob 0: give --guidance-scale 1")  # fmt: skip
 
 
 def target_problem(text: str | None) -> str | None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ddpm.run.config import TrainConfig
 from ddpm.run.format import duration, timestamp
 from ddpm.run.metrics import MFU
 from ddpm.run.paths import RunPaths
@@ -102,6 +103,39 @@ def test_when_losses_were_reached_is_told_of_each_group_that_can_be_compared(roo
     for words, runs in zip(parts, (["slow", "fast"], ["coarse"]), strict=True):
         assert [[row[0] for row in table[1:]] for table in tables(parts[words])] == [runs] * 3
     assert "### With" not in page_of(root, "slow", "fast")
+
+
+def test_runs_of_other_numbers_of_steps_differ_in_length_also_within_an_epoch(root: Path):
+    for name, steps in (("short", 10), ("long", 90)):
+        paths = make_run(root, name, epochs=1, max_steps=steps)
+        document = json.loads(paths.json.read_text())
+        document["epochs"][0] |= {"step": steps, "images_seen": 32 * steps}
+        save(paths, document)
+    assert "The runs differ in length (90, 10 steps)" in page_of(root, "long", "short")
+
+
+def test_seeds_of_versions_with_other_settings_belong_together(root: Path):
+    """What an older version did not have is at its default."""
+    for seed in (0, 1):
+        paths = make_run(root, f"seed{seed}", seed=seed)
+        document = json.loads(paths.json.read_text())
+        if seed:
+            document["settings"].pop("timestep_power", None)
+        else:
+            document["settings"]["timestep_power"] = TrainConfig.timestep_power
+        save(paths, document)
+    assert "no settings were trained with two seeds" not in page_of(root, "seed0", "seed1")
+
+
+def test_readability_at_other_guidance_is_not_ranked(root: Path):
+    for name, scale in (("plain", 1.0), ("guided", 3.0)):
+        paths = make_run(root, name, guidance_scale=scale)
+        document = json.loads(paths.json.read_text())
+        for row in document["epochs"]:
+            row |= {"rca": scale / 4, "rca_unguided": 0.5 + scale / 10}
+        save(paths, document)
+    assert "guidance_scale" in page_of(root, "plain", "guided", "--rank-by", "rca").partition("## ")[0]
+    assert "`guided`" in page_of(root, "plain", "guided", "--rank-by", "rca_unguided")
 
 
 def test_a_run_that_stopped_early_is_named_where_lengths_differ(root: Path):

@@ -16,9 +16,12 @@ from ddpm.data.emnist import emnist as emnist_files
 from ddpm.data.idx import read_idx, write_idx
 from ddpm.run.paths import RunPaths
 from metrics.health.checker import main, verdict_of
+from metrics.health.files import data
+from metrics.health.thresholds import Thresholds
 from metrics.live.gpus import GpuSampler
 from metrics.run_data import read_run
 from tests.support.checked import GPU, RUN, RUNNING, check, learning, publish
+from tests.support.metrics_documents import make_document, make_run
 from tests.support.nvml import FakeNvml, eventually
 
 
@@ -221,6 +224,28 @@ def test_data_are_checked_where_they_are_within_reach(tmp_path: Path, small_data
     assert "train: 279 images in 47 classes, not balanced: 3 to 6 a class" in page
     pixels = inverted / 255
     assert f"▲ training pixels, 0 to 1: mean {pixels.mean():.4f}, standard deviation {pixels.std():.4f}" in page
+
+
+def test_classes_of_other_data_need_not_be_equally_large(tmp_path: Path) -> None:
+    def said(high: int, **settings) -> str:
+        document = make_document(12, data="folder-leaves")
+        document["data_summary"] |= {"train_counts": [60] * 46 + [high], "test_counts": [6] * 46 + [high]}
+        document["settings"] |= {"data": "folder", **settings}
+        findings = data(make_run(document, tmp_path), {}, Thresholds()).findings
+        return " ".join(f"{finding.status}: {finding.note}" for finding in findings)
+
+    assert "healthy: train: 2,960 images in 47 classes, 60 to 200 in each" in said(200)
+    assert "warning: train: 3,460 images in 47 classes, not balanced: 60 to 700 a class, 11.67 times" in said(700)
+    assert "healthy: train: 3,460 images" in said(700, balance="classes")
+
+
+def test_an_error_is_counted_until_the_next_start_however_long_the_log_is(tmp_path: Path) -> None:
+    paths = publish(tmp_path, learning(12))
+    began = json.loads(paths.status.read_text())["started"]
+    error = {"kind": "log", "severity": "error", "message": "the disk was full", "time": began + 1}
+    later = {"kind": "log", "severity": "info", "message": "x" * 400, "time": began + 2}
+    paths.events.write_text("".join(json.dumps(event) + "\n" for event in [error, *[later] * 300]))
+    assert "1 error in the log since this start, the last at" in check(paths)[1]
 
 
 def test_glyphs_are_never_called_emnist(tmp_path: Path, capsys) -> None:

@@ -150,7 +150,8 @@ def test_a_damaged_evaluation_costs_the_card_its_section_and_no_more(small_run, 
 
 
 def test_a_model_of_glyphs_is_never_taken_for_one_of_emnist(tmp_path):
-    config = leave_checkpoint(preset("tiny", **SMALL, data="glyphs", output_root=tmp_path, cfg_dropout_prob=0.0))
+    config = leave_checkpoint(preset("tiny", **SMALL, data="glyphs", output_root=tmp_path, cfg_dropout_prob=0.0,
+                                     guidance_scale=1.0))  # fmt: skip
     folder = export(trained(config))
     head, page = card_of(folder)
     assert "datasets" not in head and not {"emnist", "handwriting"} & set(head["tags"])
