@@ -174,26 +174,28 @@ class Run(RunLifecycle):
         False if the processes agreed to stop first.
         """
         config, progress = self.config, self.progress
-
-        def last() -> bool:  # the row that is published below may end the run early
-            return progress.step == self.schedule.total_steps or self.ended_early is not None
-
-        def due(every: int) -> bool:
-            return every > 0 and (last() or (epoch + 1) % every == 0)
-
         if progress.row_step != progress.step:
-            evaluate = due(self.choices.eval_every)
-            measured = self.measure(epoch, validate=due(config.val_every), evaluate=evaluate)
+            evaluate = self.due(self.choices.eval_every, epoch)
+            measured = self.measure(epoch, validate=self.due(config.val_every, epoch), evaluate=evaluate)
             if measured is None:
                 return False
-            self.publish_row(self.epoch_row(epoch, measured))
+            self.publish_row(self.epoch_row(epoch, measured))  # which may end the run early
             if progress.step % self.schedule.steps_per_epoch == 0:
                 progress.begin_epoch()
-            if due(config.checkpoint_every) or due(config.keep_every) or (evaluate and config.best_by != VAL_LOSS.name):
+            chosen_by_it = evaluate and config.best_by != VAL_LOSS.name
+            if chosen_by_it or any(self.due(every, epoch) for every in (config.checkpoint_every, config.keep_every)):
                 self.save()
-        if self.choices.samples_per_class and (last() or due(config.sample_every)):
+        if self.choices.samples_per_class and (self.at_end or self.due(config.sample_every, epoch)):
             return self.draw_samples(epoch)
         return True
+
+    @property
+    def at_end(self) -> bool:
+        return self.progress.step == self.schedule.total_steps or self.ended_early is not None
+
+    def due(self, every: int, epoch: int) -> bool:
+        """Is what is done every so many epochs (0: never) due after this one? In any case it is at the end."""
+        return every > 0 and (self.at_end or (epoch + 1) % every == 0)
 
     def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict[Metric, Any] | None:
         """The row's figures that need forward passes. Every process calls it. None if asked to stop."""

@@ -160,8 +160,7 @@ def density_coverage(real: torch.Tensor, generated: torch.Tensor, k: int = 5) ->
         the density; and whether a generated image lies in each real one's neighbourhood: bool [N], whose mean is the
         coverage. A neighbourhood is a ball that reaches to the real image's k-th nearest neighbour among the real ones.
     """
-    nth = min(k + 1, len(real))  # the first is the image itself
-    radii = torch.cat([_distances(part, real).kthvalue(nth, dim=1).values for part in real.split(1024)])
+    radii = _radii(real, k)
     inside = [_distances(part, real) <= radii for part in generated.split(1024)]
     counts = torch.cat([part.sum(1) for part in inside]).double() / k
     return counts, torch.stack([part.any(0) for part in inside]).any(0)
@@ -171,11 +170,15 @@ def _distances(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return torch.cdist(some, others, compute_mode="donot_use_mm_for_euclid_dist")  # a copy is at exactly 0
 
 
+def _radii(members: torch.Tensor, k: int) -> torch.Tensor:
+    """The distance of each of `members` [N, D] to its k-th nearest neighbour among them: [N]."""
+    nth = min(k + 1, len(members))  # the first is the member itself
+    return torch.cat([_distances(part, members).kthvalue(nth, dim=1).values for part in members.split(1024)])
+
+
 def _within(manifold: torch.Tensor, points: torch.Tensor, k: int) -> torch.Tensor:
     """Whether each of `points` [M, D] lies within the manifold of the set `manifold` [N, D]: bool [M]."""
-
-    nth = min(k + 1, len(manifold))  # the first is the member itself
-    radii = torch.cat([_distances(part, manifold).kthvalue(nth, dim=1).values for part in manifold.split(1024)])
+    radii = _radii(manifold, k)
     return torch.cat([(_distances(part, manifold) <= radii).any(1) for part in points.split(1024)])
 
 

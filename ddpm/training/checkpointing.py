@@ -92,35 +92,38 @@ class Checkpoints:
             known["unsound"] = unsound or self.unsound
             self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", self._ours, **known))
             return
-        config, schedule = self._config, self._schedule
+        state = {**trainer.state_dict(), "progress": progress.state_dict()}
+        models = trainer.averages() | trainer.power_averages()
+        state, averages = self._copy([state, {name: model.state_dict() for name, model in models.items()}])
+        meta = self._meta(trainer, progress) | known
+        if power := state["power_ema"]:
+            meta["power_ema"] = {"updates": int(power["updates"]), "first_step": power["first_step"]}
+        contents = Contents(state, averages, trainer.ema.model, trainer.scheduler, meta)
+        self._begin(step, len(rows), partial(write, self._root, contents, self._ours))
+
+    def _meta(self, trainer: Trainer, progress: Progress) -> dict[str, Any]:
+        """What meta.json says of the run, and of where it stands (see checkpoints/README.md)."""
+        config, schedule, step = self._config, self._schedule, progress.step
         epoch, batch = divmod(step, schedule.steps_per_epoch)
-        place = {"step": step, "images_seen": schedule.images_seen(step), "epoch": epoch, "batch": batch}
-        meta = {
+        return {
             "run": config.run,
             "data": config.data_name,
             "class_names": list(trainer.class_names),
             "identity": self._identity,
             "settings": config.to_dict(),
             "used": trainer.choices.values(),
-            "progress": place
-            | {
+            "progress": {
+                "step": step,
+                "images_seen": schedule.images_seen(step),
+                "epoch": epoch,
+                "batch": batch,
                 "global_batch": schedule.global_batch,
                 "world_size": schedule.world_size,
                 "losses_since": self.losses_since,
-            }
-            | {
                 "threads": progress.threads[-1]["threads"] if progress.threads else None,
                 "lr": _next_lr(schedule, step),
             },
-            **known,
         }
-        state = {**trainer.state_dict(), "progress": progress.state_dict()}
-        models = trainer.averages() | trainer.power_averages()
-        state, averages = self._copy([state, {name: model.state_dict() for name, model in models.items()}])
-        if power := state["power_ema"]:
-            meta["power_ema"] = {"updates": int(power["updates"]), "first_step": power["first_step"]}
-        contents = Contents(state, averages, trainer.ema.model, trainer.scheduler, meta)
-        self._begin(step, len(rows), partial(write, self._root, contents, self._ours))
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written, if any, is complete or has failed."""

@@ -49,8 +49,13 @@ def prepare(device: torch.device) -> None:
         RequestError: that cannot work here.
     """
     if lacks := lacking(device):
-        raise RequestError(f"--compile: {lacks}; or leave the flag out")
+        raise refusal(lacks)
     set_caches()
+
+
+def refusal(lacks: str) -> RequestError:
+    """The error for `--compile` where something is missing."""
+    return RequestError(f"--compile: {lacks}; or leave the flag out")
 
 
 def lacking(device: torch.device) -> str | None:

@@ -151,8 +151,7 @@ def epoch_order(images: Images, config: TrainConfig, epoch: int) -> torch.Tensor
 
 def global_slice(order: torch.Tensor, batch: int, images: int, world: DistContext) -> torch.Tensor:
     """The indices of this process's `images` images in global batch number `batch` of an epoch: int64 [images]."""
-    start = (batch * world.world_size + world.rank) * images
-    return order[start : start + images]
+    return order[batch * world.world_size * images :][world.share(images)]
 
 
 def to_model_input(pixels: torch.Tensor, resolution: int) -> torch.Tensor:

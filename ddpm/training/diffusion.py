@@ -58,7 +58,7 @@ class StepDraws:
         self._config, self._device = config, world.device
         each = config.images_per_step
         self._images = each * world.world_size
-        self._mine = slice(world.rank * each, (world.rank + 1) * each)
+        self._mine = world.share(each)
         self._generator = torch.Generator(world.device)
 
     def __call__(self, images_seen: int) -> Draws:

@@ -56,6 +56,10 @@ class DistContext:
     def node(self) -> str:
         return socket.gethostname()
 
+    def share(self, images: int) -> slice:
+        """This process's part of a global batch, of which each process has `images`."""
+        return slice(self.rank * images, (self.rank + 1) * images)
+
     def gather(self, value: object) -> list:
         """All-gather: the `value` of every process in rank order (small picklable objects, no tensors)."""
         if self.world_size == 1:

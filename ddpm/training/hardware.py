@@ -15,7 +15,6 @@ import torch
 from ddpm.data.classes import MOST_SHOWN
 from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, asked_of, parse_target
-from ddpm.run.errors import RequestError
 from ddpm.training import compiler
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets, by words in the GPU's name; the first match
@@ -245,7 +244,7 @@ def _compilation(
         return False, "not worth its start-up time on a CPU"
     lacks = next(filter(None, gather(compiler.lacking(device))), None)
     if lacks and asked:
-        raise RequestError(f"--compile: {lacks}; or leave the flag out")
+        raise compiler.refusal(lacks)
     if lacks:
         return False, lacks
     return True, "CUDA with Triton" if on_gpu else f"a small network, and {steps:,} steps"

@@ -210,18 +210,18 @@ def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
     root = paths.checkpoints
     ours = real(start.folder.parent) == real(root)
     steps = [folder for folder in sorted(root.glob("step_*")) if not ours or folder.name > start.folder.name]
+    gone = {folder: f"{folder.name}{_why(folder)}" for folder in steps}
     made = [
-        (paths.checkpoints / "export", _step(paths.checkpoints / "export" / "meta.json", "progress")),
+        (root / "export", _step(root / "export" / "meta.json", "progress")),
         (paths.evaluation, evaluated := _step(paths.evaluation)),
         (paths.evaluation_files, evaluated),
     ]
-    gone = steps + [path for path, step in made if os.path.lexists(path) and step is not None and step > start.step]
+    gone |= {path: path.name for path, step in made if os.path.lexists(path) and step is not None and step > start.step}
     if not gone:
         return []
-    names = [f"{folder.name}{_why(folder)}" for folder in steps] + [path.name for path in gone[len(steps) :]]
     where = sorted({str(_move(path).parent) for path in gone})
     point_latest(root)
-    return [f"going back to {start.folder.name}; moved to {' and '.join(where)}: {', '.join(names)}"]
+    return [f"going back to {start.folder.name}; moved to {' and '.join(where)}: {', '.join(gone.values())}"]
 
 
 def later_pictures(paths: RunPaths, epochs: int) -> list[str]:

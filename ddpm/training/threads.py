@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,19 +63,20 @@ def cpu_quota(proc: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/
         proc: lists the control groups of the process.
         groups: mount point of the control groups. A container sees its own group at the top.
     """
-    found = []
-    for line in _read(proc).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in {groups / controllers, groups / "cpu", groups / "cpu,cpuacct"} if controllers else {groups}:
-            below = mount / path.lstrip("/")
-            for folder in (below, *below.parents):
-                if cores := _quota_of(folder):
-                    found.append(Quota(cores, folder))
-                if folder == mount:
-                    break
-    return min(found, key=lambda quota: quota.cores, default=None)
+    folders = [folder for line in _read(proc).splitlines() for folder in _group_folders(line, groups)]
+    quotas = [Quota(cores, folder) for folder in folders if (cores := _quota_of(folder))]
+    return min(quotas, key=lambda quota: quota.cores, default=None)
+
+
+def _group_folders(line: str, groups: Path) -> Iterator[Path]:
+    """The folders of the control group in a line of `/proc/self/cgroup`, and of those above it; none if it is not of
+    the CPU."""
+    _, controllers, path = line.split(":", 2)
+    if controllers and "cpu" not in controllers.split(","):
+        return
+    for mount in {groups / controllers, groups / "cpu", groups / "cpu,cpuacct"} if controllers else {groups}:
+        below = mount / path.lstrip("/")
+        yield from (folder for folder in (below, *below.parents) if folder.is_relative_to(mount))
 
 
 def _quota_of(folder: Path) -> float | None:
