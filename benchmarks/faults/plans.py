@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "max_steps": (None, None, 20, 37), "ema_decay": (0.0, 0.9, 0.995), "power_ema": (True, False),
     "swa_start_epoch": (0, 0, 1, 2), "prediction_type": ("epsilon", "v_prediction"),
     "timestep_sampling": ("uniform", "stratified"), "loss_weighting": ("none", "none", "min_snr"),
-    "cfg_dropout_prob": (0.0, 0.1), "log_every": (1, 3, 50), "val_every": (0, 1, 1, 2), "val_images": (47, 94),
+    "cfg_dropout_prob": (0.0, 0.1), "guidance_scale": (1.0, 2.0), "log_every": (1, 3, 50), "val_every": (0, 1, 1, 2), "val_images": (47, 94),
     "eval_every": (0,) * 11 + (2,), "sample_every": (0, 1, 2), "samples_per_class": (0, 1),
     "checkpoint_every": (1, 1, 2, 3), "checkpoint_minutes": (0.0, 1e-6), "keep_last": (1, 2, 3),
     "keep_every": (0, 0, 1, 2), "early_stop_patience": (0, 0, 1, 2), "min_delta": (0.0, 0.02),

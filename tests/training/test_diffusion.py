@@ -106,7 +106,7 @@ def test_patches_change_what_the_model_sees_and_not_the_loss():
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 1.0])
 def test_labels_are_dropped_to_the_null_class_at_the_given_rate(probability: float):
-    config = preset("tiny", batch_size=500, resolution=4, cfg_dropout_prob=probability)
+    config = preset("tiny", batch_size=500, resolution=4, cfg_dropout_prob=probability, guidance_scale=1.0)
     draws, scheduler, model = StepDraws(config, ONE), make_scheduler(config), Remembers()
     images, labels = torch.zeros(500, 1, 4, 4), torch.arange(500) % 47
     dropped = 0
@@ -358,7 +358,7 @@ def test_the_time_of_a_chunk_is_the_median_of_its_calls(predicts_zeros, monkeypa
 
 def test_the_ends_of_the_random_numbers_are_the_first_and_the_last_timestep(monkeypatch: pytest.MonkeyPatch):
     config = preset("tiny", batch_size=4, resolution=4, timestep_sampling="uniform", timestep_power=0.5)
-    never = StepDraws(replace(config, cfg_dropout_prob=0.0), ONE)
+    never = StepDraws(replace(config, cfg_dropout_prob=0.0, guidance_scale=1.0), ONE)
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 1 - 2**-24))  # its root rounds to 1
     assert never(0).timesteps.tolist() == [config.diffusion_steps - 1] * 4
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.zeros(shape))
