@@ -60,6 +60,7 @@ CHANGES_THE_STEP = (
     "--recipe", "--optimizer", "--patch-size", "--batch-size", "--block-out-channels", "--layers-per-block",
     "--mid-attention", "--resnet-time-scale-shift", "--precision",
 )  # fmt: skip
+FIGURES = {"cas": "CAS", "rca": "RCA", "frechet": "Fréchet"}
 MEASURED_STEPS, ROUNDS = 100, 3
 
 
@@ -76,6 +77,35 @@ def table(results: list[dict[str, Any]]) -> str:
             for name in ("rca", "cas"):
                 cells.append("{value:.3f} [{low:.3f}, {high:.3f}]".format(**figure[name]))
             cells.append(f"{figure['frechet']['value']:.2f}")
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)
+
+
+def means(results: list[dict[str, Any]]) -> str:
+    """A line for each recipe and guidance: means over its seeds, with the least and the greatest; best CAS first."""
+    groups: dict[tuple[float, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for result in results:
+        for figure in result["figures"]:
+            groups.setdefault((figure["guidance_scale"], result["recipe"]), []).append((result, figure))
+
+    def mean(name: str, group: list) -> float:
+        return statistics.fmean(figure[name]["value"] for _, figure in group)
+
+    heads = [
+        "recipe",
+        "guidance",
+        "seeds",
+        "steps",
+        "ms per step",
+        *(f"{name}, mean (range)" for name in FIGURES.values()),
+    ]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for (scale, recipe), group in sorted(groups.items(), key=lambda each: (each[0][0], -mean("cas", each[1]))):
+        result = group[0][0]
+        cells = [recipe, f"{scale:g}", len(group), f"{result['steps']:,}", f"{result['ms_per_step']:.0f}"]
+        for name in FIGURES:
+            values = [figure[name]["value"] for _, figure in group]
+            cells.append(f"{statistics.fmean(values):.3f} ({min(values):.3f}–{max(values):.3f})")
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
 
@@ -164,7 +194,7 @@ def main() -> None:
             document["results"].append({**result, "figures": figures})
             atomic_write(options.out, json.dumps(document, indent=2))
             print(table(document["results"][-1:]).splitlines()[-1], flush=True)
-    print(table(document["results"]))
+    print(f"{table(document['results'])}\n\n{means(document['results'])}")
 
 
 if __name__ == "__main__":

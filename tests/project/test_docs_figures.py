@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.common.rounds import ALL, RESULTS, spread, words
 from benchmarks.faults.tournament_page import ROWS
+from benchmarks.recipes import means
 from benchmarks.startup import COLD, EAGER, WARM
 from ddpm.data.emnist import emnist
 from ddpm.run.config import preset
@@ -198,6 +199,11 @@ def test_the_table_of_recipes_has_the_files_figures(minutes: int):
         cells += [f"{each['frechet']:.2f}" for each in result["figures"]]
         expected = [f"| {result['recipe']}", str(result["seed"]), *map(str, cells)]
         assert expected in [[cell.removesuffix(" |") for cell in row] for row in rows], expected
+
+
+def test_the_table_of_todays_recipes_is_made_of_its_file():
+    page = (RESULTS / "recipes.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in means(at("recipes", "results")).splitlines() if line not in page] == []
 
 
 def text_of(page: str) -> str:
