@@ -182,8 +182,8 @@ class Run(RunLifecycle):
             self.publish_row(self.epoch_row(epoch, measured))  # which may end the run early
             if progress.step % self.schedule.steps_per_epoch == 0:
                 progress.begin_epoch()
-            chosen_by_it = evaluate and config.best_by != VAL_LOSS.name
-            if chosen_by_it or any(self.due(every, epoch) for every in (config.checkpoint_every, config.keep_every)):
+            may_be_best = evaluate and config.best_by != VAL_LOSS.name
+            if may_be_best or any(self.due(every, epoch) for every in (config.checkpoint_every, config.keep_every)):
                 self.save()
         if self.choices.samples_per_class and (self.at_end or self.due(config.sample_every, epoch)):
             return self.draw_samples(epoch)
@@ -191,10 +191,11 @@ class Run(RunLifecycle):
 
     @property
     def at_end(self) -> bool:
+        """Is the last step done, or the run to end early?"""
         return self.progress.step == self.schedule.total_steps or self.ended_early is not None
 
     def due(self, every: int, epoch: int) -> bool:
-        """Is what is done every so many epochs (0: never) due after this one? In any case it is at the end."""
+        """Is a task with a period of `every` epochs (0: never) due after `epoch`, or because the run ends there?"""
         return every > 0 and (self.at_end or (epoch + 1) % every == 0)
 
     def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict[Metric, Any] | None:

@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from benchmarks.common.rounds import machine
 from benchmarks.common.trained import STEPS, Judge, train
 from ddpm.run.config import preset
@@ -60,7 +62,7 @@ CHANGES_THE_STEP = (
     "--recipe", "--optimizer", "--patch-size", "--batch-size", "--block-out-channels", "--layers-per-block",
     "--mid-attention", "--resnet-time-scale-shift", "--precision",
 )  # fmt: skip
-FIGURES = {"cas": "CAS", "rca": "RCA", "frechet": "Fréchet"}
+FIGURES = {"rca": "RCA", "cas": "CAS", "frechet": "Fréchet"}
 MEASURED_STEPS, ROUNDS = 100, 3
 
 
@@ -68,7 +70,7 @@ def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown, the best first."""
     scales = [figure["guidance_scale"] for figure in results[0]["figures"]]
     heads = ["recipe", "seed", "steps", "ms per step", "val. loss (EMA)"]
-    heads += [f"{name} at guidance {scale:g}" for scale in scales for name in ("RCA", "CAS", "Fréchet")]
+    heads += [f"{figure} at guidance {scale:g}" for scale in scales for figure in FIGURES.values()]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for result in sorted(results, key=lambda each: -max(figure["rca"]["value"] for figure in each["figures"])):
         cells = [result["recipe"], result["seed"], result["steps"], f"{result['ms_per_step']:.0f}"]
@@ -82,30 +84,22 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def means(results: list[dict[str, Any]]) -> str:
-    """A line for each recipe and guidance: means over its seeds, with the least and the greatest; best CAS first."""
-    groups: dict[tuple[float, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    for result in results:
-        for figure in result["figures"]:
-            groups.setdefault((figure["guidance_scale"], result["recipe"]), []).append((result, figure))
-
-    def mean(name: str, group: list) -> float:
-        return statistics.fmean(figure[name]["value"] for _, figure in group)
-
-    heads = [
-        "recipe",
-        "guidance",
-        "seeds",
-        "steps",
-        "ms per step",
-        *(f"{name}, mean (range)" for name in FIGURES.values()),
-    ]
+    """A line for each guidance and recipe: means over its seeds, with the least and the greatest; best CAS first."""
+    measured = [
+        {
+            **{name: result[name] for name in ("recipe", "steps", "ms_per_step")},
+            "guidance": figures["guidance_scale"], **{name: figures[name]["value"] for name in FIGURES},
+        }
+        for result in results for figures in result["figures"]
+    ]  # fmt: skip
+    groups = [(*key, group) for key, group in pd.DataFrame(measured).groupby(["guidance", "recipe"])]
+    heads = ["recipe", "guidance", "seeds", "steps", "ms per step"]
+    heads += [f"{figure}, mean (range)" for figure in FIGURES.values()]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for (scale, recipe), group in sorted(groups.items(), key=lambda each: (each[0][0], -mean("cas", each[1]))):
-        result = group[0][0]
-        cells = [recipe, f"{scale:g}", len(group), f"{result['steps']:,}", f"{result['ms_per_step']:.0f}"]
-        for name in FIGURES:
-            values = [figure[name]["value"] for _, figure in group]
-            cells.append(f"{statistics.fmean(values):.3f} ({min(values):.3f}–{max(values):.3f})")
+    for guidance, recipe, group in sorted(groups, key=lambda each: (each[0], -each[2]["cas"].mean())):
+        steps, ms_per_step = group[["steps", "ms_per_step"]].iloc[0]
+        cells = [recipe, f"{guidance:g}", len(group), f"{steps:,.0f}", f"{ms_per_step:.0f}"]
+        cells += [f"{of.mean():.3f} ({of.min():.3f}–{of.max():.3f})" for of in (group[name] for name in FIGURES)]
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
 

@@ -214,7 +214,7 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
     """The best guidance by each figure, and what cannot be distinguished from it."""
     rows = evaluation["guidance"]
     if not rows:
-        if not evaluation["class_balance"]:
+        if not (evaluation["class_balance"] or evaluation["sampler"].get("guide")):
             return "None: the model was trained with every label in place, so only another one can guide it (--guide)."
         return "Guidance scales were not compared (evaluate.py --sweeps does)."
     sentences = []

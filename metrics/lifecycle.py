@@ -53,13 +53,13 @@ class RunLifecycle:
         self.paths = RunPaths(real(config.output_root), config.run)
         self.flops_per_image = flops_per_image(config)
         self.train_set, self.test_set = data.load(config, world)
+        self.data_sha256 = data.agreed_sha256(self.train_set, self.test_set, world)
         images = data.images_per_epoch(config, len(self.train_set), self.train_set.num_classes)
         self.schedule = TrainingSchedule(config, world.world_size, images)
         steps = self.schedule.total_steps
         self.choices = hardware.choose(
             config, self.train_set.num_classes, world.device, self.flops_per_image, world.gather, steps
         ).for_test_images(len(self.test_set))
-        self.data_sha256 = data.agreed_sha256(self.train_set, self.test_set, world)
         self.identity = identity_of(config, self.schedule, self.train_set.class_names, self.data_sha256)
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.schedule.global_batch)
@@ -97,8 +97,6 @@ class RunLifecycle:
             if start:
                 notes += damaged_checkpoints(root, start, damaged)
                 notes += abandoned_line(self.paths, start)
-                if not was_finished:  # else metrics/jobs/finished.py decides
-                    update_best(root, self.config)
             checkpoint.point_latest(root)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
@@ -174,6 +172,7 @@ class RunLifecycle:
             self.paths.checkpoints, config, self.schedule, self.identity, start, self.logger.log, self.run_lock.check
         )
         if start:
+            update_best(self.paths.checkpoints, config)
             self.save()  # here too, if --resume took it from another run's folder
 
     # ---- while it trains ---------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ class Evaluator:
 
     def _class_balance(self, settings: SamplerSettings, count: int) -> dict[str, Any] | None:
         """What the model draws when no class is asked for; None if it has not learned that."""
-        if not self.model.knows_no_label:
+        if not self.model.draws_without_label:
             return None
         labels = torch.full((count,), self.num_classes)
         drawn = self.image_generator.draw(labels, settings, self.config.seed, f"{self.things} of no given class")
@@ -190,7 +190,7 @@ class Evaluator:
         labels = self._labels(self.config.sweep_samples_per_class or usual)
         candidates, prepare = sampler_settings(self.settings, self.most_steps), None
         if name == "guidance":
-            candidates = guidance_settings(self.settings)
+            candidates = guidance_settings(self.settings, self.model.draws_without_label)
         elif name == "ema_lengths":
             candidates = length_settings(self.settings, len(self.lengths) + 1)
             prepare = averager(self.model.pipeline.unet, self.lengths)

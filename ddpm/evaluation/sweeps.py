@@ -29,15 +29,18 @@ LENGTHS = (0.03, 0.05, 0.075, 0.1, 0.15)  # of averages of the weights, where th
 TOLERANCE = 0.1  # the interval of a recommended sampler's CAS (or RCA) reaches at most this far below the best one
 
 
-def guidance_settings(current: SamplerSettings) -> list[SamplerSettings]:
+def guidance_settings(current: SamplerSettings, draws_without_label: bool = True) -> list[SamplerSettings]:
     """The guidance to compare, with the sampler of `current`: scales; some of them in an interval, that of `current` if
-    it has one; and autoguidance, if it has a guide."""
+    it has one; and autoguidance, if it has a guide. A model that never drew without a label has only that."""
     plain = SamplerSettings(current.sampler, current.steps, 1.0)
+    by_guide = [replace(plain, guidance_scale=scale, guide=current.guide) for scale in AUTOGUIDANCE if current.guide]
+    if not draws_without_label:
+        return [plain, *by_guide]
     inside = current.guidance_interval if current.guidance_interval != EVERYWHERE else INTERVAL
     return [
         *(replace(plain, guidance_scale=scale) for scale in GUIDANCE),
         *(replace(plain, guidance_scale=scale, guidance_interval=inside) for scale in INTERVAL_GUIDANCE),
-        *(replace(plain, guidance_scale=scale, guide=current.guide) for scale in AUTOGUIDANCE if current.guide),
+        *by_guide,
     ]
 
 

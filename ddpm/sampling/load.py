@@ -63,13 +63,13 @@ class TrainedModel:
         return self.meta["data"]
 
     @property
-    def knows_no_label(self) -> bool:
+    def draws_without_label(self) -> bool:
         """Has it learned to draw without a label (`--cfg-dropout-prob`)?"""
         return self.meta["settings"]["cfg_dropout_prob"] > 0
 
     @property
     def can_be_guided(self) -> bool:
-        return self.knows_no_label or self.guide is not None
+        return self.draws_without_label or self.guide is not None
 
     @property
     def source(self) -> str:

@@ -99,7 +99,7 @@ def sha256(images: Images) -> str:
 
 
 def agreed_sha256(train: Images, test: Images, world: DistContext) -> str:
-    """The same of the training images, which all nodes hold.
+    """The SHA-256 of the training images, once it is sure that all nodes hold the same images.
 
     Raises:
         RequestError: the nodes hold different images of either split, or call the classes differently.

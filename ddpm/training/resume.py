@@ -283,10 +283,9 @@ def without(arguments: Sequence[str], *flags: str) -> list[str]:
 
 def _launcher(world: DistContext) -> str:
     """The command that started the processes of this run, or words for it."""
-    if world.world_size == 1:
-        return "python train.py"
-    if "TORCHELASTIC_RUN_ID" in os.environ and "SLURM_JOB_ID" in os.environ:
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if by_torchrun and "SLURM_JOB_ID" in os.environ:
         return "sbatch submit.sh"
-    if "TORCHELASTIC_RUN_ID" in os.environ and world.nodes == 1:
+    if by_torchrun and world.nodes == 1:
         return f"torchrun --standalone --nproc_per_node={world.world_size} train.py"
-    return "(the launcher as before) train.py"
+    return "python train.py" if world.world_size == 1 else "(the launcher as before) train.py"

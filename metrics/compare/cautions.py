@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ddpm.run.metrics import DASH, EPOCH, IMAGES_SEEN, STEP, Metric
+from ddpm.run.metrics import DASH, EPOCH, IMAGES_SEEN, Metric
 from metrics.compare.figures import ComparedRun, by_data, over_seeds, setting_apart, values_of
+
+SAME_LENGTH = 1.01  # images seen over those of another run: the rest of an epoch that fills no batch is left out
 
 
 def cautions(runs: Sequence[ComparedRun], metrics: Iterable[Metric]) -> list[str]:
@@ -78,11 +80,12 @@ def _data_words(run: ComparedRun) -> str:
 
 
 def _lengths(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    epochs, steps, images = (
-        recorded(metric.of(run.published.last) for run in runs) for metric in (EPOCH, STEP, IMAGES_SEEN)
-    )
-    if max(map(len, (epochs, images))) > 1:
-        lengths = f"{', '.join(epochs)} epochs" if len(epochs) > 1 else f"{', '.join(steps)} steps"
+    lasts = [run.published.last for run in runs]
+    epochs, images = recorded(map(EPOCH.of, lasts)), [seen for last in lasts if (seen := IMAGES_SEEN.of(last))]
+    lengths = f"{', '.join(epochs)} epochs" if len(epochs) > 1 else None
+    if not lengths and images and max(images) > SAME_LENGTH * min(images):  # --max-steps cut an epoch short
+        lengths = f"{' and '.join(map(IMAGES_SEEN.text, dict.fromkeys(images)))} images"
+    if lengths:
         early = "".join(f" `{run.label}` {why}." for run in runs if (why := run.published.stopped_early))
         yield f"The runs differ in length ({lengths}): compare them at the same images seen.{early}"
 

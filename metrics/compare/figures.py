@@ -72,6 +72,11 @@ class ComparedRun:
         return settings | {DATA.name: self.published.data_words}
 
     @property
+    def whole_recipe(self) -> dict[str, Any]:
+        """The recipe, with the defaults of settings that are newer than the run: that is what it used."""
+        return {name: value for name, value in DEFAULTS.items() if name not in NO_RECIPE} | self.recipe
+
+    @property
     def flops_per_image(self) -> float:
         """Forward and backward; NaN if it was not recorded."""
         return self.published.document["model"].get("flops_per_image") or math.nan
@@ -197,8 +202,7 @@ def by_data(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
 
 def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
     """The runs in groups; within a group only the seed differs."""
-    keys = ({name: DEFAULTS[name] for name in DEFAULTS if name not in NO_RECIPE} | run.recipe for run in runs)
-    return _grouped(runs, [str(sorted((key | {"seed": None}).items())) for key in keys])
+    return _grouped(runs, [str(sorted((run.whole_recipe | {"seed": None}).items())) for run in runs])
 
 
 def _grouped(runs: Sequence[ComparedRun], keys: Iterable[Hashable]) -> list[list[ComparedRun]]:

@@ -123,7 +123,7 @@ def by_settings(ranking: Ranking, group: Sequence[Figure]) -> list[Seeds]:
     found = []
     for runs in over_seeds([figure.run for figure in group]):
         runs = sorted(runs, key=lambda run: run.setting("seed") or 0)
-        what = ", ".join(f"`{name}` {setting_words(runs[0].recipe.get(name))}" for name in names)
+        what = ", ".join(f"`{name}` {setting_words(runs[0].whole_recipe.get(name))}" for name in names)
         figures = [run.figure(ranking.metric) for run in runs]
         of_seeds = {figure.run.setting("seed"): figure.value for figure in figures if figure.known}
         found.append(Seeds(what or "all the same", runs, list(of_seeds.values())))

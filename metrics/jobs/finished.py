@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from ddpm.run.cli import flag
 from ddpm.run.config import NO_RECIPE, TrainConfig
@@ -33,6 +34,8 @@ def bring_up_to_date(paths: RunPaths, config: TrainConfig) -> int:
         print(f"not applied, as nothing is trained: {'; '.join(ignored)}: give another --run-name, or --resume never")
     for line in told:
         print(line)
+    if (chose := _before((read_json(paths.json) or {}).get("settings") or {}, "best_by")) != config.best_by:
+        print(f"`best` stays as --best-by {chose} chose it: {config.best_by} is what a command without the flag means")
     for label, path in paths.artifacts().items():
         if label not in outdated:
             print(f"{label}: {paths.root / path}")
@@ -43,7 +46,7 @@ def trained_otherwise(paths: RunPaths, config: TrainConfig) -> list[str]:
     """The settings that a run was trained with and that are not those of `config`: "`lr` 0.001 instead of 0.003"."""
     trained, asked = (read_json(paths.json) or {}).get("settings"), config.to_dict()
     known = trained if isinstance(trained, dict) else {}
-    names = [name for name in asked if name in known and name not in {*NO_RECIPE, *ENDS}]
+    names = [name for name in asked if name in known and name not in {*NO_RECIPE, *SAID, *ENDS}]
     return [
         f"`{name}` {setting_words(known[name])} instead of {setting_words(asked[name])}"
         for name in names
@@ -72,10 +75,11 @@ def take_over(paths: RunPaths, config: TrainConfig) -> list[str]:
     if new:
         atomic_write(paths.json, strict_json({**document, "settings": before | new}, indent=2))
         lines.append(f"taken over without training: {', '.join(map(flag, new))}")
-        if config.best_by == new.get("best_by", _before(before, "best_by")):
-            from ddpm.training.checkpointing import update_best  # here, as sweeps need not wait for torch
+    best_by, criteria = (_before(before | new, name) for name in ("best_by", "criterion"))
+    if "best_by" in new or ("criterion" in new and best_by == "criteria"):
+        from ddpm.training.checkpointing import update_best  # here, as sweeps need not wait for torch
 
-            update_best(paths.checkpoints, config)
+        update_best(paths.checkpoints, replace(config, best_by=best_by, criterion=tuple(criteria)))
     if "criterion" in new:
         judged = verdicts_of(load_run(paths))
         lines += [f"criterion {one.state}: {one.criterion.name}: {one.words}" for one in judged]

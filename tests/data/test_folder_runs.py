@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ddpm.data.folder import FolderSet
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.run.config import TrainConfig
@@ -125,7 +126,7 @@ def read_by_two(config: TrainConfig) -> str:
 
     with connect("cpu") as world:
         if world.rank == 1:
-            data._read = fail
+            FolderSet.read = fail
         try:
             return str(data.load(replace(config, output_root=config.output_root / str(world.rank)), world))
         except RequestError as error:

@@ -21,7 +21,7 @@ from ddpm.data.others import CLOTHES
 from ddpm.evaluation import evaluator, generate, measures
 from ddpm.evaluation.classifier import CharacterCNN, ReferenceClassifier
 from ddpm.evaluation.learning import School
-from ddpm.evaluation.sweeps import AUTOGUIDANCE, GUIDANCE, INTERVAL, INTERVAL_GUIDANCE
+from ddpm.evaluation.sweeps import AUTOGUIDANCE, GUIDANCE, INTERVAL, INTERVAL_GUIDANCE, guidance_settings
 from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_figures import FIGURES, WORTH, at
 from ddpm.run.evaluation_file import load_evaluation
@@ -194,6 +194,8 @@ def test_a_model_that_never_drew_without_a_label_is_neither_guided_nor_judged_by
     assert "so it cannot draw without one" in variety_words(found)
     assert "only another one can guide it" in guidance_words(found)
     assert "class_balance" not in plots_of_evaluation(found)
+    compared = guidance_settings(generate.SamplerSettings("ddim", 2, 2.0, guide="weaker"), draws_without_label=False)
+    assert {each.guide for each in compared if each.guidance_scale != 1} == {"weaker"}
 
 
 def test_an_evaluation_does_not_cost_the_one_before(evaluated: RunPaths, saved: TrainConfig, tmp_path: Path):

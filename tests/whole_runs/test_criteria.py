@@ -126,10 +126,10 @@ def test_best_of_a_finished_run_stays_where_the_command_leaves_out_what_chose_it
     (root / "best").symlink_to(other.name)  # as if that met more
     assert run(replace(config, best_by="val_loss", criterion=())) == 0
     said = capsys.readouterr().out
-    assert "not applied, as nothing is trained: `best_by` criteria instead of val_loss" in said
+    assert "`best` stays as --best-by criteria chose it: val_loss is what a command without the flag means" in said
     assert "taken over" not in said and "note: " not in said
     assert settings()["best_by"] == "criteria" and real(root / "best") == other
-    assert run(replace(config, criterion=("loss_min <= 1e9",))) == 0, "other criteria choose anew"
+    assert run(replace(config, best_by="val_loss", criterion=("loss_min <= 1e9",))) == 0, "other criteria choose anew"
     assert real(root / "best") != other
 
 

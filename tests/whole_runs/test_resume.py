@@ -17,8 +17,9 @@ from ddpm.run.signals import StopRequest
 from ddpm.sampling.load import load_model
 from ddpm.training.checkpoint import STATE, WEIGHTS_NAME
 from ddpm.training.diffusion import Validation
+from ddpm.training.resume import after_failure
 from ddpm.training.schedule import TrainingSchedule
-from tests.conftest import replace
+from tests.conftest import ONE, replace
 from tests.support.processes import in_processes
 from tests.support.runs import (
     TIMES,
@@ -362,3 +363,24 @@ def test_a_run_whose_first_checkpoint_is_torn_within_its_first_epoch_begins_anew
     assert latest_step(small) == 16
     assert re.search("train_state.pt is missing or damaged.*: the run begins anew", log_of(small))
     assert list(paths.checkpoints.parent.glob("small.before-*/step_00000005"))
+
+
+@pytest.mark.parametrize(("variables", "processes", "nodes", "command"), [
+    ((), 1, 1, "python train.py"),
+    (("TORCHELASTIC_RUN_ID",), 4, 1, "torchrun --standalone --nproc_per_node=4 train.py"),
+    (("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"), 1, 1, "sbatch submit.sh"),  # it starts one GPU's process that way too
+    (("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"), 8, 2, "sbatch submit.sh"),
+    (("TORCHELASTIC_RUN_ID",), 8, 2, "(the launcher as before) train.py"),  # --standalone would start one node's
+    (("SLURM_JOB_ID",), 4, 1, "(the launcher as before) train.py"),  # tasks of srun
+])  # fmt: skip
+def test_the_command_after_a_failure_starts_as_many_processes(
+    variables: tuple[str, ...], processes: int, nodes: int, command: str, small: TrainConfig, monkeypatch
+):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name in variables:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setattr("sys.argv", ["train.py", "--lr", "0.1", "--epochs", "3"])
+    world = replace(ONE, world_size=processes, nodes=nodes)
+    said = after_failure(replace(small, lr=0.1), paths_of(small), world)
+    assert f"begin anew with: {command} --epochs 3 --lr " in said

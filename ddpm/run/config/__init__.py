@@ -262,9 +262,12 @@ class TrainConfig:
 
 def in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings from the file of a run, those of older versions in the words of this one."""
+    todays = {}
     if isinstance(scaled := settings.get("scale_lr"), bool):
-        return settings | {"scale_lr": "linear" if scaled else "none"}
-    return settings
+        todays["scale_lr"] = "linear" if scaled else "none"
+    if settings.get("cfg_dropout_prob") == 0:  # older versions let such a model be guided by what it never learned
+        todays["guidance_scale"] = 1.0
+    return settings | todays
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:

@@ -111,7 +111,16 @@ def test_runs_of_other_numbers_of_steps_differ_in_length_also_within_an_epoch(ro
         document = json.loads(paths.json.read_text())
         document["epochs"][0] |= {"step": steps, "images_seen": 32 * steps}
         save(paths, document)
-    assert "The runs differ in length (90, 10 steps)" in page_of(root, "long", "short")
+    assert "The runs differ in length (2,880 and 320 images)" in page_of(root, "long", "short")
+
+
+def test_runs_of_other_batches_are_equally_long_though_they_leave_out_other_rests(root: Path):
+    for name, batch in (("small", 32), ("large", 64)):
+        paths = make_run(root, name, epochs=1, batch_size=batch)
+        document = json.loads(paths.json.read_text())
+        document["epochs"][0] |= {"step": 112_800 // batch, "images_seen": 112_800 // batch * batch}
+        save(paths, document)
+    assert "differ in length" not in page_of(root, "small", "large")
 
 
 def test_seeds_of_versions_with_other_settings_belong_together(root: Path):
@@ -135,7 +144,7 @@ def test_readability_at_other_guidance_is_not_ranked(root: Path):
             row |= {"rca": scale / 4, "rca_unguided": 0.5 + scale / 10}
         save(paths, document)
     assert "guidance_scale" in page_of(root, "plain", "guided", "--rank-by", "rca").partition("## ")[0]
-    assert "`guided`" in page_of(root, "plain", "guided", "--rank-by", "rca_unguided")
+    assert "`guided` is best" in page_of(root, "plain", "guided", "--rank-by", "rca_unguided")
 
 
 def test_a_run_that_stopped_early_is_named_where_lengths_differ(root: Path):
