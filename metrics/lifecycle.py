@@ -97,6 +97,8 @@ class RunLifecycle:
             if start:
                 notes += damaged_checkpoints(root, start, damaged)
                 notes += abandoned_line(self.paths, start)
+                if notes or not was_finished:  # else metrics/jobs/finished.py decides
+                    update_best(root, self.config)
             checkpoint.point_latest(root)
             checkpoint.sweep(root)
             return start, was_finished, last_words(status), notes
@@ -172,7 +174,6 @@ class RunLifecycle:
             self.paths.checkpoints, config, self.schedule, self.identity, start, self.logger.log, self.run_lock.check
         )
         if start:
-            update_best(self.paths.checkpoints, config)
             self.save()  # here too, if --resume took it from another run's folder
 
     # ---- while it trains ---------------------------------------------------------------------------------------------
