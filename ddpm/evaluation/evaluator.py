@@ -175,8 +175,10 @@ class Evaluator:
     @cached_property
     def sweeps(self) -> list[str]:
         """What there is to compare, if it is asked for: `guidance`, `ema_lengths`, `samplers`; the longest last."""
+        if not self.config.sweeps:
+            return []
         there = {"guidance": self.model.can_be_guided, "ema_lengths": bool(self.lengths), "samplers": True}
-        return [name for name, is_there in there.items() if is_there and self.config.sweeps]
+        return [name for name, is_there in there.items() if is_there]
 
     @cached_property
     def lengths(self) -> list[EmaLength]:
