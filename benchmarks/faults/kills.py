@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,24 +80,29 @@ def kill_and_finish(config: TrainConfig, seconds: float, generator: random.Rando
         raise AssertionError(f"the run did not end well: see {processes.output}")
 
 
-def run_rounds(numbers: Sequence[int], seed: int, data_root: Path, folder: Path) -> Iterator[dict[str, Any]]:
+def run_rounds(numbers: Sequence[int], options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Run the rounds of these numbers. Yields of each its number, the phase of every kill, and what was wrong in the
     end: nothing, or the round is lost."""
-    few = some_of(data_root, folder / "data", {"train": 384, "test": 94})
+    few = some_of(options.data_root, folder / "data", {"train": 384, "test": 94})
     whole = preset("tiny", **SETTINGS, data_root=few, output_root=folder, run_name="uninterrupted")
     start_server("benchmarks.common.rounds", "benchmarks.faults.runs")  # not this one: Python warns of a second load
     began = time.monotonic()
-    if not Training(whole).wait():
-        raise AssertionError(f"the uninterrupted run failed: see {folder}/uninterrupted.out")
+    beside = [replace(whole, run_name=f"beside_{number}") for number in range(1, options.at_once)]
+    if not all(processes.wait() for processes in [Training(config) for config in (whole, *beside)]):
+        raise AssertionError(f"an uninterrupted run failed: see {folder}/*.out")
     seconds = time.monotonic() - began
-    for number in numbers:
+
+    def run_round(number: int) -> dict[str, Any]:
         config, killed_in = replace(whole, run_name=f"round_{number}"), []
         try:
-            kill_and_finish(config, seconds, random.Random(f"{seed} {number}"), killed_in)
+            kill_and_finish(config, seconds, random.Random(f"{options.seed} {number}"), killed_in)
             wrong = differences(config, whole)
         except (AssertionError, OSError, ValueError, KeyError) as error:
             wrong = [repr(error)]
-        yield {"number": number, "killed_in": killed_in, "wrong": wrong}
+        return {"number": number, "killed_in": killed_in, "wrong": wrong}
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        yield from pool.map(run_round, numbers)
 
 
 def begun(options: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", type=Path, required=True, help="folder that holds EMNIST/raw/")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=1, help="rounds at a time; what they wait for overlaps")
     parser.add_argument("--only", type=int, help="the number of the one round to run; the file of results stays")
     parser.add_argument("--out", type=Path, default=RESULTS / "kills.json", help="the file of results")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a folder that is removed)")
@@ -140,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for each in run_rounds(asked, options.seed, options.data_root, folder) if asked else ():
+        for each in run_rounds(asked, options, folder) if asked else ():
             rounds.append({**each, "commit": at})
             if options.only is None:
                 atomic_write(options.out, json.dumps(document, indent=1) + "\n")
