@@ -13,13 +13,12 @@ from diffusers import DDPMScheduler
 from ddpm.data.classes import affordable_per_class
 from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
 from ddpm.evaluation.learning import School
-from ddpm.evaluation.measures import Reference, real_images
+from ddpm.evaluation.measures import Reference
 from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
 from ddpm.run.config import TrainConfig
-from ddpm.run.evaluation_file import real_images_words
 from ddpm.run.metrics import CAS, FID_FEATURES, RCA, RCA_UNGUIDED, TOP1, TOP5, Metric
 from ddpm.sampling.sheets import draw_samples
-from ddpm.training.data import Images
+from ddpm.training.data import Images, split_test
 from ddpm.training.distributed import STARTING, DistContext
 
 PER_CLASS = 10  # images; fewer of many classes
@@ -49,12 +48,13 @@ class InTrainingEvaluation:
 
     def _load_classifier(self, folder: Path, log: Callable[[str], None], interrupted: Callable[[], bool]) -> bool:
         """Load or train the reference classifier, and apply it to the real images that generated ones are compared
-        with. Validation does not use these, as it chooses the best checkpoint. False if it was interrupted."""
+        with: those set aside for validation, as these figures too may choose the best checkpoint (`--best-by cas`), and
+        evaluate.py judges it by other images. False if it was interrupted."""
         self._classifier = load_or_train(self._train, self._test, folder, log, interrupted=interrupted)
         if self._classifier:
-            real, counts = real_images(self._test, self._config.val_images)
+            real, _ = split_test(self._test, self._config.val_images)
             drawn = f"{len(self._labels):,} generated images, {self._per_class} of each class,"
-            log(f"evaluation: {drawn} are compared with {real_images_words(counts)}")
+            log(f"evaluation: {drawn} are compared with the {len(real):,} test images for validation")
             self._reference = Reference.of(self._classifier, real, self._config.resolution)
             self._school = School(self._train, real, self._config.resolution, self._per_class, log)
             self._taught_by_real = self._school.teach_real()
@@ -86,5 +86,5 @@ class InTrainingEvaluation:
             CAS: taught.over(self._taught_by_real).value,
             TOP1: share(first),
             TOP5: share(fifth),
-            FID_FEATURES: frechet_distance(predictions.features, self._reference.half),
+            FID_FEATURES: frechet_distance(predictions.features, self._reference.predictions.features),
         }

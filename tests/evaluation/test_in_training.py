@@ -13,6 +13,7 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import EVALUATED
 from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.signals import StopRequest
+from ddpm.training.data import split_test
 from ddpm.training.diffusion import make_scheduler
 from ddpm.training.distributed import connect
 from ddpm.training.model import build_unet
@@ -83,3 +84,13 @@ def test_a_run_asked_to_stop_while_the_classifier_is_trained_stops_then_and_eval
     assert not paths_of(config).csv.exists() or rows(config).empty
     assert run(config) == 0
     assert rows(config)["rca"].notna().all()
+
+
+def test_the_images_that_may_choose_the_checkpoint_are_not_those_that_evaluate_it(small: TrainConfig, monkeypatch):
+    """`--best-by cas` chose the checkpoint by the images that evaluate.py then judged it by."""
+    used, of, test = [], in_training.Reference.of, random_images(200, seed=1)
+    monkeypatch.setattr(in_training.Reference, "of", lambda *given: used.append(given[1]) or of(*given))
+    evaluation = InTrainingEvaluation(replace(small, val_images=20), random_images(200), test, ONE)
+    assert evaluation.prepare(small.output_root / "classifiers", print, interrupted=lambda: False)
+    validation, _ = split_test(test, 20)
+    assert len(used[0]) == 20 and used[0].pixels.equal(validation.pixels)
