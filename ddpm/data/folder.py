@@ -31,7 +31,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write, real, strict_json, why_and_cure
 from ddpm.run.format import plural
 
-VERSION = 3  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
+VERSION = 4  # of the prepared arrays: raise it when other pixels, labels or facts come of the same files
 EVERY = 10  # one image in ten of a class is in the test split, if there is no test/
 LARGE = 100_000  # bytes: files above this mean size are decoded in threads, which only slow small ones down
 MOST_THREADS = 8  # each may take the memory of one large picture
@@ -229,7 +229,7 @@ class FolderSet:
 
     def _picture(self, file: File) -> Picture | RequestError:
         try:
-            return read_picture(self.root / file.path, self.resolution, self.invert)
+            return read_picture(self.root / file.path, self.resolution)
         except FileNotFoundError:
             return changed(self.root, file.path)
         except RequestError as error:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +64,13 @@ class IdxSet:
         return True
 
     def prepare(self, download: bool) -> None:
-        """Make sure that the files are there and valid; download them first if asked to.
+        """Make sure that the files are there and valid; download them first if one is missing and it is asked for.
 
         Raises:
             RequestError: they are not; the message names the file and the fix.
             OSError: the folder cannot be written to.
         """
-        if download:
+        if download and not all(path.exists() for split in ("train", "test") for path in self.files(split)):
             self.fetch(self.root)
         for split in ("train", "test"):
             self.check(split)
@@ -126,18 +128,31 @@ class IdxSet:
 def download(called: str, root: Path, **settings: str) -> None:
     """Let the class `called` of torchvision.datasets fetch its files to `root`.
 
+    It works in a folder of its own, from which whole files are moved: other nodes and jobs may be fetching them too, or
+    read those that are there. An archive that is there is unpacked, unless it is damaged.
+
     Raises:
         RequestError: they could not be fetched or unpacked; says what to do.
+        OSError: the folder cannot be written to.
     """
     import torchvision.datasets  # takes seconds to load
 
-    try:
-        getattr(torchvision.datasets, called)(str(root), download=True, **settings)
-    except Exception as error:  # urllib, gzip, zipfile and torchvision each raise their own
-        raise RequestError(
-            f"{root / called / 'raw'} could not be filled ({error}): remove the archive in it, if there is one, and "
-            "try again, or run --download where there is internet, such as a login node"
-        ) from error
+    raw = root / called / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=raw.parent) as scratch:
+        fetched = Path(scratch) / called / "raw"
+        fetched.mkdir(parents=True)
+        for archive in (*raw.glob("*.zip"), *raw.glob("*.gz")):
+            shutil.copy(archive, fetched)
+        try:
+            getattr(torchvision.datasets, called)(scratch, download=True, **settings)
+        except Exception as error:  # urllib, gzip, zipfile and torchvision each raise their own
+            raise RequestError(
+                f"{raw} could not be filled ({error}): try again, or run --download where there is internet, such as a "
+                "login node"
+            ) from error
+        for file in filter(Path.is_file, fetched.iterdir()):
+            os.replace(file, raw / file.name)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

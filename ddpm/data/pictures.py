@@ -53,12 +53,11 @@ class Picture:
     digest: bytes  # SHA-256 of the file
 
 
-def read_picture(path: Path, side: int, invert: Invert) -> Picture:
+def read_picture(path: Path, side: int) -> Picture:
     """Read a picture file. Of an animation, the first frame.
 
     Args:
         side: height and width of the result, S.
-        invert: as `--invert`, which tells what lies behind transparent pixels.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,7 +70,7 @@ def read_picture(path: Path, side: int, invert: Invert) -> Picture:
     except OSError as error:
         raise RequestError(in_one_line(why_and_cure(error))) from error
     try:
-        return _decode(content, side, invert)
+        return _decode(content, side)
     except _Unusable as error:
         words = str(error)
     except UnidentifiedImageError:
@@ -128,7 +127,7 @@ def _levels(negative: bool, background: int | None) -> np.ndarray:
     return levels.round().astype(np.uint8)
 
 
-def _decode(content: bytes, side: int, invert: Invert) -> Picture:
+def _decode(content: bytes, side: int) -> Picture:
     if not content:
         raise _Unusable("is empty (0 bytes): replace or remove it")
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -138,7 +137,7 @@ def _decode(content: bytes, side: int, invert: Invert) -> Picture:
         if image.mode.startswith(("I", "F")) or any(re.search(r";16[BLN]\b", str(tile.args)) for tile in image.tile):
             raise _Unusable("has more than 8 bits per channel: save it with 8, as `mogrify -depth 8 FILE` does")
         image.draft("L", (REDUCED * side, REDUCED * side))
-        gray = _gray(image, invert)
+        gray = _gray(image)
         with suppress(Exception):  # damaged EXIF data: the pixels may be intact
             if (turn := UPRIGHT.get(image.getexif().get(ORIENTATION))) is not None:  # one of them is 0
                 gray = gray.transpose(turn)
@@ -151,9 +150,9 @@ def _decode(content: bytes, side: int, invert: Invert) -> Picture:
     return Picture(np.asarray(square), size, level if clear else None, hashlib.sha256(content).digest())
 
 
-def _gray(image: Image.Image, invert: Invert) -> Image.Image:
-    """The picture as gray, mode L. Behind transparent pixels lies what the ink is not: white if it is dark, else black;
-    with `--invert` yes white, with no black."""
+def _gray(image: Image.Image) -> Image.Image:
+    """The picture as gray, mode L. Behind transparent pixels lies what the ink is not: white if it is dark, else
+    black."""
     if image.mode == "LAB":  # no other mode comes of it without a colour profile
         return image.getchannel("L")
     if image.mode == "La":  # gray that is multiplied with its alpha
@@ -163,8 +162,7 @@ def _gray(image: Image.Image, invert: Invert) -> Image.Image:
     coloured = image.convert("RGBA")
     gray, alpha = coloured.convert("L"), coloured.getchannel("A")
     ink = _total(ImageChops.multiply(gray, alpha)) / max(_total(alpha), 1)  # mean level of what is seen, 0 to 1
-    white = ink < 0.5 if invert == "auto" else invert == "yes"
-    composed = Image.new("L", gray.size, 255 if white else 0)
+    composed = Image.new("L", gray.size, 255 if ink < 0.5 else 0)
     composed.paste(gray, mask=alpha)
     return composed
 

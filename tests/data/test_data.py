@@ -166,7 +166,7 @@ def test_a_download_that_delivers_a_web_page_is_named(tmp_path: Path, monkeypatc
     page = tmp_path / "gzip.zip"
     page.write_text("<!DOCTYPE html><html><body>Service unavailable</body></html>")
     monkeypatch.setattr(EMNIST, "url", page.as_uri())
-    with pytest.raises(RequestError, match=r"EMNIST/raw could not be filled .*remove the archive"):
+    with pytest.raises(RequestError, match=r"EMNIST/raw could not be filled .*try again"):
         data.load(preset("tiny", data_root=tmp_path / "data", download=True), ONE)
 
 

@@ -116,14 +116,14 @@ def test_names_of_any_kind_are_accepted(tmp_path: Path):
 def test_every_format_gives_the_same_picture(ending: str, tmp_path: Path):
     path = tmp_path / f"picture.{ending}"
     stroke(3).save(path, **FORMATS[ending])
-    difference = read_picture(path, SIDE, "auto").pixels.astype(int) - np.asarray(stroke(3))
+    difference = read_picture(path, SIDE).pixels.astype(int) - np.asarray(stroke(3))
     assert np.abs(difference).max() <= (3 if ending == "jpg" else 0)
 
 
 def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path):
     path = tmp_path / "moving.gif"
     stroke(3).save(path, save_all=True, append_images=[stroke(5), stroke(6)])
-    assert np.array_equal(read_picture(path, SIDE, "auto").pixels, np.asarray(stroke(3)))
+    assert np.array_equal(read_picture(path, SIDE).pixels, np.asarray(stroke(3)))
 
 
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path):
@@ -142,9 +142,9 @@ def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path):
         for ending in ("png", "tiff", "webp"):
             path = tmp_path / f"{value}.{ending}"
             picture.transpose(undone).save(path, exif=noted, **FORMATS[ending])
-            assert np.array_equal(read_picture(path, SIDE, "auto").pixels, np.asarray(picture)), (value, ending)
+            assert np.array_equal(read_picture(path, SIDE).pixels, np.asarray(picture)), (value, ending)
             picture.crop((0, 0, SIDE, 20)).transpose(undone).save(path, exif=noted, **FORMATS[ending])
-            assert read_picture(path, SIDE, "auto").size == (SIDE, 20), "as a person sees it"
+            assert read_picture(path, SIDE).size == (SIDE, 20), "as a person sees it"
 
 
 @pytest.mark.parametrize("ending", ["jpg", "tiff"])
@@ -152,7 +152,7 @@ def test_sizes_are_those_before_the_picture_was_reduced(ending: str, tmp_path: P
     noted = Image.Exif()
     noted[0x0112] = 6
     Image.new("L", (600, 400)).save(tmp_path / f"a.{ending}", exif=noted)
-    assert read_picture(tmp_path / f"a.{ending}", SIDE, "auto").size == (400, 600)
+    assert read_picture(tmp_path / f"a.{ending}", SIDE).size == (400, 600)
 
 
 def test_every_kind_of_pixels_that_a_file_may_hold_is_read(tmp_path: Path):
@@ -170,7 +170,7 @@ def test_every_kind_of_pixels_that_a_file_may_hold_is_read(tmp_path: Path):
             path.write_bytes(path.read_bytes().replace(*of_kind))
         with Image.open(path) as stored:
             assert stored.mode == mode, "the file is of the kind that is tested"
-        difference = read_picture(path, SIDE, "auto").pixels - np.asarray(gray).astype(int)
+        difference = read_picture(path, SIDE).pixels - np.asarray(gray).astype(int)
         assert np.abs(difference).max() <= 2, mode
 
 
@@ -178,7 +178,7 @@ def test_a_picture_is_padded_to_a_square_with_its_background_not_stretched(tmp_p
     image = Image.new("L", (40, 20), 30)
     ImageDraw.Draw(image).rectangle((10, 5, 29, 14), fill=230)
     image.save(tmp_path / "wide.png")
-    pixels = read_picture(tmp_path / "wide.png", 40, "no").pixels
+    pixels = read_picture(tmp_path / "wide.png", 40).pixels
     assert np.array_equal(pixels[10:30], np.asarray(image))
     assert (pixels[:10] == 30).all()
     assert (pixels[30:] == 30).all()
@@ -187,7 +187,7 @@ def test_a_picture_is_padded_to_a_square_with_its_background_not_stretched(tmp_p
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (1, 1)])
 def test_extreme_shapes_take_little_memory(size: tuple[int, int], tmp_path: Path):
     Image.new("L", size, 200).save(tmp_path / "long.png")
-    assert read_picture(tmp_path / "long.png", SIDE, "auto").pixels.shape == (SIDE, SIDE)
+    assert read_picture(tmp_path / "long.png", SIDE).pixels.shape == (SIDE, SIDE)
 
 
 @pytest.mark.parametrize("ink", [0, 255])
@@ -226,6 +226,19 @@ def test_light_backgrounds_are_turned_black(level: int, ink: int, root: Path):
 def test_invert_decides_where_it_is_given(invert: str, ground: int, root: Path):
     on_paper(root, 255, 0)
     assert (prepared(root, invert=invert).read("train")[0][:, 0] == ground).all()
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+@pytest.mark.parametrize("invert", ["auto", "yes", "no"])
+def test_ink_on_transparent_ground_is_seen_whatever_is_inverted(invert: str, ink: int, root: Path):
+    """Black ink on nothing was black on black with `--invert no`, white ink white on white with `yes`."""
+    for number, path in enumerate(sorted(root.glob("*/*"))):
+        picture = Image.new("LA", (SIDE, SIDE), (ink, 0))
+        picture.paste((ink, 255), (8, 8, 20, 9 + number % 12))
+        path.unlink()
+        picture.save(path.with_suffix(".png"))
+    pixels = prepared(root, invert=invert).read("train")[0]
+    assert all({int(image.min()), int(image.max())} == {0, 255} for image in pixels)
 
 
 def test_photographs_without_a_background_are_all_kept_as_they_are(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,31 @@ def test_labels_of_another_split_are_refused(tmp_path: Path):
     write_idx(dataset(config).files("train")[1], np.zeros(78, np.uint8))
     with pytest.raises(RequestError, match=r"has label 0 at position 0, EMNIST Letters has 1 to 26"):
         dataset(config).prepare(download=False)
+
+
+def test_a_download_puts_whole_files_in_place_and_fetches_none_that_are_there(tmp_path: Path, monkeypatch):
+    """Nodes and jobs may fetch into one folder: each works in one of its own, and moves what is whole."""
+    source = dataset(written(preset("tiny", split="digits", data_root=tmp_path / "source")))
+    config = preset("tiny", split="digits", data_root=tmp_path / "data", download=True)
+    wanted, calls = dataset(config), []
+    raw = wanted.files("train")[0].parent
+    raw.mkdir(parents=True)
+    (raw / "gzip.zip").write_bytes(b"an archive")
+
+    def fetch(root: str, **settings) -> None:
+        calls.append(Path(root))
+        there = Path(root) / "EMNIST" / "raw"
+        assert Path(root) != tmp_path / "data" and (there / "gzip.zip").read_bytes() == b"an archive"
+        (there / "gzip").mkdir()
+        for split in ("train", "test"):
+            for file in source.files(split):
+                shutil.copy(file, there)
+
+    monkeypatch.setattr("torchvision.datasets.EMNIST", fetch)
+    wanted.prepare(download=True)
+    wanted.prepare(download=True)
+    assert len(calls) == 1 and not list(raw.parent.glob(".download-*"))
+    assert wanted.read("train")[0].shape == source.read("train")[0].shape and not (raw / "gzip").exists()
+    wanted.files("test")[1].unlink()
+    wanted.prepare(download=True)
+    assert len(calls) == 2, "a file is missing"
