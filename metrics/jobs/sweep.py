@@ -11,6 +11,7 @@ criterion is met; 75 stopped, to be run again. With --compare the same, of the r
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -43,19 +44,28 @@ def launcher(nproc_per_node: int | None) -> list[str]:
     return [sys.executable, *torchrun, str(PROJECT_ROOT / "train.py")]
 
 
+def environment(nproc_per_node: int | None) -> dict[str, str]:
+    """The variables for train.py. torchrun would give each process one thread, and leave most cores of a CPU idle."""
+    threads = (
+        {} if nproc_per_node is None else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc_per_node))}
+    )
+    return {**threads, **os.environ}
+
+
 # ---- one after the other ---------------------------------------------------------------------------------------------
 
 
 class ProcessRunner:
     """Runs one training at a time. A request to stop is passed on to it, and ends the sweep."""
 
-    def __init__(self, terminate_only: bool) -> None:
+    def __init__(self, nproc_per_node: int | None) -> None:
         """
         Args:
-            terminate_only: pass every signal on as SIGTERM, the only one that torchrun handles.
+            nproc_per_node: processes of each training, started by torchrun; None: one, without it.
         """
         self.asked_to_stop = False
-        self._terminate_only = terminate_only
+        self._environment = environment(nproc_per_node)
+        self._terminate_only = nproc_per_node is not None  # SIGTERM is the only signal that torchrun handles
         self._training: subprocess.Popen | None = None
 
     @contextmanager
@@ -76,7 +86,7 @@ class ProcessRunner:
         """Run the command to its end and return its exit code."""
         if self.asked_to_stop:
             return EXIT_STOPPED
-        self._training = subprocess.Popen(command)
+        self._training = subprocess.Popen(command, env=self._environment)
         try:
             return self._training.wait()
         finally:
@@ -85,7 +95,7 @@ class ProcessRunner:
 
 def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
     """Train the runs of the plan, then compare them. Returns the exit code."""
-    runner = ProcessRunner(terminate_only=nproc_per_node is not None)
+    runner = ProcessRunner(nproc_per_node)
     failed = []
     with runner.listening():
         for number, run in enumerate(plan.runs, 1):

@@ -23,6 +23,7 @@ This makes eight runs, such as `rates-slow-weight_decay=0.0-seed=0`. null stands
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import re
@@ -40,7 +41,7 @@ from ddpm.run.paths import RunPaths
 from metrics.compare.figures import parse_rank_by, setting_words
 from metrics.criteria.of_run import Purpose
 from metrics.files import read_json, read_status
-from metrics.jobs.finished import trained_otherwise
+from metrics.jobs.finished import ENDS, SAID, trained_otherwise
 
 PARTS = {
     "name": str, "problem": str, "base": dict, "runs": dict, "grid": dict, "seeds": list, "rank_by": str,
@@ -82,12 +83,14 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Has the run finished with the settings of the plan?"""
+        """Has the run finished, and would a start change nothing? It would not train with other settings (`otherwise`),
+        but on after more epochs, and take over what the settings of SAID say."""
         trained, planned = (read_json(self.paths.json) or {}).get("settings"), self.config.to_dict()
         if not isinstance(trained, dict) or (read_status(self.paths) or {}).get("state") != "finished":
             return False
         ignored = {*NO_RECIPE} - ({"criterion"} if self.config.stop_when else set())  # these may have ended it
-        return all(trained.get(name) == planned[name] for name in planned.keys() - ignored)
+        said = {name for name in SAID if planned[name] not in (None, [], getattr(TrainConfig, name))}
+        return all(trained.get(name) == planned[name] for name in {*ENDS, *said} - ignored)
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,9 @@ class RunPlan:
         return self.folder.with_name(f"{self.name}-settings-{digest}")
 
     @property
-    def submissions(self) -> Path:
-        """File with the numbers of the job arrays submitted for the plan, one a line."""
-        return self.settings_folder / "submitted.txt"
+    def all_settings_folders(self) -> list[Path]:
+        """Those of all versions of the plan that were submitted."""
+        return sorted(self.folder.parent.glob(f"{glob.escape(self.name)}-settings-{'?' * 8}"))
 
     def write_settings(self) -> None:
         """Write the settings of run N to `N.json`, and the plan to `plan.json`.
@@ -225,6 +228,9 @@ def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
 def _variants(path: Path, content: dict[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
     """Parts of the name and changes of each run: every combination of runs, grid values and seeds."""
     runs = content.get("runs") or {}
+    if wrong := [name for name in runs if isinstance(name, bool)]:
+        words = "on, yes or true" if wrong[0] else "off, no or false"
+        raise RequestError(f"{path}, runs: YAML reads the name {words} as {wrong[0]}: put it in quotes")
     axes = [
         [([str(name)], _settings(path, f"run {name!r}", changes or {})) for name, changes in runs.items()] or [([], {})]
     ]

@@ -104,3 +104,19 @@ def test_a_dry_run_prints_commands_that_can_be_pasted_and_writes_nothing(tmp_pat
     flags = second.split("train.py ")[1].split()
     assert parse_args(flags) == read_plan(tmp_path / "plan.yaml").runs[1].config
     assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_processes_of_a_run_share_the_cores(monkeypatch: pytest.MonkeyPatch):
+    """torchrun gives each one thread, unless it is told."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    assert sweep.environment(2)["OMP_NUM_THREADS"] == "16"
+    assert "OMP_NUM_THREADS" not in sweep.environment(None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert sweep.environment(2)["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_run_that_yaml_does_not_call_by_its_name_is_refused(tmp_path: Path, capsys):
+    (tmp_path / "plan.yaml").write_text("base: {data: glyphs}\nruns:\n  on: {lr: 0.1}\n  off: {}\n")
+    assert sweep.main([str(tmp_path / "plan.yaml")]) == 2
+    assert "YAML reads the name on, yes or true as True: put it in quotes" in capsys.readouterr().err

@@ -77,6 +77,33 @@ def test_another_plan_of_the_same_name_leaves_the_settings_of_queued_runs_alone(
     assert json.loads(Path(first[-1].replace("%a", "0")).read_text())["lr"] == 0.001
 
 
+def test_what_another_version_of_the_plan_has_queued_is_not_queued_again(root: Path, sbatch: Path, capsys):
+    """A reason that was corrected, or a run that was added, queued all that still ran a second time."""
+    sweep.main([str(write_plan(root)), "--submit"])
+    (sbatch / "queue").write_text(json.dumps({"100": [0, 1]}))
+    capsys.readouterr()
+    plan = write_plan(
+        root, runs={"more": {}, "fast": {"lr": 0.003, "why": "it may learn sooner"}, "slow": {"lr": 0.001}}
+    )
+    assert sweep.main([str(plan), "--submit"]) == 0
+    _, _, (runs, *_), (comparison, *_) = calls(sbatch)
+    assert "--array=0" in runs and "--dependency=afterany:100:300" in comparison
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == ["rates-more: 300_0, output in logs/slurm-300_0.out",
+                          "rates-fast: 100_1 already, output in logs/slurm-100_1.out",
+                          "rates-slow: 100_0 already, output in logs/slurm-100_0.out"]  # fmt: skip
+
+
+def test_a_run_that_was_trained_otherwise_is_not_queued_for_what_it_cannot_become(root: Path, sbatch: Path, capsys):
+    """Its job ended at once, and the next --submit queued it again."""
+    plan = write_plan(root)
+    train(plan, 0)
+    plan = write_plan(root, runs={"slow": {"lr": 0.002}, "fast": {"lr": 0.003}})
+    assert sweep.main([str(plan), "--submit"]) == 0
+    assert "--array=1" in calls(sbatch)[0][0]
+    assert "rates-slow: finished; it was trained with `lr` 0.001 instead of 0.002" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("refused", "code", "words"), [
     ("--array", 2, "nothing was queued"),
     ("--dependency", 1, "the runs are queued as job 100"),
