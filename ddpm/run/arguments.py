@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -32,20 +32,30 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
         SystemExit: `--help` was asked for and printed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    path = _value_of("--config", arguments)
+    path, in_file = _value_of("--config", arguments), []
     if path is not None:
         in_file = read_settings_file(given_path(path))
-        try:
-            _parse(in_file)
-        except RequestError as error:
-            raise RequestError(f"{path}: {error}") from error
         typed = {argument.partition("=")[0] for argument in arguments}
         arguments = (
             _gathered("--criterion", in_file)[1] if typed & {"--criterion", "--criteria"} else in_file
         ) + arguments
-    if (path := _value_of("--criteria", arguments)) is not None:
-        arguments = read_criteria_file(given_path(path)) + arguments
-    return _parse(arguments)
+    if (criteria := _value_of("--criteria", arguments)) is not None:
+        arguments = read_criteria_file(given_path(criteria)) + arguments
+    try:
+        return _parse(arguments)
+    except RequestError as error:
+        if path is not None and _refusal(in_file) == str(error):
+            raise RequestError(f"{path}: {error}") from error
+        raise
+
+
+def _refusal(arguments: Sequence[str]) -> str | None:
+    """Why these arguments alone are refused; None if they are not."""
+    try:
+        _parse(arguments)
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 def _parse(arguments: Sequence[str]) -> TrainConfig:
@@ -192,7 +202,9 @@ def to_arguments(settings: Mapping[str, Any], where: str) -> list[str]:
         option = cli.flag(name)
         if isinstance(value, dict):
             raise RequestError(f"{where}: {name}: must be a value or a list of values, not {value!r}")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and "yes" in get_args(TYPES.get(name)):  # YAML reads yes as true
+            arguments.append(f"{option}={'yes' if value else 'no'}")
+        elif isinstance(value, bool):
             arguments.append(option if value else cli.negated(option))
         elif isinstance(value, list):
             arguments += [option, *map(str, value)]

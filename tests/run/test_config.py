@@ -204,6 +204,23 @@ def test_a_file_of_settings_stands_between_the_preset_and_what_is_typed(tmp_path
     assert config.config == file
 
 
+def test_a_file_of_settings_is_judged_together_with_what_is_typed(tmp_path):
+    """Alone, it was refused for the lack of a flag that stood on the command line."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: folder\ncfg_dropout_prob: 0\n")
+    config = parse_args(["--config", str(file), "--data-root", str(tmp_path), "--guidance-scale", "1"])
+    assert (config.data, config.data_root, config.guidance_scale) == ("folder", tmp_path, 1)
+    with pytest.raises(RequestError, match="^--epochs"):  # not the file's mistake
+        parse_args(["--config", str(file), "--data-root", str(tmp_path), "--guidance-scale", "1", "--epochs", "0"])
+
+
+@pytest.mark.parametrize(("written", "value"), [("yes", "yes"), ("no", "no"), ("auto", "auto"), ("'no'", "no")])
+def test_what_yaml_takes_for_true_and_false_is_a_value_where_it_is_one(written: str, value: str, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"data: folder\ndata_root: {tmp_path}\ninvert: {written}\n")
+    assert parse_args(["--config", str(file)]).invert == value
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_each_recipe_suits_each_preset(name: str):
     fast, reference = (preset(name, recipe=recipe) for recipe in ("fast", "reference"))
