@@ -145,8 +145,6 @@ if [ "${1:-}" = run ]; then
     exit
 fi
 
-# A requeued job continues from its own checkpoint, whatever --resume it began with.
-[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume auto
 # Slurm's record of this job, in one line; empty if Slurm does not answer.
 show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null; }
 SCONTROL_SHOW_JOB=$(show_job) python -m metrics.jobs.requeue before "$@" || exit # the wrong flag is named already

@@ -66,7 +66,9 @@ PARTS = {
 HYPERPARAMETERS = kinds.record(
     **dict.fromkeys(("total_steps", "steps_per_epoch", "global_batch_size", "val_images"), kinds.count)
 )
-STARTS = kinds.some(kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text))
+STARTS = kinds.some(
+    kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text, losses_since=kinds.count)
+)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from ddpm.evaluation.in_training import InTrainingEvaluation
+from ddpm.run.command import same_command
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import EXIT_STOPPED, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.files import real, why_and_cure
@@ -15,10 +16,10 @@ from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, grid_labels, labelled_grid
 from ddpm.training import checkpoint, data, hardware, soundness
-from ddpm.training.checkpointing import Checkpoints, update_best
+from ddpm.training.checkpointing import Checkpoints, losses_since, update_best
 from ddpm.training.describe import describe_run
 from ddpm.training.diffusion import Validation
-from ddpm.training.distributed import DistContext, StopVote
+from ddpm.training.distributed import STARTING, DistContext, StopVote
 from ddpm.training.early_stop import out_of_patience
 from ddpm.training.model import flops_per_image
 from ddpm.training.progress import Progress
@@ -38,6 +39,7 @@ from metrics.criteria.in_training import changed, out_of_reach
 from metrics.files import last_words, read_csv, read_status, says_finished
 from metrics.jobs.finished import bring_up_to_date
 from metrics.run_logger import RunLogger
+from metrics.starts import began_in_this_job
 from metrics.tracker import loss_statistics
 
 ENOUGH_LOSSES = 25  # from this many steps on, the mean loss of an unfinished epoch is judged
@@ -83,12 +85,16 @@ class RunLifecycle:
 
         def look() -> tuple:
             status, root = read_status(self.paths), self.paths.checkpoints
-            resume = "auto" if self.world.restarted else self.config.resume  # started again by torchrun
+            own = any(root.glob("step_*"))
+            # a request that an earlier start of this job has carried out; from another run's checkpoint it begins again
+            # until it has one of its own
+            done = began_in_this_job(self.paths, os.environ) and (own or self.config.resume == "never")
+            resume = "auto" if self.world.restarted or done else self.config.resume
             begun = any(read_csv(self.paths))  # rows, or why they cannot be read
             start, damaged = choose_start(root, resume, self.identity, begun)
             was_finished = start is not None and says_finished(self.paths, status, start.meta["history"])
-            notes = [*self.without_baseline()]
-            if start is None and resume == "auto" and any(root.glob("step_*")):
+            notes = []
+            if start is None and resume == "auto" and own:
                 why = "; ".join(damaged.values()) or "no checkpoint of the earlier start is sound"
                 notes.append(f"{why}: the run begins anew")
             notes += [
@@ -132,6 +138,8 @@ class RunLifecycle:
         limit = "--max-steps" if self.schedule.total_steps == self.config.max_steps else "--epochs"
         print(f"{self.config.run} is finished: {self.start.step} of {self.schedule.total_steps} steps are done; "
               f"{self.ended_early or f'raise {limit} to train on'}, or begin anew with --resume never")  # fmt: skip
+        for remark in self.without_baseline():
+            print(remark)
         return bring_up_to_date(self.paths, self.config)
 
     def build(self) -> None:
@@ -159,10 +167,12 @@ class RunLifecycle:
             self.data_sha256, self.threads, self.progress.threads,
         )  # fmt: skip
         rows = start.meta["history"] if start else []
-        self.logger.begin(description, self.progress.step, rows, self.cause, [*self.notes, *self.schedule.remarks()])
+        notes = [*self.without_baseline(), *self.notes, *self.schedule.remarks()]
+        since = losses_since(start, config)
+        self.logger.begin(description, self.progress.step, rows, self.cause, notes, since)
         self.logger.manifest(description)
         self.logger.remarks(config.note)
-        for note in later_pictures(self.paths, start.meta["progress"]["epoch"] if start else 0):
+        for note in later_pictures(self.paths, start):
             self.logger.log(note)
         if start:
             changed = "; ".join(changes(start, config, self.schedule, self.threads.number)) or "nothing"
@@ -252,6 +262,7 @@ class RunLifecycle:
 
     def finished(self) -> int:
         self.vote.close()
+        self.world.expect_answers_within(STARTING)  # process 0 may wait for a slow disk
         unsaved = self.last_checkpoint()
         unsound = self.world.broadcast_result(lambda: self.unsound or self.checkpoints.unsound, here=self.world.is_main)
         if unsound and not unsaved:
@@ -268,8 +279,7 @@ class RunLifecycle:
         if unsaved := self.last_checkpoint():
             return self.logger.end("failed", 1, unsaved)
         code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_STOPPED  # torchrun calls any code but 0 a failure
-        again = "run the same command again" if self.config.resume == "auto" else "run it with --resume auto"
-        way = f"{again} to continue"
+        way = f"{same_command(self.config.resume)} to continue"
         if self.world.is_main and (unsound := self.unsound or self.checkpoints.unsound):
             way = f"the state is unsound: {unsound}; {after_failure(self.config, self.paths, self.world)}"
         return self.logger.end("stopped", code, f"{self.vote.reason}; {way}", retry=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.run import kinds
+from ddpm.run.command import same_command
 from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.format import count, duration, number, timestamp
@@ -35,6 +36,7 @@ from metrics.files import (
 )
 from metrics.page import Finding
 from metrics.starts import Start, training_starts
+from metrics.tracker import compared_from
 from metrics.trends import Curve
 
 if TYPE_CHECKING:
@@ -131,7 +133,9 @@ class RunData:
         return next((row for row in self.rows if row["epoch"] == epoch), {})
 
     def curve(self, metric: Metric) -> Curve:
-        return Curve.of(self.rows, metric)
+        """The measured values of a figure, as far as they can be compared with the last one."""
+        comparable = "loss_weighting" not in metric.same
+        return Curve.of(self.rows[0 if comparable else compared_from(self.document.get("starts") or []) :], metric)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -210,6 +214,10 @@ class RunData:
         return said if said.startswith("stopped early") else f"stopped early after epoch {done} of {planned}"
 
     @property
+    def _way_on(self) -> str:
+        return f"{same_command(self.settings.get('resume'))} to continue"
+
+    @property
     def condition(self) -> Finding:
         """Is it alive, and if not, how did it end?"""
         status, beat = self.status, timestamp(self.status.get("heartbeat"))
@@ -219,15 +227,15 @@ class RunData:
         said = f": {status['message']}" if status.get("message") else ""
         if self.ended:
             code = f" (exit code {status['exit_code']})" if status.get("exit_code") is not None else ""
-            resumable = self.state == "stopped" and "same command" not in said
-            again = "; the same command continues it" if resumable else ""
+            resumable = self.state == "stopped" and "to continue" not in said
+            again = f"; {self._way_on}" if resumable else ""
             judged = {"finished": "healthy", "stopped": "warning", "failed": "unhealthy"}[self.state]
             return Finding(judged, f"{self.state}{code} at {beat}{said}{again}")
         known = {"node": status.get("host"), "pid": status.get("pid"), "Slurm job": status.get("slurm_job_id")}
         who = ", ".join(f"{what} {value}" for what, value in known.items() if value) or "on an unknown node"
         if self.silent:
             note = f"no heartbeat for {duration(self.heartbeat_age)}, since {beat}: the job ({who}) has probably died"
-            return Finding("unhealthy", f"{note}; the same command continues from its last checkpoint")
+            return Finding("unhealthy", f"{note}; {self._way_on} from its last checkpoint")
         heart = f"the heartbeat is {duration(self.heartbeat_age)} old"
         if self.stalled:
             note = f"the job ({who}) is alive ({heart}) but has stalled: no step for {duration(self.idle_sec)}"

@@ -62,8 +62,9 @@ class RunLogger:
         self._logger.__exit__(kind, error, trace)
 
     def begin(
-        self, description: dict[str, Any], step: int, rows: Sequence[dict[str, Any]], cause: str, notes: Sequence[str]
-    ) -> None:
+        self, description: dict[str, Any], step: int, rows: Sequence[dict[str, Any]], cause: str, notes: Sequence[str],
+        losses_since: int,
+    ) -> None:  # fmt: skip
         """Log what is trained on what, and open the files of metrics (main process only).
 
         Args:
@@ -72,6 +73,7 @@ class RunLogger:
             rows: of the epochs before.
             cause: how the previous start ended, if there was one.
             notes: warnings about files that were found.
+            losses_since: number of first rows whose training loss cannot be compared with that of this start.
         """
         for line in in_words(description):
             self.log(line)
@@ -80,7 +82,7 @@ class RunLogger:
         images = self._schedule.images_seen(step)
         done = rows[-1]["epoch"] if rows else 0
         self._logger.set_progress(start_step=step, start_images=images, epoch=done, step=step, images_seen=images)
-        self._tracker = MetricsTracker(self.paths, description, step, rows, cause)
+        self._tracker = MetricsTracker(self.paths, description, step, rows, cause, losses_since)
         why = why_started(self._tracker.starts[-1]["cause"])
         self.log(f"begins at step {step} of {self._schedule.total_steps} ({why})", "success")
         self._loggers = LoggerGroup(self.paths, description, images, self.log)
@@ -153,7 +155,7 @@ class RunLogger:
             evaluation, damage = evaluation_or_damage(self.paths)
             if damage:
                 self.log(f"the model card has no evaluation: {self.paths.evaluation} is damaged ({damage})", "warning")
-            trained = load_model(self.paths.run, device, self.paths.root)
+            trained = load_model(str(self.paths.checkpoints), device, self.paths.root)
             export(trained, evaluation=evaluation, damage=damage)
 
     def end(self, state: str, code: int, message: str | None = None, retry: bool = False, report: bool = True) -> int:

@@ -69,6 +69,15 @@ def published_starts(paths: RunPaths, status: Mapping[str, Any] | None = None) -
     return [_start(record) for record in latest.values()]
 
 
+def began_in_this_job(paths: RunPaths, environment: Mapping[str, str]) -> bool:
+    """Has an earlier start of the Slurm job that this process belongs to begun to train the run?"""
+    names = {"slurm_job_id": "SLURM_JOB_ID", "slurm_restart": "SLURM_RESTART_COUNT"}
+    if (ours := slurm_start({field: environment.get(name) for field, name in names.items()})) is None:
+        return False
+    begun = [start.slurm for start in published_starts(paths) if start.slurm and start.began_at is not None]
+    return any(job == ours[0] and restart < ours[1] for job, restart in begun)
+
+
 def training_starts(paths: RunPaths, told: Sequence[Mapping[str, Any]], status: Mapping[str, Any]) -> list[Start]:
     """The starts that trained, the oldest first.
 

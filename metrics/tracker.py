@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,13 +66,21 @@ def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dic
     }
 
 
+def compared_from(starts: Sequence[Mapping[str, Any]]) -> int:
+    """The number of first rows whose training loss cannot be compared with the later ones, for example because
+    `--loss-weighting` was another. Files of earlier versions do not tell."""
+    return (starts[-1].get("losses_since") if starts else None) or 0
+
+
 def summarise(rows: list[dict[str, Any]], starts: Sequence[Any]) -> dict[str, Any]:
-    """The Summary of a run, computed from its rows alone (and the number of restarts from `starts`)."""
+    """The Summary of a run, computed from its rows alone (and from `starts` their number, and which training losses can
+    be compared)."""
     restarts = max(len(starts) - 1, 0)
     if not rows:
         return {"total_epochs": 0, "total_samples": 0, "total_time_sec": 0.0, "restarts": restarts}
     last = {**dict.fromkeys(METRICS), **rows[-1]}
-    loss, val, rca = (Curve.of(rows, metric) for metric in (LOSS_MEAN, VAL_LOSS_EMA, RCA))
+    loss = Curve.of(rows[compared_from(starts) :], LOSS_MEAN)
+    val, rca = (Curve.of(rows, metric) for metric in (VAL_LOSS_EMA, RCA))
     best_loss, best_val, best_rca = best(loss), best(val), best(rca)
     seconds, images = (
         Curve.of(rows, TRAIN_TIME_SEC).values.sum(),
@@ -116,6 +124,7 @@ class MetricsTracker:
         step: int = 0,
         rows: Sequence[dict[str, Any]] = (),
         cause: str = "",
+        losses_since: int = 0,
     ) -> None:
         """
         Args:
@@ -123,6 +132,7 @@ class MetricsTracker:
             step: optimizer steps done so far.
             rows: the epochs' figures up to there, from the checkpoint.
             cause: how the start before this one ended, if there was one.
+            losses_since: number of first rows whose training loss cannot be compared with that of this start.
         """
         self._paths = paths
         paths.metrics.mkdir(parents=True, exist_ok=True)
@@ -135,6 +145,7 @@ class MetricsTracker:
                 "step": step,
                 "epoch": self.rows[-1]["epoch"] if self.rows else 0,
                 "cause": cause if before or step else "started",
+                "losses_since": losses_since,
             },
         ]
         self._document = {**description, "state": "running", "starts": self.starts}

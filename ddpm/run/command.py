@@ -1,4 +1,4 @@
-"""The arguments that all commands about one run share: the run, and the folder of its files."""
+"""What commands about one run share: the arguments for the run and the folder of its files, and how to repeat one."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ class RunCommand:
             RequestError: there is no such run.
         """
         return find_run(self.run, self.output_root)
+
+
+def same_command(resume: str | None, give: str = "run") -> str:
+    """How to go on with a run: "run the same command again", with `--resume auto` if its `--resume` was another one,
+    which would not go on from the last checkpoint."""
+    return f"{give} the same command again" + ("" if resume in (None, "auto") else ", with --resume auto")

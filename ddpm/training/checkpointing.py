@@ -55,7 +55,7 @@ class Checkpoints:
         self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and number of rows in it
         if start and real(start.folder.parent) == real(root):
             self._saved = start.step, len(start.meta["history"])
-        self.losses_since = _losses_since(start, config)
+        self.losses_since = losses_since(start, config)
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
@@ -261,7 +261,7 @@ def _completed_epoch(folder: Path) -> float:
     return progress["epoch"] if progress.get("batch") == 0 else float("nan")
 
 
-def _losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
+def losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
     """The number of first rows whose training loss cannot be compared with that of this start, for example because
     `--loss-weighting` was another."""
     if start is None:

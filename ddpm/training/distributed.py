@@ -145,7 +145,7 @@ class DistContext:
         which = ", ".join(map(str, lost))
         return ProcessesLost(
             f"process {which} of {self.world_size} no longer answers (killed, out of memory, hanging, or its node is "
-            "down); run the same command again to continue from the last checkpoint",
+            "down); run the same command again (with --resume auto) to continue from the last checkpoint",
             reported_here=self.rank == min(set(range(self.world_size)) - set(lost), default=0),
         )
 

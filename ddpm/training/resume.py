@@ -202,13 +202,13 @@ def damaged_checkpoints(root: Path, found: Checkpoint, damaged: dict[Path, str])
 
 def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
     """Move what was made after `start`, to which the run goes back, into folders `abandoned-<time>`: later checkpoints,
-    and an export or evaluation of one of them. If `start` is a checkpoint of another run, all checkpoints of this run
-    are moved. Returns messages.
+    and an export or evaluation of one of them. If `start` is a checkpoint of another run, all of this run are moved.
+    Returns messages.
 
     Otherwise `best`, reports and pruning would use weights that are no longer part of the run.
     """
     root = paths.checkpoints
-    ours = real(start.folder.parent) == real(root)
+    ours = _is_of(paths, start)
     steps = [folder for folder in sorted(root.glob("step_*")) if not ours or folder.name > start.folder.name]
     gone = {folder: f"{folder.name}{_why(folder)}" for folder in steps}
     made = [
@@ -216,7 +216,8 @@ def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
         (paths.evaluation, evaluated := _step(paths.evaluation)),
         (paths.evaluation_files, evaluated),
     ]
-    gone |= {path: path.name for path, step in made if os.path.lexists(path) and step is not None and step > start.step}
+    later = [path for path, step in made if not ours or (step is not None and step > start.step)]
+    gone |= {path: path.name for path in later if os.path.lexists(path)}
     if not gone:
         return []
     where = sorted({str(_move(path).parent) for path in gone})
@@ -224,11 +225,18 @@ def abandoned_line(paths: RunPaths, start: Checkpoint) -> list[str]:
     return [f"going back to {start.folder.name}; moved to {' and '.join(where)}: {', '.join(gone.values())}"]
 
 
-def later_pictures(paths: RunPaths, epochs: int) -> list[str]:
-    """Move sample grids of epochs after `epochs`, which are trained again. Returns messages."""
+def later_pictures(paths: RunPaths, start: Checkpoint | None) -> list[str]:
+    """Move sample grids of epochs after `start`, which are trained again; all, if it is of another run. Returns
+    messages."""
+    epochs = start.meta["progress"]["epoch"] if start and _is_of(paths, start) else 0
     later = [path for path in sorted(paths.samples.glob("*_epoch_*.*")) if (grid_epoch(path) or 0) > epochs]
     where = {str(_move(path).parent) for path in later}
     return [f"sample grids from epoch {epochs + 1} on moved to {where.pop()}"] if later else []
+
+
+def _is_of(paths: RunPaths, start: Checkpoint) -> bool:
+    """Is it a checkpoint of this run?"""
+    return real(start.folder.parent) == real(paths.checkpoints)
 
 
 def _move(path: Path) -> Path:

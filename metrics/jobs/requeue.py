@@ -20,6 +20,7 @@ from typing import Any
 
 from ddpm.run import cli
 from ddpm.run.arguments import parse_args
+from ddpm.run.command import same_command
 from ddpm.run.errors import EXIT_STOPPED, RequestError
 from ddpm.run.files import real
 from ddpm.run.format import number
@@ -34,7 +35,6 @@ STANDS = 0  # exit with CODE
 AGAIN = 10  # queue the job again: the same command continues the run
 UNFINISHED = EXIT_STOPPED  # do not queue it again, though the run is not finished
 SHORT = 240  # seconds: a time limit hardly longer than the notice that submit.sh asks for
-CONTINUE = "to continue, submit the same command again"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Ended:
         saved: step of the latest checkpoint, None if there is none.
         facts: Slurm's fields of the job.
         max_requeues: number of restarts after which the job is not queued again.
+        resume: the command's `--resume`.
     """
 
     slurm: tuple[str, int]
@@ -62,6 +63,11 @@ class Ended:
     saved: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     max_requeues: int = 30
+    resume: str = "auto"
+
+    @property
+    def way_on(self) -> str:
+        return f"to continue, {same_command(self.resume, 'submit')}"
 
 
 def decide(ended: Ended) -> tuple[int, str, str]:
@@ -84,7 +90,7 @@ def decide(ended: Ended) -> tuple[int, str, str]:
         return UNFINISHED, f"replaced by restart {newest}" if taken or not ended.said else state, following
     if ended.said is None:
         state = "ended before the training began, see above" if status else "status.json is missing or damaged"
-        return UNFINISHED, f"{state} (exit code {ended.code})", f"not queued again; {CONTINUE}"
+        return UNFINISHED, f"{state} (exit code {ended.code})", f"not queued again; {ended.way_on}"
     for other in (ended.owner, status):
         if other and slurm_start(other) != ended.slurm:
             return UNFINISHED, f"overtaken: {whose(other)} has taken the run over", "not queued again"
@@ -101,13 +107,13 @@ def _decide_resumable(ended: Ended, state: str) -> tuple[int, str, str]:
     if began_at is None or ended.saved is None or ended.saved <= began_at:
         following = "not queued again: this start has saved no new step"
         if ended.signal != "USR1":
-            return UNFINISHED, state, f"{following}; {CONTINUE}"
+            return UNFINISHED, state, f"{following}; {ended.way_on}"
         limit = ended.facts.get("TimeLimit", "now")
         longer = f"give a longer --time than {limit}, or a later notice, such as --signal=B:USR1@60"
         return UNFINISHED, state, f"{following} before Slurm gave notice of the time limit: {longer}"
     restarts = f"restarts: {restart}, MAX_REQUEUES is {ended.max_requeues}"
     if restart >= ended.max_requeues:
-        return UNFINISHED, state, f"not queued again ({restarts}); {CONTINUE}"
+        return UNFINISHED, state, f"not queued again ({restarts}); {ended.way_on}"
     if ended.signal == "TERM":
         after = "after a preemption Slurm queues it again, after scancel it stays cancelled"
         return UNFINISHED, state, f"not queued again from here, as the signal was TERM: {after}"
@@ -143,7 +149,7 @@ def facts_of(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S*)", environment.get("SCONTROL_SHOW_JOB", "")))
 
 
-def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str]) -> int:
+def after(paths: RunPaths, code: int, signal: str, resume: str, environment: Mapping[str, str]) -> int:
     """Print how the start ended and what happens next. Returns the verdict."""
     job = environment.get("SLURM_JOB_ID")
     slurm = slurm_start({"slurm_job_id": job, "slurm_restart": environment.get("SLURM_RESTART_COUNT")})
@@ -158,6 +164,7 @@ def after(paths: RunPaths, code: int, signal: str, environment: Mapping[str, str
         saved=saved_step(paths),
         facts=facts_of(environment),
         max_requeues=int(environment.get("MAX_REQUEUES", Ended.max_requeues)),
+        resume=resume,
     )  # fmt: skip
     verdict, state, following = decide(ended)
     array, element = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
@@ -183,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.only_asks:
         return STANDS
     code, signal = ended
-    return after(RunPaths(real(config.output_root), config.run), int(code), signal, os.environ)
+    return after(RunPaths(real(config.output_root), config.run), int(code), signal, config.resume, os.environ)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ ENDED = Ended(("41", 0), 1, status=STOPPED, said=SAID, saved=12, max_requeues=2)
     ({"status": CRASHED}, AGAIN, "failed"),
     ({"slurm": ("41", 1), "status": STOPPED | {"slurm_restart": "1"}}, AGAIN, "restarts: 1"),
     ({"slurm": ("41", 2), "status": STOPPED | {"slurm_restart": "2"}}, UNFINISHED, "MAX_REQUEUES is 2"),
-    ({"max_requeues": 0}, UNFINISHED, "MAX_REQUEUES is 0"),
+    ({"max_requeues": 0}, UNFINISHED, "MAX_REQUEUES is 0); to continue, submit the same command again"),
+    ({"max_requeues": 0, "resume": "never"}, UNFINISHED, "submit the same command again, with --resume auto"),
     ({"signal": "USR1"}, AGAIN, "go on from step 12"),
     ({"signal": "TERM"}, UNFINISHED, "the signal was TERM"),
     # a checkpoint without a new step is no progress, whatever its name and time

@@ -146,7 +146,7 @@ def test_two_nodes_meet_at_the_first_one_under_the_name_of_the_job(folder: Path)
     assert launch["argv"] == ["--nproc_per_node=4", "--nnodes=2", "--rdzv_backend=c10d",
                               "--rdzv_endpoint=localhost:11234",
                               "--rdzv_id=41234_3", "train.py",
-                              "--run-name", "two words", *FINISH, "--resume", "auto"]  # fmt: skip
+                              "--run-name", "two words", *FINISH]  # fmt: skip
 
 
 def test_srun_hears_nothing_of_the_tasks_that_the_job_was_given(folder: Path):

@@ -12,10 +12,12 @@ import torch
 import train
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
+from ddpm.run.metrics import LOSS_MEAN
 from ddpm.run.signals import StopRequest
 from ddpm.training import soundness
 from ddpm.training.checkpoint import read_meta
 from ddpm.training.resume import choose_start, find_latest, without
+from metrics.run_data import read_run
 from tests.conftest import as_arguments, replace
 from tests.support.runs import paths_of, rows, run, status
 from tests.support.savers import Saver
@@ -152,11 +154,14 @@ def test_a_loss_is_only_compared_with_losses_of_the_same_kind(small: TrainConfig
     """Another weighting makes another quantity of the training loss, for that start and all that follow."""
     config = replace(small, samples_per_class=0, val_every=0)
     latest = paths_of(config).checkpoints / "latest"
-    since = []
+    since, compared = [], []
     for epochs, weighting in ((1, "none"), (2, "min_snr"), (3, "min_snr"), (4, "none")):
         assert run(replace(config, epochs=epochs, loss_weighting=weighting)) == 0
         since.append(read_meta(latest)["progress"]["losses_since"])
+        compared.append(read_run(paths_of(config)).curve(LOSS_MEAN).epochs.tolist())
     assert since == [0, 1, 1, 3]
+    assert compared == [[1], [2], [2, 3], [4]]
+    assert read_run(paths_of(config)).summary["best_epoch"] == 4
 
 
 @pytest.mark.usefixtures("quick_reports")
@@ -230,10 +235,16 @@ def test_a_finished_run_can_go_back_to_its_last_step_but_one(small: TrainConfig)
 
 @pytest.mark.usefixtures("quick_reports")
 def test_a_start_from_another_runs_checkpoint_sets_all_of_its_own_aside(small: TrainConfig):
-    other, config = replace(small, run_name="other", epochs=1), replace(small, epochs=1)
+    """Its pictures and its evaluation too: they were shown as those of the other line, as far as the epochs agreed."""
+    other, config = replace(small, run_name="other", epochs=1), replace(small, epochs=1, sample_every=1)
     assert run(other) == run(config) == 0
-    assert run(replace(config, resume=str(paths_of(other).checkpoints / "best"), max_steps=10, epochs=2)) == 0
     paths = paths_of(config)
+    paths.evaluation.write_text(json.dumps({"step": 8}))
+    assert run(replace(config, resume=str(paths_of(other).checkpoints / "best"), max_steps=10, epochs=2)) == 0
+    assert not paths.evaluation.exists()
+    drawn = sorted(str(path.relative_to(paths.samples)) for path in paths.samples.rglob("*.png"))
+    assert len(drawn) == 3 and drawn[0].startswith("abandoned-") and drawn[0].endswith("/emnist_epoch_0001.png")
+    assert drawn[1:] == ["emnist_epoch_0001.png", "emnist_epoch_0002.png"], "both of the other line"
     assert [folder.name for folder in paths.checkpoints.glob("abandoned-*/*")] == ["step_00000008"]
     assert (paths.checkpoints / "latest").readlink() == Path("step_00000010")
 

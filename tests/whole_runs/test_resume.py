@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -384,3 +385,52 @@ def test_the_command_after_a_failure_starts_as_many_processes(
     world = replace(ONE, world_size=processes, nodes=nodes)
     said = after_failure(replace(small, lr=0.1), paths_of(small), world)
     assert f"begin anew with: {command} --epochs 3 --lr " in said
+
+
+def test_a_start_that_slurm_repeats_before_it_began_is_still_to_begin_anew(small: TrainConfig, monkeypatch, capsys):
+    """Its node failed while torch was loading. The second start took the finished run for its own."""
+    assert run(small) == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    anew = replace(small, resume="never", epochs=1)
+    assert run(anew) == 0
+    assert len(rows(anew)) == 1 and len(list(paths_of(small).metrics.parent.glob("small.before-*"))) == 1
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert run(anew) == 0
+    assert "is finished: 8 of 8 steps are done" in capsys.readouterr().out
+    assert len(list(paths_of(small).metrics.parent.glob("small.before-*"))) == 1, "begun anew once"
+
+
+def test_a_start_that_slurm_repeats_before_its_first_checkpoint_takes_that_of_the_other_run(small, monkeypatch):
+    first = replace(small, run_name="first", epochs=1, lr_schedule="constant")
+    assert run(first) == 0
+    branch = replace(first, run_name="branch", epochs=2, resume=str(paths_of(first).checkpoints / "latest"))
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        stop = StopRequest()
+        stop._handle(signal.SIGTERM, None)
+        assert train.main(branch, stop) == 75
+        assert latest_step(branch) == 8
+        if restart == 0:  # killed before it was written
+            shutil.rmtree(paths_of(branch).checkpoints)
+    assert not list(paths_of(branch).checkpoints.glob("abandoned-*"))
+
+
+def test_a_baseline_that_is_not_there_does_not_open_a_finished_run_again(small: TrainConfig, capsys):
+    """It wrote the settings of this command into its files, with which nothing was trained."""
+    assert run(small) == 0
+    before = json.loads(paths_of(small).json.read_text())
+    assert run(replace(small, lr=5e-3, baseline="typo")) == 0
+    assert "--baseline typo: " in capsys.readouterr().out
+    after = json.loads(paths_of(small).json.read_text())
+    assert after["starts"] == before["starts"] and after["settings"]["lr"] == small.lr
+
+
+def test_a_folder_with_the_name_of_the_run_is_not_exported_in_its_place(small: TrainConfig, tmp_path, monkeypatch):
+    """As `python -m ddpm.export small --out small` leaves one in the project folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small" / "unet").mkdir(parents=True)
+    assert run(replace(small, epochs=1, export=True)) == 0
+    exported = json.loads((paths_of(small).checkpoints / "export" / "meta.json").read_text())
+    assert exported["progress"]["step"] == 8

@@ -83,7 +83,7 @@ CASES = {
         learning(3, step=lambda epoch: 100 * epoch, val_loss_ema=lambda epoch: 0.5),
         {}, 1, "spans about 1,000 steps, of 300 so far (limit 1.2)",
     ),
-    "stopped": (learning(12), {"state": "stopped", "exit_code": 75}, 1, "the same command continues it"),
+    "stopped": (learning(12), {"state": "stopped", "exit_code": 75}, 1, "run the same command again to continue"),
     "failed": (learning(12), {"state": "failed", "exit_code": 1, "message": "no more disk"}, 2, "no more disk"),
 }  # fmt: skip
 
@@ -253,3 +253,13 @@ def test_glyphs_are_never_called_emnist(tmp_path: Path, capsys) -> None:
     assert "> **Trained on the embedded glyphs, not EMNIST.**" in page
     assert "embedded glyphs, not EMNIST" in capsys.readouterr().out
     assert "EMNIST Balanced" not in page.split("## Thresholds")[0]
+
+
+def test_a_training_loss_of_another_weighting_is_no_divergence(tmp_path: Path) -> None:
+    rows = learning(12, loss_mean=lambda epoch: 0.05 if epoch < 9 else 0.6)
+    begun = {"time": "2026-01-01T00:00:00+00:00", "step": 0, "epoch": 0, "cause": "started"}
+    code, page = check(publish(tmp_path / "same", rows, document={"starts": [begun]}))
+    assert code == 2 and "diverging" in page
+    again = {**begun, "step": 2000, "epoch": 8, "losses_since": 8}
+    code, page = check(publish(tmp_path / "other", rows, document={"starts": [begun, again]}))
+    assert "diverging" not in page
