@@ -60,13 +60,15 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
                 evaluator.say(plain(length_words(evaluator.evaluation)))
         if config.sweeps:
             evaluator.say(plain(recommended_words(evaluator.evaluation)))
-        publish(evaluator)
     except KeyboardInterrupt:
         kept = "nothing was measured yet"
         if evaluator and evaluator.saved:
             kept = f"what has been measured is in {evaluator.json}"
         print(f"interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        if evaluator and evaluator.saved:
+            publish(evaluator)
     return 0
 
 
@@ -76,8 +78,8 @@ def publish(evaluator: Evaluator) -> None:
     from metrics.report import write_report
     from metrics.training_log.log import write_training_log
 
-    paths = evaluator.model.paths
     if not evaluator.config.out:
+        paths = evaluator.model.paths
         evaluator.log("drawing the plots")
         if os.path.lexists(paths.json):
             evaluator.say(f"training log: {write_training_log(paths)}")  # a criterion may be about the evaluation

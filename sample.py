@@ -22,6 +22,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ddpm.run import cli
@@ -86,22 +87,18 @@ def make(config: SampleConfig) -> Path:
     start = time.perf_counter()
     drawn = renderer.draw(device, hardware.DTYPES[precision])
     seconds, count = time.perf_counter() - start, len(renderer.labels)
-    files = {path: renderer.compose(drawn)}
+    picture, raw = renderer.compose(drawn), None
     if config.npz:
         import numpy as np
 
-        files[path.with_suffix(".npz")] = npz(x=drawn[renderer.steps], y=np.array(renderer.labels))
-    try:
-        for file, content in files.items():
-            atomic_write(file, content)
-    except OSError as error:
-        raise RequestError(f"{error.filename or path}: {error.strerror}; give another file with --out") from error
+        raw = npz(x=drawn[renderer.steps], y=np.array(renderer.labels))
+    files = write_files(trained.run, config, picture, raw)
     print(f"  {plural(count, 'image')}: {renderer.settings} · {precision} on {hardware.device_name(device)}")
     timing = f"  {seconds:.1f} s, {1000 * seconds / count:,.1f} ms per image"
     print(f"{timing} · {fewer_threads}" if fewer_threads else timing)
     for file, content in files.items():
         print(f"{file} ({len(content) / 1000:,.0f} kB)")
-    return path
+    return next(iter(files))
 
 
 def only_run(root: Path) -> str:
@@ -129,6 +126,33 @@ def free_name(run: str, config: SampleConfig) -> Path:
     stems = (f"{run}-{content}{kind}{number}" for number in numbers)
     free = next(stem for stem in stems if not any((folder / f"{stem}{suffix}").exists() for suffix in suffixes))
     return folder / f"{free}{config.suffix}"
+
+
+def write_files(run: str, config: SampleConfig, picture: bytes, raw: bytes | None) -> dict[Path, bytes]:
+    """Write the picture, and the raw images if there are any, to `--out` or to files that do not exist yet.
+
+    Returns:
+        The contents by path, the picture first.
+
+    Raises:
+        RequestError: they cannot be written.
+    """
+    path, taken = config.out, None
+    try:
+        while not path:  # another sample.py may draw the same at this moment
+            with suppress(FileExistsError):
+                taken = free_name(run, config)
+                taken.touch(exist_ok=False)
+                path = taken
+        files = {path: picture} | ({path.with_suffix(".npz"): raw} if raw else {})
+        for file, content in files.items():
+            atomic_write(file, content)
+    except OSError as error:
+        if path and path is taken:
+            path.unlink(missing_ok=True)
+        named = error.filename or path or taken
+        raise RequestError(f"{named}: {error.strerror}; give another file with --out") from error
+    return files
 
 
 def check_writable(path: Path) -> None:

@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trained.pipeline.register_to_config(**{name: value for name, value in given.items() if value is not None})
     scale = trained.pipeline.config.guidance_scale
     check_guided(scale, config.guidance_interval, config.guide, trained.can_be_guided)
-    evaluation, damage = evaluation_or_damage(trained.paths)
+    if not (trained.paths or config.out):
+        raise RequestError(f"{trained.folder} is in the checkpoints/ of no run: give the folder to write, --out")
+    evaluation, damage = evaluation_or_damage(trained.paths) if trained.paths else (None, None)
     if damage:
         print(f"the card has no evaluation: {trained.paths.evaluation} is damaged ({damage}); run evaluate.py again")
     print(f"exporting {trained.run}, {trained.progress} ({trained.folder}); drawing samples …", flush=True)

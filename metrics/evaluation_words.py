@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm.data.classes import thing
 from ddpm.evaluation.findings import NEAR_CHANCE, WEAK, best_row, class_interval, copying, weak_classes
+from ddpm.run.datasets import data_words
 from ddpm.run.evaluation_figures import (
     AUGMENTED,
     CAS,
@@ -39,10 +40,18 @@ def things(evaluation: dict[str, Any]) -> str:
 
 
 def lead(evaluation: dict[str, Any]) -> list[str]:
-    """First the classifier's own accuracy, then its results for the model's images."""
+    """First the classifier's own accuracy, then its results for the model's images. Before both, whether it is compared
+    with other data than its own."""
     classifier, generated, distances = (evaluation[part] for part in ("classifier", "conditional", "distances"))
     usual = " (with all 112,800 training images of EMNIST Balanced, 88 to 91% is usual; with fewer it is less)"
+    other = []
+    if evaluation["trained_on"] not in (None, evaluation["data"]):
+        trained_on, compared = data_words(evaluation["trained_on"]), data_words(evaluation["data"])
+        other = [
+            f"**The model was trained on {trained_on}, and is compared here with {compared}**, in all that follows."
+        ]
     return [
+        *other,
         f"The check first: a classifier, trained on the {classifier['train_images']:,} training images, reads "
         f"{TOP1.words_of(classifier)} of the {classifier['test_images']:,} test images correctly"
         f"{usual if evaluation['data'] == 'emnist' else ''}. {test_images_sentence(evaluation)}",
@@ -74,7 +83,8 @@ def learning_words(evaluation: dict[str, Any]) -> list[str]:
     part = evaluation["learning"]
     if part is None:
         return ["Not measured (evaluate.py measures it, unless told --no-cas)."]
-    classes = sorted(part["per_class"], key=lambda entry: entry[CAS.key] or 0)[:SHOWN_CLASSES]
+    known = [entry for entry in part["per_class"] if entry[CAS.key] is not None]
+    classes = sorted(known, key=lambda entry: entry[CAS.key])[:SHOWN_CLASSES]
     named = ", ".join(
         f"{code(entry['name'])} ({TOP1.text(entry['accuracy'])}; from real ones {TOP1.text(entry['real_accuracy'])})"
         for entry in classes
@@ -170,6 +180,8 @@ def neighbourhood_words(evaluation: dict[str, Any]) -> str:
 
 def copying_words(evaluation: dict[str, Any]) -> str:
     """Whether images were memorised, as far as the counts can show it."""
+    if not evaluation["memorisation"]:
+        return "Not measured: it was compared with other images than those that it was trained on."
     estimate = at(evaluation, VERY_CLOSE.place)
     words = (
         f"{VERY_CLOSE.words(estimate)} of the {estimate['count']:,} generated {things(evaluation)} are closer to a "
@@ -224,6 +236,7 @@ def guidance_words(evaluation: dict[str, Any]) -> str:
             continue
         equal = ", ".join(map(guidance_of, others))
         apart = f"{equal} cannot be distinguished from it" if others else "it differs significantly from all others"
+        apart = apart if len(rows) > 1 else "no other was measured"
         sentences.append(f"Guidance {guidance_of(best)} has the {what}, {figure.words_of(best)}; {apart}.")
     count = f"Each was measured on {RCA.of(rows[0])['count']:,} {things(evaluation)}."
     legend = [

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ddpm.run.datasets import DataName, SplitName
+from ddpm.run.errors import RequestError
 from ddpm.sampling.options import DrawingOptions, SamplerName
 
 
@@ -22,8 +23,8 @@ class EvaluateConfig(DrawingOptions):
     """Images of each class to draw and classify. Left out: 100; of more than 100 classes 10,000 images in all."""
     data: DataName | None = None
     """Data set to compare with. Left out: the one that the model was trained on."""
-    split: SplitName = "balanced"
-    """The split of EMNIST that --data asks for."""
+    split: SplitName | None = None
+    """The split of EMNIST that --data emnist asks for. Left out: balanced."""
     data_root: Path | None = None
     """Folder that holds EMNIST/raw/, another raw/, or glyphs/. Left out: the one that the model was trained from."""
     download: bool = False
@@ -42,3 +43,7 @@ class EvaluateConfig(DrawingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least_one(("samples_per_class", "sweep_samples_per_class"))
+        if self.split and self.data != "emnist":
+            raise RequestError("--split: only with --data emnist")
+        if self.sweep_samples_per_class and not self.sweeps:
+            raise RequestError("--sweep-samples-per-class and --no-sweeps: give one of them")

@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ddpm.data.classes import affordable_per_class, thing
 from ddpm.evaluation import measures as parts
 from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
 from ddpm.evaluation.config import EvaluateConfig
-from ddpm.evaluation.example_sheets import closest_sheet, worst_sheet
+from ddpm.evaluation.example_sheets import write_closest, write_worst
 from ddpm.evaluation.generate import Drawn, ImageGenerator, SamplerSettings
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.real_data import load_real_data
@@ -34,12 +35,13 @@ from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_figures import TOP1, TOP5
 from ddpm.run.evaluation_file import real_images_words
-from ddpm.run.files import atomic_write, parse_json, read_file, real
+from ddpm.run.files import atomic_write, parse_json, read_file, read_json, real
 from ddpm.run.format import duration
+from ddpm.run.paths import RunPaths
 from ddpm.sampling.ema_length import EmaLength, made_well
 from ddpm.sampling.load import load_model
 from ddpm.sampling.options import check_guided
-from ddpm.sampling.sheets import npz, png
+from ddpm.sampling.sheets import npz
 from ddpm.training import compiler, hardware
 from ddpm.training.device import pick_device
 from ddpm.training.threads import settle
@@ -72,9 +74,14 @@ class Evaluator:
         self.most_steps = self.model.pipeline.scheduler.config.num_train_timesteps
         self.settings = self._sampler_settings()
         paths, out = self.model.paths, config.out and real(config.out)
+        if not (paths or out):
+            raise RequestError(
+                f"{self.model.folder} is in the checkpoints/ of no run: give a folder for the files, --out"
+            )
         self.folder, self.json = (out, out / "evaluation.json") if out else (paths.evaluation_files, paths.evaluation)
         compared = load_real_data(config, self.model, device, self.say)
         self.data, self.train, self.test = compared.name, compared.train, compared.test
+        self.of_training = compared.of_training
         self.num_classes = len(self.train.class_names)
         self.per_class = config.samples_per_class or affordable_per_class(USUAL_SAMPLES, self.num_classes)
         self.things = f"{thing(self.data)}s"
@@ -95,7 +102,8 @@ class Evaluator:
 
     @cached_property
     def classifier(self) -> ReferenceClassifier:
-        return load_or_train(self.train, self.test, self.model.paths.classifiers, self.log)
+        paths = self.model.paths or RunPaths(real(self.config.output_root), self.model.run)
+        return load_or_train(self.train, self.test, paths.classifiers, self.log)
 
     @cached_property
     def reference(self) -> parts.Reference:
@@ -128,8 +136,11 @@ class Evaluator:
         self.log("measuring")
         predictions = self.classifier(drawn.pixels)
         resolution = self.image_generator.resolution
-        closest = parts.neighbours(torch.from_numpy(drawn.pixels), self.train, resolution)
-        heldout = parts.neighbours(parts.as_drawn(self.real.pixels, resolution), self.train, resolution)
+        closest = memorisation = None
+        if self.of_training:
+            closest = parts.neighbours(torch.from_numpy(drawn.pixels), self.train, resolution)
+            heldout = parts.neighbours(parts.as_drawn(self.real.pixels, resolution), self.train, resolution)
+            memorisation = parts.memorisation_part(closest, heldout, len(self.train))
         self.document |= {
             "sampler": {
                 "name": self.settings.sampler, "steps": self.settings.steps,
@@ -139,14 +150,15 @@ class Evaluator:
             "unguided": parts.unguided_part(self.classifier(plain.pixels), labels, self.reference),
             "class_balance": self._class_balance(unguided, min(len(labels), len(self.real))),
             "distances": parts.distances_part(predictions.features, self.reference),
-            "memorisation": parts.memorisation_part(closest, heldout, len(self.train)),
+            "memorisation": memorisation,
             "learning": None, "guidance": [], "samplers": [], "recommended": None,
             "ema_lengths": [], "recommended_length": None,
         }  # fmt: skip
         atomic_write(self.folder / "generated.npz", npz(x=drawn.pixels, y=labels.numpy()))
-        self._write_sheets(drawn, labels, predictions, closest)
-        with suppress(FileNotFoundError):  # an earlier evaluation is kept, as its sweeps may have taken an hour
-            atomic_write(self.json.with_suffix(".previous.json"), read_file(self.json))
+        caption = f"{self.model.run}, {self.model.folder.name} · {self.settings} · trained on {self.model.source}"
+        write_worst(self.folder, drawn.pixels, labels, predictions, self.train.class_names, caption)
+        write_closest(self.folder, drawn.pixels, labels, closest, memorisation, self.train, caption)
+        self._keep_previous()
         self.save()
         if self.config.cas:
             self._measure_learning(drawn, plain, labels)
@@ -227,23 +239,13 @@ class Evaluator:
         atomic_write(self.json, json.dumps(self.evaluation, ensure_ascii=False, indent=1, allow_nan=False))
         self.saved = True
 
-    def _write_sheets(
-        self, drawn: Drawn, labels: torch.Tensor, predictions: parts.Predictions, closest: parts.Neighbours
-    ) -> None:
-        caption = f"{self.model.run}, {self.model.folder.name} · {self.settings} · trained on {self.model.source}"
-        names = self.train.class_names
-        title = "Asked for → read as: the classifier's most confident misreadings"
-        worst = worst_sheet(drawn.pixels, labels, names, predictions, title, caption)
-        originals = self.train[closest.indices.to(self.train.labels.device)]
-        limit = self.document["memorisation"]["heldout"]["p01"]
-        pairs = closest_sheet(
-            drawn.pixels, labels, names, originals.pixels.cpu(), originals.labels.cpu(), closest.distances,
-            "Closest to the training images: generated | training image, their classes and distance",
-            f"{caption} · closest of {len(labels):,}, at most two of a class · 1% of the test images are closer than "
-            f"{limit:.2f}",
-        )  # fmt: skip
-        for name, sheet in {"worst.png": worst, "closest_pairs.png": pairs}.items():
-            atomic_write(self.folder / name, png(sheet))
+    def _keep_previous(self) -> None:
+        """Copy an earlier evaluation.json, as its sweeps may have taken an hour; one without sweeps, such as one that
+        was interrupted, does not take the place of one with sweeps."""
+        copy = self.json.with_suffix(".previous.json")
+        with suppress(FileNotFoundError):
+            if _swept(self.json) or not _swept(copy):
+                atomic_write(copy, read_file(self.json))
 
     def log(self, line: str) -> None:
         """Print a line with the time since the start, as minutes:seconds."""
@@ -289,3 +291,12 @@ class Evaluator:
             (self.folder / ".writable").unlink()
         except OSError as error:
             raise RequestError(f"cannot write to {error.filename} ({error.strerror}): choose another --out") from error
+
+
+def _swept(path: Path) -> bool:
+    """Does the evaluation.json at `path` have rows of a sweep?"""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and any(found.get(name) for name in ("guidance", "ema_lengths", "samplers"))

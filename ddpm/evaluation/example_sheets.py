@@ -5,30 +5,35 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ddpm.evaluation.classifier import Predictions
+from ddpm.evaluation.measures import Neighbours
+from ddpm.run.files import atomic_write
 from ddpm.run.fonts import as_label
-from ddpm.sampling.sheets import FAINT, INK, MARGIN, font, headed_sheet
+from ddpm.sampling.sheets import FAINT, INK, MARGIN, font, headed_sheet, png
+from ddpm.training.data import Images
 
 TILE, GAP, TEXT = 84, 14, 22  # pixels: side of a picture, space between tiles, height of the text below a tile
 WORST, PAIRS, PAIRS_OF_A_CLASS = 60, 30, 2
 LONGEST_NAME = 16  # letters of a class in the text below a tile
 
 
-def worst_sheet(
+def write_worst(
+    folder: Path,
     pixels: np.ndarray,
     labels: torch.Tensor,
-    class_names: Sequence[str],
     predictions: Predictions,
-    title: str,
+    class_names: Sequence[str],
     caption: str,
-) -> Image.Image:
-    """The images, among uint8 [N, H, W], that the classifier misreads with the highest confidence: it reads another
-    class than `labels`, int64 [N]."""
+) -> None:
+    """Write `worst.png`: the images, among uint8 [N, H, W], that the classifier misreads with the highest confidence.
+    It reads another class than `labels`, int64 [N]."""
     confidence, read = predictions.probabilities.max(1)
     wrong = torch.nonzero(read != labels).flatten()
     chosen = wrong[confidence[wrong].argsort(descending=True)][:WORST].tolist()
@@ -36,41 +41,52 @@ def worst_sheet(
         ([pixels[index]], _named(class_names, labels[index], " → ", read[index]), f"{confidence[index]:.0%}")
         for index in chosen
     ]
-    return _sheet(tiles, title, caption, columns=10)
+    title = "Asked for → read as: the classifier's most confident misreadings"
+    atomic_write(folder / "worst.png", png(_sheet(tiles, title, caption, columns=10)))
 
 
-def closest_sheet(
+def write_closest(
+    folder: Path,
     pixels: np.ndarray,
     labels: torch.Tensor,
-    class_names: Sequence[str],
-    originals: torch.Tensor,
-    original_labels: torch.Tensor,
-    distances: torch.Tensor,
-    title: str,
+    closest: Neighbours | None,
+    memorisation: dict[str, Any] | None,
+    train: Images,
     caption: str,
-) -> Image.Image:
-    """The generated images closest to a training image, each beside it. At most two of a class, because otherwise all
-    would be simple strokes.
+) -> None:
+    """Write `closest_pairs.png`: the generated images closest to a training image, each beside it. At most two of a
+    class, because otherwise all would be simple strokes.
 
     Args:
         pixels, labels: generated, uint8 [N, H, W], and the classes asked for, int64 [N].
-        originals, original_labels: the closest training image of each, uint8 [N, S, S], and its class, int64 [N].
-        distances: between the two, float32 [N].
+        closest: of `train`, to each of them; None if that was not measured: then an earlier picture is removed.
+        memorisation: that part of evaluation.json.
     """
+    path = folder / "closest_pairs.png"
+    if closest is None or memorisation is None:
+        path.unlink(missing_ok=True)
+        return
     drawn, chosen = Counter(), []
-    for index in distances.argsort().tolist():
+    for index in closest.distances.argsort().tolist():
         drawn[int(labels[index])] += 1
         if drawn[int(labels[index])] <= PAIRS_OF_A_CLASS:
             chosen.append(index)
+    chosen = chosen[:PAIRS]
+    originals = train[closest.indices[chosen].to(train.labels.device)]
     tiles = [
         (
-            [pixels[index], originals[index].numpy()],
-            _named(class_names, labels[index], " · ", original_labels[index]),
-            f"{distances[index]:.2f}",
+            [pixels[index], original],
+            _named(train.class_names, labels[index], " · ", label),
+            f"{closest.distances[index]:.2f}",
         )
-        for index in chosen[:PAIRS]
+        for index, original, label in zip(chosen, originals.pixels.cpu().numpy(), originals.labels, strict=True)
     ]
-    return _sheet(tiles, title, caption, columns=6)
+    title = "Closest to the training images: generated | training image, their classes and distance"
+    caption += (
+        f" · closest of {len(labels):,}, at most two of a class · 1% of the test images are closer than "
+        f"{memorisation['heldout']['p01']:.2f}"
+    )
+    atomic_write(path, png(_sheet(tiles, title, caption, columns=6)))
 
 
 def _named(class_names: Sequence[str], one: torch.Tensor, between: str, other: torch.Tensor) -> str:

@@ -197,10 +197,11 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
     """How far is the set of generated images from that of real ones? `features` [N, 128], mixed in class."""
     half, other = reference.half, reference.other_half
     count = min(len(features), len(other), KERNEL_IMAGES)
+    as_many = min(len(features), len(other) or len(half))  # more images cover more
     measure = partial(bootstrap, kernel_distance, rounds=KERNEL_ROUNDS, within=KERNEL.range)
     precise, recalled = precision_recall(half, features[: len(half)])
     neighbours = {}
-    for name, some in (("", features[: len(half)]), ("_real", other[: len(half)])):
+    for name, some in (("", features[:as_many]), ("_real", other[:as_many])):
         density, coverage = density_coverage(half, some)
         neighbours |= {
             f"{DENSITY.key}{name}": mean_density(density),

@@ -26,6 +26,7 @@ class RealData:
     name: str  # in files
     train: Images
     test: Images
+    of_training: bool  # was the model trained on `train`?
 
 
 def load_real_data(
@@ -37,8 +38,10 @@ def load_real_data(
         RequestError: they are not there, are not those of the training without being asked for, or have other classes.
     """
     source = _settings(config, model)
-    found = RealData(source.data_name, *data.load(source, DistContext(0, 0, 1, 1, device)))
-    _check_images(found, config, model, say)
+    train, test = data.load(source, DistContext(0, 0, 1, 1, device))
+    found = RealData(source.data_name, train, test, _of_training(source.data_name, train, model))
+    if not found.of_training:
+        _check_asked(found, config, model, say)
     _check_classes(found, model)
     return found
 
@@ -47,25 +50,28 @@ def _settings(config: EvaluateConfig, model: TrainedModel) -> TrainConfig:
     trained = model.meta["settings"]
     names = {name: trained[name] for name in ("data", "split", "invert", "resolution") if name in trained}
     if config.data:
-        names |= {"data": config.data, "split": config.split}
+        names |= {"data": config.data, "split": config.split or "balanced"}
     return TrainConfig(
         **names, data_root=Path(config.data_root or trained["data_root"]), download=config.download,
         output_root=config.output_root, block_out_channels=(32,),  # one level, which fits any resolution
     )  # fmt: skip
 
 
-def _check_images(found: RealData, config: EvaluateConfig, model: TrainedModel, say: Callable[[str], None]) -> None:
-    """Are the images those of the training, where the data set has the same name?"""
-    trained = model.meta.get("identity", {}).get("SHA-256 of the images")
-    if found.name != model.data or not trained or data.sha256(found.train).startswith(trained):
-        return
+def _of_training(name: str, train: Images, model: TrainedModel) -> bool:
+    """Are these the images of the training? Of old checkpoints only the data set's name is known."""
+    trained = model.meta.get("identity", {}).get("SHA-256 of the images", "")
+    return name == model.data and data.sha256(train).startswith(trained)
+
+
+def _check_asked(found: RealData, config: EvaluateConfig, model: TrainedModel, say: Callable[[str], None]) -> None:
+    """Does the command line ask for other images than those of the training? They are said to be others."""
     changed = f"{data_words(found.name)} holds other images than those that the model was trained on"
-    if not config.data_root:
+    if found.name == model.data and not config.data_root:
         raise RequestError(
             f"{changed}: give the folder of those with --data-root; --data-root "
             f"{model.meta['settings']['data_root']} compares with the images that are there now"
         )
-    say(f"{changed}, as --data-root asks for it: what is said of training images is of these others")
+    say(f"{changed}: whether it copies those is not measured")
 
 
 def _check_classes(found: RealData, model: TrainedModel) -> None:

@@ -128,7 +128,7 @@ IMBALANCE = declare("class_balance.total_variation", "total_variation", "Class i
     "class_balance.real_total_variation", optional=True)
 VERY_CLOSE = declare("memorisation.closer_than_heldout_p01", "closer_than_heldout_p01", "Very close to training images",
     "characters that are closer to a training image than 99% of the test images are; 1% is chance", "lower",
-    **PROPORTION)
+    optional=True, **PROPORTION)
 # fmt: on
 
 

@@ -31,6 +31,10 @@ LEARNING = {
     "images": kinds.count, "seeds": kinds.count, "curve": [{"images": kinds.count, "accuracy": SHARE}],
     "per_class": [{"name": kinds.text, "accuracy": SHARE, "real_accuracy": SHARE, CAS.key: NUMBER}],
 }  # fmt: skip
+MEMORISATION = {
+    "generated": QUANTILES, "heldout": QUANTILES, "train_images": kinds.count,
+    "histogram": {"edges": [kinds.figure], "generated": [kinds.count], "heldout": [kinds.count]},
+}  # fmt: skip
 CLASS_BALANCE = {"shares": [NUMBER], "real_shares": [NUMBER], "count": kinds.count}
 SHAPE = {  # the fields of evaluation.json that are read, besides the estimates; [kind] is a list of any length
     "generated": kinds.text, "run": kinds.text, "checkpoint": kinds.text, "step": _or_null(kinds.count),
@@ -43,10 +47,6 @@ SHAPE = {  # the fields of evaluation.json that are read, besides the estimates;
         "per_class": [{"name": kinds.text, TOP1.key: SHARE, "real_top1": SHARE, RCA.key: NUMBER, "count": kinds.count}],
     },
     "distances": {"reference_images": kinds.count},
-    "memorisation": {
-        "generated": QUANTILES, "heldout": QUANTILES, "train_images": kinds.count,
-        "histogram": {"edges": [kinds.figure], "generated": [kinds.count], "heldout": [kinds.count]},
-    },
     "guidance": [{"guidance_scale": kinds.amount, RCA.key: ESTIMATE, FRECHET.key: ESTIMATE, "frechet_real": ESTIMATE}],
     "samplers": [{"sampler": kinds.text, "steps": kinds.count, RCA.key: ESTIMATE, FRECHET.key: ESTIMATE,
                   "seconds_per_image": kinds.amount}],
@@ -58,7 +58,8 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
 
     None if there is no such file. In a file of an older version, `test_images`, `recommended`, `learning`, `unguided`,
     `ema_lengths`, `recommended_length` and optional figures may be None, and `real_count` of a class is filled in.
-    After `--no-cas` `learning` is None, and of a model that never drew without a label, `class_balance`.
+    After `--no-cas` `learning` is None, of a model that never drew without a label `class_balance`, and where it was
+    compared with other images than those of the training `memorisation`.
 
     Raises:
         ValueError: it is damaged or cannot be read; says in a few words why.
@@ -71,7 +72,8 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
         raise ValueError(why(error)) from error
     _check(evaluation, SHAPE, "")
     later = {
-        "class_balance": CLASS_BALANCE, "test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING,
+        "class_balance": CLASS_BALANCE, "memorisation": MEMORISATION, "trained_on": kinds.data_set,
+        "test_images": TEST_IMAGES, "recommended": RECOMMENDED, "learning": LEARNING,
         "unguided": {},
         "ema_lengths": LENGTHS, "recommended_length": {"ema_length": kinds.amount, "why": kinds.text},
     }  # fmt: skip
@@ -112,11 +114,14 @@ def real_images_words(images: dict[str, int]) -> str:
 def _check_lengths(evaluation: dict[str, Any]) -> None:
     """Raise a ValueError if lists that belong together differ in length."""
     classes = len(evaluation["conditional"]["per_class"])
-    balance, histogram = evaluation["class_balance"], evaluation["memorisation"]["histogram"]
+    balance, memorised = evaluation["class_balance"], evaluation["memorisation"]
     confused = evaluation["conditional"]["confusion"]
     shares = [balance["shares"], balance["real_shares"]] if balance else []
     sizes = {len(confused), *map(len, confused), *map(len, shares)}
-    bins = {len(histogram["edges"]) - 1, len(histogram["generated"]), len(histogram["heldout"])}
+    bins = {1}
+    if memorised:
+        histogram = memorised["histogram"]
+        bins = {len(histogram["edges"]) - 1, len(histogram["generated"]), len(histogram["heldout"])}
     if evaluation["learning"] and not evaluation["learning"]["curve"]:
         raise ValueError("learning.curve is empty")
     if not classes or sizes != {classes} or len(bins) != 1 or bins == {0}:

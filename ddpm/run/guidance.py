@@ -11,8 +11,11 @@ EVERYWHERE = (0.0, 1.0)  # the guidance interval of all noise levels
 
 
 def guidance_fields(scale: float, interval: Sequence[float] = EVERYWHERE, guide: str | None = None) -> dict[str, Any]:
-    """`guidance_scale`, and `guidance_interval` and `guide` (the name of the model that guides) where there are any."""
+    """`guidance_scale`, and `guidance_interval` and `guide` (the name of the model that guides) where there are any: at
+    scale 1 nothing guides."""
     fields: dict[str, Any] = {"guidance_scale": scale}
+    if scale == 1:
+        return fields
     if tuple(interval) != EVERYWHERE:
         fields["guidance_interval"] = list(interval)
     return {**fields, "guide": guide} if guide else fields

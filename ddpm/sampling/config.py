@@ -29,10 +29,10 @@ class SampleConfig(DrawingOptions):
     numbers, from 0 on, if no class is called by a number. For data whose classes are not characters."""
     text: str | None = None
     """A text to write by hand, every letter drawn anew; \\n starts a new line."""
-    width: int = 24
-    """Longest line of --text in characters; longer ones are wrapped."""
-    style: Literal["paper", "night"] = "paper"
-    """Colours of --text: dark ink on paper, or light ink on a dark page."""
+    width: int | None = None
+    """Longest line of --text in characters; longer ones are wrapped. Left out: 24."""
+    style: Literal["paper", "night"] | None = None
+    """Colours of --text: dark ink on paper, or light ink on a dark page (night). Left out: paper."""
     per_class: int | None = None
     """Pictures of each class on a sheet. Left out: 8; in an animation 3, in a strip 1."""
     grid: bool = False
@@ -65,7 +65,15 @@ class SampleConfig(DrawingOptions):
                 self.classes is not None and (self.chars, self.text) != (None, None),
                 "--classes: leave out --chars and --text, or --classes",
             ),
-            (self.text is not None and not self.text.strip(), "--text is empty: give a text to write"),
+            (
+                self.text is not None and not self.text.replace("\\n", "").strip(),
+                "--text is empty: give a text to write",
+            ),
+            (self.grid and self.text is None, "--grid makes a sheet of --text: give one, or leave out --grid"),
+            (
+                (self.width, self.style) != (None, None) and not self.handwriting,
+                "--width and --style are for handwriting: leave them out, or give --text without --grid",
+            ),
             (self.grid and self.strip is not None, "--grid and --strip are different pictures: give one of them"),
             (self.strip is not None and self.animate, "--strip and --animate: give one of them"),
             (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class TrainedModel:
     """A model with averaged weights, and the meta.json of its checkpoint."""
 
     folder: Path
+    place: Path  # the same as it was asked for: links in it are not resolved
     meta: dict[str, Any]  # run, data, settings, progress, metrics: see checkpoints/README.md
     pipeline: CharacterPipeline
     weights: str = "ema"  # as `weights_of` names them
@@ -85,12 +87,16 @@ class TrainedModel:
         return f"epoch {done['epoch']}, step {done['step']}" if done["epoch"] else f"step {done['step']}"
 
     @property
-    def paths(self) -> RunPaths:
-        """The files of its run: under the root that `folder` lies in, otherwise under the root of the training."""
-        for folder in (real(self.folder), *real(self.folder).parents):
-            if folder.parent.name == "checkpoints":  # a copy of a run may be called otherwise than in its meta.json
-                return RunPaths(folder.parents[1], folder.name)
-        return RunPaths(Path(self.meta["settings"]["output_root"]), self.run)
+    def paths(self) -> RunPaths | None:
+        """The files of the run in whose folder under `checkpoints/` it lies; None if it lies in none.
+
+        A copy of a run may be called otherwise than in its meta.json, and `checkpoints/` may be a link to another disk.
+        """
+        for path in (self.place, self.folder):
+            for folder in (path, *path.parents):
+                if folder.parent.name == "checkpoints":
+                    return RunPaths(folder.parents[1], folder.name)
+        return None
 
 
 def load_model(
@@ -113,7 +119,8 @@ def load_model(
         RequestError: there is no such model, it is damaged, or these weights are not there and cannot be rebuilt; or
             the guide does not fit it.
     """
-    folder = find_checkpoint(name, output_root)
+    place = find_checkpoint(name, output_root)
+    folder = real(place)
     part = "unet" if weights == "ema" else "unet_swa"
     if weights != "ema" and not (folder / part).is_dir():
         raise RequestError(f"--weights {weights}: {folder} has none; --swa-start-epoch makes them in training")
@@ -152,7 +159,7 @@ def load_model(
         guidance_interval=guidance.get("guidance_interval", EVERYWHERE),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    trained = TrainedModel(folder, meta, pipeline, weights_of(meta, weights), rebuilt)
+    trained = TrainedModel(folder, place, meta, pipeline, weights_of(meta, weights), rebuilt)
     found = _own_guide(trained) if guide is None else _other_guide(trained, guide, output_root)
     pipeline.register_modules(guide=found and found.unet)
     trained = replace(trained, guide=found)
@@ -210,6 +217,8 @@ def _unlike(guide: CharacterPipeline, model: CharacterPipeline) -> str:
     theirs, ours = (pipeline.unet.config.num_class_embeds for pipeline in (guide, model))
     if theirs != ours:
         return f"its num_class_embeds is {theirs}, the model's is {ours}"
+    if list(guide.config.class_names) != list(model.config.class_names):
+        return "its classes are not the model's"
     theirs, ours = (pipeline.scheduler.config.prediction_type for pipeline in (guide, model))
     if theirs != ours:
         return f"it predicts {theirs}, the model predicts {ours}"
@@ -235,7 +244,7 @@ def runs_with_checkpoints(output_root: Path) -> list[str]:
 
 
 def find_checkpoint(name: str, output_root: Path = PROJECT_ROOT) -> Path:
-    """The folder of the model `name`: a folder with weights, or the best checkpoint of a run.
+    """The folder of the model `name`: a folder with weights, or the best checkpoint of a run. Links are not resolved.
 
     Raises:
         RequestError: there is none; the message lists the runs that have checkpoints.
@@ -245,7 +254,7 @@ def find_checkpoint(name: str, output_root: Path = PROJECT_ROOT) -> Path:
         for place in (given_path(name), root / name):
             for folder in (place, place / "best", place / "latest"):
                 if readable_folder(folder / "unet"):
-                    return real(folder)
+                    return Path(os.path.abspath(folder))
         known = runs_with_checkpoints(output_root)
     except OSError as error:
         raise RequestError(f"the model {name:.60} cannot be read: {why_and_cure(error)}") from error

@@ -24,6 +24,7 @@ from ddpm.sampling.pipeline import listed, make_sampler, resolution, to_bytes
 from ddpm.sampling.sheets import MARGIN, LabelColumn, images_at_once, png, sample_caption, sample_grid, settings_words
 
 LONGEST_SOURCE = 48  # letters: the page may be narrow
+USUAL_WIDTH = 24  # characters in a line of handwriting
 PER_CLASS = {"sheet": 8, "animation": 3, "strip": 1}  # pictures of each class, where --per-class is left out
 
 
@@ -43,7 +44,7 @@ class Renderer:
         self.guidance_scale = default.guidance_scale if config.guidance_scale is None else config.guidance_scale
         self.guidance_interval = config.guidance_interval or default.guidance_interval
         check_guided(self.guidance_scale, config.guidance_interval, config.guide, trained.can_be_guided)
-        self.lines = wrap((config.text or "").replace("\\n", "\n"), config.width)
+        self.lines = wrap((config.text or "").replace("\\n", "\n"), config.width or USUAL_WIDTH)
         try:
             make_sampler(self.sampler, trained.pipeline.scheduler, self.steps)
             self.labels = self._labels()
@@ -146,18 +147,22 @@ class Renderer:
         return [self.trained.pipeline.label_of(each) for each in text if not each.isspace()]
 
     @property
+    def _style(self) -> str:
+        return self.config.style or "paper"
+
+    @property
     def _signature(self) -> str:
         return f"drawn by a diffusion model trained on {as_label(self.trained.source, LONGEST_SOURCE)}"
 
     def _handwriting(self, finished: np.ndarray) -> Callable[[np.ndarray], Image.Image]:
         """Images → a page of handwriting, in the layout of the finished ones."""
-        return partial(write, lay_out(self.lines, finished), style=self.config.style, caption=self._signature)
+        return partial(write, lay_out(self.lines, finished), style=self._style, caption=self._signature)
 
     def _strip(self, shown: dict[int, np.ndarray], finished: np.ndarray) -> Image.Image:
         """The denoising steps side by side; for handwriting, whose lines are long, one below the other."""
         if self.config.handwriting:
             page, notes = repeated(lay_out(self.lines, finished), len(shown)), list(map(step_name, shown))
-            return write(page, np.concatenate(list(shown.values())), self.config.style, self._signature, notes)
+            return write(page, np.concatenate(list(shown.values())), self._style, self._signature, notes)
         names = [self.class_names[label] for label in self.labels]
         return denoising_strip(shown, names, self.trained.run, self.caption)
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ddpm.run.datasets import data_words
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, TOP1, at
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.format import count, duration, significant, timestamp
@@ -30,6 +31,7 @@ from ddpm.run.metrics import (
     headline,
     select,
 )
+from ddpm.sampling.options import weights_words
 from metrics.compare.cautions import cautions
 from metrics.compare.figures import (
     ComparedRun,
@@ -47,6 +49,7 @@ from metrics.compare.figures import (
 )
 from metrics.compare.plots import caption
 from metrics.compare.ranking import ranking_section, seeds_section, told_apart
+from metrics.evaluation_plots import sampler_words
 from metrics.page import Block, Note, Page, Picture, Section, Table, link
 from metrics.starts import computed, stamp_of
 from metrics.trends import main_loss, over_epochs
@@ -200,9 +203,17 @@ def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
                 figure(learned) if learned else DASH, figure(RCA.of(drawn)), figure(TOP1.of(drawn)),
                 RCA.of(drawn)["count"],
             )  # fmt: skip
-            rows.append((f"`{run.short}`", evaluation["checkpoint"], *figures, figure(distance), distance["count"]))
-    heads = ["Run", "Checkpoint", CAS.label, RCA.label, TOP1.label, "Images", FRECHET.label, "Images"]
-    note = "In brackets: 95% intervals. Distances of different numbers of images are not comparable."
+            drawn_with = (
+                f"{evaluation['checkpoint']}, {weights_words(evaluation['weights'])}, {sampler_words(evaluation)}"
+            )
+            if evaluation["data"] != run.published.data:
+                drawn_with += f"; compared with {data_words(evaluation['data'])}"
+            rows.append((f"`{run.short}`", drawn_with, *figures, figure(distance), distance["count"]))
+    heads = ["Run", "Drawn with", CAS.label, RCA.label, TOP1.label, "Images", FRECHET.label, "Images"]
+    note = (
+        "In brackets: 95% intervals. Figures of different guidance are not comparable, nor are CAS and distances of "
+        "different numbers of images."
+    )
     blocks = [*([note, Table("", heads, rows)] if rows else []), *damaged]
     return Section("Evaluations by `evaluate.py`", blocks) if blocks else None
 

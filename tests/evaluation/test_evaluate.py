@@ -26,6 +26,7 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_figures import FIGURES, WORTH, at
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.sampling.load import load_model
 from ddpm.training import data
 from ddpm.training.model import POWER_EVERY
 from metrics.evaluation_plots import plots_of_evaluation
@@ -200,10 +201,11 @@ def test_a_model_that_never_drew_without_a_label_is_neither_guided_nor_judged_by
 
 def test_an_evaluation_does_not_cost_the_one_before(evaluated: RunPaths, saved: TrainConfig, tmp_path: Path):
     shutil.copy(evaluated.evaluation, tmp_path / "evaluation.json")
-    again = ["small", *FEW, "--no-sweeps", "--output-root", str(saved.output_root), "--out", str(tmp_path)]
-    assert evaluate.main(again) == 0
-    assert document(tmp_path / "evaluation.json")["samplers"] == []
-    assert document(tmp_path / "evaluation.previous.json") == document(evaluated.evaluation)
+    again = ["small", *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root), "--out", str(tmp_path)]
+    for _ in range(2):  # the second one has no sweeps to lose
+        assert evaluate.main(again) == 0
+        assert document(tmp_path / "evaluation.json")["samplers"] == []
+        assert document(tmp_path / "evaluation.previous.json") == document(evaluated.evaluation)
 
 
 def test_the_images_that_were_judged_are_kept(evaluated: RunPaths):
@@ -242,7 +244,9 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: 
     assert evaluate.main([*arguments, "--sweep-samples-per-class", "1"]) == 130
     found = document(tmp_path / "evaluation.json")
     assert len(found["guidance"]) == 1 and found["samplers"] == [] and found["conditional"]["top1"]["count"] == 47
-    assert str(tmp_path / "evaluation.json") in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert str(tmp_path / "evaluation.json") in told.err
+    assert f"worst: {tmp_path / 'worst.png'}" in told.out, "what there is is published"
     assert not list(tmp_path.glob(".*"))
 
 
@@ -257,6 +261,8 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: 
         (["small", "--guidance-interval", "0.5", "0.5"], "--guidance-interval 0.5 0.5"),
         (["small", "--guide", "small"], "--guide small: it is the model itself"),
         (["small", "--guide", "weaker", "--guidance-scale", "1", "--no-sweeps"], "change nothing at guidance scale 1"),
+        (["small", "--split", "bymerge"], "--split: only with --data emnist"),
+        (["small", "--no-sweeps", "--sweep-samples-per-class", "2"], "--no-sweeps: give one of them"),
         (["small", "--device", "cuda:99"], "--device cuda:99"),
         (["small", "--data-root", "/nowhere"], "/nowhere"),
         (["small", "--sampler", "euler"], "--sampler"),
@@ -356,6 +362,70 @@ def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(
     (real,), (_, test) = used, data.load(config, ONE)
     validation, _ = data.split_test(test, 3)
     assert (validation.pixels[:, None] == real.pixels).flatten(2).all(2).sum() == 0
+
+
+def test_a_model_in_no_runs_folder_needs_a_place_for_its_files(
+    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path, capsys
+):
+    """A colleague's export has the name of a run; it took the place of one's own run of this name."""
+    before = evaluated.evaluation.read_bytes()
+    shutil.copytree(evaluated.checkpoints / "latest", tmp_path / "copy")
+    arguments = [str(tmp_path / "copy"), *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root)]
+    assert evaluate.main(arguments) == 2
+    assert "copy is in the checkpoints/ of no run: give a folder for the files, --out" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "files")]) == 0
+    assert document(tmp_path / "files" / "evaluation.json")["run"] == "small"
+    assert evaluated.evaluation.read_bytes() == before
+
+
+def test_checkpoints_on_another_disk_belong_to_the_run_that_links_to_them(saved: TrainConfig, tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    shutil.copytree(saved.output_root / "checkpoints", tmp_path / "disk" / "checkpoints", symlinks=True)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "checkpoints").symlink_to(tmp_path / "disk" / "checkpoints")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "checkpoints" / "small" / "latest")
+    cpu = torch.device("cpu")
+    assert load_model("small", cpu, tmp_path / "project").paths.root == tmp_path / "project"
+    assert load_model("small/step_00000004", cpu, tmp_path / "project").paths.root == tmp_path / "project"
+    assert load_model(str(tmp_path / "link"), cpu).paths.root == tmp_path / "disk"
+
+
+def test_with_other_images_than_those_of_the_training_nothing_is_said_of_copies(
+    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path, capsys
+):
+    images = (
+        shutil.copytree(saved.data_root, tmp_path / "data")
+        / "EMNIST"
+        / "raw"
+        / "emnist-balanced-train-images-idx3-ubyte"
+    )
+    content = bytearray(images.read_bytes())
+    content[-1] ^= 1
+    images.write_bytes(content)
+    shutil.copytree(evaluated.evaluation_files, tmp_path / "files")
+    arguments = ["small", *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root)]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "none")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm.evaluation.classifier.Recipe.images", 40)
+        other = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "files")]
+        assert evaluate.main([*arguments, *other]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "whether it copies those is not measured" in said and "Not measured: it was compared with other images" in said
+    )
+    assert document(tmp_path / "none" / "evaluation.json")["memorisation"] is not None
+    assert document(tmp_path / "files" / "evaluation.json")["memorisation"] is None
+    assert not (tmp_path / "files" / "closest_pairs.png").exists() and (tmp_path / "files" / "worst.png").exists()
+
+
+def test_coverage_is_that_of_as_many_real_images():
+    """Of the same distribution 40 images cover far fewer than 400; beside them stood the share of 400."""
+    features = torch.randn(840, 8, generator=torch.Generator().manual_seed(0))
+    nobody = measures.Predictions(torch.empty(0, 2), torch.empty(0, 8))
+    reference = measures.Reference(torch.empty(0), ("a", "b"), nobody, features[:400], features[400:800])
+    part = measures.distances_part(features[800:], reference)
+    assert part["coverage"].value == pytest.approx(part["coverage_real"].value, abs=0.2)
+    assert part["coverage_real"].value < 0.7
 
 
 def test_where_validation_leaves_too_few_images_they_are_shared_and_that_is_said(evaluated: RunPaths):

@@ -274,6 +274,19 @@ def test_without_a_name_nothing_is_overwritten_and_pictures_have_a_folder_of_the
     assert list(here.iterdir()) == []
 
 
+def test_two_that_draw_the_same_at_once_keep_both_pictures(root: Path, monkeypatch):
+    """Both had chosen their name before they drew; the second took the place of the first."""
+    config = sample.SampleConfig(model="small", output_root=root, npz=True)
+    (root / "samples").mkdir(exist_ok=True)
+    names = iter([sample.free_name("small", config)] * 2 + ["later"])
+    free_name = sample.free_name
+    monkeypatch.setattr(
+        sample, "free_name", lambda *given: named if (named := next(names)) != "later" else free_name(*given)
+    )
+    written = [sample.write_files("small", config, content, b"raw") for content in (b"first", b"second")]
+    assert [[path.read_bytes() for path in files] for files in written] == [[b"first", b"raw"], [b"second", b"raw"]]
+
+
 def test_git_does_not_see_the_folder_of_the_pictures():
     ignored = subprocess.run(["git", "check-ignore", "samples/small-Hi-you.png"], cwd=PROJECT_ROOT)
     if ignored.returncode == 128:
@@ -297,6 +310,10 @@ def test_it_says_what_it_made_and_from_what(root: Path, tmp_path: Path, capsys: 
     [
         (["small", "--text", "Hi!"], "'!' is not among the characters"),
         (["small", "--text", " "], "--text is empty"),
+        (["small", "--text", "\\n \\n"], "--text is empty"),
+        (["small", "--grid"], "--grid makes a sheet of --text"),
+        (["small", "--width", "9"], "--width and --style are for handwriting"),
+        (["small", "--text", "a", "--grid", "--style", "night"], "--width and --style are for handwriting"),
         (["small", "--chars", ""], "--chars is empty"),
         (["small", "--chars", "a", "--text", "b"], "--chars and --text"),
         (["small", "--out", "a.jpg"], "a.jpg: the name must end in .png"),

@@ -10,6 +10,7 @@ from matplotlib import style
 from matplotlib.container import ErrorbarContainer
 
 from ddpm.run.evaluation_file import load_evaluation
+from ddpm.run.guidance import guidance_fields
 from metrics.evaluation_plots import EVALUATION_PLOTS
 from metrics.style import STYLE
 from tests.support.evaluations import cells, estimate, make_evaluation, publish, read, section
@@ -121,3 +122,30 @@ def test_the_weights_that_were_measured_are_named(tmp_path: Path) -> None:
     text = section(tmp_path / "length", {**make_evaluation(), "weights": "ema length 0.08"}).replace("\\", "")
     assert "step_00028200, EMA length 0.08 weights, ddim" in text
     assert "cannot be read as an evaluation" in section(tmp_path / "damaged", {**make_evaluation(), "weights": 3})
+
+
+def test_one_guidance_scale_differs_from_no_other(tmp_path: Path) -> None:
+    """As Ctrl-C leaves a sweep after its first row."""
+    evaluation = make_evaluation()
+    evaluation["guidance"] = evaluation["guidance"][:1]
+    text = section(tmp_path, evaluation)
+    assert "no other was measured" in text and "differs significantly" not in text
+
+
+def test_a_class_whose_score_is_not_known_is_not_called_the_least_learned(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    evaluation["learning"]["per_class"][3] |= {"accuracy": None, "real_accuracy": None, "cas": None}
+    text = section(tmp_path, evaluation)
+    assert "Classes that it learned least" in text and "(–" not in text
+
+
+def test_what_guides_nothing_is_not_recorded():
+    everything = {"guidance_scale": 2.0, "guidance_interval": [0.3, 0.8], "guide": "step_00000500"}
+    assert guidance_fields(2.0, (0.3, 0.8), "step_00000500") == everything
+    assert guidance_fields(1.0, (0.3, 0.8), "step_00000500") == {"guidance_scale": 1.0}
+
+
+def test_a_comparison_with_other_data_says_so_and_nothing_of_copies(tmp_path: Path) -> None:
+    text = section(tmp_path, make_evaluation() | {"trained_on": "glyphs", "memorisation": None})
+    assert "The model was trained on embedded glyphs, not EMNIST, and is compared here with EMNIST Balanced" in text
+    assert "Not measured: it was compared with other images" in text and "Very close" not in text

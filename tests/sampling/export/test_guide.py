@@ -31,6 +31,7 @@ from tests.support.exports import (
     leave_checkpoint,
     of_classes,
     trained,
+    trained_names,
 )
 
 
@@ -103,6 +104,22 @@ def test_a_guide_that_does_not_fit_the_model_is_refused(small_run: TrainConfig, 
     [line] = capsys.readouterr().err.splitlines()
     assert said in line and "--guide other" in line
     assert not (small_run.output_root / "checkpoints" / "small" / "export").exists()
+
+
+def test_a_guide_of_other_classes_is_refused(tmp_path: Path, capsys):
+    """As many classes are not the same: bags would be steered by what the guide knows of a kana."""
+    config = of_classes(tmp_path, CLOTHES, data="fashion")
+    leave_checkpoint(replace(config, run_name="other"), class_names=list("abcdefghij"))
+    assert command(config, "--guide", "other") == 2
+    assert "--guide other: its classes are not the model's" in capsys.readouterr().err
+
+
+def test_a_model_in_no_runs_folder_is_exported_where_it_is_asked_to(small_run: TrainConfig, tmp_path: Path, capsys):
+    shutil.copytree(tmp_path / "checkpoints" / "small" / "step_00000008", tmp_path / "copy")
+    assert main([str(tmp_path / "copy"), "--output-root", str(tmp_path)]) == 2
+    assert "is in the checkpoints/ of no run: give the folder to write, --out" in capsys.readouterr().err
+    assert main([str(tmp_path / "copy"), "--output-root", str(tmp_path), "--out", str(tmp_path / "mine")]) == 0
+    assert trained_names(tmp_path / "mine") == trained_names(tmp_path / "copy")
 
 
 def test_an_export_can_be_used_like_a_checkpoint_and_exported_again(small_run, tmp_path):
