@@ -4,7 +4,8 @@ Ravuri & Vinyals 2019. A classifier that has only seen generated images is teste
 labels, clear shapes and variety at once: guidance, which trades variety for clarity, does not flatter it. Copies of
 training images do, so it belongs beside the check for memorisation.
 
-Beside it, classifiers trained on as many real images, on fewer of them, and on both together.
+Beside it, classifiers trained on as many real images, on fewer of them, and on both together, for as long as on the
+real ones.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class School:
 
     @property
     def other_sets(self) -> float:
-        """Sets that `report` teaches beside the generated ones, by their size: real, both together, and fewer real."""
-        return 1 + 2 + sum(1 / part for part in self._parts())
+        """Sets that `report` teaches beside the generated ones, by images shown: real, both together, and fewer real."""
+        return 1 + 1 + sum(1 / part for part in self._parts())
 
     def expected_seconds(self, sets: float) -> float:
         """How long it takes to teach as many images as are in `sets` sets, from the time of some steps of training."""
@@ -119,11 +120,13 @@ class School:
             as_judged(as_drawn(some.pixels, self._resolution)).to(some.pixels.device), some.labels, some.class_names
         )
 
-    def teach(self, images: Images | Callable[[int], Images]) -> Lesson:
+    def teach(self, images: Images | Callable[[int], Images], recipe: Recipe | None = None) -> Lesson:
         """Train SEEDS classifiers on a set, or on `images(seed)`, and test them."""
         hits = []
         for seed in range(SEEDS):
-            network = fit(images if isinstance(images, Images) else images(seed), replace(self._recipe, seed=seed))
+            network = fit(
+                images if isinstance(images, Images) else images(seed), replace(recipe or self._recipe, seed=seed)
+            )
             hits.append(ReferenceClassifier(network, {})(self._tests).predicted == self._labels)
         return Lesson(torch.stack(hits))
 
@@ -144,7 +147,8 @@ class School:
         if unguided is not None:
             plain = self._told(f"{len(unguided):,} drawn at guidance 1", self.teach(unguided))
         real = self._told(f"{count:,} real ones", self.teach_real())
-        both = self.teach(lambda seed: joined(self.real(self.per_class, seed), generated))
+        as_long = replace(self._recipe, images=count * self._recipe.epochs(count))  # of twice as many, half the epochs
+        both = self.teach(lambda seed: joined(self.real(self.per_class, seed), generated), as_long)
         self._told(f"{count:,} real and {count:,} generated ones", both)
         fewer = {}
         for part in self._parts():

@@ -106,8 +106,8 @@ WORTH = declare("learning.worth", "worth", "Worth in real images", "as many real
     "the generated characters do; between the fewest and the most that were tried", "higher", "seeds", format=",.0f",
     optional=True)
 AUGMENTED = declare("learning.augmented", "augmented", "Real and generated, over real", "accuracy of classifiers "
-    "trained on real and generated characters together, over that with the real ones alone; above 1: they add "
-    "something", "higher", "seeds", optional=True)
+    "trained on real and generated characters together, over that with the real ones alone, which are shown as long; "
+    "above 1: they add something", "higher", "seeds", optional=True)
 FRECHET = declare("distances.frechet", "frechet_distance", "Fréchet distance", "of generated characters to test "
     "images, in the classifier's features; grows as the number of images shrinks", "lower", "bootstrap",
     real="distances.frechet_real")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm.evaluation.classifier import CharacterCNN, Recipe
 from ddpm.evaluation.learning import Lesson, School, _first_of_each_class, worth
 from ddpm.evaluation.scores import Estimate
 from ddpm.run.config import preset
@@ -95,6 +96,21 @@ def test_real_images_teach_what_real_images_teach(school: School, held_back: Ima
     accuracies = [each["accuracy"] for each in part["curve"]]
     assert accuracies == sorted(accuracies)
     assert len(part["per_class"]) == 47
+
+
+def test_real_and_generated_images_are_shown_as_long_as_real_ones_alone(school: School, held_back: Images, monkeypatch):
+    """They were shown twice as long, which alone may teach more."""
+    monkeypatch.setattr(school, "_recipe", Recipe(batch=16))
+    shown = []
+    monkeypatch.setattr(
+        "ddpm.evaluation.learning.fit",
+        lambda images, recipe: (
+            shown.append((len(images), len(images) * recipe.epochs(len(images)))) or CharacterCNN(47)
+        ),
+    )
+    school.report(held_back, None)
+    of = dict(shown)
+    assert of[2 * len(held_back)] == of[len(held_back)] == 16 * len(held_back)
 
 
 def test_wrong_labels_teach_nothing(school: School, held_back: Images):

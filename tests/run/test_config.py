@@ -210,7 +210,7 @@ def test_a_file_of_settings_is_judged_together_with_what_is_typed(tmp_path):
     file.write_text("data: folder\ncfg_dropout_prob: 0\n")
     config = parse_args(["--config", str(file), "--data-root", str(tmp_path), "--guidance-scale", "1"])
     assert (config.data, config.data_root, config.guidance_scale) == ("folder", tmp_path, 1)
-    with pytest.raises(RequestError, match="^--epochs"):  # not the file's mistake
+    with pytest.raises(RequestError, match=r"^--epochs"):  # not the file's mistake
         parse_args(["--config", str(file), "--data-root", str(tmp_path), "--guidance-scale", "1", "--epochs", "0"])
 
 
