@@ -90,7 +90,7 @@ class School:
 
     @property
     def other_sets(self) -> float:
-        """Sets that `report` teaches beside the generated ones, by images shown: real, both together, and fewer real."""
+        """Sets that `report` teaches beside the generated ones, by images shown: real, both together, fewer real."""
         return 1 + 1 + sum(1 / part for part in self._parts())
 
     def expected_seconds(self, sets: float) -> float:
