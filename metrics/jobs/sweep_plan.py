@@ -83,8 +83,8 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Has the run finished, and would a start change nothing? It would not train with other settings (`otherwise`),
-        but on after more epochs, and take over what the settings of SAID say."""
+        """Has the run finished, so that a start would neither train on (ENDS) nor take anything over (SAID)? With other
+        settings that have changed since, which `otherwise` tells, nothing would be trained."""
         trained, planned = (read_json(self.paths.json) or {}).get("settings"), self.config.to_dict()
         if not isinstance(trained, dict) or (read_status(self.paths) or {}).get("state") != "finished":
             return False
