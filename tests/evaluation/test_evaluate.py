@@ -19,8 +19,6 @@ import evaluate
 from benchmarks.faults.runs import some_of
 from ddpm.data.others import CLOTHES
 from ddpm.evaluation import evaluator, generate, measures
-from ddpm.evaluation.classifier import CharacterCNN, ReferenceClassifier
-from ddpm.evaluation.learning import School
 from ddpm.evaluation.sweeps import AUTOGUIDANCE, GUIDANCE, INTERVAL, INTERVAL_GUIDANCE, guidance_settings
 from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_figures import FIGURES, WORTH, at
@@ -31,7 +29,7 @@ from ddpm.training import data
 from ddpm.training.model import POWER_EVERY
 from metrics.evaluation_plots import plots_of_evaluation
 from metrics.evaluation_words import guidance_words, variety_words
-from tests.conftest import ONE, SMALL, preset, random_images
+from tests.conftest import ONE, SMALL, preset
 from tests.support.exports import leave_checkpoint
 from tests.support.idx_files import written
 from tests.support.savers import Saver
@@ -314,28 +312,6 @@ def test_other_data_with_few_images_are_measured_as_far_as_they_can_be(per_class
     assert "Fashion-MNIST" in said and "character" not in said and "glyphs" not in said
 
 
-def test_two_classes_one_of_them_without_test_images(tmp_path: Path):
-    """Top-5 of two classes is certain; what is not known of a class is null, not 0."""
-    train, test = (replace(random_images(count), labels=torch.zeros(count).long(), class_names=("a", "b"))
-                   for count in (8, 3))  # fmt: skip
-    classifier = ReferenceClassifier(
-        CharacterCNN(2), dict.fromkeys(("train_images", "epochs", "seconds", "data_sha256"))
-    )
-    reference = measures.Reference.of(classifier, test, 28)
-    labels = torch.tensor([0, 1, 0, 1])
-    predictions = classifier(random_images(4, seed=1).pixels)
-    part = measures.conditional_part(predictions, labels, reference)
-    assert part["top5"].value == 1
-    assert part["per_class"][1]["real_top1"] is None and part["per_class"][1]["rca"] is None
-    assert measures.classifier_part(classifier, test)["per_class_top1"][1] is None
-    measures.distances_part(predictions.features, reference)
-    measures.balance_part(predictions, reference)
-    school = School(train, test, 28, 2, lambda line: None)
-    generated = school.generated(random_images(4, seed=1).pixels, labels)
-    learned = school.report(generated, None)
-    assert learned["per_class"][1] == {"name": "b", "accuracy": None, "real_accuracy": None, "cas": None}
-
-
 def test_a_model_of_other_classes_is_refused(saved: TrainConfig, tmp_path: Path, capsys):
     written(preset("tiny", data="fashion", data_root=tmp_path))
     wrong = ["--data", "fashion", "--data-root", str(tmp_path), "--output-root", str(saved.output_root)]
@@ -416,16 +392,6 @@ def test_with_other_images_than_those_of_the_training_nothing_is_said_of_copies(
     assert document(tmp_path / "none" / "evaluation.json")["memorisation"] is not None
     assert document(tmp_path / "files" / "evaluation.json")["memorisation"] is None
     assert not (tmp_path / "files" / "closest_pairs.png").exists() and (tmp_path / "files" / "worst.png").exists()
-
-
-def test_coverage_is_that_of_as_many_real_images():
-    """Of the same distribution 40 images cover far fewer than 400; beside them stood the share of 400."""
-    features = torch.randn(840, 8, generator=torch.Generator().manual_seed(0))
-    nobody = measures.Predictions(torch.empty(0, 2), torch.empty(0, 8))
-    reference = measures.Reference(torch.empty(0), ("a", "b"), nobody, features[:400], features[400:800])
-    part = measures.distances_part(features[800:], reference)
-    assert part["coverage"].value == pytest.approx(part["coverage_real"].value, abs=0.2)
-    assert part["coverage_real"].value < 0.7
 
 
 def test_where_validation_leaves_too_few_images_they_are_shared_and_that_is_said(evaluated: RunPaths):
