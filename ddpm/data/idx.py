@@ -10,7 +10,9 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,7 @@ Split = Literal["train", "test"]
 
 IMAGE_SIZE = 28
 UNSIGNED_BYTES = 0x0800  # the magic number of an IDX file of bytes, to which the number of dimensions is added
+SCRATCH, ABANDONED = ".download-", 86400.0  # folder of a download under way; seconds after which it counts as killed
 FETCH_AGAIN = "delete it and fetch it again with --download, or use --data glyphs"
 
 
@@ -129,7 +132,8 @@ def download(called: str, root: Path, **settings: str) -> None:
     """Let the class `called` of torchvision.datasets fetch its files to `root`.
 
     It works in a folder of its own, from which whole files are moved: other nodes and jobs may be fetching them too, or
-    read those that are there. An archive that is there is unpacked, unless it is damaged.
+    read those that are there. An archive that is there is unpacked, unless it is damaged. What a killed download left
+    behind is removed after a day.
 
     Raises:
         RequestError: they could not be fetched or unpacked; says what to do.
@@ -139,7 +143,11 @@ def download(called: str, root: Path, **settings: str) -> None:
 
     raw = root / called / "raw"
     raw.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=raw.parent) as scratch:
+    for left in raw.parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # another download has just ended, and removed its own
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=raw.parent) as scratch:
         fetched = Path(scratch) / called / "raw"
         fetched.mkdir(parents=True)
         for archive in (*raw.glob("*.zip"), *raw.glob("*.gz")):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +100,20 @@ def test_a_download_puts_whole_files_in_place_and_fetches_none_that_are_there(tm
     wanted.files("test")[1].unlink()
     wanted.prepare(download=True)
     assert len(calls) == 2, "a file is missing"
+
+
+def test_what_a_killed_download_left_is_removed_after_a_day(tmp_path: Path, monkeypatch):
+    """It may be half a gigabyte, in a hidden folder. One that is a minute old may be another node's, still at work."""
+    source = written(preset("tiny", split="digits", data_root=tmp_path / "source"))
+    folder = tmp_path / "data" / "EMNIST"
+    killed, at_work = folder / ".download-killed", folder / ".download-at_work"
+    for left, age in ((killed, 2 * 86400), (at_work, 60)):
+        (left / "EMNIST" / "raw").mkdir(parents=True)
+        os.utime(left, (time.time() - age,) * 2)
+
+    def fetch(root: str, **settings) -> None:
+        shutil.copytree(source.data_root / "EMNIST" / "raw", Path(root) / "EMNIST" / "raw", dirs_exist_ok=True)
+
+    monkeypatch.setattr("torchvision.datasets.EMNIST", fetch)
+    dataset(preset("tiny", split="digits", data_root=tmp_path / "data", download=True)).prepare(download=True)
+    assert list(folder.glob(".download-*")) == [at_work]
