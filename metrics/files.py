@@ -27,7 +27,8 @@ TAIL_BYTES = 64 * 1024
 NOW = {"loss": LOSS_MEAN} | {metric.name: metric for metric in (LR, GRAD_NORM, SAMPLES_PER_SEC)}  # of the latest steps
 STATUS = kinds.record(
     state=kinds.one_of("running", *ENDED),
-    **dict.fromkeys(("run", "data", "phase", "message", "host", "slurm_job_id", "slurm_restart", "device"), kinds.text),
+    **dict.fromkeys(("run", "data", "phase", "message", "host", "slurm_job_id", "slurm_restart"), kinds.text),
+    **dict.fromkeys(("torchrun", "device"), kinds.text),
     **dict.fromkeys(("started", "heartbeat", "progress_time", "phase_time"), kinds.stamp),
     **dict.fromkeys(("pid", "world_size", "nodes", "epoch", "epochs", "batch", "batches"), kinds.count),
     **dict.fromkeys(("step", "total_steps", "images_seen", "exit_code"), kinds.count),

@@ -88,8 +88,8 @@ class RunLifecycle:
             own = any(root.glob("step_*"))
             # a request that an earlier start of this job has carried out; from another run's checkpoint it begins again
             # until it has one of its own
-            done = began_in_this_job(self.paths, os.environ) and (own or self.config.resume == "never")
-            resume = "auto" if self.world.restarted or done else self.config.resume
+            began = began_in_this_job(self.paths, os.environ, self.world.restarted)
+            resume = "auto" if began and (own or self.config.resume == "never") else self.config.resume
             begun = any(read_csv(self.paths))  # rows, or why they cannot be read
             start, damaged = choose_start(root, resume, self.identity, begun)
             was_finished = start is not None and says_finished(self.paths, status, start.meta["history"])

@@ -14,6 +14,7 @@ from typing import Any
 
 from ddpm.run.files import parse_json, read_file
 from ddpm.run.format import DASH, finite
+from ddpm.run.launch import torchrun_of
 from ddpm.run.lock import slurm_start
 from ddpm.run.paths import RunPaths
 from metrics.files import read_status
@@ -69,13 +70,19 @@ def published_starts(paths: RunPaths, status: Mapping[str, Any] | None = None) -
     return [_start(record) for record in latest.values()]
 
 
-def began_in_this_job(paths: RunPaths, environment: Mapping[str, str]) -> bool:
-    """Has an earlier start of the Slurm job that this process belongs to begun to train the run?"""
+def began_in_this_job(paths: RunPaths, environment: Mapping[str, str], restarted: bool) -> bool:
+    """Has an earlier start of the Slurm job, or of the torchrun, that this process belongs to begun to train the run?
+
+    Args:
+        restarted: has torchrun started the processes again?
+    """
+    begun = [start for start in published_starts(paths) if start.began_at is not None]
+    if restarted and torchrun_of(environment) in [start.last.get("torchrun") for start in begun]:
+        return True
     names = {"slurm_job_id": "SLURM_JOB_ID", "slurm_restart": "SLURM_RESTART_COUNT"}
     if (ours := slurm_start({field: environment.get(name) for field, name in names.items()})) is None:
         return False
-    begun = [start.slurm for start in published_starts(paths) if start.slurm and start.began_at is not None]
-    return any(job == ours[0] and restart < ours[1] for job, restart in begun)
+    return any(job == ours[0] and restart < ours[1] for job, restart in (each.slurm for each in begun if each.slurm))
 
 
 def training_starts(paths: RunPaths, told: Sequence[Mapping[str, Any]], status: Mapping[str, Any]) -> list[Start]:

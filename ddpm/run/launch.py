@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -87,6 +88,21 @@ def _by_srun(env: Mapping[str, str]) -> Launch:
         _number(env, "MASTER_PORT", 1, 65535) if "MASTER_PORT" in env else 20000 + _number(env, "SLURM_JOB_ID") % 20000,
         by_srun=True,
     )
+
+
+def torchrun_of(environment: Mapping[str, str]) -> str | None:
+    """The command torchrun that has started this process, in words that stay the same when it starts its processes
+    again (`--max-restarts`). None without torchrun.
+
+    Its id alone is not enough: it is `none`, unless --standalone or --rdzv-id is given.
+    """
+    known = environment.get("TORCHELASTIC_RUN_ID")
+    return f"{known}, process {os.getppid()} on {socket.gethostname()}" if known else None
+
+
+def restarted_by_torchrun(environment: Mapping[str, str]) -> bool:
+    """Has torchrun started the processes again after a failure?"""
+    return environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def first_host(node_list: str) -> str:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ddpm.run.errors import OutOfMemory, ProcessesLost, RequestError, out_of_memory
-from ddpm.run.launch import read_launch
+from ddpm.run.launch import read_launch, restarted_by_torchrun
 from ddpm.run.signals import StopRequest
 from ddpm.training.device import pick_device
 from ddpm.training.rendezvous import agreed_device, meet
@@ -256,7 +256,7 @@ def connect(device: str = "auto") -> Iterator[DistContext]:
     """
     launch = read_launch()
     torch.set_num_threads(most_threads(torch.get_num_threads(), launch.local_world_size))
-    store, restarted = None, False
+    store, restarted = None, restarted_by_torchrun(os.environ)
     if launch.world_size == 1:
         taken, why = pick_device(device)
     else:

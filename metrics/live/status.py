@@ -24,6 +24,7 @@ from typing import Any
 
 from ddpm.run.files import atomic_write, open_regular, strict_json, without_waiting
 from ddpm.run.format import finite
+from ddpm.run.launch import torchrun_of
 from ddpm.run.paths import RunPaths
 from metrics.files import ENDED, NOW, read_status
 
@@ -32,8 +33,8 @@ PROGRESS = (  # fields of status.json that tell when a start began, how far it c
     "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
 START = (  # fields of status.json that a `start` event keeps of an earlier start
-    "state", "started", "heartbeat", "host", "slurm_job_id", "slurm_restart", "world_size", "device", "gpus",
-    "step", "start_step", "total_steps", "images_seen", "start_images",
+    "state", "started", "heartbeat", "host", "slurm_job_id", "slurm_restart", "torchrun", "world_size", "device",
+    "gpus", "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ class StatusPublisher:
         self._fields: dict[str, Any] = {
             **{"run": paths.run, "data": None, "state": "running", "phase": "starting", "message": None},
             **{"host": socket.gethostname(), "pid": os.getpid(), **job_of_this_process()},
-            **{"world_size": 1, "nodes": 1, "device": "cpu", "gpus": 0},
+            **{"torchrun": torchrun_of(os.environ), "world_size": 1, "nodes": 1, "device": "cpu", "gpus": 0},
             **{"started": now, "heartbeat": now, "progress_time": now, "phase_time": now},
             **{"epoch": 0, "epochs": 0, "batch": 0, "batches": 0, "step": 0, "total_steps": 0, "images_seen": 0},
             **{"start_step": None, "start_images": None},  # where this start begins to train

@@ -387,15 +387,19 @@ def test_the_command_after_a_failure_starts_as_many_processes(
     assert f"begin anew with: {command} --epochs 3 --lr " in said
 
 
-def test_a_start_that_slurm_repeats_before_it_began_is_still_to_begin_anew(small: TrainConfig, monkeypatch, capsys):
+@pytest.mark.parametrize("job, count", [
+    ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+    ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),  # of torchrun --max-restarts, also with one process
+])  # fmt: skip
+def test_a_start_that_is_repeated_before_it_began_is_still_to_begin_anew(small, job, count, monkeypatch, capsys):
     """Its node failed while torch was loading. The second start took the finished run for its own."""
     assert run(small) == 0
-    monkeypatch.setenv("SLURM_JOB_ID", "41")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv(job, "41")
+    monkeypatch.setenv(count, "1")
     anew = replace(small, resume="never", epochs=1)
     assert run(anew) == 0
     assert len(rows(anew)) == 1 and len(list(paths_of(small).metrics.parent.glob("small.before-*"))) == 1
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setenv(count, "2")
     assert run(anew) == 0
     assert "is finished: 8 of 8 steps are done" in capsys.readouterr().out
     assert len(list(paths_of(small).metrics.parent.glob("small.before-*"))) == 1, "begun anew once"

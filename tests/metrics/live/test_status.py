@@ -22,9 +22,9 @@ def test_status_has_every_field_from_the_start_and_follows_updates(paths):
     publisher = StatusPublisher(paths, {"data": "glyphs", "epochs": 3}, interval=0.02)
     publisher.start()
     first = read_status(paths)
-    expected = """run data state phase message host pid slurm_job_id slurm_restart world_size nodes device gpus started
-    heartbeat progress_time phase_time epoch epochs batch batches step start_step total_steps images_seen start_images
-    loss lr grad_norm samples_per_sec eta_sec exit_code retry"""
+    expected = """run data state phase message host pid slurm_job_id slurm_restart torchrun world_size nodes device gpus
+    started heartbeat progress_time phase_time epoch epochs batch batches step start_step total_steps images_seen
+    start_images loss lr grad_norm samples_per_sec eta_sec exit_code retry"""
     assert set(first) == set(expected.split())
     assert (first["run"], first["data"], first["state"], first["phase"]) == ("a_run", "glyphs", "running", "starting")
     publisher.update(step=5, phase="training", loss=0.5)
