@@ -280,7 +280,7 @@ def faults(
         found.append(lost)
     elif finished and not unreadable and len(copied) < len(rows) and paths.csv not in unopened:
         found.append(f"{paths.csv.name} has {len(copied)} of {plural(len(rows), 'row')}; {paths.json.name} has all")
-    done, batch = number(status.get("epoch")) or 0, number(status.get("batch")) or 0
-    if ended and not rows and (done > 1 or (done == 1 and batch and batch == status.get("batches"))):
+    done = number(status.get("epoch")) or 0
+    if ended and not rows and (done > 1 or (done == 1 and status["state"] == "finished")):
         found.append(f"no epoch has figures, though the run {status['state']} in epoch {done:.0f}")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -274,7 +275,7 @@ class RunLifecycle:
     def stopped(self) -> int:
         """End a run that was asked to stop. It saves first: the cluster may give no more than half a minute."""
         self.vote.close()
-        self.publish("saving", self.progress.step // self.schedule.steps_per_epoch)
+        self.publish("saving", max(math.ceil(self.progress.step / self.schedule.steps_per_epoch) - 1, 0))
         self.save()
         if unsaved := self.last_checkpoint():
             return self.logger.end("failed", 1, unsaved)

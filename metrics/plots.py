@@ -38,7 +38,7 @@ def plots_of(run: RunData) -> tuple[str, ...]:
 
 def new_figure(width: float, height: float, run: RunData) -> Figure:
     """A figure (inches) headed by the run's name, how far it is and what it ran on."""
-    state = "stopped early" if run.stopped_early else run.document["state"].replace("running", "in progress")
+    state = "stopped early" if run.stopped_early else run.outcome.replace("running", "in progress")
     done = f"{run.last.get('epoch', 0)} of {run.planned_epochs or '?'} epochs, {state}"
     line = "  ·  ".join(part for part in (done, machine(run), run.environment.get("precision")) if part)
     return headed_figure(width, height, run.document, line)

@@ -16,7 +16,7 @@ from ddpm.run import cli
 from ddpm.run.command import RunCommand
 from ddpm.run.files import atomic_write
 from ddpm.run.format import DASH, count, plural, timestamp
-from ddpm.run.paths import RunPaths, grid_epoch
+from ddpm.run.paths import RunPaths, by_epoch, grid_epoch
 from ddpm.run.program import run_program
 from metrics import sections
 from metrics.criteria.of_run import criteria_section
@@ -35,7 +35,7 @@ def report_page(run: RunData) -> Page:
     from metrics.evaluation_section import evaluation_section, model_index
     from metrics.plots import TITLES, plots_of
 
-    paths, pictures = run.paths, sorted(run.paths.samples.glob("*.png"), reverse=True)
+    paths, pictures = run.paths, by_epoch(run.paths.samples.glob("*.png"))[::-1]
     newest, large, linked = pictures[:1], pictures[1:LARGE_SAMPLES], pictures[LARGE_SAMPLES:]
     history = paths.plots / f"{grids.NAME}.png"
     blocks: list[Block | None] = [*head(run)]
@@ -74,13 +74,14 @@ def head(run: RunData) -> list[Block]:
         "Commit": known.get("commit"),
         "Best checkpoint": sections.best_checkpoint(run),
     }  # fmt: skip
-    state, done = run.document["state"], sections.progress(run)
+    state, done = run.outcome, sections.progress(run)
     notes = sections.warnings(run)
     if state == "running":
         again = code(paths.command("python -m metrics.report"))
         notes.append(Note(f"**In progress** as of {sections.as_of(run)}: {done}. {again} updates this report."))
     elif state != "finished":
-        notes.append(Note(f"**The run {state} before its end**: {done}."))
+        how = "fell silent" if state == "silent" else state
+        notes.append(Note(f"**The run {how} before its end**: {done}."))
     elif run.stopped_early:
         _, colon, why = run.stopped_early.partition(": ")
         notes.append(Note(f"**Stopped early after epoch {run.last['epoch']} of {run.planned_epochs}**{colon}{why}."))

@@ -33,6 +33,7 @@ from metrics.files import (
     read_events,
     read_gpus,
     read_status,
+    starts_of,
 )
 from metrics.page import Finding
 from metrics.starts import Start, training_starts
@@ -181,10 +182,16 @@ class RunData:
         return bool(self.status) and not self.ended and not self.silent
 
     @property
+    def job_now(self) -> float:
+        """The time by the clock of the run's node, which may differ from ours."""
+        heartbeat = number(self.status.get("heartbeat"))
+        return self.now if heartbeat is None else heartbeat + self.heartbeat_age
+
+    @property
     def idle_sec(self) -> float:
         """Seconds since the last step while training; in any other phase, since the phase began."""
         since = number(self.status.get("progress_time" if self.phase == "training" else "phase_time"))
-        return self.now - max(since or self.now, number(self.status.get("phase_time")) or 0.0)
+        return self.job_now - max(since or self.job_now, number(self.status.get("phase_time")) or 0.0)
 
     @property
     def phase(self) -> str:
@@ -202,6 +209,12 @@ class RunData:
         if not self.status:
             return self.document.get("state") or "unknown"
         return "silent" if self.silent else "stalled" if self.stalled else self.status["state"]
+
+    @property
+    def outcome(self) -> str:
+        """The state that its figures have: `running`, or how it ended. A run that died could not write that there."""
+        written = self.document["state"]
+        return self.state if written == "running" and (self.ended or self.silent) else written
 
     @property
     def stopped_early(self) -> str | None:
@@ -275,8 +288,7 @@ class RunReader:
             self.paths, now, self.limits, status, document, rows,
             logs=[event for event in events if event["kind"] == "log"],
             errors=self._read_if_changed(self.paths.events, read_errors) or [],
-            # the files of nodes that only an earlier start of the run used stay behind
-            nodes=[node for node in read_gpus(self.paths) if (number(node.get("time")) or 0) > started - CLOCK_SKEW],
+            nodes=[node for node in read_gpus(self.paths) if _used_since(node) > started - CLOCK_SKEW],
             heartbeat_age=self._age(status, now), trouble=self._trouble(), unreadable=unreadable,
             findings=[Finding("warning", note) for note in wrong],
         )  # fmt: skip
@@ -305,6 +317,15 @@ class RunReader:
             self._beat = (heartbeat, time.monotonic())
             self._beats += 1
         return time.monotonic() - self._beat[1] if self._beats > 1 else max(0.0, now - heartbeat)
+
+
+def _used_since(node: dict[str, Any]) -> float:
+    """When the latest start began on a node, by its GPU file: those of nodes that only earlier starts used stay behind.
+
+    Without a GPU, when the file was written.
+    """
+    starts = starts_of(node) if node["gpus"] else []
+    return number((starts[-1] if starts else node).get("time")) or 0.0
 
 
 def read_run(paths: RunPaths) -> RunData:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ddpm.data.classes import evenly
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.run.files import atomic_write, read_file
-from ddpm.run.paths import RunPaths, grid_epoch
+from ddpm.run.paths import RunPaths, by_epoch, grid_epoch
 from metrics.style import STYLE, class_labels, headed_figure, height_of_labels, png
 
 SHOWN = "0258ABEGKMQRSagt"  # of EMNIST Balanced: shapes that differ, some of them hard
@@ -36,7 +36,7 @@ def samples_through_training(paths: RunPaths) -> Path | None:
     Raises:
         OSError: the folder of plots cannot be written.
     """
-    read = {file: read_row(file) for file in sorted(paths.samples.glob("*.npz")) if grid_epoch(file) is not None}
+    read = {file: read_row(file) for file in by_epoch(paths.samples.glob("*.npz")) if grid_epoch(file) is not None}
     rows = {file: row for file, row in read.items() if row is not None}
     rows = {file: row for file, row in rows.items() if row.like(list(rows.values())[-1])}
     picture = paths.plots / f"{NAME}.png"

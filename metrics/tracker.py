@@ -149,7 +149,7 @@ class MetricsTracker:
             },
         ]
         self._document = {**description, "state": "running", "starts": self.starts}
-        self._csv_whole = False  # does the file hold the rows, all of them and no others?
+        self._csv_bytes = -1  # size of the CSV when it held the rows, all of them and no others
         self.write("running")
 
     def add_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -161,21 +161,23 @@ class MetricsTracker:
         row = plain({name: row.get(name) for name in METRICS})
         if self.rows and self.rows[-1]["epoch"] == row["epoch"]:  # --max-steps had cut it short; now it is complete
             self.rows.pop()
-            self._csv_whole = False
+            self._csv_bytes = -1
+        whole = self._csv_is_whole()
         self.rows.append(row)
-        if self._csv_whole:
-            self._csv_whole = False
-            with open(self._paths.csv, "a", encoding="utf-8") as file:
+        self._csv_bytes = -1
+        if whole:
+            with open(self._paths.csv, "ab") as file:
                 file.write(_csv([row], header=False))
-            self._csv_whole = True
+                self._csv_bytes = file.tell()
         self.write("running")
         return row
 
     def write(self, state: str) -> dict[str, Any]:
         """Rewrite the JSON file with the run's `state`, and the CSV if it lacks a row; returns the JSON's content."""
-        if not self._csv_whole:
-            atomic_write(self._paths.csv, _csv(self.rows, header=True))
-            self._csv_whole = True
+        if not self._csv_is_whole():
+            text = _csv(self.rows, header=True)
+            atomic_write(self._paths.csv, text)
+            self._csv_bytes = len(text)
         self._document |= {
             "state": state,
             "generated": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,14 +188,20 @@ class MetricsTracker:
         atomic_write(self._paths.json, strict_json(self._document, indent=2))
         return self._document
 
+    def _csv_is_whole(self) -> bool:
+        """Does the CSV hold the rows, all of them and no others? Somebody may have moved the run's folder."""
+        with suppress(OSError):
+            return self._paths.csv.stat().st_size == self._csv_bytes
+        return False
 
-def _csv(rows: list[dict[str, Any]], header: bool) -> str:
+
+def _csv(rows: list[dict[str, Any]], header: bool) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(METRICS), extrasaction="ignore", lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return text.getvalue().encode()
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ class RunPaths:
 
     def artifacts(self) -> dict[str, str]:
         """The run's files and folders so far: label → path relative to `root`. Of the samples only the newest."""
-        pictures = sorted(self.samples.glob("*.png"))
+        pictures = by_epoch(self.samples.glob("*.png"))
         places = {
             "checkpoint": self.checkpoints / "latest",
             "best checkpoint": self.checkpoints / "best",
@@ -223,6 +224,11 @@ def grid_epoch(file: Path) -> int | None:
     """The epoch of a sample grid, or of its `.npz`, by its name; None if that is not one of a grid."""
     found = re.search(r"_epoch_(\d+)$", file.stem)
     return int(found[1]) if found else None
+
+
+def by_epoch(grids: Iterable[Path]) -> list[Path]:
+    """Sample grids, the oldest first. (From epoch 10,000 on, their names are longer.)"""
+    return sorted(grids, key=lambda file: (grid_epoch(file) or 0, file.name))
 
 
 def find_run(name: str, output_root: Path | None = None) -> RunPaths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -12,7 +12,7 @@ class Course:
     """How far a run is.
 
     `last_epoch`: the one that it is planned to end with, None if not known. `over`: no row will follow. `evaluation`:
-    content of evaluation.json, None without one; `damage` says why it cannot be read.
+    content of evaluation.json, None without one; `damage` says why it cannot be read. `gaps`: rows cannot be read.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -20,6 +20,7 @@ class Course:
     over: bool = False
     evaluation: Mapping[str, Any] | None = None
     damage: str | None = None
+    gaps: bool = False
 
     @property
     def done(self) -> int:
@@ -33,7 +34,7 @@ class Course:
     @property
     def cut_short(self) -> bool:
         """Was it ended before the planned epoch, by `--early-stop-patience` or `--stop-when`?"""
-        return self.over and self.last_epoch is not None and 0 < self.done < self.last_epoch
+        return self.over and not self.gaps and self.last_epoch is not None and 0 < self.done < self.last_epoch
 
     @property
     def end(self) -> str:
@@ -45,4 +46,4 @@ class Course:
         if epoch is None:
             return self
         rows = [row for row in self.rows if row["epoch"] <= epoch]
-        return Course(rows, epoch, self.over or self.done >= epoch)
+        return replace(self, rows=rows, last_epoch=epoch, over=self.over or self.done >= epoch)

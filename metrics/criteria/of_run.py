@@ -62,7 +62,8 @@ def verdicts_of(run: RunData, criteria: Sequence[str] | None = None) -> list[Ver
     shares = any(isinstance(each, ClassShares) for one in parse_criteria(texts) for each in one.conditions)
     evaluation, damage = _evaluation(run.paths) if shares else (None, None)
     over = run.document.get("state") == "finished"
-    return verdicts(texts, Course(run.rows, run.planned_epochs, over, evaluation, damage))
+    gaps = bool(run.document.get("damaged"))
+    return verdicts(texts, Course(run.rows, run.planned_epochs, over, evaluation, damage, gaps))
 
 
 def _evaluation(paths: RunPaths) -> tuple[dict[str, Any] | None, str | None]:

@@ -126,7 +126,8 @@ def model(run: RunData) -> Component:
     found = [healthy(f"{size}; {cost}"), fact(f"precision {why}; compiled: {machine.get('compile')}; {where}")]
     peak = run.curve(GPU_MEM_PEAK_MB)
     if not len(peak):
-        return Component("model", [*found, fact("memory: not measured on a CPU")])
+        why = "not measured on a CPU" if machine.get("device") == "cpu" else "not measured yet"
+        return Component("model", [*found, fact(f"memory: {why}")])
     most = peak.point(int(peak.values.argmax()))
     words = f"at most {most.value:,.0f} MB of 2^20 bytes in use on one GPU (epoch {most.epoch})"
     return Component("model", [*found, fact(words)])

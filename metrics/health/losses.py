@@ -26,6 +26,7 @@ from ddpm.run.metrics import (
     VAL_LOSS,
     VAL_LOSS_EMA,
     VAL_LOSS_SWA,
+    VAL_TIME_SEC,
     Metric,
     headline,
     select,
@@ -86,7 +87,8 @@ def _finite(run: RunData, limits: Thresholds) -> list[Finding]:
     elif len(skipped):
         found.append(healthy("no step was skipped: every gradient was finite"))
     last, every = run.last, run.settings.get("val_every")
-    due = isinstance(every, int) and every > 0 and last["epoch"] % every == 0
+    spent = VAL_TIME_SEC.of(last)  # what was due in that epoch, an earlier start may have decided
+    due = spent > 0 if spent is not None else isinstance(every, int) and every > 0 and last["epoch"] % every == 0
     expected = [LOSS_MEAN, *((VAL_LOSS, VAL_LOSS_EMA) if due else ())]
     if empty := [metric.label for metric in expected if metric.of(last) is None]:
         found.append(unhealthy(f"epoch {last['epoch']} has no finite {' and no finite '.join(empty)}"))

@@ -119,7 +119,7 @@ def _state(run: RunData) -> Text:
     if run.ended:
         code = run.status.get("exit_code")
         return badge if code is None else badge.append(f" (exit {code})", style="default")
-    phase_age = run.now - (number(run.status.get("phase_time")) or run.now)
+    phase_age = run.job_now - (number(run.status.get("phase_time")) or run.job_now)
     return badge.append(f"  {run.status.get('phase') or DASH} {duration(phase_age)}", style="default")
 
 

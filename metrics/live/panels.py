@@ -128,7 +128,7 @@ def _machine_facts(run: RunData) -> list[str]:
     parts += [f"{count(nodes)} nodes"] if nodes != 1 else []
     parts += [f"Slurm {status['slurm_job_id']}"] if status.get("slurm_job_id") else []
     if not (run.ended or run.silent):
-        parts.append(f"up {duration(run.now - (number(status.get('started')) or run.now))}")
+        parts.append(f"up {duration(run.job_now - (number(status.get('started')) or run.job_now))}")
     return parts
 
 

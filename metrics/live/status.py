@@ -32,6 +32,7 @@ PROGRESS = (  # fields of status.json that tell when a start began, how far it c
     "started", "world_size", "nodes", "device", "gpus", "epoch", "epochs", "batch", "batches",
     "step", "start_step", "total_steps", "images_seen", "start_images",
 )  # fmt: skip
+REACHED = ("epoch", "epochs", "batch", "batches", "step", "total_steps", "images_seen")  # where the run stands
 START = (  # fields of status.json that a `start` event keeps of an earlier start
     "state", "started", "heartbeat", "host", "slurm_job_id", "slurm_restart", "torchrun", "world_size", "device",
     "gpus", "step", "start_step", "total_steps", "images_seen", "start_images",
@@ -83,7 +84,7 @@ class StatusPublisher:
     def __init__(
         self, paths: RunPaths, fields: dict[str, Any] | None = None, *, interval: float = 1.0, heartbeat: float = 5.0
     ) -> None:
-        now = time.time()
+        now, earlier = time.time(), read_status(paths) or {}
         self.paths = paths
         self.writer = SafeWriter()
         self._interval = interval
@@ -93,7 +94,7 @@ class StatusPublisher:
             **{"host": socket.gethostname(), "pid": os.getpid(), **job_of_this_process()},
             **{"torchrun": torchrun_of(os.environ), "world_size": 1, "nodes": 1, "device": "cpu", "gpus": 0},
             **{"started": now, "heartbeat": now, "progress_time": now, "phase_time": now},
-            **{"epoch": 0, "epochs": 0, "batch": 0, "batches": 0, "step": 0, "total_steps": 0, "images_seen": 0},
+            **{name: earlier.get(name) or 0 for name in REACHED},  # a start that fails at once changes nothing of it
             **{"start_step": None, "start_images": None},  # where this start begins to train
             **dict.fromkeys((*NOW, "eta_sec", "exit_code")),
             "retry": True,

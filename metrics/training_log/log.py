@@ -99,8 +99,7 @@ def log_page(run: RunData, target: str | None, baseline: RunPaths | None) -> Pag
 
 
 def quick_reference(run: RunData) -> Section:
-    paths, known = run.paths, run.environment
-    state = run.document["state"]
+    paths, known, state = run.paths, run.environment, run.outcome
     shown = f"in progress as of {sections.as_of(run)}" if state == "running" else state
     facts = {
         "Run": f"`{run.run}`, {run.data_words}",

@@ -211,7 +211,8 @@ class MilestoneCollector:
         run, state = self._run, self._run.document.get("state")
         if state not in ENDED:
             return
-        status = run.status if run.status.get("state") == state else {}
+        trained = run.status.get("start_step", 0) is not None  # else it tells how another start failed
+        status = run.status if run.status.get("state") == state and trained else {}
         step = status.get("step", STEP.of(run.last))
         said = str(status.get("message") or state)
         what = said if said.startswith(state) else f"{state}: {said}"  # "stopped by SIGTERM" says it already

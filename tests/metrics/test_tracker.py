@@ -81,6 +81,18 @@ def test_a_row_that_could_not_be_written_comes_with_the_next(paths: RunPaths):
     assert pd.read_csv(paths.csv)["epoch"].tolist() == [1, 2, 3]
 
 
+def test_a_csv_that_somebody_moves_or_cuts_is_written_anew(paths: RunPaths):
+    """As `mv metrics/output/RUN elsewhere` does while it trains: later rows stood there without a head."""
+    tracker = MetricsTracker(paths, DESCRIPTION)
+    tracker.add_epoch(row(1))
+    paths.csv.unlink()
+    tracker.add_epoch(row(2))
+    assert pd.read_csv(paths.csv)["epoch"].tolist() == [1, 2]
+    paths.csv.write_text(paths.csv.read_text()[:-10])
+    tracker.write("finished")
+    assert pd.read_csv(paths.csv)["epoch"].tolist() == [1, 2]
+
+
 def test_the_summary_follows_from_the_csv(paths: RunPaths):
     tracker = MetricsTracker(paths, DESCRIPTION)
     for epoch, speed in ((1, 50), (2, 100), (3, 200)):

@@ -187,6 +187,13 @@ def test_the_share_of_classes_has_four_verdicts():
     assert "is torn" in verdict(asked, losses(0.5), damage="it is torn").words
 
 
+def test_a_row_that_cannot_be_read_is_no_early_stop():
+    asked, rows = "val_loss_ema <= 0.1", losses(0.5, 0.3)
+    assert "early stopping ended the run" in verdict(asked, rows, over=True).words
+    assert "early stopping" not in verdict(asked, rows, over=True, gaps=True).words
+    assert "early stopping" not in verdict("val_loss_ema <= 0.1 by epoch 5", rows, over=True, gaps=True).words
+
+
 def test_of_joined_conditions_the_worst_decides():
     asked = "val_loss_ema <= 0.3 and no new worst of val_loss_ema in epochs 2-3"
     found = verdict(asked, losses(0.5, 0.3, 0.4))

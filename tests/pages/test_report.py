@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,9 +19,10 @@ from PIL import Image
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.page import Table, markdown_table, to_markdown
-from metrics.plots import PLOTS
+from metrics.plots import PLOTS, new_figure
 from metrics.report import main, report_page, write_report
-from metrics.run_data import load_run
+from metrics.run_data import load_run, read_run
+from metrics.training_log.log import log_page
 from tests.support.metrics_documents import make_document
 
 
@@ -143,6 +145,16 @@ def test_title_hyperparameters_and_starts_are_those_of_the_document(tmp_path: Pa
         assert fact in report
 
 
+def test_the_newest_grid_is_that_of_the_latest_epoch(tmp_path: Path) -> None:
+    paths = publish(tmp_path, make_document(3))
+    for epoch in (9980, 9990, 10000, 10010):
+        Image.new("L", (8, 8)).save(paths.sample_grid("emnist", epoch))
+    report = report_of(paths)
+    order = [report.index(f"epoch_{epoch}.png") for epoch in (10010, 10000, 9990)]
+    assert order == sorted(order)
+    assert paths.artifacts()["samples"].endswith("emnist_epoch_10010.png")
+
+
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_an_unfinished_run_says_so(tmp_path: Path, state: str) -> None:
     report = report_of(publish(tmp_path, make_document(3, state=state)))
@@ -150,6 +162,18 @@ def test_an_unfinished_run_says_so(tmp_path: Path, state: str) -> None:
     assert word in report and "epoch 3 of 100, step 879" in report
     finished = report_of(publish(tmp_path / "other", make_document(3)))
     assert "In progress" not in finished and "before its end" not in finished
+
+
+@pytest.mark.parametrize(("state", "told"), [("failed", "failed"), ("running", "fell silent")])
+def test_a_run_that_could_not_write_its_end_is_not_in_progress(tmp_path: Path, state: str, told: str) -> None:
+    """Process 0 was killed for its memory; another one said so, or nobody could."""
+    paths = publish(tmp_path, make_document(3, state="running"))
+    paths.status.write_text(json.dumps({"state": state, "heartbeat": time.time() - 900, "epoch": 4}))
+    report = report_of(paths)
+    assert f"**The run {told} before its end**" in report and "In progress" not in report
+    run = read_run(paths)
+    assert "in progress" not in to_markdown(log_page(run, None, None), paths.metrics)
+    assert run.outcome in "".join(text.get_text() for text in new_figure(10, 5, run).texts)
 
 
 def test_a_run_that_stopped_early_says_so_first_and_why(tmp_path: Path) -> None:

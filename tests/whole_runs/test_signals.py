@@ -1,6 +1,7 @@
 """Requests to stop, at any moment: the run saves, says so, and goes on with the same command."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import train
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest
+from metrics import sections
+from metrics.run_data import read_run
 from metrics.run_logger import RunLogger
 from tests.conftest import replace
 from tests.support.runs import (
@@ -116,6 +119,8 @@ def test_a_signal_in_any_phase_costs_nothing(small: TrainConfig, phase: str, mon
         with monkeypatch.context() as patch:
             stop = StopIn(phase, patch) if len(codes) < 2 else StopRequest()
             codes.append(train.main(config, stop))
+        now = read_run(paths_of(config))
+        assert now.status["epoch"] == max(1, math.ceil(now.status["step"] / 8)) and not now.findings
         if codes[-1] == 0:
             break
     assert codes == ([0] if phase == "saving" else [75, 75, 0])  # that phase comes with a stop only
@@ -124,6 +129,21 @@ def test_a_signal_in_any_phase_costs_nothing(small: TrainConfig, phase: str, mon
         drawn = Image.open(paths_of(config).samples / name), Image.open(paths_of(whole).samples / name)
         assert np.array_equal(*(np.asarray(picture)[68:] for picture in drawn))  # below the run's name
     assert causes(config)[1:] == ["stopped by SIGTERM"] * (len(codes) - 1)
+
+
+def test_a_start_that_is_refused_changes_no_figure_of_a_run_that_was_stopped(small: TrainConfig, monkeypatch):
+    """It had trained nothing, so pages said "0 images seen", and that all images were trained again."""
+    with monkeypatch.context() as patch:
+        assert train.main(small, StopIn("validating", patch)) == 75
+    before = sections.progress(read_run(paths_of(small)))
+    assert before.startswith("epoch 0 of 2, step 8, ") and "0 images seen" not in before.split(", ")
+    refused = start(replace(small, prediction_type="epsilon"))
+    output, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 2, output
+    after = read_run(paths_of(small))
+    assert after.state == "failed" and "is of another run" in after.condition.note
+    assert sections.progress(after) == before
+    assert "trained again" not in str(sections.starts(after))
 
 
 def test_a_signal_while_the_report_is_made_lets_the_run_finish(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import pytest
 
 from ddpm.run.paths import RunPaths
 from metrics.live.status import StatusPublisher
-from metrics.run_data import RunReader
+from metrics.run_data import RunData, RunReader
 from tests.metrics.live.terminals import Terminal, publish, view
 
 
@@ -22,6 +22,22 @@ def test_the_heartbeat_is_judged_by_our_own_clock_once_it_is_seen_to_beat(paths)
     assert reader.read().silent
     publish(paths, heartbeat=time.time() - 195)  # it beats, on a node whose clock is late
     assert not reader.read().silent
+
+
+@pytest.mark.parametrize("behind", [400, -400])
+def test_a_stall_is_judged_by_the_clock_of_the_run(paths, behind):
+    """The clocks of the node and of ours differ by some minutes."""
+
+    def beat(steps_since: float) -> RunData:
+        now = time.time() - behind
+        publish(paths, heartbeat=now, progress_time=now - steps_since, phase_time=now - 3000)
+        return reader.read()
+
+    reader = RunReader(paths)
+    beat(1)
+    assert beat(2).state == "running" and "phase 'training'" in beat(2).condition.note
+    stalled = beat(320)
+    assert stalled.state == "stalled" and stalled.idle_sec == pytest.approx(320, abs=5)
 
 
 def test_attached_to_a_run_whose_process_died(paths):

@@ -128,8 +128,10 @@ def test_many_gpus_are_summed_up_and_gpus_of_an_earlier_start_are_left_out(paths
     publish(paths)
     record = json.loads((paths.gpus / "vn1.json").read_text())
     (paths.gpus / "old.json").write_text(json.dumps(record | {"node": "old", "time": record["time"] - 5000}))
+    began = {"time": record["time"] - 5000}  # it was killed on that node a moment ago
+    (paths.gpus / "left.json").write_text(json.dumps(record | {"node": "left", "starts": [began]}))
     text = snapshot(read_run(paths), 80)
-    assert "4 x L40S on 2 nodes" in text and "old:" not in text
+    assert "4 x L40S on 2 nodes" in text and "old:" not in text and "left:" not in text
     (paths.gpus / "vn2.json").unlink()
     (paths.gpus / "vn1.json").write_text(json.dumps(record | {"gpus": record["gpus"] * 6}))
     text = snapshot(read_run(paths), 80)

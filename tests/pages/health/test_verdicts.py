@@ -96,6 +96,23 @@ def test_verdicts(tmp_path: Path, rows: list[dict], status: dict, code: int, wor
     assert verdict_of(read_run(paths))[0] == ("healthy", "warnings", "unhealthy")[code]
 
 
+def test_what_was_due_in_an_epoch_is_judged_by_the_settings_of_its_start(tmp_path: Path) -> None:
+    """Trained with --val-every 5 up to epoch 7, and continued with --val-every 1."""
+    unmeasured = {"val_loss": None, "val_loss_ema": None, "val_time_sec": 0.0}
+    rows = [row if row["epoch"] % 5 == 0 else row | unmeasured for row in learning(7, val_time_sec=lambda epoch: 3.0)]
+    assert "no finite" not in check(publish(tmp_path / "skipped", rows, **RUNNING))[1]
+    rows[-1]["val_time_sec"] = 3.0
+    page = check(publish(tmp_path / "lost", rows, **RUNNING))[1]
+    assert "epoch 7 has no finite validation loss (live) and no finite validation loss (EMA)" in page
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", "not measured yet"), ("cpu", "not measured on a CPU")])
+def test_memory_of_a_gpu_is_not_called_that_of_a_cpu_before_its_first_epoch(tmp_path: Path, device, told) -> None:
+    document = make_document(1)
+    paths = publish(tmp_path, [], document={"environment": document["environment"] | {"device": device}}, **RUNNING)
+    assert f"memory: {told}" in check(paths)[1]
+
+
 def test_a_killed_run_is_unhealthy_and_says_since_when(tmp_path: Path) -> None:
     beat = time.time() - 3 * 3600
     paths = publish(tmp_path, learning(12), **RUNNING, heartbeat=beat)
