@@ -68,8 +68,9 @@ HYPERPARAMETERS = kinds.record(
     **dict.fromkeys(("total_steps", "steps_per_epoch", "global_batch_size", "val_images"), kinds.count)
 )
 STARTS = kinds.some(
-    kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text, losses_since=kinds.count)
-)
+    kinds.record(time=kinds.text, step=kinds.count, epoch=kinds.count, cause=kinds.text, losses_since=kinds.count,
+                 altered=kinds.mapping(kinds.count))
+)  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

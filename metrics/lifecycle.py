@@ -12,12 +12,21 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.errors import EXIT_STOPPED, ProcessesLost, RequestError, TrainingFailed
 from ddpm.run.files import real, why_and_cure
 from ddpm.run.lock import RunLock
-from ddpm.run.metrics import CHECKPOINT_TIME_SEC, LOSS_MEAN, LR, SAMPLE_TIME_SEC, VAL_LOSS, VAL_LOSS_EMA
+from ddpm.run.metrics import (
+    CHECKPOINT_TIME_SEC,
+    LOSS_MEAN,
+    LR,
+    METRICS,
+    SAMPLE_TIME_SEC,
+    VAL_LOSS,
+    VAL_LOSS_EMA,
+    Metric,
+)
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, grid_labels, labelled_grid
 from ddpm.training import checkpoint, data, hardware, soundness
-from ddpm.training.checkpointing import Checkpoints, losses_since, update_best
+from ddpm.training.checkpointing import Checkpoints, altered_settings, update_best
 from ddpm.training.describe import describe_run
 from ddpm.training.diffusion import Validation
 from ddpm.training.distributed import STARTING, DistContext, StopVote
@@ -36,6 +45,7 @@ from ddpm.training.resume import (
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
+from metrics.criteria.course import Course
 from metrics.criteria.in_training import changed, out_of_reach
 from metrics.files import last_words, read_csv, read_status, says_finished
 from metrics.jobs.finished import bring_up_to_date
@@ -112,6 +122,7 @@ class RunLifecycle:
 
         decided = self.world.broadcast_result(decide, here=self.world.is_main)
         self.start, self.was_finished, self.cause, self.notes = decided
+        self.altered = altered_settings(self.start, self.config)
         rows = self.start.meta["history"] if self.start else []
         self.schedule.follow(self.schedule.reductions_by(rows))
         self.ended_early = self.reason_to_end(rows) if rows else None
@@ -121,8 +132,12 @@ class RunLifecycle:
         if rows[-1]["step"] >= self.schedule.total_steps:
             return None
         rows = self.schedule.whole_epochs(rows)
-        missed = self.config.stop_when and out_of_reach(self.config.criterion, rows, self.schedule.epochs)
-        return out_of_patience(rows, self.config) or missed
+        config = self.config
+        missed = config.stop_when and out_of_reach(config.criterion, self.course(rows))
+        return out_of_patience(self.comparable(rows, METRICS[config.early_stop_metric]), config) or missed
+
+    def course(self, rows: Sequence[dict], over: bool = False) -> Course:
+        return Course(rows, self.schedule.epochs, over, altered=self.altered)
 
     def without_baseline(self) -> Iterator[str]:
         """Why the training log cannot compare this run with `--baseline` yet, if so."""
@@ -169,8 +184,7 @@ class RunLifecycle:
         )  # fmt: skip
         rows = start.meta["history"] if start else []
         notes = [*self.without_baseline(), *self.notes, *self.schedule.remarks()]
-        since = losses_since(start, config)
-        self.logger.begin(description, self.progress.step, rows, self.cause, notes, since)
+        self.logger.begin(description, self.progress.step, rows, self.cause, notes, self.altered)
         self.logger.manifest(description)
         self.logger.remarks(config.note)
         for note in later_pictures(self.paths, start):
@@ -197,7 +211,7 @@ class RunLifecycle:
         if self.world.is_main:
             judged = (metric.name for metric in (LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA))
             losses = {name: row[name] for name in judged if name in row}
-            self.blown_up = soundness.blown_up(losses, self.logger.rows[self.checkpoints.losses_since :])
+            self.blown_up = soundness.blown_up(losses, self.comparable(self.logger.rows, LOSS_MEAN))
         self.logger.epoch(row)
         if self.world.is_main:
             if unsound := self.unsound:
@@ -212,7 +226,7 @@ class RunLifecycle:
             )
         if self.world.is_main:
             rows, over = self.logger.rows, self.ended_early is not None
-            for line, severity in changed(self.config.criterion, rows, self.schedule.epochs, over):
+            for line, severity in changed(self.config.criterion, self.course(rows, over)):
                 self.logger.log(line, severity)
 
     def follow_plateau(self) -> None:
@@ -238,8 +252,12 @@ class RunLifecycle:
         if unsound or len(progress.losses) < ENOUGH_LOSSES:
             return unsound
         so_far = loss_statistics(progress.losses, progress.grad_norms)
-        earlier = self.logger.rows[self.checkpoints.losses_since :]
+        earlier = self.comparable(self.logger.rows, LOSS_MEAN)
         return soundness.blown_up({LOSS_MEAN.name: float(so_far[LOSS_MEAN])}, earlier)
+
+    def comparable(self, rows: Sequence[dict], metric: Metric) -> Sequence[dict]:
+        """The rows whose figure was measured with the settings of now."""
+        return rows[metric.comparable_from(self.altered) :]
 
     def draw_samples(self, epoch: int) -> bool:
         """Draw a grid of generated images with the averaged weights, unless it is there (every process calls it).

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from ddpm.run.command import same_command
 from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.format import count, duration, number, timestamp
-from ddpm.run.metrics import FIGURES, Metric
+from ddpm.run.metrics import FIGURES, Metric, altered_of
 from ddpm.run.paths import RunPaths
 from metrics.files import (
     ENDED,
@@ -37,7 +37,6 @@ from metrics.files import (
 )
 from metrics.page import Finding
 from metrics.starts import Start, training_starts
-from metrics.tracker import compared_from
 from metrics.trends import Curve
 
 if TYPE_CHECKING:
@@ -133,10 +132,18 @@ class RunData:
         """The row of an epoch; empty if there is none."""
         return next((row for row in self.rows if row["epoch"] == epoch), {})
 
+    @property
+    def altered(self) -> Mapping[str, int]:
+        """Settings that have changed since the run began, as `Metric.comparable_from` takes them."""
+        return altered_of((self.document.get("starts") or [{}])[-1])
+
+    def rows_of(self, metric: Metric) -> list[dict[str, Any]]:
+        """The rows whose figure was measured as it is now: another guidance, for example, gives another RCA."""
+        return self.rows[metric.comparable_from(self.altered) :]
+
     def curve(self, metric: Metric) -> Curve:
         """The measured values of a figure, as far as they can be compared with the last one."""
-        comparable = "loss_weighting" not in metric.same
-        return Curve.of(self.rows[0 if comparable else compared_from(self.document.get("starts") or []) :], metric)
+        return Curve.of(self.rows_of(metric), metric)
 
     @cached_property
     def frame(self) -> pd.DataFrame:

@@ -7,7 +7,7 @@ does not wait for pandas and matplotlib.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,7 +63,7 @@ class RunLogger:
 
     def begin(
         self, description: dict[str, Any], step: int, rows: Sequence[dict[str, Any]], cause: str, notes: Sequence[str],
-        losses_since: int,
+        altered: Mapping[str, int],
     ) -> None:  # fmt: skip
         """Log what is trained on what, and open the files of metrics (main process only).
 
@@ -73,7 +73,7 @@ class RunLogger:
             rows: of the epochs before.
             cause: how the previous start ended, if there was one.
             notes: warnings about files that were found.
-            losses_since: number of first rows whose training loss cannot be compared with that of this start.
+            altered: settings that have changed during the run, as `Metric.comparable_from` takes them.
         """
         for line in in_words(description):
             self.log(line)
@@ -82,7 +82,7 @@ class RunLogger:
         images = self._schedule.images_seen(step)
         done = rows[-1]["epoch"] if rows else 0
         self._logger.set_progress(start_step=step, start_images=images, epoch=done, step=step, images_seen=images)
-        self._tracker = MetricsTracker(self.paths, description, step, rows, cause, losses_since)
+        self._tracker = MetricsTracker(self.paths, description, step, rows, cause, altered)
         why = why_started(self._tracker.starts[-1]["cause"])
         self.log(f"begins at step {step} of {self._schedule.total_steps} ({why})", "success")
         self._loggers = LoggerGroup(self.paths, description, images, self.log)

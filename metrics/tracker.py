@@ -39,6 +39,7 @@ from ddpm.run.metrics import (
     TRAIN_TIME_SEC,
     VAL_LOSS_EMA,
     Metric,
+    altered_of,
 )
 from ddpm.run.paths import RunPaths
 from metrics.trends import Curve, best, over_epochs
@@ -66,21 +67,16 @@ def loss_statistics(losses: Iterable[float], grad_norms: Iterable[float]) -> dic
     }
 
 
-def compared_from(starts: Sequence[Mapping[str, Any]]) -> int:
-    """The number of first rows whose training loss cannot be compared with the later ones, for example because
-    `--loss-weighting` was another. Files of earlier versions do not tell."""
-    return (starts[-1].get("losses_since") if starts else None) or 0
-
-
 def summarise(rows: list[dict[str, Any]], starts: Sequence[Any]) -> dict[str, Any]:
-    """The Summary of a run, computed from its rows alone (and from `starts` their number, and which training losses can
-    be compared)."""
+    """The Summary of a run, computed from its rows alone (and from `starts` their number, and which rows can be
+    compared)."""
     restarts = max(len(starts) - 1, 0)
     if not rows:
         return {"total_epochs": 0, "total_samples": 0, "total_time_sec": 0.0, "restarts": restarts}
     last = {**dict.fromkeys(METRICS), **rows[-1]}
-    loss = Curve.of(rows[compared_from(starts) :], LOSS_MEAN)
-    val, rca = (Curve.of(rows, metric) for metric in (VAL_LOSS_EMA, RCA))
+    altered = altered_of(starts[-1] if starts else {})
+    compared = {metric: rows[metric.comparable_from(altered) :] for metric in (LOSS_MEAN, VAL_LOSS_EMA, RCA)}
+    loss, val, rca = (Curve.of(those, metric) for metric, those in compared.items())
     best_loss, best_val, best_rca = best(loss), best(val), best(rca)
     seconds, images = (
         Curve.of(rows, TRAIN_TIME_SEC).values.sum(),
@@ -124,7 +120,7 @@ class MetricsTracker:
         step: int = 0,
         rows: Sequence[dict[str, Any]] = (),
         cause: str = "",
-        losses_since: int = 0,
+        altered: Mapping[str, int] | None = None,
     ) -> None:
         """
         Args:
@@ -132,7 +128,7 @@ class MetricsTracker:
             step: optimizer steps done so far.
             rows: the epochs' figures up to there, from the checkpoint.
             cause: how the start before this one ended, if there was one.
-            losses_since: number of first rows whose training loss cannot be compared with that of this start.
+            altered: settings that have changed during the run, as `Metric.comparable_from` takes them.
         """
         self._paths = paths
         paths.metrics.mkdir(parents=True, exist_ok=True)
@@ -145,7 +141,7 @@ class MetricsTracker:
                 "step": step,
                 "epoch": self.rows[-1]["epoch"] if self.rows else 0,
                 "cause": cause if before or step else "started",
-                "losses_since": losses_since,
+                "altered": dict(altered or {}),
             },
         ]
         self._document = {**description, "state": "running", "starts": self.starts}

@@ -95,6 +95,11 @@ class Metric:
         known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return value if known else None
 
+    def comparable_from(self, altered: Mapping[str, int]) -> int:
+        """The number of a run's first rows that were measured otherwise than its last, by `altered`: a setting → the
+        number of rows that were there when it changed."""
+        return max((altered.get(setting, 0) for setting in self.same), default=0)
+
     def lost(self, row: Mapping[str, Any]) -> bool:
         """Was it measured in an epoch, and was the result no finite number? (In a row that was read, it is missing.)"""
         spent = row.get(self.time)
@@ -253,6 +258,13 @@ def headline() -> tuple[Metric, ...]:
     """The figures that say how good a run is: `val_loss_ema`, the other losses, then quality."""
     measured = select(group="loss", selectable=True) + select(group="quality")
     return tuple(sorted(measured, key=lambda metric: metric is not VAL_LOSS_EMA))
+
+
+def altered_of(record: Mapping[str, Any]) -> Mapping[str, int]:
+    """What `Metric.comparable_from` asks for, as a checkpoint's `progress` and the start of a run keep it. Earlier
+    versions kept it of the training loss alone, or not at all."""
+    older = record.get("losses_since")
+    return record.get("altered") or ({"loss_weighting": older} if older else {})
 
 
 def chosen_by(best_by: str) -> Metric | None:

@@ -17,13 +17,15 @@ import torch
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import real, replace_link
-from ddpm.run.metrics import LOSS_MEAN, VAL_LOSS_EMA, chosen_by
+from ddpm.run.metrics import METRICS, VAL_LOSS_EMA, altered_of, chosen_by
 from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
 from ddpm.training.hardware import synchronize
 from ddpm.training.optimizers import HIDDEN
 from ddpm.training.progress import Progress
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
+
+MEASURED_BY = {name for metric in METRICS.values() for name in metric.same}  # settings on which figures depend
 
 
 class Checkpoints:
@@ -55,7 +57,7 @@ class Checkpoints:
         self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and number of rows in it
         if start and real(start.folder.parent) == real(root):
             self._saved = start.step, len(start.meta["history"])
-        self.losses_since = losses_since(start, config)
+        self.altered = altered_settings(start, config)
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
@@ -119,7 +121,7 @@ class Checkpoints:
                 "batch": batch,
                 "global_batch": schedule.global_batch,
                 "world_size": schedule.world_size,
-                "losses_since": self.losses_since,
+                "altered": self.altered,
                 "threads": progress.threads[-1]["threads"] if progress.threads else None,
                 "lr": _next_lr(schedule, step),
             },
@@ -206,18 +208,28 @@ def _host_memory(like: torch.Tensor) -> torch.Tensor:
 
 
 def update_best(root: Path, config: TrainConfig) -> Path | None:
-    """Point `best` at the best sound checkpoint by `--best-by`; of equal ones, the oldest.
+    """Point `best` at the best sound checkpoint by `--best-by`; of equal ones, the oldest. One that was measured with
+    other settings than now, such as another guidance, only counts while there is no other.
 
     Returns its folder; None, and removes `best`, if no checkpoint can be judged by it."""
-    costs = {folder: selection_cost(read_meta(folder).get("metrics", {}), config) for folder in sound_folders(root)}
+    metas = {folder: read_meta(folder) for folder in sound_folders(root)}
+    costs = {folder: selection_cost(meta.get("metrics", {}), config) for folder, meta in metas.items()}
     costs = {folder: cost for folder, cost in costs.items() if cost is not None}
     if not costs:
         (root / "best").unlink(missing_ok=True)
         return None
+    alike = {folder: cost for folder, cost in costs.items() if _measured_alike(metas[folder], config)}
+    costs = alike or costs
     best = min(costs, key=costs.get)
     if real(root / "best") != real(best):
         replace_link(root / "best", best.name)
     return best
+
+
+def _measured_alike(meta: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Was the figure of `--best-by` measured with the same settings as it would be now?"""
+    metric, before, now = chosen_by(config.best_by), meta.get("settings") or {}, config.to_dict()
+    return metric is None or all(before.get(name, now[name]) == now[name] for name in metric.same)
 
 
 def selection_cost(row: Mapping[str, Any], config: TrainConfig) -> tuple[float, ...] | None:
@@ -261,14 +273,15 @@ def _completed_epoch(folder: Path) -> float:
     return progress["epoch"] if progress.get("batch") == 0 else float("nan")
 
 
-def losses_since(start: Checkpoint | None, config: TrainConfig) -> int:
-    """The number of first rows whose training loss cannot be compared with that of this start, for example because
-    `--loss-weighting` was another."""
+def altered_settings(start: Checkpoint | None, config: TrainConfig) -> dict[str, int]:
+    """The settings on which figures depend and that have changed during the run → the number of rows before the latest
+    change. Those rows' figures cannot be compared with later ones (`Metric.comparable_from`)."""
     if start is None:
-        return 0
-    before, now = start.meta["settings"], config.to_dict()
-    same = all(before.get(name, now[name]) == now[name] for name in LOSS_MEAN.same)
-    return start.meta["progress"].get("losses_since", 0) if same else len(start.meta["history"])
+        return {}
+    before, now, rows = start.meta["settings"], config.to_dict(), len(start.meta["history"])
+    earlier = altered_of(start.meta["progress"])
+    others = {name for name in MEASURED_BY if before.get(name, now[name]) != now[name]}
+    return {**earlier, **dict.fromkeys(sorted(others), rows)} if rows else {}
 
 
 def _next_lr(schedule: TrainingSchedule, step: int) -> dict[str, float]:

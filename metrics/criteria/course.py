@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from ddpm.run.metrics import Metric
+from metrics.trends import Curve
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class Course:
 
     `last_epoch`: the one that it is planned to end with, None if not known. `over`: no row will follow. `evaluation`:
     content of evaluation.json, None without one; `damage` says why it cannot be read. `gaps`: rows cannot be read.
+    `altered`: settings that have changed, as `Metric.comparable_from` takes them.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -21,6 +25,7 @@ class Course:
     evaluation: Mapping[str, Any] | None = None
     damage: str | None = None
     gaps: bool = False
+    altered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -40,6 +45,13 @@ class Course:
     def end(self) -> str:
         """`epoch 5`, and that early stopping ended it there if so."""
         return f"epoch {self.done}" + (", where early stopping ended the run" if self.cut_short else "")
+
+    def rows_of(self, metric: Metric) -> Sequence[Mapping[str, Any]]:
+        """The rows whose figure was measured as it is now."""
+        return self.rows[metric.comparable_from(self.altered) :]
+
+    def curve(self, metric: Metric) -> Curve:
+        return Curve.of(self.rows_of(metric), metric)
 
     def upto(self, epoch: int | None) -> Course:
         """The course up to the end of an epoch, as if the run were to end there."""

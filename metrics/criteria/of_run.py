@@ -63,7 +63,7 @@ def verdicts_of(run: RunData, criteria: Sequence[str] | None = None) -> list[Ver
     evaluation, damage = _evaluation(run.paths) if shares else (None, None)
     over = run.document.get("state") == "finished"
     gaps = bool(run.document.get("damaged"))
-    return verdicts(texts, Course(run.rows, run.planned_epochs, over, evaluation, damage, gaps))
+    return verdicts(texts, Course(run.rows, run.planned_epochs, over, evaluation, damage, gaps, run.altered))
 
 
 def _evaluation(paths: RunPaths) -> tuple[dict[str, Any] | None, str | None]:

@@ -109,7 +109,7 @@ def judge(condition: Condition, course: Course) -> Judgement:
 
 def _reached(asked: Threshold, course: Course) -> Judgement:
     """Of a figure whose best epoch counts: has any epoch reached the threshold?"""
-    metric, curve = asked.metric, Curve.of(course.rows, asked.metric)
+    metric, curve = asked.metric, course.curve(asked.metric)
     if not len(curve):
         return _not_measured(metric, course)
     there = np.flatnonzero(asked.holds(curve.values))
@@ -149,7 +149,7 @@ def _ahead(curve: Curve, asked: Threshold, course: Course) -> str:
 
 def _of_run(asked: Threshold, course: Course) -> Judgement:
     """Of a figure of the whole run, such as its speed: decided at the end, or as soon as it cannot change back."""
-    metric, curve = asked.metric, Curve.of(course.rows, asked.metric)
+    metric, curve = asked.metric, course.curve(asked.metric)
     value = over_epochs(course.rows, metric)
     if value is None:
         return _not_measured(metric, course)
@@ -175,7 +175,7 @@ def _of_run(asked: Threshold, course: Course) -> Judgement:
 
 def _no_new_worst(asked: NoNewWorst, course: Course) -> Judgement:
     """Is no value within the epochs worse than all before it, those of earlier epochs included?"""
-    metric, curve = asked.metric, Curve.of(course.upto(asked.last).rows, asked.metric)
+    metric, curve = asked.metric, course.upto(asked.last).curve(asked.metric)
     closed, span = course.closed or course.done >= asked.last, f"epochs {asked.first} to {asked.last}"
     if lost := _lost(metric, course, asked.first, asked.last):
         return lost
@@ -204,7 +204,7 @@ def _no_new_worst(asked: NoNewWorst, course: Course) -> Judgement:
 
 def _improves(asked: Improves, course: Course) -> Judgement:
     """Is each measured value, from that epoch on, better than the one before it?"""
-    metric, curve = asked.metric, Curve.of(course.rows, asked.metric)
+    metric, curve = asked.metric, course.curve(asked.metric)
     if lost := _lost(metric, course, asked.first):
         return lost
     places = [place for place in range(1, len(curve)) if curve.epochs[place] >= asked.first]
@@ -266,7 +266,7 @@ def _not_measured(metric: Metric, course: Course) -> Judgement:
 
 def _lost(metric: Metric, course: Course, first: int = 1, last: float = math.inf) -> Judgement | None:
     """A miss, if a value in these epochs was no finite number, as in a run that has diverged."""
-    for row in course.rows:
+    for row in course.rows_of(metric):
         if first <= row["epoch"] <= last and metric.lost(row):
             words = f"{metric.name} was no finite number at epoch {row['epoch']}"
             return Judgement("missed", words, "not finite", row["epoch"])

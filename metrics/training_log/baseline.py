@@ -111,7 +111,8 @@ def _rows(metric: Metric, runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
     both, alike = [run.published for run in runs], len(comparable(runs, metric)) == 1
     common = min(IMAGES_SEEN.of(run.last) or 0 for run in both)
     curves = [run.curve(metric) for run in both]
-    upto = [Curve.of([row for row in run.rows if (IMAGES_SEEN.of(row) or 0) <= common], metric).last for run in both]
+    early = [[row for row in run.rows_of(metric) if (IMAGES_SEEN.of(row) or 0) <= common] for run in both]
+    upto = [Curve.of(rows, metric).last for rows in early]
     last = [curve.last for curve in curves]
     places = {f"up to {count(common)} images": upto} if common and None not in upto else {}
     places |= {"last": last} if upto != last else {}

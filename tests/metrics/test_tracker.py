@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddpm.run.metrics import METRICS
+from ddpm.run.metrics import METRICS, RCA
 from ddpm.run.paths import RunPaths
+from metrics.run_data import read_run
 from metrics.tracker import MetricsTracker, loss_statistics, summarise
 
 DESCRIPTION = {"run": "r", "data": "glyphs", "settings": {}, "environment": {}}
@@ -106,6 +107,16 @@ def test_the_summary_follows_from_the_csv(paths: RunPaths):
     assert summary["total_time_sec"] == frame["total_time_sec"].iloc[-1] == frame["epoch_time_sec"].sum()
     assert summary["total_epochs"] == 3
     assert summary["peak_gpu_mem_mb"] is None
+
+
+def test_what_was_measured_with_other_settings_is_not_the_best(paths: RunPaths):
+    rows = [row(epoch, rca=rca) for epoch, rca in ((1, 1.02), (2, 1.03))]
+    tracker = MetricsTracker(paths, DESCRIPTION, 16, rows, "stopped by SIGTERM", {"guidance_scale": 2})
+    tracker.add_epoch(row(3, rca=0.8))
+    assert tracker.write("finished")["summary"]["best_rca"] == 0.8
+    run = read_run(paths)
+    assert run.curve(RCA).epochs.tolist() == [3] and run.summary["best_rca"] == 0.8
+    assert run.series(RCA).tolist() == [1.02, 1.03, 0.8], "they are still shown"
 
 
 def test_a_resumed_run_takes_up_its_rows_and_drops_those_it_trains_again(paths: RunPaths):

@@ -139,7 +139,7 @@ def test_a_validation_without_a_finite_result_is_a_miss(asked: str):
 
 def test_a_run_that_diverged_ends_where_it_can_no_longer_meet_a_criterion():
     rows = [{"epoch": 1, "step": 8, "val_loss_ema": math.nan, "val_time_sec": 0.1}]
-    told = out_of_reach(["val_loss_ema <= 0.5 by epoch 1"], rows, 3)
+    told = out_of_reach(["val_loss_ema <= 0.5 by epoch 1"], Course(rows, 3))
     assert "val_loss_ema was no finite number at epoch 1" in told
 
 
@@ -185,6 +185,16 @@ def test_the_share_of_classes_has_four_verdicts():
     assert verdict(asked, losses(0.5), over=True).state == "cannot be judged"
     assert verdict(asked, losses(0.5), evaluation=evaluation(None, 0.5, 0.3, 0.2)).state == "cannot be judged"
     assert "is torn" in verdict(asked, losses(0.5), damage="it is torn").words
+
+
+def test_figures_of_other_settings_meet_no_criterion():
+    """The first two epochs were drawn with another guidance."""
+    rows = losses(1.02, 1.01, 0.7, 0.8, name="rca")
+    assert verdict("rca >= 1", rows).state == "met"
+    assert verdict("rca >= 1", rows, altered={"guidance_scale": 2}).state == "open"
+    assert verdict("rca improves from epoch 2 on", rows).state == "missed"
+    assert verdict("rca improves from epoch 2 on", rows, altered={"guidance_scale": 2}).state == "open"
+    assert verdict("val_loss_ema <= 1", losses(0.5, 2), altered={"guidance_scale": 1}).state == "met"
 
 
 def test_a_row_that_cannot_be_read_is_no_early_stop():

@@ -12,8 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.run.metrics import CHECKPOINT_TIME_SEC, EPOCH_TIME_SEC, TRAIN_IMAGES, TRAIN_TIME_SEC
+from ddpm.run.files import real
+from ddpm.run.metrics import (
+    CHECKPOINT_TIME_SEC,
+    EPOCH_TIME_SEC,
+    GRAD_NORM,
+    LOSS_MEAN,
+    RCA,
+    TRAIN_IMAGES,
+    TRAIN_TIME_SEC,
+    VAL_LOSS,
+)
 from ddpm.training import checkpoint, checkpointing
+from ddpm.training.checkpointing import update_best
 from ddpm.training.progress import Progress
 from ddpm.training.resume import find_latest
 from tests.conftest import ONE, replace
@@ -274,20 +285,36 @@ def test_a_run_that_ends_where_it_began_writes_nothing(saver: Saver, small, tmp_
     assert "step_00000004" in elsewhere.names(), "a run that begins with the checkpoint of another has none yet"
 
 
-def test_losses_are_counted_from_the_start_that_changed_their_kind(saver: Saver, small):
-    assert saver.keeper.losses_since == 0
+def test_figures_are_compared_from_the_start_on_that_changed_what_they_depend_on(saver: Saver, small):
+    assert saver.keeper.altered == {}
     saver.save(4)
     saver.save(8)
-    assert continued(saver, small).keeper.losses_since == 0
-    changed = continued(saver, small, loss_weighting="min_snr")
-    assert changed.keeper.losses_since == 2
-    changed.save(12)
-    assert continued(changed, small, loss_weighting="min_snr").keeper.losses_since == 2
-    assert continued(changed, small, loss_weighting="min_snr", lr=1.0).keeper.losses_since == 2
+    assert continued(saver, small).keeper.altered == {}
+    weighted = continued(saver, small, loss_weighting="min_snr")
+    assert weighted.keeper.altered == {"loss_weighting": 2}
+    weighted.save(12)
+    later = continued(weighted, small, loss_weighting="min_snr", guidance_scale=1.0, lr=1.0).keeper.altered
+    assert later == {"loss_weighting": 2, "guidance_scale": 3}
+    assert [metric.comparable_from(later) for metric in (LOSS_MEAN, VAL_LOSS, RCA, GRAD_NORM)] == [2, 0, 3, 0]
     meta = checkpoint.read_meta(saver.root / "latest")
-    del meta["settings"]["loss_weighting"], meta["progress"]["losses_since"]  # as older versions wrote it
+    del meta["settings"]["loss_weighting"], meta["progress"]["altered"]  # as older versions wrote it
     checkpoint.amend(saver.root / "step_00000012", **meta)
-    assert continued(changed, small, loss_weighting="min_snr").keeper.losses_since == 0
+    assert continued(weighted, small, loss_weighting="min_snr").keeper.altered == {}
+    meta["progress"]["losses_since"] = 2
+    checkpoint.amend(saver.root / "step_00000012", **meta)
+    assert continued(weighted, small, loss_weighting="min_snr").keeper.altered == {"loss_weighting": 2}
+
+
+def test_best_is_not_of_another_guidance_once_one_of_this_is_there(saver: Saver, small):
+    """Guidance 2 draws more typical characters than guidance 1: its RCA stayed the best for good."""
+    for step, rca in ((4, 1.02), (8, 1.03)):
+        saver.save(step, rca=rca)
+    guided = dict(best_by="rca", guidance_scale=small.guidance_scale + 1)
+    other = continued(saver, small, **guided)
+    assert update_best(saver.root, replace(small, **guided)).name == "step_00000008", "better than none"
+    for step, rca in ((12, 0.8), (16, 0.7)):
+        other.save(step, rca=rca)
+    assert real(saver.root / "best").name == "step_00000012"
 
 
 def test_what_was_unsound_stays_so_when_its_figures_come(saver: Saver):

@@ -157,11 +157,20 @@ def test_a_loss_is_only_compared_with_losses_of_the_same_kind(small: TrainConfig
     since, compared = [], []
     for epochs, weighting in ((1, "none"), (2, "min_snr"), (3, "min_snr"), (4, "none")):
         assert run(replace(config, epochs=epochs, loss_weighting=weighting)) == 0
-        since.append(read_meta(latest)["progress"]["losses_since"])
+        since.append(read_meta(latest)["progress"]["altered"].get("loss_weighting", 0))
         compared.append(read_run(paths_of(config)).curve(LOSS_MEAN).epochs.tolist())
     assert since == [0, 1, 1, 3]
     assert compared == [[1], [2], [2, 3], [4]]
     assert read_run(paths_of(config)).summary["best_epoch"] == 4
+
+
+@pytest.mark.usefixtures("quick_reports")
+def test_a_run_is_not_stopped_early_by_losses_of_another_kind(small: TrainConfig):
+    """Those of min-SNR are smaller: the first epoch without it looked like one without improvement."""
+    config = replace(small, samples_per_class=0, val_every=0, early_stop_metric="loss_mean", early_stop_patience=1)
+    assert run(replace(config, epochs=1, loss_weighting="min_snr")) == 0
+    assert run(replace(config, epochs=3)) == 0
+    assert len(rows(config)) == 3 and rows(config)["loss_mean"][1] > rows(config)["loss_mean"][0]
 
 
 @pytest.mark.usefixtures("quick_reports")

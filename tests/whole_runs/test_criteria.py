@@ -16,6 +16,7 @@ from ddpm.run.config import preset
 from ddpm.run.config.rules import without_effect
 from ddpm.run.files import real
 from ddpm.training.checkpointing import selection_cost, update_best
+from metrics.criteria.course import Course
 from metrics.criteria.in_training import changed, out_of_reach
 from metrics.criteria.of_run import count_of
 from metrics.health.criteria import criteria
@@ -33,27 +34,27 @@ from tests.support.runs import paths_of, rows, run, status
 
 def test_the_log_tells_of_each_criterion_once_when_it_is_decided():
     texts, rows = ["good: val_loss_ema <= 0.3", "val_loss_ema <= 0.2 by epoch 2"], losses(0.5, 0.3, 0.25)
-    assert list(changed(texts, rows[:1], 6)) == []
-    (met, success), (missed, warning) = changed(texts, rows[:2], 6)
+    assert list(changed(texts, Course(rows[:1], 6))) == []
+    (met, success), (missed, warning) = changed(texts, Course(rows[:2], 6))
     assert met.startswith("criterion met: good: ") and success == "success"
     assert missed.startswith("criterion missed: val_loss_ema <= 0.2 by epoch 2: ") and warning == "warning"
-    assert list(changed(texts, rows, 6)) == []
+    assert list(changed(texts, Course(rows, 6))) == []
 
 
 def test_the_log_tells_what_an_early_end_decides():
     texts, rows = ["val_loss_ema <= 0.2", "loss_mean <= 1"], losses(0.5, 0.3)
-    assert list(changed(texts, rows, 6)) == []
-    ((line, severity),) = changed(texts, rows, 6, over=True)
+    assert list(changed(texts, Course(rows, 6))) == []
+    ((line, severity),) = changed(texts, Course(rows, 6, over=True))
     assert severity == "warning" and "up to epoch 2, where early stopping ended the run" in line
 
 
 def test_a_run_stops_only_when_a_criterion_can_no_longer_be_met():
     texts = ["fast: val_loss_ema <= 0.2 by epoch 2", "val_loss_ema <= 0.1"]
-    assert out_of_reach(texts, losses(0.5), 6) is None
-    assert out_of_reach(texts, losses(0.5, 0.4), 6).startswith(
+    assert out_of_reach(texts, Course(losses(0.5), 6)) is None
+    assert out_of_reach(texts, Course(losses(0.5, 0.4), 6)).startswith(
         "stopped early after epoch 2: the criterion 'fast' can no longer be met (best val_loss_ema 0.40000 (epoch 2)"
     )
-    assert out_of_reach(texts, losses(0.5, 0.4), 2) is None, "it is at its end anyway"
+    assert out_of_reach(texts, Course(losses(0.5, 0.4), 2)) is None, "it is at its end anyway"
 
 
 def test_the_checkpoint_that_meets_most_is_best_and_of_equal_ones_the_one_with_the_smallest_loss():
