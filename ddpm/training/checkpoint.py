@@ -131,18 +131,44 @@ def read_meta(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def sound_metas(root: Path) -> dict[Path, dict[str, Any]]:
+    """The meta.json of each checkpoint in `root` that it calls sound, by folder, oldest first.
+
+    Raises:
+        OSError: one cannot be read now. It may be intact, so nobody must delete it or take another for the newest.
+    """
+    metas = {folder: _meta(folder) for folder in sorted(root.glob("step_*"))}
+    return {folder: meta for folder, meta in metas.items() if _is_sound(meta)}
+
+
 def sound_folders(root: Path) -> list[Path]:
-    """The folders of the checkpoints in `root` whose meta.json can be read and calls them sound, oldest first."""
-    metas = {folder: read_meta(folder) for folder in sorted(root.glob("step_*"))}
-    return [folder for folder, meta in metas.items() if meta and not meta.get("unsound")]
+    """The folders of the sound checkpoints in `root`, oldest first; raises OSError as `sound_metas` does."""
+    return list(sound_metas(root))
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's meta.json; empty if there is none, or a damaged one."""
+    try:
+        return checked_meta(folder, ())
+    except ValueError:
+        return {}
+    except OSError as error:
+        if _no_file(error):
+            return {}
+        raise
+
+
+def _is_sound(meta: dict[str, Any]) -> bool:
+    return bool(meta) and not meta.get("unsound")
 
 
 def point_latest(root: Path) -> None:
     """Point `latest` at the newest sound checkpoint; remove it if there is none."""
-    if sound := sound_folders(root):
-        replace_link(root / "latest", sound[-1].name)
-    else:
-        (root / "latest").unlink(missing_ok=True)
+    for folder in sorted(root.glob("step_*"), reverse=True):
+        if _is_sound(_meta(folder)):
+            replace_link(root / "latest", folder.name)
+            return
+    (root / "latest").unlink(missing_ok=True)
 
 
 def inspect(folder: Path) -> Checkpoint:

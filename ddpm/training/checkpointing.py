@@ -18,7 +18,7 @@ import torch
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import real, replace_link
 from ddpm.run.metrics import METRICS, VAL_LOSS_EMA, altered_of, chosen_by
-from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_folders, write
+from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_metas, write
 from ddpm.training.hardware import synchronize
 from ddpm.training.optimizers import HIDDEN
 from ddpm.training.progress import Progress
@@ -55,14 +55,14 @@ class Checkpoints:
         self._root, self._config, self._schedule, self._identity = root, config, schedule, identity
         self._log, self._ours = log, ours
         self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and number of rows in it
+        self.unsound: str | None = None  # why the state of the latest one is not worth continuing from
         if start and real(start.folder.parent) == real(root):
-            self._saved = start.step, len(start.meta["history"])
+            self._saved, self.unsound = (start.step, len(start.meta["history"])), start.unsound
         self.altered = altered_settings(start, config)
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
         self.unsaved: str | None = None  # why the latest one could not be written
-        self.unsound: str | None = None  # why the state of the latest one is not worth continuing from
 
     @property
     def overdue(self) -> bool:
@@ -211,8 +211,12 @@ def update_best(root: Path, config: TrainConfig) -> Path | None:
     """Point `best` at the best sound checkpoint by `--best-by`; of equal ones, the oldest. One that was measured with
     other settings than now, such as another guidance, only counts while there is no other.
 
-    Returns its folder; None, and removes `best`, if no checkpoint can be judged by it."""
-    metas = {folder: read_meta(folder) for folder in sound_folders(root)}
+    Returns its folder; None, and removes `best`, if no checkpoint can be judged by it.
+
+    Raises:
+        OSError: a checkpoint cannot be read now: `best` stays as it is.
+    """
+    metas = sound_metas(root)
     costs = {folder: selection_cost(meta.get("metrics", {}), config) for folder, meta in metas.items()}
     costs = {folder: cost for folder, cost in costs.items() if cost is not None}
     if not costs:
@@ -250,11 +254,14 @@ def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
     `latest`. An unsound one is only kept while it is the newest of all.
 
     Returns a message for each one that could not be removed, which is no reason to stop training.
+
+    Raises:
+        OSError: a checkpoint cannot be read now, which may be one to keep: none is removed.
     """
-    folders, sound = sorted(root.glob("step_*")), sound_folders(root)
-    newest = sound[-keep_last:]
+    folders, sound = sorted(root.glob("step_*")), sound_metas(root)
+    newest = list(sound)[-keep_last:]
     kept = {*newest, *folders[-1:], *(root / real(root / name).name for name in ("best", "latest"))}
-    kept |= {folder for folder in sound if keep_every and _completed_epoch(folder) % keep_every == 0}
+    kept |= {folder for folder, meta in sound.items() if keep_every and _completed_epoch(meta) % keep_every == 0}
     problems = []
     for folder in folders:
         old = bool(newest) and folder < newest[0]
@@ -267,9 +274,9 @@ def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:
     return problems
 
 
-def _completed_epoch(folder: Path) -> float:
-    """The epoch that ended at this checkpoint; for one within an epoch NaN, which no `%` test accepts."""
-    progress = read_meta(folder).get("progress", {})
+def _completed_epoch(meta: Mapping[str, Any]) -> float:
+    """The epoch that ended at a checkpoint; for one within an epoch NaN, which no `%` test accepts."""
+    progress = meta.get("progress", {})
     return progress["epoch"] if progress.get("batch") == 0 else float("nan")
 
 

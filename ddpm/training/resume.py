@@ -271,7 +271,10 @@ def after_failure(config: TrainConfig, paths: RunPaths, world: DistContext) -> s
     """A message with the newest sound checkpoint and the command that continues from it with a smaller learning rate:
     the checkpoint's if that was smaller, else a tenth of the current one. Without a sound checkpoint, the command
     begins anew, with the preset's learning rate if that is smaller, else a tenth."""
-    sound = sound_folders(paths.checkpoints)
+    try:
+        sound = sound_folders(paths.checkpoints)
+    except OSError as error:
+        return f"which checkpoints are sound cannot be read now: {why_and_cure(error)}"
     before = read_meta(sound[-1]).get("settings", {}).get("lr", config.lr) if sound else preset(config.preset).lr
     lr = before if before < config.lr else config.lr / 10
     where = f"the newest sound checkpoint is {sound[-1]}" if sound else "no checkpoint of the run is sound"

@@ -1,5 +1,6 @@
 """Saving while training goes on: the snapshot, failures, which checkpoints are kept."""
 
+import errno
 import os
 import resource
 import threading
@@ -262,9 +263,9 @@ def test_a_checkpoint_within_an_epoch_has_no_figures_of_its_own(saver: Saver):
     assert (meta["metrics"], [row["step"] for row in meta["history"]]) == ({}, [4])
 
 
-def continued(saver: Saver, small, root: Path | None = None, **changes) -> Saver:
-    """A run that goes on from the latest checkpoint of `saver`."""
-    config, start = replace(small, **changes), checkpoint.inspect(saver.root / "latest")
+def continued(saver: Saver, small, root: Path | None = None, begin: str = "latest", **changes) -> Saver:
+    """A run that goes on from a checkpoint of `saver`."""
+    config, start = replace(small, **changes), checkpoint.inspect(saver.root / begin)
     other = Saver(config, root or saver.root)
     other.rows = list(saver.rows)
     other.keeper = checkpointing.Checkpoints(
@@ -283,6 +284,27 @@ def test_a_run_that_ends_where_it_began_writes_nothing(saver: Saver, small, tmp_
         each.keeper.wait()
     assert (folder / "meta.json").stat().st_ino == written and other.said == []
     assert "step_00000004" in elsewhere.names(), "a run that begins with the checkpoint of another has none yet"
+
+
+def test_a_disk_that_cannot_be_read_costs_no_checkpoint(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A failed read of its meta.json, as a network drive has now and then, cost `best` and that of --keep-every."""
+    saver = Saver(replace(small, keep_last=1, keep_every=1), tmp_path / "kept")
+    best = saver.save(STEPS_PER_EPOCH, val_loss_ema=0.1)
+    read = checkpoint.checked_meta
+
+    def fails(folder: Path, needed):
+        if folder == best:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(folder, needed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "checked_meta", fails)
+        for epoch in (2, 3):
+            newest = saver.save(epoch * STEPS_PER_EPOCH, val_loss_ema=0.5)
+            assert real(saver.root / "latest") == newest
+            assert "could not tidy up" in saver.said[-1][0] and "Input/output" in saver.said[-1][0]
+    saver.save(4 * STEPS_PER_EPOCH, val_loss_ema=0.4)
+    assert best.is_dir() and real(saver.root / "best") == best
 
 
 def test_figures_are_compared_from_the_start_on_that_changed_what_they_depend_on(saver: Saver, small):
@@ -317,13 +339,17 @@ def test_best_is_not_of_another_guidance_once_one_of_this_is_there(saver: Saver,
     assert real(saver.root / "best").name == "step_00000012"
 
 
-def test_what_was_unsound_stays_so_when_its_figures_come(saver: Saver):
+@pytest.mark.parametrize("started_again", [False, True])
+def test_what_was_unsound_stays_so_when_its_figures_come(saver: Saver, small, started_again: bool):
     saver.progress.step = 4
     saver.keeper.save(saver.trainer, saver.progress, [], "its losses say so")
+    if started_again:
+        saver.keeper.wait()
+        saver = continued(saver, small, begin="step_00000004")
     folder = saver.save(4, val_loss_ema=0.1)
     assert checkpoint.read_meta(folder)["unsound"] == "its losses say so"
-    assert [severity for _, severity in saver.said] == ["warning", "warning"]
-    assert "there is no sound one yet" in saver.said[0][0]
+    assert {severity for _, severity in saver.said} == {"warning"}
+    assert "there is no sound one yet" in saver.said[-1][0]
     sound = saver.save(8, val_loss_ema=0.5)
     saver.save(12, unsound="its losses say so")
     assert f"stays at {sound.name}" in saver.said[-1][0]
