@@ -25,7 +25,7 @@ from ddpm.run.evaluation_figures import (
     WORTH,
     at,
 )  # fmt: skip
-from ddpm.run.evaluation_file import real_images_words
+from ddpm.run.evaluation_file import mixture_words, real_images_words
 from ddpm.run.format import plural
 from ddpm.run.guidance import guidance_of
 from metrics.evaluation_plots import strongest_confusions
@@ -75,7 +75,8 @@ def test_images_sentence(evaluation: dict[str, Any]) -> str:
     images = evaluation["test_images"]
     if images is None:
         return "Some may also be used for validation: this evaluation was made before the two sets were separated."
-    return f"Test images, here and below, are {real_images_words(images)}."
+    mixture = mixture_words([entry["real_count"] for entry in evaluation["conditional"]["per_class"]])
+    return f"Test images, here and below, are {real_images_words(images)}.{mixture}"
 
 
 def learning_words(evaluation: dict[str, Any]) -> list[str]:

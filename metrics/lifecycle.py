@@ -66,14 +66,14 @@ class RunLifecycle:
         self.paths = RunPaths(real(config.output_root), config.run)
         self.flops_per_image = flops_per_image(config)
         self.train_set, self.test_set = data.load(config, world)
-        self.data_sha256 = data.agreed_sha256(self.train_set, self.test_set, world)
+        self.data_sha256, test_sha256 = data.agreed_sha256(self.train_set, self.test_set, world)
         images = data.images_per_epoch(config, len(self.train_set), self.train_set.num_classes)
         self.schedule = TrainingSchedule(config, world.world_size, images)
         steps = self.schedule.total_steps
         self.choices = hardware.choose(
             config, self.train_set.num_classes, world.device, self.flops_per_image, world.gather, steps
         ).for_test_images(len(self.test_set))
-        self.identity = identity_of(config, self.schedule, self.train_set.class_names, self.data_sha256)
+        self.identity = identity_of(config, self.schedule, self.train_set.class_names, self.data_sha256, test_sha256)
         self.vote = StopVote(stop, world)
         self.progress = Progress(world.device, self.schedule.global_batch)
         self.checkpoints: Checkpoints | None = None  # on the main process only
@@ -190,7 +190,8 @@ class RunLifecycle:
         for note in later_pictures(self.paths, start):
             self.logger.log(note)
         if start:
-            changed = "; ".join(changes(start, config, self.schedule, self.threads.number)) or "nothing"
+            machine = {"device": hardware.device_name(self.world.device), "threads": self.threads.number}
+            changed = "; ".join(changes(start, config, self.schedule, self.choices.values(), **machine)) or "nothing"
             self.logger.log(f"resumed from {start.folder.name}; changed since: {changed}")
             if start.unsound:
                 self.logger.log(f"{start.folder.name} is unsound ({start.unsound}); it was asked for", "warning")

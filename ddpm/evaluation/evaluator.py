@@ -34,7 +34,7 @@ from ddpm.evaluation.sweeps import (
 from ddpm.run.datasets import data_words
 from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_figures import TOP1, TOP5
-from ddpm.run.evaluation_file import real_images_words
+from ddpm.run.evaluation_file import mixture_words, real_images_words
 from ddpm.run.files import atomic_write, parse_json, read_file, read_json, real
 from ddpm.run.format import duration
 from ddpm.run.paths import RunPaths
@@ -115,7 +115,8 @@ class Evaluator:
         """Classify the real images. If the classifier is bad on them, no other figure can be trusted."""
         self.log(f"model: {self.model.folder}, {self.model.progress}, trained on {self.model.source}")
         self.log(f"device: {self.document['device']}, precision {self.document['precision']}")
-        self.log(f"real images ({data_words(self.data)}): {real_images_words(self.document['test_images'])}")
+        real_images = f"{real_images_words(self.document['test_images'])}.{mixture_words(self.real.counts())}"
+        self.log(f"real images ({data_words(self.data)}): {real_images}")
         part = self.document["classifier"] = parts.classifier_part(self.classifier, self.real)
         top1, top5 = (figure.words(figure.of(part).to_dict()) for figure in (TOP1, TOP5))
         self.log(f"classifier on these {part['test_images']:,} real test images: Top-1 {top1}, Top-5 {top5}")

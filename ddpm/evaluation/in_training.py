@@ -16,6 +16,7 @@ from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference
 from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
 from ddpm.run.config import TrainConfig
+from ddpm.run.evaluation_file import mixture_words
 from ddpm.run.metrics import CAS, FID_FEATURES, RCA, RCA_UNGUIDED, TOP1, TOP5, Metric
 from ddpm.sampling.sheets import draw_samples
 from ddpm.training.data import Images, split_test
@@ -54,7 +55,8 @@ class InTrainingEvaluation:
         if self._classifier:
             real, _ = split_test(self._test, self._config.val_images)
             drawn = f"{len(self._labels):,} generated images, {self._per_class} of each class,"
-            log(f"evaluation: {drawn} are compared with the {len(real):,} test images for validation")
+            mixture = mixture_words(real.counts())
+            log(f"evaluation: {drawn} are compared with the {len(real):,} test images for validation.{mixture}")
             self._reference = Reference.of(self._classifier, real, self._config.resolution)
             self._school = School(self._train, real, self._config.resolution, self._per_class, log)
             self._taught_by_real = self._school.teach_real()

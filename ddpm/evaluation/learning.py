@@ -147,7 +147,8 @@ class School:
         if unguided is not None:
             plain = self._told(f"{len(unguided):,} drawn at guidance 1", self.teach(unguided))
         real = self._told(f"{count:,} real ones", self.teach_real())
-        as_long = replace(self._recipe, images=count * self._recipe.epochs(count))  # of twice as many, half the epochs
+        own = self._recipe  # of twice as many, half the epochs in batches of the same size
+        as_long = replace(own, images=count * own.epochs(count), batch=own.batch_of(count))
         both = self.teach(lambda seed: joined(self.real(self.per_class, seed), generated), as_long)
         self._told(f"{count:,} real and {count:,} generated ones", both)
         fewer = {}

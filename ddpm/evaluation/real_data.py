@@ -10,7 +10,7 @@ import torch
 
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.run.config import TrainConfig
-from ddpm.run.datasets import data_words
+from ddpm.run.datasets import FOLDER, data_words
 from ddpm.run.errors import RequestError
 from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.pipeline import listed
@@ -51,6 +51,8 @@ def _settings(config: EvaluateConfig, model: TrainedModel) -> TrainConfig:
     names = {name: trained[name] for name in ("data", "split", "invert", "resolution") if name in trained}
     if config.data:
         names |= {"data": config.data, "split": config.split or "balanced"}
+    if names.get("data") == "folder" and model.exported and not config.data_root:
+        raise RequestError("an export does not tell where its images are: give their folder with --data-root")
     return TrainConfig(
         **names, data_root=Path(config.data_root or trained["data_root"]), download=config.download,
         output_root=config.output_root, block_out_channels=(32,),  # one level, which fits any resolution
@@ -60,7 +62,8 @@ def _settings(config: EvaluateConfig, model: TrainedModel) -> TrainConfig:
 def _of_training(name: str, train: Images, model: TrainedModel) -> bool:
     """Are these the images of the training? Of old checkpoints only the data set's name is known."""
     trained = model.meta.get("identity", {}).get("SHA-256 of the images", "")
-    return name == model.data and data.sha256(train).startswith(trained)
+    folders = name.startswith(FOLDER) and model.data.startswith(FOLDER)  # somebody may have renamed it
+    return (name == model.data or (folders and trained != "")) and data.sha256(train).startswith(trained)
 
 
 def _check_asked(found: RealData, config: EvaluateConfig, model: TrainedModel, say: Callable[[str], None]) -> None:

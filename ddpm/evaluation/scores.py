@@ -113,8 +113,10 @@ def total_variation(shares: torch.Tensor) -> float:
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Fréchet distance (Heusel et al. 2017) of features [N, D] and [M, D], taken as two Gaussians.
 
-    It is biased: fewer images give larger values. Compare only values of the same counts.
+    It is biased: fewer images give larger values. Compare only values of the same counts. NaN for fewer than two.
     """
+    if min(len(a), len(b)) < 2:
+        return math.nan
     from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds to load
 
     metric = FrechetInceptionDistance(feature=_Features(a.shape[1]), **ALONE).to(a.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ddpm.run import kinds
@@ -109,6 +110,18 @@ def real_images_words(images: dict[str, int]) -> str:
     if shared > 0:
         return f"all {total:,} test images; validation uses {shared:,} of them too, as it leaves too few"
     return f"the {images['evaluation']:,} test images (of {total:,}) that validation does not use"
+
+
+def mixture_words(counts: Sequence[int]) -> str:
+    """A caution, ` Their classes have …`, where classes have very different numbers of real images, but of generated
+    ones equally many; empty where they are about equal."""
+    if max(counts) <= 2 * max(min(counts), 1):
+        return ""
+    sizes = f"{min(counts):,} to {max(counts):,} images"
+    return (
+        f" Their classes have {sizes}, those of generated ones equally many: RCA and distances compare two mixtures of "
+        "classes, in which even real images would differ."
+    )
 
 
 def _check_lengths(evaluation: dict[str, Any]) -> None:

@@ -65,6 +65,11 @@ class TrainedModel:
         return self.meta["data"]
 
     @property
+    def exported(self) -> bool:
+        """Is it an export, whose meta.json tells nothing of the machine that it was trained on?"""
+        return "guidance" in self.meta
+
+    @property
     def draws_without_label(self) -> bool:
         """Has it learned to draw without a label (`--cfg-dropout-prob`)?"""
         return self.meta["settings"]["cfg_dropout_prob"] > 0

@@ -19,7 +19,7 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.files import real, replace_link
 from ddpm.run.metrics import METRICS, VAL_LOSS_EMA, altered_of, chosen_by
 from ddpm.training.checkpoint import Checkpoint, Contents, amend, read_meta, sound_metas, write
-from ddpm.training.hardware import synchronize
+from ddpm.training.hardware import device_name, synchronize
 from ddpm.training.optimizers import HIDDEN
 from ddpm.training.progress import Progress
 from ddpm.training.schedule import TrainingSchedule
@@ -122,6 +122,7 @@ class Checkpoints:
                 "global_batch": schedule.global_batch,
                 "world_size": schedule.world_size,
                 "altered": self.altered,
+                "device": device_name(trainer.world.device),
                 "threads": progress.threads[-1]["threads"] if progress.threads else None,
                 "lr": _next_lr(schedule, step),
             },

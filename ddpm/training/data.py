@@ -98,8 +98,8 @@ def sha256(images: Images) -> str:
     return sets.sha256(images.pixels.cpu().numpy(), images.labels.cpu().numpy())
 
 
-def agreed_sha256(train: Images, test: Images, world: DistContext) -> str:
-    """The SHA-256 of the training images, once it is sure that all nodes hold the same images.
+def agreed_sha256(train: Images, test: Images, world: DistContext) -> tuple[str, str]:
+    """The SHA-256 of the training images and of the test images, once it is sure that all nodes hold the same images.
 
     Raises:
         RequestError: the nodes hold different images of either split, or call the classes differently.
@@ -110,7 +110,7 @@ def agreed_sha256(train: Images, test: Images, world: DistContext) -> str:
     if len(set(found.values())) > 1:
         nodes = ", ".join(sorted(found))
         raise RequestError(f"--data-root holds different images on different nodes ({nodes}): copy it from one of them")
-    return next(digest for digest, *_ in found.values())
+    return next((of_train, of_test) for of_train, of_test, _ in found.values())
 
 
 def passes_per_epoch(config: TrainConfig, images: int) -> int:
@@ -136,17 +136,16 @@ def epoch_order(images: Images, config: TrainConfig, epoch: int) -> torch.Tensor
     A permutation of all images for each pass; with `--balance classes` as many of every class, so that those of small
     classes come several times and of large ones others in every epoch.
     """
-    device = images.labels.device
-    source = generator(device, config.seed, Stream.ORDER, epoch)
+    source = generator(torch.device("cpu"), config.seed, Stream.ORDER, epoch)  # so that it is the same on a GPU
     passes = range(passes_per_epoch(config, len(images)))
     if not config.balanced:
-        return torch.cat([torch.randperm(len(images), generator=source, device=device) for _ in passes])
-    order = torch.randperm(len(images), generator=source, device=device)
-    by_class = order[images.labels[order].argsort(stable=True)]
-    counts = torch.bincount(images.labels, minlength=images.num_classes).unsqueeze(1)
-    turns = torch.arange(len(passes) * len(images) // images.num_classes, device=device)
+        return torch.cat([torch.randperm(len(images), generator=source) for _ in passes]).to(images.labels.device)
+    order, labels = torch.randperm(len(images), generator=source), images.labels.cpu()
+    by_class = order[labels[order].argsort(stable=True)]
+    counts = torch.bincount(labels, minlength=images.num_classes).unsqueeze(1)
+    turns = torch.arange(len(passes) * len(images) // images.num_classes)
     chosen = by_class[(counts.cumsum(0) - counts + turns % counts).flatten()]
-    return chosen[torch.randperm(len(chosen), generator=source, device=device)]
+    return chosen[torch.randperm(len(chosen), generator=source)].to(images.labels.device)
 
 
 def global_slice(order: torch.Tensor, batch: int, images: int, world: DistContext) -> torch.Tensor:

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from ddpm.training.checkpoint import Checkpoint, inspect, point_latest, read_met
 from ddpm.training.distributed import DistContext
 from ddpm.training.optimizers import HIDDEN
 from ddpm.training.schedule import TrainingSchedule
+
+TEST_IMAGES = "SHA-256 of the test images"
+ORDER_OF_SUMS = {"processes", "threads", "device", "precision", "compile"}  # with another one, results differ in bits
 
 
 def find_latest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
@@ -89,7 +92,11 @@ def choose_start(
 
 
 def identity_of(
-    config: TrainConfig, schedule: TrainingSchedule, class_names: Sequence[str], data_sha256: str
+    config: TrainConfig,
+    schedule: TrainingSchedule,
+    class_names: Sequence[str],
+    data_sha256: str,
+    test_sha256: str | None = None,
 ) -> dict[str, Any]:
     """The settings and data that must stay the same when a run is continued. All others may change."""
     names = ("preset", "data", "resolution", "block_out_channels", "layers_per_block", "norm_num_groups",
@@ -110,6 +117,7 @@ def identity_of(
         "classes": len(class_names),
         "training images": schedule.train_images,
         "SHA-256 of the images": data_sha256[:16],
+        TEST_IMAGES: test_sha256 and test_sha256[:16],
         "global batch": schedule.global_batch,
     }
 
@@ -127,14 +135,16 @@ def refuse_other_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         RequestError: the checkpoint has another identity; a table below the message lists what differs.
     """
     saved = checkpoint.meta["identity"]
-    differing = [name for name in identity if saved.get(name) != identity[name]]
+    known = (name for name in identity if name != TEST_IMAGES or saved.get(name))  # older versions did not keep it
+    differing = [name for name in known if saved.get(name) != identity[name]]
     if not differing:
         return
     rows = [(name.replace("_", " "), str(saved.get(name)), str(identity[name])) for name in differing]
     rows.insert(0, ("", "the run so far", "asked for now"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    images = "; the images, or their order, have changed since" if "SHA-256 of the images" in differing else ""
+    others = {"SHA-256 of the images", TEST_IMAGES} & set(differing)
+    images = "; the images, or their order, have changed since" if others else ""
     batch = " (--batch-size × processes × --grad-accum must stay)" if "global batch" in differing else ""
     raise RequestError(
         f"{checkpoint.folder} is of another run{images}: give the settings of the run so far{batch}, or another "
@@ -143,24 +153,29 @@ def refuse_other_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 
 
 def changes(
-    checkpoint: Checkpoint, config: TrainConfig, schedule: TrainingSchedule, threads: int | None = None
-) -> list[str]:
+    checkpoint: Checkpoint, config: TrainConfig, schedule: TrainingSchedule, used: Mapping[str, Any] | None = None,
+    **machine: Any,
+) -> list[str]:  # fmt: skip
     """Messages: the settings that differ from the start that wrote the checkpoint, which is allowed, and the effects.
 
     Args:
-        threads: number of torch's threads on a CPU; None on a GPU. Another number adds in another order, as does
-            another number of processes.
+        used: what was chosen for the device where settings leave it open (`Choices.values`).
+        machine: `device`, its name; `threads`, the number of torch's on a CPU, None on a GPU.
     """
     progress = checkpoint.meta["progress"]
     older = preset(config.preset, recipe="reference").to_dict() | ONCE  # settings that the checkpoint's version lacked
     before = {**older, **checkpoint.meta["settings"], "processes": progress["world_size"]}
     now = {**config.to_dict(), "processes": schedule.world_size}
-    if threads and progress.get("threads"):
-        before["threads"], now["threads"] = progress["threads"], threads
+    chosen = checkpoint.meta.get("used") or {}
+    for name in chosen.keys() & (used or {}).keys():
+        before[name], now[name] = chosen[name], used[name]
+    for name, value in machine.items():
+        if value and progress.get(name):
+            before[name], now[name] = progress[name], value
     compared = [name for name in now if name not in START_ONLY]
     differing = [name for name in compared if before[name] != now[name]]
     words = [f"{name.replace('_', ' ')} {before[name]} → {now[name]}" for name in differing]
-    if {"processes", "threads"} & set(differing):
+    if ORDER_OF_SUMS & set(differing):
         words.append("the run goes on, but not bit for bit: numbers are added in another order")
     return words + _of_learning_rate(progress.get("lr") or {}, schedule)
 

@@ -85,7 +85,12 @@ class TrainingSchedule:
                 f"{plural(self.train_images, 'training image')}: take a smaller batch"
             )
         config, total = self.config, self.total_steps
-        if config.warmup_steps >= total and config.warmup_steps != preset(config.preset).warmup_steps:
+        if config.lr_schedule == "plateau" and config.plateau_lowest >= self.peak_lr:
+            raise RequestError(
+                f"--plateau-lowest {config.plateau_lowest:g}: must be below the learning rate, {self.peak_lr:g}, or "
+                "nothing is ever lowered"
+            )
+        if config.warmup_steps >= total and config.warmup_steps != self._usual.warmup_steps:
             raise RequestError(
                 f"--warmup-steps {config.warmup_steps}: the run has only {plural(total, 'step')}, so the learning rate "
                 "would never reach its peak: give fewer, or 0"
@@ -99,7 +104,7 @@ class TrainingSchedule:
         """Settings that do nothing, or what the user may not expect, a line each."""
         config, total = self.config, self.total_steps
         planned, whole = config.epochs * self.steps_per_epoch, total // self.steps_per_epoch
-        found = list(without_effect(config, preset(config.preset)))
+        found = list(without_effect(config, self._usual))
         if config.warmup_steps >= total:
             found.append(
                 f"the preset's --warmup-steps {config.warmup_steps} are more than the {plural(total, 'step')} of the "
@@ -117,6 +122,11 @@ class TrainingSchedule:
         if config.max_steps and config.lr_schedule == "step" and total <= config.lr_step_epochs * self.steps_per_epoch:
             found.append(f"--lr-step-epochs {config.lr_step_epochs:g}: --max-steps ends the run before the first decay")
         return found
+
+    @property
+    def _usual(self) -> TrainConfig:
+        """The settings of the preset and recipe, which nobody has typed."""
+        return preset(self.config.preset, recipe=self.config.recipe)
 
     @property
     def global_batch(self) -> int:

@@ -190,6 +190,24 @@ def test_an_evaluation_by_other_images_is_made_on_request_only(images: TrainConf
     assert "whether it copies those is not measured" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_folder_that_was_renamed_still_holds_the_images_of_the_training(images: TrainConfig, quick_reports):
+    assert run(images) == 0
+    renamed = images.data_root.rename(images.data_root.with_name("alphabet"))
+    asked = EvaluateConfig(images.run, output_root=images.output_root, data_root=renamed, device="cpu")
+    evaluator = Evaluator(asked, "", Console(quiet=True))
+    assert evaluator.of_training and evaluator.data == "folder-alphabet"
+
+
+def test_an_export_does_not_know_where_its_images_are(images: TrainConfig, quick_reports):
+    """Its meta.json says `data`, of which nobody has heard."""
+    assert run(replace(images, export=True)) == 0
+    export = str(paths_of(images).checkpoints / "export")
+    asked = EvaluateConfig(export, output_root=images.output_root, device="cpu")
+    with pytest.raises(RequestError, match=r"does not tell where its images are: give .* --data-root"):
+        Evaluator(asked, "", Console(quiet=True))
+    assert Evaluator(replace(asked, data_root=images.data_root), "", Console(quiet=True)).of_training
+
+
 def test_an_evaluation_compares_with_the_folder_at_the_resolution_of_the_model(images: TrainConfig, quick_reports):
     config = replace(images, resolution=32, invert="no")
     assert run(config) == 0

@@ -100,17 +100,18 @@ def test_real_images_teach_what_real_images_teach(school: School, held_back: Ima
 
 def test_real_and_generated_images_are_shown_as_long_as_real_ones_alone(school: School, held_back: Images, monkeypatch):
     """They were shown twice as long, which alone may teach more."""
-    monkeypatch.setattr(school, "_recipe", Recipe(batch=16))
-    shown = []
-    monkeypatch.setattr(
-        "ddpm.evaluation.learning.fit",
-        lambda images, recipe: (
-            shown.append((len(images), len(images) * recipe.epochs(len(images)))) or CharacterCNN(47)
-        ),
-    )
+    monkeypatch.setattr(school, "_recipe", Recipe())
+    shown = {}
+
+    def fit(images: Images, recipe: Recipe) -> CharacterCNN:
+        count = len(images)
+        shown[count] = count * recipe.epochs(count), recipe.batch_of(count)
+        return CharacterCNN(47)
+
+    monkeypatch.setattr("ddpm.evaluation.learning.fit", fit)
     school.report(held_back, None)
-    of = dict(shown)
-    assert of[2 * len(held_back)] == of[len(held_back)] == 16 * len(held_back)
+    alone, together = shown[len(held_back)], shown[2 * len(held_back)]
+    assert alone == together == (16 * len(held_back), len(held_back) // 16), "as many images in as many steps"
 
 
 def test_wrong_labels_teach_nothing(school: School, held_back: Images):

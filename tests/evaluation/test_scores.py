@@ -247,3 +247,8 @@ def test_sets_that_are_compared_in_parts_are_compared_whole():
     assert all(each.all() and len(each) == 1100 for each in precision_recall(line, line))
     density, coverage = density_coverage(line, line)
     assert density[[0, 5, 550, 1099]].tolist() == pytest.approx([4 / 5, 9 / 5, 7 / 5, 4 / 5]) and coverage.all()
+
+
+def test_one_image_has_no_distance():
+    """As of a run with --val-images 1, which ended with an error of torchmetrics before it had saved the epoch."""
+    assert math.isnan(frechet_distance(torch.rand(1, 4), torch.rand(9, 4)))

@@ -141,6 +141,14 @@ def test_the_longest_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
         (tmp_path / name).touch()
 
 
+def test_the_images_for_validation_are_also_those_of_evaluations():
+    asked = ["--val-images", "100", "--val-every", "0"]
+    told = " ".join(without_effect(parse_args([*asked, "--best-by", "rca"]), preset("large")))
+    assert "--val-images" not in told
+    told = " ".join(without_effect(parse_args([*asked, "--eval-every", "0"]), preset("large")))
+    assert "--val-images 100 has no effect without --val-every or --eval-every" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "setting"),
     [
@@ -149,7 +157,6 @@ def test_the_longest_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
         (["--min-delta", "0.01"], "--min-delta 0.01"),
         (["--early-stop-metric", "val_loss"], "--early-stop-metric val_loss"),
         (["--sample-every", "2", "--samples-per-class", "0"], "--sample-every 2"),
-        (["--val-images", "100", "--val-every", "0", "--best-by", "rca"], "--val-images 100"),
         (["--keep-every", "200"], "--keep-every 200"),
         (["--data", "glyphs", "--download"], "--download True"),
         (["--val-every", "0"], "--val-every 0"),

@@ -81,7 +81,6 @@ def test_shares_and_ratios_may_be_given_in_percent():
     (["--stop-when", "missed"], "--stop-when missed needs criteria"),
     (["--best-by", "criteria"], "--best-by criteria needs criteria"),
     (["--criteria", "nowhere.yaml"], "--criteria nowhere.yaml: "),
-    (["--lr-schedule", "plateau", "--lr", "1e-4", "--plateau-lowest", "1e-3"], "must be below --lr 0.0001"),
 ])  # fmt: skip
 def test_criteria_that_cannot_be_judged_are_refused_before_anything_starts(arguments: list[str], words: str):
     with pytest.raises(RequestError) as error:

@@ -202,6 +202,27 @@ def test_what_may_change_is_told(saver: Saver, small):
     assert changes(found, small, TrainingSchedule(small, 1, 128)) == []
 
 
+def test_another_machine_and_what_it_chose_are_told(saver: Saver, small):
+    """Four GPUs of a newer kind trained in bf16; the node after a requeue has older ones."""
+    saver.save(4)
+    found, schedule, used = checkpoint.inspect(saver.root / "latest"), saver.schedule, saver.trainer.choices.values()
+    assert changes(found, small, schedule, used, device=found.meta["progress"]["device"]) == []
+    *told, bits = changes(found, small, schedule, used | {"precision": "fp16", "val_images": 117}, device="V100")
+    assert {words.rpartition(" ")[2] for words in told} == {"fp16", "117", "V100"} and "not bit for bit" in bits
+
+
+def test_other_test_images_are_another_run(saver: Saver, small):
+    """Their validation losses cannot be compared. Older checkpoints do not know them, and are continued."""
+    saver.save(4)
+    known = saver.identity["SHA-256 of the images"]
+    saved, now = (identity_of(small, saver.schedule, CLASSES, known, digest) for digest in ("1234", "5678"))
+    refuse_other_run(checkpoint.inspect(saver.root / "latest"), now)
+    checkpoint.amend(saver.root / "step_00000004", identity=saved)
+    refuse_other_run(checkpoint.inspect(saver.root / "latest"), saved)
+    with pytest.raises(RequestError, match=r"images, or their order, have changed[^\0]*test images +1234 +5678"):
+        refuse_other_run(checkpoint.inspect(saver.root / "latest"), now)
+
+
 def test_resume_can_name_a_checkpoint(saver: Saver):
     first = saver.save(4)
     saver.save(8)

@@ -135,6 +135,22 @@ def test_a_warm_up_that_never_ends_is_refused(settings):
 def test_a_presets_own_warm_up_is_only_remarked_where_a_run_is_short():
     (remark,) = make_schedule(max_steps=20).remarks()
     assert "--warmup-steps 100 are more than the 20 steps" in remark
+    fast = preset("small", recipe="fast", batch_size=32)  # a recipe's own, which this preset has not
+    assert any("--warmup-steps 100 are more" in remark for remark in TrainingSchedule(fast, 1, 32).remarks())
+
+
+def test_the_lowest_rate_of_plateaus_is_judged_by_the_scaled_rate():
+    asked = dict(lr=1e-4, lr_schedule="plateau", warmup_steps=0)
+    for lowest, more, refused in (
+        (1e-3, {}, "1e-04"),
+        (2e-4, {"scale_lr": "linear", "grad_accum": 4}, None),
+        (5e-5, {"scale_lr": "linear", "batch_size": 8}, "2.5e-05"),
+    ):
+        if refused is None:
+            make_schedule(**asked, plateau_lowest=lowest, **more)
+        else:
+            with pytest.raises(RequestError, match=f"must be below the learning rate, {float(refused):g}"):
+                make_schedule(**asked, plateau_lowest=lowest, **more)
 
 
 @pytest.mark.parametrize(

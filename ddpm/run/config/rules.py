@@ -72,10 +72,6 @@ def _training_rules(config: TrainConfig) -> list[tuple[bool, str]]:
             not 0 < config.plateau_factor < 1,
             f"--plateau-factor {config.plateau_factor}: must lie in (0, 1), such as 0.5",
         ),
-        (
-            config.lr_schedule == "plateau" and config.plateau_lowest >= config.lr,
-            f"--plateau-lowest {config.plateau_lowest:g}: must be below --lr {config.lr:g}, or nothing is ever lowered",
-        ),
         (config.diffusion_steps < 2, f"--diffusion-steps {config.diffusion_steps}: must be 2 or more"),
         (
             config.sample_steps > config.diffusion_steps,
@@ -233,7 +229,7 @@ def without_effect(config: TrainConfig, usual: TrainConfig) -> Iterator[str]:
         "early_stop_metric min_delta": (config.early_stop_patience > 0, "--early-stop-patience"),
         "sample_every": (grids, "--samples-per-class 1 or more"),
         "sample_steps guidance_scale": (grids or config.eval_every != 0, "--samples-per-class or --eval-every"),
-        "val_images": (config.val_every > 0, "--val-every 1 or more"),
+        "val_images": (config.val_every > 0 or config.eval_every != 0, "--val-every or --eval-every 1 or more"),
         "download": (config.data not in ("folder", "glyphs"), "--data emnist, kmnist or fashion"),
         "split": (config.data == "emnist", "--data emnist"),
         "invert": (config.data == "folder", "--data folder"),

@@ -27,6 +27,17 @@ def test_every_figure_with_its_interval_and_count(tmp_path: Path) -> None:
     assert text.index("88.9%") < text.index("RCA") < text.index("### Figures")  # the check first, words before tables
 
 
+def test_test_images_of_which_a_class_has_ten_times_more_are_another_mixture(tmp_path: Path) -> None:
+    """As those of --split byclass, half of which are digits."""
+    evaluation = make_evaluation()
+    assert "two mixtures" not in section(tmp_path / "equal", evaluation)
+    for entry in evaluation["conditional"]["per_class"][:10]:
+        entry["real_count"] *= 10
+    few = evaluation["conditional"]["per_class"][-1]["real_count"]
+    told = f"Their classes have {few:,} to {10 * few:,} images, those of generated ones equally many"
+    assert told in section(tmp_path / "digits", evaluation)
+
+
 def test_it_is_a_section_of_blocks(tmp_path: Path) -> None:
     found = evaluation_section(publish(tmp_path, make_evaluation()))
     assert found.title == "Evaluation"
