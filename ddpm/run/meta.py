@@ -11,8 +11,9 @@ from ddpm.run.config import in_todays_words
 from ddpm.run.files import read_json
 
 PROGRESS = kinds.record(
-    **dict.fromkeys(("step", "images_seen", "epoch", "batch", "global_batch", "world_size"), kinds.count)
-)
+    **dict.fromkeys(("step", "images_seen", "epoch", "batch", "global_batch", "world_size"), kinds.count),
+    losses_since=kinds.count, altered=kinds.mapping(kinds.count),
+)  # fmt: skip
 
 
 def checked_meta(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
