@@ -201,9 +201,22 @@ def test_the_table_of_recipes_has_the_files_figures(minutes: int):
         assert expected in [[cell.removesuffix(" |") for cell in row] for row in rows], expected
 
 
-def test_the_table_of_todays_recipes_is_made_of_its_file():
+@pytest.mark.parametrize("name", ["recipes", "recipes_9_minutes"])
+def test_the_tables_of_todays_recipes_are_made_of_their_files(name: str):
     page = (RESULTS / "recipes.md").read_text(encoding="utf-8").splitlines()
-    assert [line for line in means(at("recipes", "results")).splitlines() if line not in page] == []
+    assert [line for line in means(at(name, "results")).splitlines() if line not in page] == []
+
+
+def test_what_is_said_of_the_time_embedding_follows_from_its_runs():
+    of = {(each["recipe"], each["seed"]): each["figures"][0] for each in at("recipes_9_minutes", "results")}
+    pairs = [(of["tiny", seed], of["embedding added", seed]) for seed in range(3)]
+    assert at("recipes_9_minutes", "minutes") == 9.4
+    for ours, other in pairs:
+        assert ours["rca"]["value"] > other["rca"]["value"] and ours["frechet"]["value"] < other["frechet"]["value"]
+    gains = [other["cas"]["value"] - ours["cas"]["value"] for ours, other in pairs]
+    each = [[figures["cas"]["value"] for figures in some] for some in zip(*pairs, strict=True)]
+    assert sorted(gain > 0 for gain in gains) == [False, True, True]
+    assert max(map(abs, gains)) < min(max(values) - min(values) for values in each)
 
 
 def text_of(page: str) -> str:
