@@ -80,8 +80,7 @@ def head(run: RunData) -> list[Block]:
         again = code(paths.command("python -m metrics.report"))
         notes.append(Note(f"**In progress** as of {sections.as_of(run)}: {done}. {again} updates this report."))
     elif state != "finished":
-        how = "fell silent" if state == "silent" else state
-        notes.append(Note(f"**The run {how} before its end**: {done}."))
+        notes.append(Note(f"**The run {state} before its end**: {done}."))
     elif run.stopped_early:
         _, colon, why = run.stopped_early.partition(": ")
         notes.append(Note(f"**Stopped early after epoch {run.last['epoch']} of {run.planned_epochs}**{colon}{why}."))

@@ -219,9 +219,10 @@ class RunData:
 
     @property
     def outcome(self) -> str:
-        """The state that its figures have: `running`, or how it ended. A run that died could not write that there."""
+        """The state by its figures: `running`, or how it ended. A process that was lost could not write that there, but
+        another one has told it in the status."""
         written = self.document["state"]
-        return self.state if written == "running" and (self.ended or self.silent) else written
+        return self.status["state"] if written == "running" and self.ended else written
 
     @property
     def stopped_early(self) -> str | None:

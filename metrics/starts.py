@@ -156,6 +156,6 @@ def _start(record: Mapping[str, Any]) -> Start:
         seconds=lived,
         gpu_seconds=lived * (gpus or 0),
         began_at=None if began_at is None else int(began_at),
-        images=max(0, int(seen - seen_before)),
+        images=0 if began_at is None else max(0, int(seen - seen_before)),  # else the status tells of an earlier start
         last=record,
     )
