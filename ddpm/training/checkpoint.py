@@ -126,8 +126,8 @@ def amend(folder: Path, ours: Callable[[], None] = lambda: None, **fields: Any) 
 def read_meta(folder: Path) -> dict[str, Any]:
     """The content of a checkpoint's meta.json; empty if it cannot be read."""
     try:
-        return checked_meta(folder, ())
-    except (OSError, ValueError):
+        return _meta(folder)
+    except OSError:
         return {}
 
 

@@ -348,8 +348,8 @@ def test_what_was_unsound_stays_so_when_its_figures_come(saver: Saver, small, st
         saver = continued(saver, small, begin="step_00000004")
     folder = saver.save(4, val_loss_ema=0.1)
     assert checkpoint.read_meta(folder)["unsound"] == "its losses say so"
-    assert {severity for _, severity in saver.said} == {"warning"}
-    assert "there is no sound one yet" in saver.said[-1][0]
+    assert [severity for _, severity in saver.said] == ["warning"] * (1 if started_again else 2)
+    assert "there is no sound one yet" in saver.said[0][0]
     sound = saver.save(8, val_loss_ema=0.5)
     saver.save(12, unsound="its losses say so")
     assert f"stays at {sound.name}" in saver.said[-1][0]
