@@ -190,7 +190,7 @@ class RunData:
 
     @property
     def job_now(self) -> float:
-        """The time by the clock of the run's node, which may differ from ours."""
+        """The time by the clock of the run's node, which may differ from ours. Times that it wrote are judged by it."""
         heartbeat = number(self.status.get("heartbeat"))
         return self.now if heartbeat is None else heartbeat + self.heartbeat_age
 

@@ -119,8 +119,8 @@ def mixture_words(counts: Sequence[int]) -> str:
         return ""
     sizes = f"{min(counts):,} to {max(counts):,} images"
     return (
-        f" Their classes have {sizes}, those of generated ones equally many: RCA and distances compare two mixtures of "
-        "classes, in which even real images would differ."
+        f" Their classes have {sizes}, those of generated ones equally many: RCA and distances also show the "
+        "difference between these two mixtures."
     )
 
 

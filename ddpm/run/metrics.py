@@ -96,8 +96,8 @@ class Metric:
         return value if known else None
 
     def comparable_from(self, altered: Mapping[str, int]) -> int:
-        """The number of a run's first rows that were measured otherwise than its last, by `altered`: a setting → the
-        number of rows that were there when it changed."""
+        """The number of a run's first rows in which it was measured with other settings than in the last. `altered`: a
+        setting → the number of rows that there were when it changed."""
         return max((altered.get(setting, 0) for setting in self.same), default=0)
 
     def lost(self, row: Mapping[str, Any]) -> bool:

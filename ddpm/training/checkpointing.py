@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -233,8 +233,14 @@ def update_best(root: Path, config: TrainConfig) -> Path | None:
 
 def _measured_alike(meta: Mapping[str, Any], config: TrainConfig) -> bool:
     """Was the figure of `--best-by` measured with the same settings as it would be now?"""
-    metric, before, now = chosen_by(config.best_by), meta.get("settings") or {}, config.to_dict()
-    return metric is None or all(before.get(name, now[name]) == now[name] for name in metric.same)
+    metric = chosen_by(config.best_by)
+    return metric is None or not _differing(metric.same, meta.get("settings") or {}, config)
+
+
+def _differing(names: Iterable[str], before: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Which of the settings `names` are others than `before`; those that an older version lacked count as equal."""
+    now = config.to_dict()
+    return sorted(name for name in names if before.get(name, now[name]) != now[name])
 
 
 def selection_cost(row: Mapping[str, Any], config: TrainConfig) -> tuple[float, ...] | None:
@@ -286,10 +292,9 @@ def altered_settings(start: Checkpoint | None, config: TrainConfig) -> dict[str,
     change. Those rows' figures cannot be compared with later ones (`Metric.comparable_from`)."""
     if start is None:
         return {}
-    before, now, rows = start.meta["settings"], config.to_dict(), len(start.meta["history"])
-    earlier = altered_of(start.meta["progress"])
-    others = {name for name in MEASURED_BY if before.get(name, now[name]) != now[name]}
-    return {**earlier, **dict.fromkeys(sorted(others), rows)} if rows else {}
+    rows = len(start.meta["history"])
+    others = _differing(MEASURED_BY, start.meta["settings"], config)
+    return {**altered_of(start.meta["progress"]), **dict.fromkeys(others, rows)} if rows else {}
 
 
 def _next_lr(schedule: TrainingSchedule, step: int) -> dict[str, float]:

@@ -101,7 +101,7 @@ def gpus(run: RunData, limits: Thresholds) -> Component:
     findings, rows = [], []
     training = run.lives and run.phase == "training"
     for node in run.nodes:
-        age = run.now - (number(node.get("time")) or 0.0)
+        age = run.job_now - (number(node.get("time")) or 0.0)
         if run.lives and node.get("gpus") and age > max(limits.gpu_silent_sec, CLOCK_SKEW):
             findings.append(warning(f"node {node['node']} has not written its GPUs' state for {duration(age)}"))
         for gpu in node.get("gpus") or []:

@@ -169,7 +169,7 @@ def _subtitle(run: RunData, gpus: Sequence[Gpu]) -> str | None:
 
 def _absent(run: RunData, node: dict[str, Any]) -> tuple[str, str] | None:
     """Why a node has no figures, with a style; None if it has them."""
-    age = run.now - (number(node.get("time")) or run.now)
+    age = run.job_now - (number(node.get("time")) or run.job_now)
     if age > LIMITS.gpu_silent_sec and not run.ended:
         return f"silent for {duration(age)}", "yellow"
     return None if node.get("gpus") else (str(node.get("note") or "no GPU"), "bright_black")

@@ -13,7 +13,7 @@ import pytest
 from ddpm.run.paths import RunPaths
 from metrics.live.status import StatusPublisher
 from metrics.run_data import RunData, RunReader
-from tests.metrics.live.terminals import Terminal, publish, view
+from tests.metrics.live.terminals import Terminal, publish, shown, view
 
 
 def test_the_heartbeat_is_judged_by_our_own_clock_once_it_is_seen_to_beat(paths):
@@ -36,6 +36,9 @@ def test_a_stall_is_judged_by_the_clock_of_the_run(paths, behind):
     reader = RunReader(paths)
     beat(1)
     assert beat(2).state == "running" and "phase 'training'" in beat(2).condition.note
+    for file in paths.gpus.glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"time": time.time() - behind}))
+    assert "silent" not in shown(reader.read(), (120, 40)), "nor are its GPUs silent"
     stalled = beat(320)
     assert stalled.state == "stalled" and stalled.idle_sec == pytest.approx(320, abs=5)
 
