@@ -30,7 +30,7 @@ def test_a_stall_is_judged_by_the_clock_of_the_run(paths, behind):
 
     def beat(steps_since: float) -> RunData:
         now = time.time() - behind
-        publish(paths, heartbeat=now, progress_time=now - steps_since, phase_time=now - 3000)
+        publish(paths, started=now - 3000, heartbeat=now, progress_time=now - steps_since, phase_time=now - 3000)
         return reader.read()
 
     reader = RunReader(paths)
@@ -38,7 +38,8 @@ def test_a_stall_is_judged_by_the_clock_of_the_run(paths, behind):
     assert beat(2).state == "running" and "phase 'training'" in beat(2).condition.note
     for file in paths.gpus.glob("*.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"time": time.time() - behind}))
-    assert "silent" not in shown(reader.read(), (120, 40)), "nor are its GPUs silent"
+    text = shown(reader.read(), (120, 40))
+    assert "4 x L40S on 2 nodes" in text and "silent" not in text, "nor are its GPUs silent"
     stalled = beat(320)
     assert stalled.state == "stalled" and stalled.idle_sec == pytest.approx(320, abs=5)
 
