@@ -21,8 +21,8 @@ from rich.console import Console
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.run import cli
 from ddpm.run.program import run_program
-from ddpm.training.compiler import limit_workers
-from ddpm.training.threads import limit_spinning
+from ddpm.training.machine.compiler import limit_workers
+from ddpm.training.machine.threads import limit_spinning
 
 if TYPE_CHECKING:
     from ddpm.evaluation.evaluator import Evaluator
@@ -44,8 +44,8 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
     evaluator, console = None, Console()
     try:
         from ddpm.evaluation.evaluator import Evaluator  # here: imports torch, so a wrong flag is reported before
-        from metrics.evaluation_section import figures_table, sweep_table
-        from metrics.evaluation_words import copying_words, learning_words, length_words, recommended_words
+        from metrics.evaluation.section import figures_table, sweep_table
+        from metrics.evaluation.words import copying_words, learning_words, length_words, recommended_words
         from metrics.page import plain, rich_table
 
         evaluator = Evaluator(config, command, console)
@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
 
 def publish(evaluator: Evaluator) -> None:
     """Update the run's training log and report (not with --out), and print the path of every file."""
-    from metrics.evaluation_section import write_evaluation_plots
+    from metrics.evaluation.section import write_evaluation_plots
     from metrics.report import write_report
     from metrics.training_log.log import write_training_log
 

@@ -32,8 +32,8 @@ from ddpm.run.format import plural
 from ddpm.run.program import run_program
 from ddpm.sampling.config import SampleConfig
 from ddpm.sampling.options import weights_words
-from ddpm.training.compiler import limit_workers, prepare
-from ddpm.training.threads import limit_spinning, settle
+from ddpm.training.machine.compiler import limit_workers, prepare
+from ddpm.training.machine.threads import limit_spinning, settle
 
 
 @cli.in_one_line
@@ -61,9 +61,9 @@ def make(config: SampleConfig) -> Path:
     from ddpm.sampling.load import load_model, networks_of  # imports torch for seconds: a wrong flag is told before
     from ddpm.sampling.render import Renderer
     from ddpm.sampling.sheets import npz
-    from ddpm.training import hardware
     from ddpm.training.compilation import compile_in_place
-    from ddpm.training.device import pick_device
+    from ddpm.training.machine import hardware
+    from ddpm.training.machine.device import pick_device
 
     device, _ = pick_device(config.device)
     if config.compile:

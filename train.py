@@ -24,8 +24,8 @@ from ddpm.run.errors import NotMetError, OutOfMemory, ProcessesLost, RequestErro
 from ddpm.run.launch import read_launch
 from ddpm.run.program import flush, prepare, run_program
 from ddpm.run.signals import TWICE, StopRequest
-from ddpm.training.compiler import limit_workers
-from ddpm.training.threads import limit_spinning
+from ddpm.training.machine.compiler import limit_workers
+from ddpm.training.machine.threads import limit_spinning
 
 
 def is_first() -> bool:
@@ -76,9 +76,10 @@ from ddpm.run.metrics import (
     select,
 )  # fmt: skip
 from ddpm.run.paths import RunPaths
-from ddpm.training import data, hardware
+from ddpm.training import data
 from ddpm.training.describe import dry_run
-from ddpm.training.distributed import connect, leave_traces
+from ddpm.training.machine import hardware
+from ddpm.training.machine.distributed import connect, leave_traces
 from metrics.lifecycle import RunLifecycle
 from metrics.live.status import publish_failure
 from metrics.loggers import wandb

@@ -25,11 +25,11 @@ from ddpm.run.format import plural
 from ddpm.run.program import run_program
 from ddpm.training.checkpointing import Checkpoints
 from ddpm.training.data import Images
-from ddpm.training.distributed import connect
-from ddpm.training.hardware import choose
+from ddpm.training.identity import identity_of
+from ddpm.training.machine.distributed import connect
+from ddpm.training.machine.hardware import choose
 from ddpm.training.model import count_parameters, flops_per_image
 from ddpm.training.progress import Progress
-from ddpm.training.resume import identity_of
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
 

@@ -31,7 +31,7 @@ from ddpm.run.metrics import BANDS, VAL_LOSS, VAL_LOSS_EMA
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
 from ddpm.training import data
-from ddpm.training.distributed import DistContext
+from ddpm.training.machine.distributed import DistContext
 
 FOLDER = PROJECT_ROOT / "tests" / "golden"
 STEPS = 60

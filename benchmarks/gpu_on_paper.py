@@ -21,7 +21,7 @@ from benchmarks.common.rounds import RESULTS, WIDTH, Parser
 from ddpm.run.config import PRESETS, preset
 from ddpm.run.files import atomic_write
 from ddpm.run.program import run_program
-from ddpm.training.hardware import PEAK_TFLOPS
+from ddpm.training.machine.hardware import PEAK_TFLOPS
 from ddpm.training.model import flops_per_image
 from metrics.page import Table, markdown_table, to_rich
 

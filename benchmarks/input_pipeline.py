@@ -30,7 +30,7 @@ from ddpm.run.arguments import parse_args
 from ddpm.run.config import PRESETS, TrainConfig
 from ddpm.run.program import run_program
 from ddpm.training import data
-from ddpm.training.distributed import DistContext, connect
+from ddpm.training.machine.distributed import DistContext, connect
 from ddpm.training.model import flops_per_image
 from ddpm.training.schedule import TrainingSchedule
 

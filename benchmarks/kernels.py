@@ -21,7 +21,7 @@ from benchmarks.common.our_run import OurRun, our_run
 from benchmarks.common.rounds import arguments, machine, publish, seconds, settings
 from ddpm.run.config import TrainConfig
 from ddpm.run.program import run_program
-from ddpm.training.distributed import connect
+from ddpm.training.machine.distributed import connect
 
 KINDS = {  # a kernel is of the first kind whose words its name holds
     "layout copies": r"nchwToNhwc|nhwcToNchw|nchw_to_nhwc|nhwc_to_nchw",

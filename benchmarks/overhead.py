@@ -32,7 +32,7 @@ from benchmarks.common.our_run import OurRun, our_run
 from benchmarks.common.rounds import ALL, arguments, in_turn, machine, publish, seconds, settings, spread, words
 from ddpm.run.config import TrainConfig
 from ddpm.run.program import run_program
-from ddpm.training.distributed import DistContext, connect
+from ddpm.training.machine.distributed import DistContext, connect
 from metrics.live.status import StatusPublisher
 from metrics.live.terminal import TerminalView
 

@@ -27,9 +27,9 @@ from ddpm.run.program import run_program
 from ddpm.sampling.pipeline import make_sampler, sample
 from ddpm.sampling.sheets import images_at_once
 from ddpm.training.compilation import compiled
-from ddpm.training.device import pick_device
 from ddpm.training.diffusion import make_scheduler
-from ddpm.training.hardware import choose, set_up
+from ddpm.training.machine.device import pick_device
+from ddpm.training.machine.hardware import choose, set_up
 from ddpm.training.model import build_unet, flops_per_image, set_layout
 
 MANNERS = [f"{sampler}-{steps}" for sampler, counts in SAMPLERS.items() for steps in counts]

@@ -31,7 +31,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.format import plural
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.run.program import run_program
-from ddpm.training.device import pick_device
+from ddpm.training.machine.device import pick_device
 from ddpm.training.schedule import TrainingSchedule
 
 # train, and do nothing else that takes long; the last of equal flags counts

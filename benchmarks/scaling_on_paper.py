@@ -22,7 +22,7 @@ from ddpm.run.config import PRESETS, preset
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.program import run_program
-from ddpm.training.hardware import PEAK_TFLOPS
+from ddpm.training.machine.hardware import PEAK_TFLOPS
 from ddpm.training.model import build_unet, flops_per_image
 from metrics.page import Table, markdown_table
 

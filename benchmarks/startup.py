@@ -184,7 +184,7 @@ def table(preset: str, results: dict[str, dict], targets: dict[str, dict]) -> Ta
 
 def main(argv: list[str] | None = None) -> None:
     from benchmarks.common.rounds import arguments, machine, publish, settings, spread
-    from ddpm.training.device import pick_device
+    from ddpm.training.machine.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--warm-cache", action="store_true", help="also with compilation, its cache empty and filled")

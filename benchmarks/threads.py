@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm.run.errors import RequestError
 from ddpm.run.program import run_program
-from ddpm.training.threads import limit_spinning, usable_cores
+from ddpm.training.machine.threads import limit_spinning, usable_cores
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ def child(side: str, flags: Sequence[str]) -> None:
 
     config = parse_args(flags)
     from benchmarks.common.our_run import our_run
-    from ddpm.training.distributed import connect
+    from ddpm.training.machine.distributed import connect
 
     with connect(config.device) as world, our_run(config, world) as ours:
         ours.steps(WARM_UP)
@@ -163,7 +163,7 @@ def table(preset: str, results: dict[str, dict[str, Any]], threads: dict[str, li
 
 def main(argv: list[str] | None = None) -> None:
     from benchmarks.common.rounds import arguments, in_turn, machine, publish, settings
-    from ddpm.training.device import pick_device
+    from ddpm.training.machine.device import pick_device
 
     parser = arguments(__doc__.splitlines()[0], rounds=3)
     cores = len(usable_cores())

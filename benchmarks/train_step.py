@@ -35,9 +35,9 @@ from ddpm.run.arguments import parse_args
 from ddpm.run.config import PRESETS, TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.program import run_program
-from ddpm.training.compiler import limit_workers
-from ddpm.training.distributed import DistContext, connect
-from ddpm.training.hardware import DTYPES, choose, peak_flops, set_up
+from ddpm.training.machine.compiler import limit_workers
+from ddpm.training.machine.distributed import DistContext, connect
+from ddpm.training.machine.hardware import DTYPES, choose, peak_flops, set_up
 from ddpm.training.model import flops_per_image
 
 SIDES = ("ours", "plain loop", "accelerate loop", "bare model")

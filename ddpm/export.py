@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.parse(ExportConfig, arguments, "python -m ddpm.export")
     from ddpm.sampling.export import export, push  # imports torch, which takes seconds: a wrong flag is reported before
     from ddpm.sampling.load import load_model
-    from ddpm.training.device import pick_device
+    from ddpm.training.machine.device import pick_device
 
     device, _ = pick_device(config.device)
     trained = load_model(config.model, device, config.output_root, length=config.ema_length, guide=config.guide)

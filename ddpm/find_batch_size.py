@@ -16,12 +16,13 @@ import torch
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError, out_of_memory
 from ddpm.run.format import shown
-from ddpm.training import data, hardware
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import Choices
+from ddpm.training import data
+from ddpm.training.machine import hardware
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import Choices
+from ddpm.training.machine.threads import settle
 from ddpm.training.model import activation_bytes, flops_per_image
 from ddpm.training.schedule import scaled_lr
-from ddpm.training.threads import settle
 from ddpm.training.trainer import Trainer
 
 WARM_UP, MEASURED = 3, 8  # steps: in the first ones cuDNN times its algorithms, and memory is asked for

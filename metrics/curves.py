@@ -26,7 +26,8 @@ from ddpm.run.format import plural, significant
 from ddpm.run.metrics import FIGURES, GRAD_NORM, GRAD_NORM_MAX, METRICS, TOTAL_TIME_SEC, Metric, headline, select
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.program import LEGIBLE, run_program
-from metrics.run_data import RunData, load_run
+from metrics.run_data import RunData
+from metrics.run_reader import load_run
 from metrics.trends import Curve
 
 USUAL = headline()

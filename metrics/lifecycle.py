@@ -10,7 +10,7 @@ from ddpm.evaluation.in_training import InTrainingEvaluation
 from ddpm.run.command import same_command
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import EXIT_STOPPED, ProcessesLost, RequestError, TrainingFailed
-from ddpm.run.files import real, why_and_cure
+from ddpm.run.files import real
 from ddpm.run.lock import RunLock
 from ddpm.run.metrics import (
     CHECKPOINT_TIME_SEC,
@@ -25,32 +25,26 @@ from ddpm.run.metrics import (
 from ddpm.run.paths import RunPaths, find_run
 from ddpm.run.signals import StopRequest
 from ddpm.sampling.sheets import draw_samples, grid_labels, labelled_grid
-from ddpm.training import checkpoint, data, hardware, soundness
-from ddpm.training.checkpointing import Checkpoints, altered_settings, update_best
+from ddpm.training import data, soundness
+from ddpm.training.checkpointing import Checkpoints
 from ddpm.training.describe import describe_run
 from ddpm.training.diffusion import Validation
-from ddpm.training.distributed import STARTING, DistContext, StopVote
 from ddpm.training.early_stop import out_of_patience
+from ddpm.training.identity import changes, identity_of
+from ddpm.training.keeping import altered_settings
+from ddpm.training.machine import hardware
+from ddpm.training.machine.distributed import STARTING, DistContext, StopVote
+from ddpm.training.machine.threads import Threads
 from ddpm.training.model import flops_per_image
 from ddpm.training.progress import Progress
-from ddpm.training.resume import (
-    abandoned_line,
-    after_failure,
-    changes,
-    choose_start,
-    damaged_checkpoints,
-    identity_of,
-    later_pictures,
-)
+from ddpm.training.resume import after_failure, later_pictures
 from ddpm.training.schedule import TrainingSchedule
-from ddpm.training.threads import Threads
 from ddpm.training.trainer import Trainer
+from metrics.beginning import prepare_beginning
 from metrics.criteria.course import Course
 from metrics.criteria.in_training import changed, out_of_reach
-from metrics.files import last_words, read_csv, read_status, says_finished
 from metrics.jobs.finished import bring_up_to_date
 from metrics.run_logger import RunLogger
-from metrics.starts import began_in_this_job
 from metrics.tracker import loss_statistics
 
 ENOUGH_LOSSES = 25  # from this many steps on, the mean loss of an unfinished epoch is judged
@@ -85,43 +79,12 @@ class RunLifecycle:
         """Decide where the run starts, and make a place for its files without writing over anything.
 
         Raises:
-            RequestError: its checkpoints are damaged or of another run, or a folder is not writable.
+            RequestError: its checkpoints are damaged or of another run, or its files cannot be used.
         """
-
-        def decide() -> tuple:
-            try:
-                return look()
-            except OSError as error:
-                raise RequestError(f"the run's files cannot be used: {why_and_cure(error)}") from error
-
-        def look() -> tuple:
-            status, root = read_status(self.paths), self.paths.checkpoints
-            own = any(root.glob("step_*"))
-            # a request that an earlier start of this job has carried out; from another run's checkpoint it begins again
-            # until it has one of its own
-            began = began_in_this_job(self.paths, os.environ, self.world.restarted)
-            resume = "auto" if began and (own or self.config.resume == "never") else self.config.resume
-            begun = any(read_csv(self.paths))  # rows, or why they cannot be read
-            start, damaged = choose_start(root, resume, self.identity, begun)
-            was_finished = start is not None and says_finished(self.paths, status, start.meta["history"])
-            notes = []
-            if start is None and resume == "auto" and own:
-                why = "; ".join(damaged.values()) or "no checkpoint of the earlier start is sound"
-                notes.append(f"{why}: the run begins anew")
-            notes += [
-                f"earlier files of this name are now in {old}" for old in self.paths.prepare(afresh=start is None)
-            ]
-            if start:
-                notes += damaged_checkpoints(root, start, damaged)
-                notes += abandoned_line(self.paths, start)
-                if notes or not was_finished:  # else metrics/jobs/finished.py decides
-                    update_best(root, self.config)
-            checkpoint.point_latest(root)
-            checkpoint.sweep(root)
-            return start, was_finished, last_words(status), notes
-
-        decided = self.world.broadcast_result(decide, here=self.world.is_main)
-        self.start, self.was_finished, self.cause, self.notes = decided
+        self.start, self.was_finished, self.cause, self.notes = self.world.broadcast_result(
+            lambda: prepare_beginning(self.paths, self.config, self.identity, self.world.restarted),
+            here=self.world.is_main,
+        )
         self.altered = altered_settings(self.start, self.config)
         rows = self.start.meta["history"] if self.start else []
         self.schedule.follow(self.schedule.reductions_by(rows))

@@ -22,7 +22,8 @@ from metrics import sections
 from metrics.criteria.of_run import criteria_section
 from metrics.note.notes import notes_section
 from metrics.page import Block, Facts, Note, Page, Picture, Section, code, link, to_markdown
-from metrics.run_data import RunData, load_run
+from metrics.run_data import RunData
+from metrics.run_reader import load_run
 from metrics.starts import stamp_of
 
 LARGE_SAMPLES = 4  # number of sample grids shown in the report; older ones are linked
@@ -32,7 +33,7 @@ def report_page(run: RunData) -> Page:
     """The report. Pictures are shown if they are there: draw them first."""
     from ddpm.sampling.model_card import card_data
     from metrics import samples as grids  # here and below, as Matplotlib takes a while to load
-    from metrics.evaluation_section import evaluation_section, model_index
+    from metrics.evaluation.section import evaluation_section, model_index
     from metrics.plots import TITLES, plots_of
 
     paths, pictures = run.paths, by_epoch(run.paths.samples.glob("*.png"))[::-1]
@@ -108,7 +109,7 @@ def write_report(paths: RunPaths) -> Path:
         RequestError: `training_metrics.json` is missing or is not one; nothing has been written then.
         OSError: the run's folder cannot be written.
     """
-    from metrics.evaluation_section import write_evaluation_plots
+    from metrics.evaluation.section import write_evaluation_plots
     from metrics.html import write_html
     from metrics.plots import make_plots
     from metrics.samples import samples_through_training

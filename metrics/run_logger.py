@@ -23,8 +23,8 @@ from ddpm.sampling.export import export
 from ddpm.sampling.load import load_model
 from ddpm.sampling.sheets import npz, png
 from ddpm.training.describe import in_words
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import device_name, gpu_uuid
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import device_name, gpu_uuid
 from ddpm.training.schedule import TrainingSchedule
 from metrics.live.cost import cost_so_far, cost_words
 from metrics.live.logger import PrettyLogger

@@ -16,7 +16,7 @@ from ddpm.data.idx import write_idx
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.training.data import Images
-from ddpm.training.distributed import DistContext
+from ddpm.training.machine.distributed import DistContext
 
 for name in ("VENV", "TORCH", "CONDA_ENV", "CONTAINER", "MODULES", "NPROC_PER_NODE", "MAX_REQUEUES"):
     os.environ.pop(name, None)  # `make VENV=… test` hands it on, and submit.sh would take it for the user's wish

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.common.rounds import seconds
 from ddpm.run.errors import RequestError
-from ddpm.training.distributed import DistContext, connect
+from ddpm.training.machine.distributed import DistContext, connect
 
 
 class Loop(Protocol):

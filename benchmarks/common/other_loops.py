@@ -23,7 +23,7 @@ from ddpm.data.sets import dataset
 from ddpm.run.config import TrainConfig
 from ddpm.training.compilation import compiled
 from ddpm.training.diffusion import make_scheduler
-from ddpm.training.hardware import Choices, synchronize
+from ddpm.training.machine.hardware import Choices, synchronize
 from ddpm.training.model import build_unet, set_layout, skip_unit_scales
 from ddpm.training.optimizers import make_optimizer
 

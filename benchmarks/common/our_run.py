@@ -14,7 +14,7 @@ import train
 from ddpm.run.config import TrainConfig
 from ddpm.run.lock import RunLock
 from ddpm.run.signals import StopRequest
-from ddpm.training.distributed import DistContext, StopVote
+from ddpm.training.machine.distributed import DistContext, StopVote
 from metrics.run_logger import RunLogger
 
 FOREVER = 10**6  # epochs, so that no step is the last

@@ -24,7 +24,7 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.files import atomic_write
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training.hardware import device_name, synchronize
+from ddpm.training.machine.hardware import device_name, synchronize
 
 RESULTS = PROJECT_ROOT / "benchmarks" / "results"
 ALL = "all of these"  # all parts of a step that are not learning

@@ -21,8 +21,9 @@ from ddpm.evaluation.scores import hits, rca
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.sampling.load import load_model
-from ddpm.training import data, hardware
-from ddpm.training.distributed import connect
+from ddpm.training import data
+from ddpm.training.machine import hardware
+from ddpm.training.machine.distributed import connect
 
 SAMPLER, STEPS = "ddpm", 50  # ancestral sampling: in as many steps, DDIM leaves more errors of a young model
 

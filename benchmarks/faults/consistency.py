@@ -41,7 +41,7 @@ from metrics.health.thresholds import Thresholds
 from metrics.live.panels import epoch_columns
 from metrics.live.terminal import snapshot
 from metrics.page import to_markdown
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.verify.__main__ import checks
 
 WIDTH = 120  # columns of the dashboard: its panels lie below each other

@@ -14,7 +14,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import real
 from ddpm.run.paths import RunPaths
 from ddpm.training.checkpoint import inspect, read_meta, sound_folders
-from ddpm.training.checkpointing import selection_cost
+from ddpm.training.keeping import selection_cost
 from metrics.files import read_csv
 
 UNWRITTEN = re.compile(r"the checkpoint of step (\d+) could not be written")

@@ -120,7 +120,7 @@ class Training(Processes):
 def train_one(config: TrainConfig, rank: int, fault: Fault | None) -> int:
     """Run train.py with a fault."""
     import train
-    from ddpm.training import distributed
+    from ddpm.training.machine import distributed
     from metrics import plots
 
     distributed.ROLL_CALL = ROLL_CALL

@@ -67,7 +67,7 @@ from ddpm.run.files import atomic_write
 from ddpm.run.format import duration
 from ddpm.run.paths import RunPaths
 from ddpm.run.program import run_program
-from ddpm.training import distributed
+from ddpm.training.machine import distributed
 from metrics.files import read_status
 from metrics.page import to_markdown
 

@@ -42,9 +42,9 @@ from ddpm.sampling.ema_length import EmaLength, made_well
 from ddpm.sampling.load import load_model
 from ddpm.sampling.options import check_guided
 from ddpm.sampling.sheets import npz
-from ddpm.training import compiler, hardware
-from ddpm.training.device import pick_device
-from ddpm.training.threads import settle
+from ddpm.training.machine import compiler, hardware
+from ddpm.training.machine.device import pick_device
+from ddpm.training.machine.threads import settle
 
 USUAL_SAMPLES = 100  # of each class
 

@@ -18,8 +18,8 @@ from ddpm.sampling.load import networks_of
 from ddpm.sampling.pipeline import CharacterPipeline, guided_steps, resolution
 from ddpm.sampling.sheets import images_at_once
 from ddpm.training.compilation import compile_in_place
-from ddpm.training.compiler import lacking
-from ddpm.training.hardware import DTYPES, synchronize
+from ddpm.training.machine.compiler import lacking
+from ddpm.training.machine.hardware import DTYPES, synchronize
 
 COMPILE_FROM = 150.0  # seconds of drawing: half of them saved, against about a minute for each of two batch sizes
 

@@ -20,7 +20,7 @@ from ddpm.run.evaluation_file import mixture_words
 from ddpm.run.metrics import CAS, FID_FEATURES, RCA, RCA_UNGUIDED, TOP1, TOP5, Metric
 from ddpm.sampling.sheets import draw_samples
 from ddpm.training.data import Images, split_test
-from ddpm.training.distributed import STARTING, DistContext
+from ddpm.training.machine.distributed import STARTING, DistContext
 
 PER_CLASS = 10  # images; fewer of many classes
 NOISE_SERIES = 1  # sample grids use the noise of series 0

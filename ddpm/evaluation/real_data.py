@@ -16,7 +16,7 @@ from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.pipeline import listed
 from ddpm.training import data
 from ddpm.training.data import Images
-from ddpm.training.distributed import DistContext
+from ddpm.training.machine.distributed import DistContext
 
 
 @dataclass(frozen=True)

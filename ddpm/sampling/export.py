@@ -27,8 +27,8 @@ from ddpm.sampling.load import TrainedModel
 from ddpm.sampling.model_card import MACHINE_SPECIFIC, CardFacts, model_card
 from ddpm.sampling.pipeline import CharacterPipeline, resolution
 from ddpm.sampling.sheets import images_at_once, png, sample_caption, sample_grid, settings_words
-from ddpm.training import hardware
 from ddpm.training.checkpoint import WEIGHTS, digest_of
+from ddpm.training.machine import hardware
 from ddpm.training.model import count_parameters
 
 PER_CLASS = 4  # images of each class in samples.png

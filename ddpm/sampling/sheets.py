@@ -19,7 +19,7 @@ from ddpm.run.format import plural
 from ddpm.run.guidance import guidance_fields, guidance_of
 from ddpm.sampling.options import weights_words
 from ddpm.sampling.pipeline import sample, to_bytes
-from ddpm.training.distributed import DistContext
+from ddpm.training.machine.distributed import DistContext
 from ddpm.training.seeding import Stream, generator
 
 BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (139, 148, 158)

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm.training.compiler import set_caches
 from ddpm.training.layers import cache_keys
+from ddpm.training.machine.compiler import set_caches
 
 # Inductor writes an intermediate result to memory if many operations, or operations on many tensors, lead to it. With
 # its defaults (30, 4, 8) that happens all along the backward pass of GroupNorm and SiLU: twice the bytes in all.

@@ -14,7 +14,7 @@ from ddpm.data.sets import DataSet, dataset
 from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import USUAL_VAL_IMAGES
 from ddpm.run.errors import RequestError
-from ddpm.training.distributed import DistContext
+from ddpm.training.machine.distributed import DistContext
 from ddpm.training.seeding import Stream, generator
 
 FEWEST = 18_800  # images that an epoch of a folder draws, about

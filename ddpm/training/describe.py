@@ -21,14 +21,15 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.datasets import data_words
 from ddpm.run.format import plural
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training import compiler, data, hardware
-from ddpm.training.compiler import USUAL
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import Choices
+from ddpm.training import data
+from ddpm.training.machine import compiler, hardware
+from ddpm.training.machine.compiler import USUAL
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import Choices
+from ddpm.training.machine.threads import Threads
 from ddpm.training.model import POWER_WIDTHS, activation_bytes, build_unet, count_parameters, flops_per_image
 from ddpm.training.optimizers import NAMES, state_values
 from ddpm.training.schedule import PLATEAU, TrainingSchedule
-from ddpm.training.threads import Threads
 
 
 def describe_run(

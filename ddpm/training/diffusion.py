@@ -19,8 +19,8 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import beta_range
 from ddpm.run.metrics import BANDS, SLOWEST_RANK, SLOWEST_RANK_RATIO, Metric
 from ddpm.training.data import Images, split_test, to_model_input
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import synchronize
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import synchronize
 from ddpm.training.seeding import Stream, derive, generator
 
 

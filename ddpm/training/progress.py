@@ -22,7 +22,7 @@ from ddpm.run.metrics import (
     VAL_TIME_SEC,
     Metric,
 )
-from ddpm.training.hardware import synchronize
+from ddpm.training.machine.hardware import synchronize
 
 SPENT = (VAL_TIME_SEC, EVAL_TIME_SEC, SAMPLE_TIME_SEC, CHECKPOINT_TIME_SEC)  # an epoch's times besides training
 

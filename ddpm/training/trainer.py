@@ -23,8 +23,8 @@ from ddpm.run.format import plural
 from ddpm.training.compilation import averaging, compiled
 from ddpm.training.data import Images, to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import Choices, set_up
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import Choices, set_up
 from ddpm.training.model import EMA, POWER_WIDTHS, PowerEMA, build_unet, set_layout, skip_unit_scales
 from ddpm.training.optimizers import make_optimizer
 from ddpm.training.soundness import skipping

@@ -26,7 +26,8 @@ from ddpm.run.metrics import (
 )
 from ddpm.run.paths import RunPaths
 from metrics import trends
-from metrics.run_data import RunData, read_run
+from metrics.run_data import RunData
+from metrics.run_reader import read_run
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 

@@ -49,7 +49,7 @@ from metrics.compare.figures import (
 )
 from metrics.compare.plots import caption
 from metrics.compare.ranking import ranking_section, seeds_section, told_apart
-from metrics.evaluation_plots import sampler_words
+from metrics.evaluation.plots import sampler_words
 from metrics.page import Block, Note, Page, Picture, Section, Table, link
 from metrics.starts import computed, stamp_of
 from metrics.trends import main_loss, over_epochs

@@ -13,7 +13,8 @@ from metrics.criteria.of_run import Purpose, cell, heading, purpose_of, verdicts
 from metrics.criteria.verdicts import State, Verdict, counts_words
 from metrics.note.notes import read_notes
 from metrics.page import Block, Bullets, Section, Table, code
-from metrics.run_data import RunData, read_run
+from metrics.run_data import RunData
+from metrics.run_reader import read_run
 
 MOST_CHANGES = 6  # settings that are named for a run
 

@@ -39,7 +39,8 @@ from metrics.health.page import Health, reasons, to_console, to_json, to_page, t
 from metrics.health.speed import performance
 from metrics.health.thresholds import Thresholds, parse_thresholds
 from metrics.page import to_markdown
-from metrics.run_data import CLOCK_SKEW, RunData, RunReader
+from metrics.run_data import RunData
+from metrics.run_reader import CLOCK_SKEW, RunReader
 
 LOOK_AGAIN = 5.0  # seconds between two looks of --watch
 BEAT = 6.0  # seconds in which a living run renews its heartbeat

@@ -12,7 +12,8 @@ from typing import Any
 from ddpm.run.format import DASH, count, duration, number, plural, shown, timestamp
 from metrics.health.thresholds import Thresholds
 from metrics.page import MARKS, Finding, Section, Status, Table, worst
-from metrics.run_data import CLOCK_SKEW, RunData
+from metrics.run_data import RunData
+from metrics.run_reader import CLOCK_SKEW
 from metrics.starts import stamp_of, why_started
 
 THROTTLING = ("hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal")  # the reasons that are not normal

@@ -13,7 +13,7 @@ from metrics.compare.figures import setting_words
 from metrics.criteria.of_run import verdicts_of
 from metrics.files import read_json
 from metrics.note.notes import add_notes_of_command
-from metrics.run_data import load_run
+from metrics.run_reader import load_run
 
 SAID = ("criterion", "problem", "why", "expect", "target", "baseline", "best_by")  # settings that train nothing
 # what decides whether a run is finished, which has been looked at
@@ -77,7 +77,7 @@ def take_over(paths: RunPaths, config: TrainConfig) -> list[str]:
         lines.append(f"taken over without training: {', '.join(map(flag, new))}")
     best_by, criteria = (_before(before | new, name) for name in ("best_by", "criterion"))
     if "best_by" in new or ("criterion" in new and best_by == "criteria"):
-        from ddpm.training.checkpointing import update_best  # here, as sweeps need not wait for torch
+        from ddpm.training.keeping import update_best  # here, as sweeps need not wait for torch
 
         update_best(paths.checkpoints, replace(config, best_by=best_by, criterion=tuple(criteria)))
     if "criterion" in new:

@@ -11,7 +11,7 @@ from metrics.criteria.of_run import verdicts_of
 from metrics.criteria.verdicts import counts_words
 from metrics.files import read_status
 from metrics.jobs.sweep_plan import RunPlan
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 
 NOT_MET = 3  # exit code: the runs were trained and compared, but not every criterion is met
 

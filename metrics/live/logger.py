@@ -157,7 +157,7 @@ class PrettyLogger:
 
     def _open_view(self) -> None:
         from metrics.live.terminal import TerminalView  # here, as a batch job does not need Rich
-        from metrics.run_data import RunReader
+        from metrics.run_reader import RunReader
 
         reader = RunReader(self.paths, lambda: self._publisher.writer.trouble or self._log_writer.trouble)
         screen = TerminalView(reader, sys.stdout)

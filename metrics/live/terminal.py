@@ -17,7 +17,8 @@ from rich.live import Live
 
 from ddpm.run.paths import RunPaths
 from metrics.live.dashboard import Verdict, natural_height, render
-from metrics.run_data import RunData, RunReader, read_run
+from metrics.run_data import RunData
+from metrics.run_reader import RunReader, read_run
 
 POLL = 0.25  # seconds between looks at the terminal's size and the keyboard
 REJUDGE = 10.0  # seconds between judgements of a run whose state does not change

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.parse(NoteConfig, arguments, "python -m metrics.note")
     from metrics.note.notes import add_note, in_one_line, read_notes  # after parsing, as what follows takes seconds
     from metrics.report import write_report
-    from metrics.run_data import read_run
+    from metrics.run_reader import read_run
     from metrics.training_log.log import write_training_log
 
     paths, text = config.paths, in_one_line(config.text)

@@ -12,7 +12,8 @@ from ddpm.run.paths import RunPaths
 from metrics.compare.cautions import cautions, listed
 from metrics.compare.figures import ComparedRun, comparable, delta, differing, named, why_not
 from metrics.page import Bullets, Section, Table
-from metrics.run_data import RunData, read_run
+from metrics.run_data import RunData
+from metrics.run_reader import read_run
 from metrics.trends import Curve, Point, TargetForecast, best, first_as_good, forecast
 
 MOST = 12  # settings that are listed

@@ -31,7 +31,8 @@ from metrics.files import ENDED
 from metrics.note.notes import notes_section
 from metrics.page import Block, Bullets, Code, Facts, Note, Page, Section, Table, code, link, to_markdown
 from metrics.phases import FAST, FLAT, FLAT_IN_ALL, FLAT_NOW, SHORTEST, UNSURE, Phase, find_phases, rate_words
-from metrics.run_data import RunData, load_run
+from metrics.run_data import RunData
+from metrics.run_reader import load_run
 from metrics.starts import computed
 from metrics.training_log.baseline import baseline_section, target_section
 from metrics.training_log.milestones import milestones_section

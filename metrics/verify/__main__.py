@@ -32,7 +32,7 @@ class VerifyConfig(RunCommand):
 @cli.in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.parse(VerifyConfig, arguments, "python -m metrics.verify")
-    from metrics.run_data import load_run  # after parsing, as it loads NumPy
+    from metrics.run_reader import load_run  # after parsing, as it loads NumPy
 
     run = load_run(config.paths)
     if run.lives:

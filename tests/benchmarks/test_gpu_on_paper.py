@@ -10,7 +10,7 @@ from benchmarks import gpu_on_paper
 from benchmarks.common.gpu_traffic import FIXED, OPTIMIZER, PASSES, traffic
 from benchmarks.gpu_on_paper import BANDWIDTH, GENERATED, RESULTS, Generated, page, work
 from ddpm.run.config import PRESETS, preset
-from ddpm.training.hardware import PEAK_TFLOPS
+from ddpm.training.machine.hardware import PEAK_TFLOPS
 from ddpm.training.model import build_unet, count_parameters
 
 

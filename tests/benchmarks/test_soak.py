@@ -11,7 +11,7 @@ from benchmarks.faults.kept import has_to_refuse, wrong_checkpoints, wrong_lates
 from benchmarks.faults.runs import SHARES, same_rows
 from ddpm.run.config import TrainConfig
 from ddpm.training import checkpointing
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.verify.pages import training_log
 from tests.conftest import replace
 from tests.support.runs import latest_step, paths_of, run

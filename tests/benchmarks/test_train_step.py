@@ -22,8 +22,8 @@ from benchmarks.common.rounds import in_turn
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.training import compilation, layers, model
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import choose
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import choose
 from ddpm.training.model import flops_per_image
 from tests.conftest import ONE, as_arguments, replace
 from tests.support.processes import CONTEXT, Command
@@ -273,7 +273,7 @@ def test_sides_are_named_for_all_presets_or_one():
 @pytest.mark.usefixtures("forked")
 def test_two_presets_are_measured_together(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """And their sides share the cores that compile."""
-    monkeypatch.setattr("ddpm.training.compiler.most_threads", lambda most, processes: 10 // processes)
+    monkeypatch.setattr("ddpm.training.machine.compiler.most_threads", lambda most, processes: 10 // processes)
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "9")  # to be put back afterwards
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
     sides = ["tiny:ours under DDP"]

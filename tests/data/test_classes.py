@@ -20,14 +20,14 @@ from ddpm.data.others import CLOTHES
 from ddpm.run.fonts import as_label, drawable
 from ddpm.run.paths import RunPaths
 from metrics import sections
-from metrics.evaluation_plots import EVALUATION_PLOTS
-from metrics.evaluation_section import evaluation_section, write_evaluation_plots
+from metrics.evaluation.plots import EVALUATION_PLOTS
+from metrics.evaluation.section import evaluation_section, write_evaluation_plots
 from metrics.health.files import data as data_of
 from metrics.health.thresholds import Thresholds
 from metrics.html import to_html
 from metrics.page import Page, to_markdown
 from metrics.report import report_page
-from metrics.run_data import load_run
+from metrics.run_reader import load_run
 from metrics.samples import samples_through_training
 from metrics.style import STYLE
 from tests.conftest import SMALL, preset

@@ -14,7 +14,7 @@ from ddpm.data.sets import dataset
 from ddpm.run.config import PRESETS, TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.training import data
-from ddpm.training.distributed import DistContext, connect
+from ddpm.training.machine.distributed import DistContext, connect
 from tests.conftest import ONE, random_images, replace
 from tests.support.processes import in_processes
 
@@ -172,9 +172,9 @@ def test_a_download_that_delivers_a_web_page_is_named(tmp_path: Path, monkeypatc
 
 def test_unequal_classes_are_told(small_data: Path, small):
     from ddpm.training.describe import counts_in_words, describe_run
-    from ddpm.training.hardware import choose
+    from ddpm.training.machine.hardware import choose
+    from ddpm.training.machine.threads import Threads
     from ddpm.training.schedule import TrainingSchedule
-    from ddpm.training.threads import Threads
 
     train, test = data.load(small, ONE)
     cut = replace(train, pixels=train.pixels[:-1], labels=train.labels[:-1])

@@ -20,7 +20,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import read_json
 from ddpm.run.paths import RunPaths
 from ddpm.training import data
-from ddpm.training.distributed import connect
+from ddpm.training.machine.distributed import connect
 from metrics.health.checker import main as health
 from tests.conftest import ONE, replace
 from tests.support.folders import config_of, letters, make_folder, png, prepared, stroke

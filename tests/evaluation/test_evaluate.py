@@ -27,8 +27,8 @@ from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from ddpm.sampling.load import load_model
 from ddpm.training import data
 from ddpm.training.model import POWER_EVERY
-from metrics.evaluation_plots import plots_of_evaluation
-from metrics.evaluation_words import guidance_words, variety_words
+from metrics.evaluation.plots import plots_of_evaluation
+from metrics.evaluation.words import guidance_words, variety_words
 from tests.conftest import ONE, SMALL, preset
 from tests.support.exports import leave_checkpoint
 from tests.support.idx_files import written
@@ -65,7 +65,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ddpm.evaluation.measures.FRECHET_ROUNDS", 4)
         patch.setattr("ddpm.evaluation.measures.KERNEL_ROUNDS", 4)
-        patch.setattr("metrics.evaluation_section.write_evaluation_plots", lambda paths: [])
+        patch.setattr("metrics.evaluation.section.write_evaluation_plots", lambda paths: [])
         patch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (12, 600)})
         yield
 

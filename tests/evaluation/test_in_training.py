@@ -15,7 +15,7 @@ from ddpm.run.errors import EXIT_STOPPED
 from ddpm.run.signals import StopRequest
 from ddpm.training.data import split_test
 from ddpm.training.diffusion import make_scheduler
-from ddpm.training.distributed import connect
+from ddpm.training.machine.distributed import connect
 from ddpm.training.model import build_unet
 from tests.conftest import ONE, random_images, replace
 from tests.support.processes import in_processes

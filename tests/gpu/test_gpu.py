@@ -18,8 +18,8 @@ from ddpm.sampling.pipeline import SAMPLERS, CharacterPipeline
 from ddpm.training.checkpointing import HostCopy
 from ddpm.training.data import Images
 from ddpm.training.diffusion import make_scheduler
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import choose
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import choose
 from ddpm.training.model import build_unet
 from ddpm.training.trainer import Trainer
 from metrics.files import read_gpus

@@ -15,8 +15,8 @@ from benchmarks.common.variants import one_process_group
 from benchmarks.kernels import KINDS, figures
 from ddpm.run.config import PRESETS, TrainConfig, preset
 from ddpm.training.data import Images
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import choose, flop_utilisation
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import choose, flop_utilisation
 from ddpm.training.model import flops_per_image
 from ddpm.training.trainer import Trainer
 from tests.conftest import CLASSES, random_images, replace

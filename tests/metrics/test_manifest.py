@@ -11,7 +11,7 @@ from ddpm.run.config import TrainConfig
 from metrics.loggers import manifest
 from metrics.loggers.manifest import add_start, packages, variables
 from metrics.report import report_page
-from metrics.run_data import load_run
+from metrics.run_reader import load_run
 from tests.conftest import replace
 from tests.support.runs import paths_of, rows, run
 

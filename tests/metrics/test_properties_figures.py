@@ -23,7 +23,7 @@ from ddpm.run.paths import RunPaths
 from metrics.files import read_csv, read_document, read_events, read_gpus, read_status
 from metrics.live.panels import CELL_WIDTH, EPOCH_COLUMNS
 from metrics.live.terminal import snapshot
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.tracker import MetricsTracker
 from tests.support.metrics_documents import make_document
 

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm.run.metrics import METRICS, RCA
 from ddpm.run.paths import RunPaths
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.tracker import MetricsTracker, loss_statistics, summarise
 
 DESCRIPTION = {"run": "r", "data": "glyphs", "settings": {}, "environment": {}}

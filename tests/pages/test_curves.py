@@ -12,7 +12,7 @@ import pytest
 from ddpm.run.metrics import GRAD_NORM, LOSS_MEAN, VAL_LOSS
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics import curves
-from metrics.run_data import load_run
+from metrics.run_reader import load_run
 from metrics.trends import Curve
 from tests.support.metrics_documents import make_document
 

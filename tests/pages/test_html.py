@@ -26,7 +26,7 @@ from metrics.html import main, to_html, write_html
 from metrics.page import to_markdown
 from metrics.plots import plots_of
 from metrics.report import report_page
-from metrics.run_data import load_run
+from metrics.run_reader import load_run
 from tests.support.metrics_documents import make_document
 
 VOID = {"meta", "link", "img", "br", "hr"}

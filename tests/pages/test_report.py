@@ -21,7 +21,7 @@ from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.page import Table, markdown_table, to_markdown
 from metrics.plots import PLOTS, new_figure
 from metrics.report import main, report_page, write_report
-from metrics.run_data import load_run, read_run
+from metrics.run_reader import load_run, read_run
 from metrics.training_log.log import log_page
 from tests.support.metrics_documents import make_document
 

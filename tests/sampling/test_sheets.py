@@ -6,7 +6,7 @@ import pytest
 from ddpm.run.config import TrainConfig
 from ddpm.sampling.sheets import draw_samples, grid_labels, labelled_grid, sample_grid
 from ddpm.training.diffusion import make_scheduler
-from ddpm.training.distributed import connect
+from ddpm.training.machine.distributed import connect
 from ddpm.training.model import build_unet
 from tests.conftest import ONE, replace
 from tests.support.processes import in_processes

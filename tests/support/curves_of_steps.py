@@ -5,8 +5,8 @@ import torch
 
 from ddpm.run.config import TrainConfig
 from ddpm.training.data import Images
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import choose
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import choose
 from ddpm.training.trainer import Trainer
 from tests.conftest import CLASSES, ONE, random_images, replace
 

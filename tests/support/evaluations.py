@@ -9,10 +9,10 @@ import numpy as np
 
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
-from metrics.evaluation_section import evaluation_section
+from metrics.evaluation.section import evaluation_section
 from metrics.page import Page, plain, to_markdown
 from metrics.report import report_page
-from metrics.run_data import load_run
+from metrics.run_reader import load_run
 from tests.support.metrics_documents import CLASSES, make_document
 
 EVERY_PLOT = ["confusion", "per_class", "class_balance", "memorisation"]

@@ -7,9 +7,9 @@ import torch
 from ddpm.data.sets import dataset
 from ddpm.training import data
 from ddpm.training.checkpointing import Checkpoints
-from ddpm.training.hardware import choose
+from ddpm.training.identity import identity_of
+from ddpm.training.machine.hardware import choose
 from ddpm.training.progress import Progress
-from ddpm.training.resume import identity_of
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
 from tests.conftest import CLASSES, ONE, random_images

@@ -14,7 +14,8 @@ from ddpm.run.errors import RequestError
 from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Checkpoint, inspect, sweep
 from ddpm.training.checkpointing import Checkpoints
-from ddpm.training.resume import changes, choose_start, damaged_checkpoints, find_latest, identity_of, refuse_other_run
+from ddpm.training.identity import changes, identity_of, refuse_other_run
+from ddpm.training.resume import choose_start, damaged_checkpoints, find_latest
 from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import CLASSES, replace
 from tests.support.savers import Saver, flip_a_bit

@@ -24,8 +24,8 @@ from ddpm.run.metrics import (
     TRAIN_TIME_SEC,
     VAL_LOSS,
 )
-from ddpm.training import checkpoint, checkpointing
-from ddpm.training.checkpointing import update_best
+from ddpm.training import checkpoint, checkpointing, keeping
+from ddpm.training.keeping import update_best
 from ddpm.training.progress import Progress
 from ddpm.training.resume import find_latest
 from tests.conftest import ONE, replace
@@ -122,7 +122,7 @@ def test_an_old_one_that_cannot_be_removed_costs_nothing(saver: Saver, monkeypat
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpointing.shutil, "rmtree", refused)
+    monkeypatch.setattr(keeping.shutil, "rmtree", refused)
     for step in (1, 2, 3, 4):
         saver.save(step)
     assert saver.keeper.unsaved is None
@@ -382,14 +382,14 @@ def test_of_equal_checkpoints_the_oldest_is_best_and_its_link_stays_untouched(sa
     assert (saver.root / "best").readlink() == Path("step_00000004")
     assert (saver.root / "best").lstat().st_ino == link
     nothing = replace(small, best_by="rca")
-    assert checkpointing.update_best(saver.root, nothing) is None
-    assert checkpointing.update_best(saver.root, nothing) is None, "also where there is no link"
+    assert keeping.update_best(saver.root, nothing) is None
+    assert keeping.update_best(saver.root, nothing) is None, "also where there is no link"
     assert not (saver.root / "best").is_symlink()
 
 
 def test_checkpoints_are_sorted_by_what_they_are_judged_by(small):
     def cost(best_by: str, row: dict, **settings) -> tuple[float, ...] | None:
-        return checkpointing.selection_cost(row, replace(small, best_by=best_by, **settings))
+        return keeping.selection_cost(row, replace(small, best_by=best_by, **settings))
 
     row = {"val_loss_ema": 0.3, "rca": 0.9}
     assert (cost("val_loss", row), cost("rca", row)) == ((0.3,), (-0.9,))
@@ -413,7 +413,7 @@ def test_what_is_pruned_is_gone_and_the_newest_stays_where_none_is_sound(small, 
     saver.save(8)
     assert saver.names() == ["latest", "step_00000008"], "nothing half deleted is left"
     (saver.root / "step_00000008" / "meta.json").unlink()
-    assert checkpointing.prune(saver.root, 1, 0) == []
+    assert keeping.prune(saver.root, 1, 0) == []
     assert "step_00000008" in saver.names(), "what cannot be read may be of use to someone"
 
 

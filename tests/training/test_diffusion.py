@@ -21,7 +21,7 @@ from ddpm.training.diffusion import (
     min_snr_weights,
     training_loss,
 )
-from ddpm.training.distributed import DistContext, connect
+from ddpm.training.machine.distributed import DistContext, connect
 from ddpm.training.model import build_unet
 from ddpm.training.seeding import Stream, derive
 from tests.conftest import ONE, random_images, replace

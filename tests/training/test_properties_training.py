@@ -19,10 +19,10 @@ from ddpm.run.errors import RequestError
 from ddpm.run.files import sha256_file
 from ddpm.training import data
 from ddpm.training.checkpoint import STATE, WEIGHTS, point_latest, sound_folders
-from ddpm.training.checkpointing import prune, update_best
 from ddpm.training.diffusion import StepDraws
-from ddpm.training.distributed import DistContext
 from ddpm.training.early_stop import out_of_patience
+from ddpm.training.keeping import prune, update_best
+from ddpm.training.machine.distributed import DistContext
 from ddpm.training.resume import find_latest
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.seeding import Stream, derive

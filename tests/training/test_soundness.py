@@ -17,7 +17,7 @@ from ddpm.run.signals import StopRequest
 from ddpm.training import soundness
 from ddpm.training.checkpoint import read_meta
 from ddpm.training.resume import choose_start, find_latest, without
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from tests.conftest import as_arguments, replace
 from tests.support.runs import paths_of, rows, run, status
 from tests.support.savers import Saver

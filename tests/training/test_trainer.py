@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from ddpm.run.errors import TrainingFailed
 from ddpm.training.data import to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler
-from ddpm.training.distributed import connect
-from ddpm.training.hardware import choose
+from ddpm.training.machine.distributed import connect
+from ddpm.training.machine.hardware import choose
 from ddpm.training.model import POWER_EVERY, build_unet
 from ddpm.training.trainer import MAX_NONFINITE_IN_A_ROW, Trainer
 from tests.conftest import CLASSES, ONE, random_images, replace

@@ -15,7 +15,7 @@ from ddpm.run.arguments import parse_args
 from ddpm.run.config import preset
 from ddpm.run.config.rules import without_effect
 from ddpm.run.files import real
-from ddpm.training.checkpointing import selection_cost, update_best
+from ddpm.training.keeping import selection_cost, update_best
 from metrics.criteria.course import Course
 from metrics.criteria.in_training import changed, out_of_reach
 from metrics.criteria.of_run import count_of
@@ -25,7 +25,7 @@ from metrics.note.__main__ import main as note
 from metrics.note.notes import read_notes
 from metrics.page import to_markdown
 from metrics.report import report_page
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.sections import best_checkpoint
 from tests.support.judged import losses
 from tests.support.metrics_documents import make_document, make_run

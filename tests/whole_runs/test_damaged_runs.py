@@ -33,7 +33,8 @@ from ddpm.run import cli
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import RunPaths
-from ddpm.training import data, hardware
+from ddpm.training import data
+from ddpm.training.machine import hardware
 from metrics import curves, evaluation_section, html, plots, report, samples
 from metrics.compare import __main__ as compare
 from metrics.compare import comparison
@@ -41,7 +42,7 @@ from metrics.health import __main__ as health
 from metrics.health import checker
 from metrics.jobs import requeue, sweep
 from metrics.live.terminal import snapshot
-from metrics.run_data import RunReader
+from metrics.run_reader import RunReader
 from metrics.training_log import __main__ as training_log
 from tests.conftest import ONE, SMALL, as_arguments
 from tests.support.damage import OF_ANY, OF_BYTES, OF_CSV, OF_JSON, Damage, without_rights

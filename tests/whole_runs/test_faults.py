@@ -25,11 +25,11 @@ from ddpm.run.errors import RequestError
 from ddpm.run.metrics import ENERGY_WH, GPU_HOURS, GPU_UTILIZATION
 from ddpm.training import trainer
 from ddpm.training.data import global_slice
-from ddpm.training.distributed import connect
-from ddpm.training.hardware import choose
+from ddpm.training.machine.distributed import connect
+from ddpm.training.machine.hardware import choose
 from ddpm.training.schedule import TrainingSchedule
 from metrics.report import write_report as WRITE_REPORT
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.tracker import summarise
 from metrics.verify.__main__ import main as verify
 from tests.conftest import CLASSES, random_images, replace

@@ -12,7 +12,8 @@ import train
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import RunPaths
 from ddpm.run.signals import StopRequest
-from ddpm.training import distributed, trainer
+from ddpm.training import trainer
+from ddpm.training.machine import distributed
 from tests.conftest import replace
 from tests.support.processes import in_processes
 from tests.support.runs import (
@@ -28,7 +29,7 @@ from tests.support.runs import (
 
 pytestmark = pytest.mark.usefixtures("quick_reports")
 ROLL_CALL = 3.0  # seconds; both processes are on this machine
-PATCHES = {"ddpm.training.distributed.ROLL_CALL": ROLL_CALL}
+PATCHES = {"ddpm.training.machine.distributed.ROLL_CALL": ROLL_CALL}
 
 
 @pytest.fixture

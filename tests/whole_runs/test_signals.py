@@ -17,8 +17,8 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest
 from metrics import sections
-from metrics.run_data import read_run
 from metrics.run_logger import RunLogger
+from metrics.run_reader import read_run
 from tests.conftest import replace
 from tests.support.runs import (
     TORCHRUN,

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from benchmarks.faults.runs import some_of
 from ddpm.run.config import PRESETS, TrainConfig, preset
-from ddpm.training.hardware import choose
+from ddpm.training.machine.hardware import choose
 from ddpm.training.model import flops_per_image
 from metrics.plots import PLOTS
 from tests.conftest import replace

@@ -22,7 +22,8 @@ from rich.console import Console
 from ddpm.run.paths import PROJECT_ROOT, RunPaths
 from metrics.live.dashboard import render
 from metrics.live.status import append_line
-from metrics.run_data import RunData, read_run
+from metrics.run_data import RunData
+from metrics.run_reader import read_run
 
 HINT = "q leaves"
 ENTER, LEAVE, HIDE, SHOW = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25l", "\x1b[?25h"

@@ -12,7 +12,8 @@ import pytest
 
 from ddpm.run.paths import RunPaths
 from metrics.live.status import StatusPublisher
-from metrics.run_data import RunData, RunReader
+from metrics.run_data import RunData
+from metrics.run_reader import RunReader
 from tests.metrics.live.terminals import Terminal, publish, shown, view
 
 

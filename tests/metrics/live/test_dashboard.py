@@ -14,7 +14,8 @@ from ddpm.run.metrics import METRICS, SAMPLES_PER_SEC, TRAIN_IMAGES, TRAIN_TIME_
 from metrics.live.dashboard import render
 from metrics.live.panels import eta
 from metrics.live.terminal import snapshot
-from metrics.run_data import RunData, read_run
+from metrics.run_data import RunData
+from metrics.run_reader import read_run
 from tests.metrics.live.terminals import cluster, publish, shown
 from tests.support.metrics_documents import make_document, make_run
 

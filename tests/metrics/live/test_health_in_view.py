@@ -9,7 +9,7 @@ import types
 import pytest
 
 from metrics.live.terminal import HealthWord
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from tests.metrics.live.terminals import HINT, publish, shown
 
 

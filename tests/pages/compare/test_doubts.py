@@ -15,7 +15,7 @@ from ddpm.run.format import duration, timestamp
 from ddpm.run.metrics import MFU
 from ddpm.run.paths import RunPaths
 from metrics.compare.figures import ComparedRun, by_data
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.training_log.baseline import baseline_section
 from tests.pages.compare.compared import csv, make_run, markdown_of, page_of, save, table_headed, tables
 

@@ -14,7 +14,7 @@ from ddpm.run.format import duration
 from ddpm.run.metrics import GPU_MEM_PEAK_MB, LOSS_MIN, LR, MFU, RCA, SAMPLES_PER_SEC, TRAIN_TIME_SEC, VAL_LOSS_EMA
 from ddpm.run.paths import RunPaths
 from metrics.compare.figures import loss_levels, reached, read_runs
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from metrics.training_log.baseline import baseline_section, target_section
 from metrics.trends import over_epochs
 from tests.pages.compare.compared import TINY, csv, make_run, markdown_of, number, page_of, save, table_headed, tables

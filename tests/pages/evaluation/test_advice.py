@@ -11,7 +11,7 @@ from matplotlib.container import ErrorbarContainer
 
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.guidance import guidance_fields
-from metrics.evaluation_plots import EVALUATION_PLOTS
+from metrics.evaluation.plots import EVALUATION_PLOTS
 from metrics.style import STYLE
 from tests.support.evaluations import cells, estimate, make_evaluation, publish, read, section
 from tests.support.metrics_documents import CLASSES

@@ -15,8 +15,8 @@ from PIL import Image
 from ddpm.run.evaluation_figures import FIGURES
 from ddpm.run.evaluation_file import load_evaluation
 from ddpm.run.paths import RunPaths
-from metrics.evaluation_plots import EVALUATION_PLOTS
-from metrics.evaluation_section import evaluation_section, write_evaluation_plots
+from metrics.evaluation.plots import EVALUATION_PLOTS
+from metrics.evaluation.section import evaluation_section, write_evaluation_plots
 from metrics.report import write_report
 from metrics.style import STYLE
 from tests.support.evaluations import (

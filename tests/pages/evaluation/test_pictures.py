@@ -16,7 +16,7 @@ from matplotlib.text import Annotation
 from PIL import Image
 
 import evaluate
-from metrics.evaluation_plots import EVALUATION_PLOTS
+from metrics.evaluation.plots import EVALUATION_PLOTS
 from metrics.plots import draw_plot, plots_of
 from metrics.samples import SHOWN, samples_through_training
 from metrics.style import STYLE

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ddpm.run.evaluation_figures import FIGURES
-from metrics.evaluation_plots import strongest_confusions
-from metrics.evaluation_section import evaluation_section
+from metrics.evaluation.plots import strongest_confusions
+from metrics.evaluation.section import evaluation_section
 from metrics.page import Section
 from tests.support.evaluations import PER_CLASS, below, cells, make_evaluation, publish, section
 from tests.support.metrics_documents import CLASSES

@@ -19,7 +19,7 @@ from metrics.health.checker import main, verdict_of
 from metrics.health.files import data
 from metrics.health.thresholds import Thresholds
 from metrics.live.gpus import GpuSampler
-from metrics.run_data import read_run
+from metrics.run_reader import read_run
 from tests.support.checked import GPU, RUN, RUNNING, check, learning, publish
 from tests.support.metrics_documents import make_document, make_run
 from tests.support.nvml import FakeNvml, eventually

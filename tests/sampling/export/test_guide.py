@@ -19,8 +19,8 @@ from ddpm.run.config import TrainConfig
 from ddpm.run.files import sha256_file
 from ddpm.sampling.export import export
 from ddpm.sampling.load import load_model
-from ddpm.training import hardware
 from ddpm.training.checkpoint import WEIGHTS
+from ddpm.training.machine import hardware
 from tests.support.exports import (
     CPU,
     card_of,

@@ -1,7 +1,7 @@
 """The plots of an evaluation, each a function of what `load_evaluation` gives and nothing else.
 
 "Test images" are real images that were never trained on; "generated" is what the model has drawn. The plots of the
-sweeps are in evaluation_sweep_plots.py.
+sweeps are in sweep_plots.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ddpm.evaluation.findings import WEAK, class_interval, weak_classes
 from ddpm.run.evaluation_figures import IMBALANCE, TOP1, VERY_CLOSE
 from ddpm.run.fonts import as_label
 from ddpm.run.guidance import guidance_of
-from metrics.evaluation_sweep_plots import guidance, numbers, samplers
+from metrics.evaluation.sweep_plots import guidance, numbers, samplers
 from metrics.style import (
     BLUE,
     GOLD,

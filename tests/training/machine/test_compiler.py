@@ -18,10 +18,11 @@ import sample
 from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
-from ddpm.training import compiler, layers
-from ddpm.training.distributed import connect
-from ddpm.training.hardware import choose
-from ddpm.training.threads import set_torch_threads, torch_threads
+from ddpm.training import layers
+from ddpm.training.machine import compiler
+from ddpm.training.machine.distributed import connect
+from ddpm.training.machine.hardware import choose
+from ddpm.training.machine.threads import set_torch_threads, torch_threads
 from ddpm.training.trainer import Trainer
 from tests.conftest import CLASSES, ONE, random_images, replace
 from tests.support.processes import Command, in_processes
@@ -163,7 +164,7 @@ def test_all_processes_compile_or_none():
 
 WORKERS = """
 import runpy, sys
-from ddpm.training import threads
+from ddpm.training.machine import threads
 threads.usable_cores = lambda: set(range({cores}))
 threads.cpu_quota = lambda: None
 sys.argv = ["train.py", "--preset", "tiny", "--data", "glyphs", "--dry-run", "--device", "cpu"]
@@ -187,8 +188,8 @@ def test_torch_takes_the_number_of_workers(cores: int, asked: dict, workers: int
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, "16"), (4, "8"), (64, "1")])
 def test_the_processes_of_a_node_share_its_cores(processes: int, workers: str, monkeypatch):
-    monkeypatch.setattr("ddpm.training.threads.usable_cores", lambda: set(range(32)))
-    monkeypatch.setattr("ddpm.training.threads.cpu_quota", lambda: None)
+    monkeypatch.setattr("ddpm.training.machine.threads.usable_cores", lambda: set(range(32)))
+    monkeypatch.setattr("ddpm.training.machine.threads.cpu_quota", lambda: None)
     compiler.limit_workers(processes)
     assert os.environ[compiler.WORKERS] == workers
 
@@ -245,7 +246,7 @@ def test_a_full_disk_and_one_of_the_network_are_passed_over(disks, monkeypatch):
 NOEXEC = """
 mount -t tmpfs -o noexec none "$SLURM_TMPDIR" && exec "$0" -c '
 import os
-from ddpm.training import compiler
+from ddpm.training.machine import compiler
 compiler.set_caches()
 print(os.environ[compiler.INDUCTOR])'
 """

@@ -19,8 +19,8 @@ from ddpm.run.errors import NotMetError, RequestError
 from ddpm.run.launch import Launch, first_host, read_launch
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest
-from ddpm.training import rendezvous
-from ddpm.training.distributed import StopVote, connect
+from ddpm.training.machine import rendezvous
+from ddpm.training.machine.distributed import StopVote, connect
 from ddpm.training.trainer import StepBuffer
 from tests.support.processes import in_processes
 from tests.support.runs import crew
@@ -163,7 +163,7 @@ def test_a_process_0_that_dies_before_the_group_is_made_is_told_of_by_process_1(
     def fail(launch: Launch) -> None:
         raise torch.distributed.DistNetworkError("Connection reset by peer")
 
-    monkeypatch.setattr("ddpm.training.distributed.meet", fail)
+    monkeypatch.setattr("ddpm.training.machine.distributed.meet", fail)
     for rank in ("1", "5"):
         for name, value in (WHOLE | {"RANK": rank}).items():
             monkeypatch.setenv(name, value)

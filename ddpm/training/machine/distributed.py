@@ -19,9 +19,9 @@ import torch.distributed as dist
 from ddpm.run.errors import OutOfMemory, ProcessesLost, RequestError, out_of_memory
 from ddpm.run.launch import read_launch, restarted_by_torchrun
 from ddpm.run.signals import StopRequest
-from ddpm.training.device import pick_device
-from ddpm.training.rendezvous import agreed_device, meet
-from ddpm.training.threads import most_threads
+from ddpm.training.machine.device import pick_device
+from ddpm.training.machine.rendezvous import agreed_device, meet
+from ddpm.training.machine.threads import most_threads
 
 T = TypeVar("T")
 

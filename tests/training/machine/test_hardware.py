@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ddpm.run.config import preset
-from ddpm.training import hardware
-from ddpm.training.hardware import choose, flop_utilisation, peak_flops
+from ddpm.training.machine import hardware
+from ddpm.training.machine.hardware import choose, flop_utilisation, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def page_faults(prepare: str) -> int:
     (glibc takes blocks of up to 32 MB from its heap anyway, once it has learned their size.)"""
     script = f"""
         import resource, torch
-        from ddpm.training.hardware import set_up
+        from ddpm.training.machine.hardware import set_up
         {prepare}
         use = lambda: torch.ones(2**24)
         for _ in range(20):

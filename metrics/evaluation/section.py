@@ -19,8 +19,8 @@ from ddpm.run.metrics import DASH
 from ddpm.run.paths import RunPaths
 from ddpm.sampling.model_card import evaluation_results
 from ddpm.sampling.options import weights_words
-from metrics.evaluation_plots import EVALUATION_PLOTS, plots_of_evaluation, sampler_words
-from metrics.evaluation_words import (
+from metrics.evaluation.plots import EVALUATION_PLOTS, plots_of_evaluation, sampler_words
+from metrics.evaluation.words import (
     copying_words,
     guidance_words,
     lead,

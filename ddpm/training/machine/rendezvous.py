@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from ddpm.run.errors import NotMetError, RequestError
 from ddpm.run.launch import Launch
-from ddpm.training.device import pick_device
-from ddpm.training.hardware import device_name
+from ddpm.training.machine.device import pick_device
+from ddpm.training.machine.hardware import device_name
 
 # timeouts:
 MEETING = datetime.timedelta(minutes=10)  # until all have come, as with torchrun: slow disks load torch for minutes

@@ -14,8 +14,8 @@ from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError
 from ddpm.training import data
-from ddpm.training.distributed import DistContext
-from ddpm.training.hardware import choose
+from ddpm.training.machine.distributed import DistContext
+from ddpm.training.machine.hardware import choose
 from tests.conftest import ONE, replace
 from tests.support.runs import run
 

@@ -10,8 +10,8 @@ import train
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
 from ddpm.run.signals import StopRequest
-from ddpm.training import rendezvous
-from ddpm.training.distributed import connect
+from ddpm.training.machine import rendezvous
+from ddpm.training.machine.distributed import connect
 from tests.support.processes import in_processes
 
 RECORDER = {"TORCH_FR_BUFFER_SIZE", "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DUMP_ON_TIMEOUT"}

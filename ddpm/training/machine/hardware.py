@@ -15,7 +15,7 @@ import torch
 from ddpm.data.classes import MOST_SHOWN
 from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import EVALUATED, USUAL_EVAL_EVERY, USUAL_VAL_IMAGES, asked_of, parse_target
-from ddpm.training import compiler
+from ddpm.training.machine import compiler
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets, by words in the GPU's name; the first match
 # counts. A GPU that is not here gets no MFU rather than a guess.

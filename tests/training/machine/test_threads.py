@@ -14,9 +14,9 @@ import torch
 
 import train
 from ddpm.run.signals import StopRequest
-from ddpm.training import threads
-from ddpm.training.distributed import connect
-from ddpm.training.threads import (
+from ddpm.training.machine import threads
+from ddpm.training.machine.distributed import connect
+from ddpm.training.machine.threads import (
     PATIENCE,
     Adjustment,
     Quota,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.run.errors import RequestError
-from ddpm.training.threads import most_threads
+from ddpm.training.machine.threads import most_threads
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,7 @@ from ddpm.run.evaluation_figures import (
 from ddpm.run.evaluation_file import mixture_words, real_images_words
 from ddpm.run.format import plural
 from ddpm.run.guidance import guidance_of
-from metrics.evaluation_plots import strongest_confusions
+from metrics.evaluation.plots import strongest_confusions
 from metrics.page import code
 
 SHOWN_CLASSES = 3  # weakest classes that are named

@@ -20,10 +20,10 @@ from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
 from ddpm.run.paths import PROJECT_ROOT
 from ddpm.run.signals import StopRequest
-from ddpm.training import device as devices
 from ddpm.training.describe import hyperparameters
-from ddpm.training.device import Driver, granted, hidden, pick_device, plainly_there
-from ddpm.training.hardware import choose
+from ddpm.training.machine import device as devices
+from ddpm.training.machine.device import Driver, granted, hidden, pick_device, plainly_there
+from ddpm.training.machine.hardware import choose
 from ddpm.training.schedule import TrainingSchedule
 from tests.conftest import as_arguments
 

@@ -1,0 +1,1 @@
+"""What a run computes on: devices and what they can do, processes, threads, the compiler."""

@@ -1,0 +1,1 @@
+"""What `evaluate.py` measured, as plots, tables and words of the report."""
