@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -23,29 +21,19 @@ from ddpm.evaluation.sweeps import AUTOGUIDANCE, GUIDANCE, INTERVAL, INTERVAL_GU
 from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_figures import FIGURES, WORTH, at
 from ddpm.run.evaluation_file import load_evaluation
-from ddpm.run.paths import PROJECT_ROOT, RunPaths
+from ddpm.run.paths import RunPaths
 from ddpm.sampling.load import load_model
 from ddpm.training import data
 from ddpm.training.model import POWER_EVERY
 from metrics.evaluation.plots import plots_of_evaluation
 from metrics.evaluation.words import guidance_words, variety_words
 from tests.conftest import ONE, SMALL, preset
+from tests.support.evaluations import FEW
 from tests.support.exports import leave_checkpoint
 from tests.support.idx_files import written
 from tests.support.savers import Saver
 
 E = {"value", "low", "high", "count"}
-FEW = ["--samples-per-class", "1", "--steps", "2", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def saved(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """Checkpoints of hardly trained models: of a run that is called `small`, and of `weaker`."""
-    root = tmp_path_factory.mktemp("root")
-    config = preset("tiny", **SMALL, data_root=small_data, output_root=root, run_name="small")
-    Saver(config, RunPaths(root, "small").checkpoints).save(4)
-    Saver(replace(config, run_name="weaker", seed=1), RunPaths(root, "weaker").checkpoints).save(2)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -248,37 +236,6 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_measured(saved: TrainConfig, tmp_path: 
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "required"),
-        (["nobody"], "no checkpoint of 'nobody'"),
-        (["small", "--samples-per-class", "0"], "--samples-per-class 0: must be 1 or more"),
-        (["small", "--steps", "101"], "at most 100"),
-        (["small", "--guidance-scale", "-1"], "--guidance-scale -1.0"),
-        (["small", "--guidance-interval", "0.5", "0.5"], "--guidance-interval 0.5 0.5"),
-        (["small", "--guide", "small"], "--guide small: it is the model itself"),
-        (["small", "--guide", "weaker", "--guidance-scale", "1", "--no-sweeps"], "change nothing at guidance scale 1"),
-        (["small", "--split", "bymerge"], "--split: only with --data emnist"),
-        (["small", "--no-sweeps", "--sweep-samples-per-class", "2"], "--no-sweeps: give one of them"),
-        (["small", "--device", "cuda:99"], "--device cuda:99"),
-        (["small", "--data-root", "/nowhere"], "/nowhere"),
-        (["small", "--sampler", "euler"], "--sampler"),
-    ],
-)
-def test_a_wrong_request_is_one_line(saved: TrainConfig, capfd, arguments: list[str], words: str):
-    assert evaluate.main([*arguments, "--output-root", str(saved.output_root)]) == 2
-    said = capfd.readouterr().err
-    assert words in said and said.startswith("error: ") and said.count("\n") == 1
-
-
-def test_an_out_that_is_a_file_is_refused_before_anything_is_drawn(saved: TrainConfig, tmp_path: Path, capsys):
-    file = tmp_path / "file"
-    file.write_text("kept")
-    assert evaluate.main(["small", "--output-root", str(saved.output_root), "--out", str(file)]) == 2
-    assert "--out" in capsys.readouterr().err and file.read_text() == "kept"
-
-
 def test_glyphs_are_never_called_emnist(saved: TrainConfig, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr("ddpm.data.glyphs.ensure_glyphs", lambda root: None)  # these few will do
     shutil.copytree(saved.data_root / "EMNIST", tmp_path / "glyphs" / "EMNIST")
@@ -312,14 +269,6 @@ def test_other_data_with_few_images_are_measured_as_far_as_they_can_be(per_class
     assert "Fashion-MNIST" in said and "character" not in said and "glyphs" not in said
 
 
-def test_a_model_of_other_classes_is_refused(saved: TrainConfig, tmp_path: Path, capsys):
-    written(preset("tiny", data="fashion", data_root=tmp_path))
-    wrong = ["--data", "fashion", "--data-root", str(tmp_path), "--output-root", str(saved.output_root)]
-    assert evaluate.main(["small", *FEW, *wrong]) == 2
-    said = capsys.readouterr().err
-    assert "Fashion-MNIST has 10 (T-shirt/top, Trouser," in said and said.count("\n") == 1
-
-
 def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(
     saved: TrainConfig, evaluated: RunPaths, tmp_path: Path
 ):
@@ -338,20 +287,6 @@ def test_an_evaluation_uses_none_of_the_images_that_chose_the_checkpoint(
     (real,), (_, test) = used, data.load(config, ONE)
     validation, _ = data.split_test(test, 3)
     assert (validation.pixels[:, None] == real.pixels).flatten(2).all(2).sum() == 0
-
-
-def test_a_model_in_no_runs_folder_needs_a_place_for_its_files(
-    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path, capsys
-):
-    """A colleague's export has the name of a run; it took the place of one's own run of this name."""
-    before = evaluated.evaluation.read_bytes()
-    shutil.copytree(evaluated.checkpoints / "latest", tmp_path / "copy")
-    arguments = [str(tmp_path / "copy"), *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root)]
-    assert evaluate.main(arguments) == 2
-    assert "copy is in the checkpoints/ of no run: give a folder for the files, --out" in capsys.readouterr().err
-    assert evaluate.main([*arguments, "--out", str(tmp_path / "files")]) == 0
-    assert document(tmp_path / "files" / "evaluation.json")["run"] == "small"
-    assert evaluated.evaluation.read_bytes() == before
 
 
 def test_checkpoints_on_another_disk_belong_to_the_run_that_links_to_them(saved: TrainConfig, tmp_path: Path):
@@ -399,14 +334,6 @@ def test_where_validation_leaves_too_few_images_they_are_shared_and_that_is_said
     assert "validation uses 120 of them too" in (evaluated.metrics / "evaluate.txt").read_text()
 
 
-def test_help_and_a_typing_error_do_not_wait_for_torch():
-    for arguments, code in (["--help"], 0), (["run", "--sampler", "x"], 2):
-        program = f"import sys, evaluate\ntry: code = evaluate.main({arguments})\nexcept SystemExit as end: code = 0\n"
-        program += "print(code, *{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
-        done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True)
-        assert done.stdout.splitlines()[-1] == str(code), done.stderr
-
-
 @pytest.mark.slow
 def test_an_untrained_model_is_no_better_than_chance_on_real_data(saved: TrainConfig, emnist: Path, tmp_path: Path):
     some = some_of(emnist, tmp_path / "data", {"train": 1410, "test": 940})
@@ -434,3 +361,17 @@ def test_a_model_that_would_draw_for_minutes_on_a_gpu_is_compiled_first(
     assert evaluate.main([*arguments, "--out", str(tmp_path / "gpu")]) == 0
     assert len(compiled) == 1
     assert "the model is compiled first" in capsys.readouterr().out
+
+
+def test_a_model_in_no_runs_folder_needs_a_place_for_its_files(
+    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path, capsys
+):
+    """A colleague's export has the name of a run; it took the place of one's own run of this name."""
+    before = evaluated.evaluation.read_bytes()
+    shutil.copytree(evaluated.checkpoints / "latest", tmp_path / "copy")
+    arguments = [str(tmp_path / "copy"), *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root)]
+    assert evaluate.main(arguments) == 2
+    assert "copy is in the checkpoints/ of no run: give a folder for the files, --out" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "files")]) == 0
+    assert document(tmp_path / "files" / "evaluation.json")["run"] == "small"
+    assert evaluated.evaluation.read_bytes() == before

@@ -17,6 +17,7 @@ from tests.support.metrics_documents import CLASSES, make_document
 
 EVERY_PLOT = ["confusion", "per_class", "class_balance", "memorisation"]
 PER_CLASS = 100
+FEW = ["--samples-per-class", "1", "--steps", "2", "--device", "cpu"]  # to evaluate.py, as quick as can be
 SAMPLERS = (("ddpm", 600), ("ddpm", 250), ("ddim", 100), ("ddim", 50), ("ddim", 25), ("dpm++", 30), ("dpm++", 20),
             ("dpm++", 15), ("dpm++", 10))  # fmt: skip
 

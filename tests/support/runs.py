@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -49,6 +50,14 @@ def run(config: TrainConfig) -> int:
 
 def paths_of(config: TrainConfig) -> RunPaths:
     return RunPaths(config.output_root, config.run)
+
+
+def log_of(config: TrainConfig) -> str:
+    return paths_of(config).log.read_text()
+
+
+def checkpoints_of(config: TrainConfig) -> list[Path]:
+    return sorted(paths_of(config).checkpoints.glob("step_*"))
 
 
 def rows(config: TrainConfig) -> pd.DataFrame:

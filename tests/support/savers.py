@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from ddpm.data.sets import dataset
-from ddpm.training import data
+from ddpm.training import checkpoint, data
 from ddpm.training.checkpointing import Checkpoints
 from ddpm.training.identity import identity_of
 from ddpm.training.machine.hardware import choose
 from ddpm.training.progress import Progress
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
-from tests.conftest import CLASSES, ONE, random_images
+from tests.conftest import CLASSES, ONE, random_images, replace
 
 STEPS_PER_EPOCH = 4
 
@@ -52,3 +52,14 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def continued(saver: Saver, small, root: Path | None = None, begin: str = "latest", **changes) -> Saver:
+    """A run that goes on from a checkpoint of `saver`."""
+    config, start = replace(small, **changes), checkpoint.inspect(saver.root / begin)
+    other = Saver(config, root or saver.root)
+    other.rows = list(saver.rows)
+    other.keeper = Checkpoints(
+        other.root, config, other.schedule, other.identity, start, lambda *said: other.said.append(said)
+    )
+    return other
