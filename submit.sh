@@ -101,7 +101,7 @@ launches() {
 # it was submitted from.
 go_to_project() {
     local script folder places=()
-    script=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n '/Command=(null)/!s/^ *Command=//p')
+    script=$(scontrol show job "$job" 2>/dev/null | sed -n '/Command=(null)/!s/^ *Command=//p')
     [[ -z $script || $script == /* ]] || script=${SLURM_SUBMIT_DIR:-$PWD}/$script
     for folder in "$script" "$PWD" "${SLURM_SUBMIT_DIR:-}" "$(realpath "${BASH_SOURCE[0]}")"; do
         places+=("'$folder'")
@@ -120,8 +120,10 @@ HOSTNAME=$(uname -n) # many shells export that of the login node
 export -n HOSTNAME
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a Slurm batch script: run 'sbatch submit.sh [flags of train.py]'," \
     "or without Slurm 'torchrun --standalone --nproc_per_node=<GPUs> train.py'"
-name=$SLURM_JOB_ID
-[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || name="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID (number $SLURM_JOB_ID)"
+# What Slurm calls this job: asked for the number alone, it answers for all of an array if the number is the array's too.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+[ "$job" = "$SLURM_JOB_ID" ] && name=$job || name="$job (number $SLURM_JOB_ID)"
 say "job $name, restart ${SLURM_RESTART_COUNT:-0}"
 go_to_project
 [ "$PWD" = "${SLURM_SUBMIT_DIR:-$PWD}" ] || say "project folder $PWD; paths among the flags count from there"
@@ -146,7 +148,7 @@ if [ "${1:-}" = run ]; then
 fi
 
 # Slurm's record of this job, in one line; empty if Slurm does not answer.
-show_job() { timeout 60 scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null; }
+show_job() { timeout 60 scontrol show job --oneliner "$job" 2>/dev/null; }
 SCONTROL_SHOW_JOB=$(show_job) python -m metrics.jobs.requeue before "$@" || exit # the wrong flag is named already
 
 # ---- launch -------------------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ if [ "$nodes" -eq 1 ]; then
     say "$(printf '%q ' "${command[@]}")"
     supervise torchrun "${command[@]}"
 else
-    by_nodes=$(gpus_by_nodes)
+    by_nodes=$(gpus_by_nodes "$job")
     [ -n "${NPROC_PER_NODE:-}" ] || [ "$(awk '{ print $2 }' <<<"$by_nodes" | sort -u | wc -l)" -le 1 ] ||
         refuse "not equally many GPUs on each node (${by_nodes//$'\n'/; }): ask for --gres=gpu:N or --gpus-per-node=N," \
             "not --gpus, or set NPROC_PER_NODE"
@@ -194,8 +196,6 @@ verdict=$?
 if [ "$verdict" -eq 10 ] && [ "$caught" = TERM ]; then
     say "not queued again from here, as TERM was received meanwhile"
 elif [ "$verdict" -eq 10 ]; then
-    job=$SLURM_JOB_ID
-    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     say "queueing job $job again"
     trap '' TERM # scontrol requeue sends it to this shell
     for pause in 5 20 0; do # Slurm's controller may be restarting

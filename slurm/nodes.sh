@@ -11,9 +11,9 @@ gpus() {
     echo "$count"
 }
 
-# "NODES COUNT" for each group of the job's nodes with the same number of GPUs.
+# "NODES COUNT" for each group of the nodes of job $1 with the same number of GPUs.
 gpus_by_nodes() {
-    scontrol show job --details "$SLURM_JOB_ID" | awk '
+    scontrol show job --details "$1" | awk '
         match($0, /^ *Nodes=[^ ]+/) && / GRES=/ {
             nodes = substr($0, 1, RLENGTH); sub(/.*=/, "", nodes)
             sub(/.* GRES=/, ""); gsub(/\([^)]*\)/, "")

@@ -293,11 +293,13 @@ def test_what_a_login_shell_may_have_exported_does_no_harm(folder: Path, variabl
     assert output.count("odd\n") == 1, "the shell of a node does not do what BASH_ENV says"
 
 
-def test_it_asks_before_and_after_and_hands_on_what_slurm_says_of_the_job(folder: Path):
-    run(folder, ONE_NODE, "--run-name", "two words", "--exit-code", "3")
+@pytest.mark.parametrize(("variables", "name"), [(ONE_NODE, "41234"), (ONE_NODE | ARRAY, "41230_4")])
+def test_it_asks_before_and_after_and_hands_on_what_slurm_says_of_the_job(folder: Path, variables, name: str):
+    """Of an element of an array, not of the others, which may have been queued again more often."""
+    run(folder, variables, "--run-name", "two words", "--exit-code", "3")
     flags = ["--run-name", "two words", "--exit-code", "3"]
     asked = [json.loads(line) for line in (folder / "requeue.jsonl").read_text().splitlines()]
-    says = ["JobId=41234 Restarts=3", "metrics.jobs.requeue"]
+    says = [f"JobId={name} Restarts=3", "metrics.jobs.requeue"]
     assert asked == [[*says, "before", *flags], [*says, "after", "3", "", *flags]]
 
 

@@ -47,14 +47,19 @@ sys.exit(task.returncode)
 """
 
 # Knows the nodes, the job and the script that was submitted, and keeps what else it was asked; refuses as often as the
-# file "refuse" has letters.
+# file "refuse" has letters. Like the real one, it answers for all of an array where it is asked for the array's number,
+# which is also that of the element that started last.
 SCONTROL = """
 import os, pathlib, sys
+array, own = os.environ.get("SLURM_ARRAY_JOB_ID"), sys.argv[-1]
+every = (own, "another element") if array and own == os.environ.get("SLURM_JOB_ID") else (own,)
 if "--oneliner" in sys.argv:
-    print(f"JobId={sys.argv[-1]} Restarts=3")
+    for job in every:
+        print(f"JobId={job} Restarts={3 if job == own else 9}")
 elif sys.argv[1:3] == ["show", "job"]:
-    print(f"JobId={sys.argv[-1]}\\n   Command={os.environ.get('SUBMITTED', '(null)')}")
-    print(os.environ.get("DETAILS", ""))
+    for job in every:
+        print(f"JobId={job}\\n   Command={os.environ.get('SUBMITTED', '(null)') if job == own else job}")
+        print(os.environ.get("DETAILS", "") if job == own else "")
 elif sys.argv[1] == "show":
     print(os.environ.get("HOSTS", "localhost\\nnodeB"))
 else:
