@@ -263,5 +263,13 @@ def test_the_table_of_the_tournament_has_the_files_figures(title: str):
         assert f"| {' | '.join(cells)} |" in text
 
 
+def test_the_random_kills_are_those_of_the_file_and_none_of_them_lost_anything():
+    rounds = at("kills", "rounds")
+    kills, wrong = sum(len(each["killed_in"]) for each in rounds), [each for each in rounds if each["wrong"]]
+    text = (PROJECT_ROOT / "docs/training.md").read_text(encoding="utf-8")
+    assert f"In [{kills:,} kills of {len(rounds):,} runs](../benchmarks/results/kills.json), nothing was lost." in text
+    assert not wrong
+
+
 def test_the_counts_of_emnist_are_those_of_the_data_set():
     assert emnist(PROJECT_ROOT).usual_images == ALL_TRAIN
