@@ -73,9 +73,16 @@ class ComparedRun:
         return settings | {DATA.name: self.published.data_words}
 
     @property
-    def whole_recipe(self) -> dict[str, Any]:
-        """The recipe, with the defaults of settings that are newer than the run: that is what it used."""
-        return {name: value for name, value in DEFAULTS.items() if name not in NO_RECIPE} | self.recipe
+    def learned_with(self) -> dict[str, Any]:
+        """The recipe without the seed, with the defaults of settings that are newer than the run: that is what it used.
+
+        The global batch is in it, if that was recorded, and not how processes and steps share it.
+        """
+        whole = {name: value for name, value in DEFAULTS.items() if name not in NO_RECIPE} | self.recipe
+        batch = self.published.document["hyperparameters"].get("global_batch_size")
+        shares = ("batch_size", "grad_accum") if batch else ()
+        learned = {name: value for name, value in whole.items() if name not in ("seed", *shares)}
+        return learned | ({"global_batch_size": batch} if batch else {})
 
     @property
     def flops_per_image(self) -> float:
@@ -202,8 +209,8 @@ def by_data(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
 
 
 def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
-    """The runs in groups; within a group only the seed differs."""
-    return _grouped(runs, [str(sorted((run.whole_recipe | {"seed": None}).items())) for run in runs])
+    """The runs in groups; within a group only the seed differs, and the machine."""
+    return _grouped(runs, [str(sorted(run.learned_with.items())) for run in runs])
 
 
 def _grouped(runs: Sequence[ComparedRun], keys: Iterable[Hashable]) -> list[list[ComparedRun]]:

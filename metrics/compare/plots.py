@@ -50,6 +50,7 @@ from metrics.style import (
     height_of_labels,
     log_scale,
 )
+from metrics.trends import Curve
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GOLD, PURPLE, RED, "#3fd8e8", TEXT, "#b5794a")
 LINES = ("-", "--", ":", "-.")
@@ -141,7 +142,7 @@ def draw_curves(runs: Sequence[ComparedRun], metric: Metric) -> Figure:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=size == 1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    scale_values(panels[0], [run.published.curve(metric).values for run in runs], metric)
+    scale_values(panels[0], [Curve.of(run.rows, metric).values for run in runs], metric)
     if len(comparable(runs, metric)) > 1:
         panels[-1].set_title("measures different things in these runs: not comparable", **{**NOTE, "color": GOLD})
     head(figure, title_of(metric), runs)

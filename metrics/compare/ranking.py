@@ -95,10 +95,14 @@ def _distance(ranking: Ranking, value: float, best: float) -> str:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Runs that differ in nothing but the seed, and a value for each seed that has one."""
+    """Runs that differ in nothing but the seed.
+
+    `values`: for each seed with a figure its value, or the mean of its runs, such as of two machines; `seeds`: all of
+    them in words, "0 (2 runs), 1".
+    """
 
     settings: str
-    runs: list[ComparedRun]
+    seeds: str
     values: list[float]
 
     @property
@@ -119,14 +123,17 @@ class Seeds:
 def by_settings(ranking: Ranking, group: Sequence[Figure]) -> list[Seeds]:
     """The runs of a group by their settings, the best mean first; settings are named by what differs in the ranking."""
     everyone = [figure.run for figures in ranking.groups for figure in figures]
-    names = [name for name in differing([run.recipe for run in everyone])[0] if name != "seed"]
+    names = differing([run.learned_with for run in everyone])[0]
     found = []
     for runs in over_seeds([figure.run for figure in group]):
-        runs = sorted(runs, key=lambda run: run.setting("seed") or 0)
-        what = ", ".join(f"`{name}` {setting_words(runs[0].whole_recipe.get(name))}" for name in names)
-        figures = [run.figure(ranking.metric) for run in runs]
-        of_seeds = {figure.run.setting("seed"): figure.value for figure in figures if figure.known}
-        found.append(Seeds(what or "all the same", runs, list(of_seeds.values())))
+        what = ", ".join(f"`{name}` {setting_words(runs[0].learned_with.get(name))}" for name in names)
+        of_seeds: dict[int, list[Figure]] = {}
+        for run in sorted(runs, key=lambda run: run.setting("seed") or 0):
+            of_seeds.setdefault(run.setting("seed"), []).append(run.figure(ranking.metric))
+        words = (f"{seed} ({len(each)} runs)" if len(each) > 1 else str(seed) for seed, each in of_seeds.items())
+        known = [[figure.value for figure in each if figure.known] for each in of_seeds.values()]
+        values = [statistics.fmean(each) for each in known if each]
+        found.append(Seeds(what or "all the same", ", ".join(words), values))
     return sorted(found, key=lambda seeds: best_first(seeds.mean, ranking.larger))
 
 
@@ -152,19 +159,18 @@ def _best_settings(ranking: Ranking, group: Sequence[Figure]) -> str | None:
 def seeds_section(ranking: Ranking) -> Section | None:
     """Mean and standard deviation over the seeds, best mean first, where settings were trained with several."""
     groups = [by_settings(ranking, group) for group in ranking.groups]
-    if all(len(seeds.runs) == 1 for group in groups for seeds in group):
+    if not any(seeds.several for group in groups for seeds in group):
         return None
     metric = ranking.metric
     blocks: list[Block] = ["The best mean comes first."]
     heads = ["Settings", "Seeds", "Mean", "Standard deviation", "Smallest", "Largest"]
-    apart = told_apart([group[0].runs for group in groups], settings_of_groups(metric))
+    apart = told_apart([[figure.run for figure in group] for group in ranking.groups], settings_of_groups(metric))
     for group, words in zip(groups, apart, strict=True):
         rows = []
         for seeds in group:
-            numbers = ", ".join(str(run.setting("seed")) for run in seeds.runs)
             spread = gap_words(metric, seeds.deviation)
             extremes = (metric.text(extreme(seeds.values, default=None)) for extreme in (min, max))
-            rows.append((seeds.settings, numbers, metric.text(seeds.mean), spread, *extremes))
+            rows.append((seeds.settings, seeds.seeds, metric.text(seeds.mean), spread, *extremes))
         table = Table("", heads, rows)
         blocks.append(Section(f"With {words}", [table]) if words else table)
     return Section(f"Over seeds: {metric.label}", blocks)

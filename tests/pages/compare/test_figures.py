@@ -121,6 +121,31 @@ def test_over_seeds_there_is_a_mean_and_a_standard_deviation(root: Path):
     assert "`fast` is best by" in page, "of slow there is one seed only, so runs are compared"
 
 
+def test_what_learns_alike_is_told_by_the_global_batch_and_a_seed_that_ran_twice_counts_once(root: Path):
+    """One GPU with 96 images a step and four with 24 each learn the same; four with 96 each do not."""
+
+    def trained(name: str, processes: int, batch: int, **settings) -> None:
+        paths = make_run(root, name, batch_size=batch, **settings)
+        document = json.loads(paths.json.read_text())
+        document["environment"]["world_size"] = processes
+        document["hyperparameters"]["global_batch_size"] = processes * batch
+        save(paths, document)
+
+    trained("one", 1, 96, factor=1.0)
+    trained("four", 4, 24, factor=0.8)
+    trained("other", 2, 48, factor=0.7, seed=1)
+    trained("larger", 4, 96, factor=0.5, seed=1)
+    page = page_of(root, "one", "four", "other", "larger")
+    values = {run: csv(root, run)["val_loss_ema"].min() for run in ("one", "four", "other")}
+    rows = {row[0].replace("`", ""): row[1:] for row in tables(page.split("## Over seeds")[1].split("\n## ")[0])[0][1:]}
+    same, larger = rows["global_batch_size 96"], rows["global_batch_size 384"]
+    assert same[0] == "0 (2 runs), 1" and larger[0] == "1"
+    of_seeds = np.mean([values["one"], values["four"]]), values["other"]
+    assert number(same[1]) == pytest.approx(np.mean(of_seeds), abs=5e-6)
+    assert number(same[2]) == pytest.approx(np.std(of_seeds, ddof=1), rel=5e-3)
+    assert "## Over seeds" not in page_of(root, "one", "four"), "two machines are not two seeds"
+
+
 @pytest.mark.parametrize("rank_by", ["val_loss_ema", "samples_per_sec"])
 def test_settings_win_over_their_seeds_in_the_headline_and_are_ranked_by_their_means(root: Path, rank_by: str):
     make_run(root, "fast-1", epochs=6, factor=0.95, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from ddpm.data.others import CLOTHES
-from ddpm.run.metrics import METRICS, VAL_LOSS_EMA
+from ddpm.run.metrics import METRICS, RCA, VAL_LOSS_EMA
 from ddpm.run.paths import RunPaths
 from metrics.compare.figures import read_runs
 from metrics.compare.plots import draw_curves, draw_samples
 from metrics.samples import SHOWN
-from tests.pages.compare.compared import draw_grid, make_run, page_of, tables
+from tests.pages.compare.compared import draw_grid, make_run, page_of, save, tables
 
 
 def test_ten_runs_have_ten_different_lines_with_the_values_of_their_csv_files(root: Path):
@@ -34,6 +35,19 @@ def test_ten_runs_have_ten_different_lines_with_the_values_of_their_csv_files(ro
     assert runs[0].short == "…lr=0"
     page = page_of(root, *(paths.run for paths in places))
     assert max(len(table[0]) for table in tables(page)) <= 9
+
+
+def test_all_values_that_are_drawn_are_on_the_plot_also_those_of_before_another_guidance(root: Path):
+    slow = RunPaths(root, "slow")
+    document = json.loads(slow.json.read_text())
+    document["epochs"][1]["rca"] = 0.8
+    document["starts"].append({"time": "2026-05-04T01:20:00+00:00", "step": 600, "cause": "x",
+                               "altered": {"guidance_scale": 2}})  # fmt: skip
+    save(slow, document)
+    runs, _ = read_runs([slow, RunPaths(root, "fast")])
+    axes = draw_curves(runs, RCA).axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.8], []]
+    assert axes.get_ylim()[0] <= 0.8 <= axes.get_ylim()[1]
 
 
 def test_samples_are_of_the_latest_epoch_that_all_runs_have(root: Path):
