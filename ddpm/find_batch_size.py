@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import re
 import statistics
 import time
@@ -13,16 +14,16 @@ from pathlib import Path
 
 import torch
 
-from ddpm.run.config import TrainConfig
+from ddpm.run.config import TrainConfig, preset
 from ddpm.run.errors import RequestError, out_of_memory
 from ddpm.run.format import shown
 from ddpm.training import data
 from ddpm.training.machine import hardware
+from ddpm.training.machine.control_groups import memory_left
 from ddpm.training.machine.distributed import DistContext
 from ddpm.training.machine.hardware import Choices
 from ddpm.training.machine.threads import settle
 from ddpm.training.model import activation_bytes, flops_per_image
-from ddpm.training.schedule import scaled_lr
 from ddpm.training.trainer import Trainer
 
 WARM_UP, MEASURED = 3, 8  # steps: in the first ones cuDNN times its algorithms, and memory is asked for
@@ -150,6 +151,8 @@ def _measured(config: TrainConfig, images: data.Images, choices: Choices, world:
     device, steps = world.device, WARM_UP + MEASURED
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    if choices.compile:  # the compiler gives up after a few sizes of one function
+        torch.compiler.reset()
     trainer = Trainer(replace(config, log_every=steps), images.class_names, choices, world)
     chosen = torch.arange(config.batch_size, device=device) % len(images)
     seconds = []
@@ -165,11 +168,13 @@ def _measured(config: TrainConfig, images: data.Images, choices: Choices, world:
 
 def _affordable(config: TrainConfig, device: torch.device) -> bool:
     """Has a host the memory for a batch? A GPU says so itself; a host's system would end the process."""
-    meminfo = Path("/proc/meminfo")  # of Linux; the limit of a job's memory is not in it
+    meminfo = Path("/proc/meminfo")  # of Linux
     if device.type == "cuda" or not meminfo.exists():
         return True
-    available = int(re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text("ascii"))[1])
-    return activation_bytes(config, config.batch_size) < RAM * 1024 * available
+    available = 1024 * int(re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text("ascii"))[1])
+    of_job = memory_left()
+    most = available if of_job is None else min(available, of_job)
+    return activation_bytes(config, config.batch_size) < RAM * most
 
 
 def _fastest(probes: Iterable[Probe]) -> float:
@@ -200,15 +205,24 @@ def advice(probes: list[Probe], config: TrainConfig, memory_mb: float | None) ->
         yield f"largest that leaves room ({share}): {_flags(large, config)}"
     yield "A larger batch makes fewer steps of an epoch, so it may learn less in the same time."
     muon = ", least of all with Muon" if config.optimizer == "muon" else ""
+    rate, batch = rate_of(config)
     yield (
-        "The learning rate is that of the square-root rule, usual for AdamW (Malladi et al. 2022); the linear rule "
-        f"(Goyal et al. 2017) is in brackets. Neither is sure{muon}: compare."
+        f"The learning rates follow from {rate:g} at {batch:,} images a step by the square-root rule, usual for AdamW "
+        f"(Malladi et al. 2022); by the linear rule (Goyal et al. 2017) in brackets. Neither is sure{muon}: compare."
     )
+
+
+def rate_of(config: TrainConfig) -> tuple[float, int]:
+    """`--lr`, and the images a step for which it is meant: the preset's batch, unless the rate was chosen for this."""
+    chosen = config.scale_lr == "none" and config.lr != preset(config.preset, recipe=config.recipe).lr
+    return config.lr, config.images_per_step if chosen else config.usual_batch
 
 
 def _flags(found: Probe, config: TrainConfig) -> str:
     """The flags of a size, with a learning rate by either rule, that replace those of the same names."""
-    by_root, linear = (scaled_lr(replace(config, scale_lr=rule), found.batch_size) for rule in ("sqrt", "linear"))
+    rate, batch = rate_of(config)
+    larger = found.batch_size / batch
     scaled = " --scale-lr none" if config.scale_lr != "none" else ""  # else --lr would be scaled again
     accumulated = " --grad-accum 1" if config.grad_accum > 1 else ""
-    return f"--batch-size {found.batch_size}{accumulated}{scaled} --lr {by_root:.3g} (linear: {linear:.3g})"
+    rates = f"--lr {rate * math.sqrt(larger):.3g} (linear: {rate * larger:.3g})"
+    return f"--batch-size {found.batch_size}{accumulated}{scaled} {rates}"

@@ -13,10 +13,12 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ddpm.training.machine.control_groups import Quota, cpu_quota, read, used_in
 
 if TYPE_CHECKING:
     import torch
@@ -35,67 +37,9 @@ def limit_spinning() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
-def _read(path: Path) -> str:
-    """The content of a file; empty if it is missing or cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def usable_cores() -> set[int]:
     """The cores that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
-@dataclass(frozen=True)
-class Quota:
-    """CPU quota of a container or job, in cores, and the folder of the control group that sets it."""
-
-    cores: float
-    folder: Path
-
-
-def cpu_quota(proc: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> Quota | None:
-    """The tightest quota of this process's control group and those above it (cgroup v2 or v1); None if there is none.
-
-    Args:
-        proc: lists the control groups of the process.
-        groups: mount point of the control groups. A container sees its own group at the top.
-    """
-    folders = [folder for line in _read(proc).splitlines() for folder in _group_folders(line, groups)]
-    quotas = [Quota(cores, folder) for folder in folders if (cores := _quota_of(folder))]
-    return min(quotas, key=lambda quota: quota.cores, default=None)
-
-
-def _group_folders(line: str, groups: Path) -> Iterator[Path]:
-    """The folders of the control group in a line of `/proc/self/cgroup`, and of those above it; none if it is not of
-    the CPU."""
-    _, controllers, path = line.split(":", 2)
-    if controllers and "cpu" not in controllers.split(","):
-        return
-    for mount in {groups / controllers, groups / "cpu", groups / "cpu,cpuacct"} if controllers else {groups}:
-        below = mount / path.lstrip("/")
-        yield from (folder for folder in (below, *below.parents) if folder.is_relative_to(mount))
-
-
-def _quota_of(folder: Path) -> float | None:
-    limit, _, period = _read(folder / "cpu.max").strip().partition(" ")
-    if not limit:
-        limit, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
-    try:
-        return int(limit) / int(period) if int(limit) > 0 else None
-    except (ValueError, ZeroDivisionError):  # "max", or no such file
-        return None
-
-
-def _used_in(folder: Path) -> float | None:
-    """CPU seconds used by all processes of a control group; None if unknown."""
-    for line in _read(folder / "cpu.stat").splitlines():
-        if line.startswith("usage_usec "):
-            return int(line.split()[1]) / 1e6
-    used = _read(folder / "cpuacct.usage").strip()
-    return int(used) / 1e9 if used.isdigit() else None
 
 
 def busy_seconds(stat: str, cores: Iterable[int]) -> float | None:
@@ -123,8 +67,8 @@ class Reading:
 
     @staticmethod
     def take(cores: Iterable[int], quota: Quota | None) -> Reading:
-        group = _used_in(quota.folder) if quota else None
-        machine = busy_seconds(_read(Path("/proc/stat")), cores)
+        group = used_in(quota.folder) if quota else None
+        machine = busy_seconds(read(Path("/proc/stat")), cores)
         return Reading(time.monotonic(), time.process_time(), machine, group)
 
 

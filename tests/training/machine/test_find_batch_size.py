@@ -78,6 +78,23 @@ def test_the_advice_has_flags_to_copy_with_both_rules():
     assert "--batch-size 32 --lr 0.003" in on_a_cpu[0]
 
 
+def test_a_rate_that_was_chosen_for_a_batch_is_scaled_from_that_batch():
+    """With `--batch-size 128 --lr 0.006`, 128 images keep 0.006."""
+    chosen = preset("tiny", batch_size=128, lr=0.006)  # the preset: 32 images, 0.003
+    assert "--batch-size 128 --lr 0.006 (linear: 0.006)" in next(advice([Probe(128, 0.1, math.nan)], chosen, None))
+    accumulated = preset("large", grad_accum=4, lr=2e-4)
+    *first, _, said = advice([Probe(96, 0.1, math.nan)], accumulated, None)
+    assert "--batch-size 96 --grad-accum 1 --lr 0.0001 (linear: 5e-05)" in first[0]
+    assert "follow from 0.0002 at 384 images a step" in said
+
+
+def test_the_memory_of_a_job_is_not_that_of_its_node(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    needed = module.activation_bytes(small, small.batch_size)
+    for left, fits in ((int(1.9 * needed), False), (int(2.1 * needed), True), (None, True)):
+        monkeypatch.setattr(module, "memory_left", lambda left=left: left)
+        assert module._affordable(small, ONE.device) is fits
+
+
 def test_a_full_gpu_does_not_fit_and_other_errors_are_raised(small: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     images, _ = data.load(small, ONE)
     choices = choose(small, 47, ONE.device, 1e8)

@@ -15,15 +15,14 @@ import torch
 import train
 from ddpm.run.signals import StopRequest
 from ddpm.training.machine import threads
+from ddpm.training.machine.control_groups import Quota, cpu_quota, memory_left
 from ddpm.training.machine.distributed import connect
 from ddpm.training.machine.threads import (
     PATIENCE,
     Adjustment,
-    Quota,
     Reading,
     Threads,
     busy_seconds,
-    cpu_quota,
     fitting,
     free_cores,
     limit_spinning,
@@ -82,6 +81,25 @@ def test_of_two_quotas_the_tighter_one_counts(tmp_path):
     write(tmp_path / "fs" / "job", cpu__max="100000 100000")
     write(tmp_path / "fs" / "job" / "step", cpu__max="800000 100000")
     assert cpu_quota(tmp_path / "cgroup", tmp_path / "fs") == Quota(1, tmp_path / "fs" / "job")
+
+
+@pytest.mark.parametrize(
+    ("listed", "folder", "files", "left"),
+    [
+        ("0::/job", "job", {"memory__max": "1000", "memory__current": "700", "memory__stat": "a 5\ninactive_file 200"},
+         500),
+        ("0::/job/step", "job", {"memory__max": "1000", "memory__current": "1100", "memory__stat": ""}, 0),
+        ("0::/job", "job", {"memory__max": "max", "memory__current": "700"}, None),
+        ("4:memory:/slurm/job\n0::/", "memory/slurm",
+         {"memory__limit_in_bytes": "1000", "memory__usage_in_bytes": "900", "memory__stat": "total_inactive_file 50"},
+         150),
+        ("0::/", "", {}, None),
+    ],
+)  # fmt: skip
+def test_the_memory_that_a_job_has_left_is_found(tmp_path, listed, folder, files, left):
+    (tmp_path / "cgroup").write_text(listed + "\n")
+    write(tmp_path / "fs" / folder, **files)
+    assert memory_left(tmp_path / "cgroup", tmp_path / "fs") == left
 
 
 def test_a_container_with_two_cores_of_many_gets_two_threads(monkeypatch):
