@@ -239,9 +239,9 @@ def find_run(name: str, output_root: Path | None = None) -> RunPaths:
     """
     folder, outputs = real(given_path(name)), RunPaths(real(output_root or PROJECT_ROOT), "").metrics
     try:
-        if folder.parent.name == "output" and readable_folder(folder):
+        if name and folder.parent.name == "output" and readable_folder(folder):
             return RunPaths(folder.parents[2], folder.name)
-        if readable_folder(outputs / name):
+        if name.strip(".") and readable_folder(outputs / name):  # else it would be the folder of all runs
             return RunPaths(outputs.parents[1], name)
         known = sorted(entry.name for entry in os.scandir(outputs) if entry.is_dir()) if outputs.is_dir() else []
     except OSError as error:

@@ -21,7 +21,10 @@ from typing import TextIO
 from ddpm.run.errors import RequestError
 
 LEGIBLE = "legible"  # name of the error handler: text.encode("ascii", LEGIBLE)
-ASCII = str.maketrans("┌┐└┘├┤┬┴┼╭╮╰╯─━╸│·–−…±×→≥≤µ•●✓✗█", "+++++++++++++-==|---~~x>><u**vx#")
+ASCII = str.maketrans(
+    "┌┐└┘├┤┬┴┼╭╮╰╯─━╸│·–−…±×→≥≤µ•●✓✗▲○★“”°÷▚▁▂▃▄▅▆▇█",
+    "+++++++++++++-==|---~~x>><u**vx!o*'' /#_.-=+*##",
+)
 MATPLOTLIB = {
     "MPLBACKEND": "agg",  # Jupyter names one that other environments lack, and then `import matplotlib` fails
     "MATPLOTLIBRC": os.devnull,  # the plots are the same whatever a user has set for plots of their own
@@ -93,7 +96,7 @@ def _legible(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end].translate(ASCII)
-    letters = (unicodedata.normalize("NFD", letter)[0] for letter in lacking)  # without its accents
+    letters = (unicodedata.normalize("NFKD", letter)[0] for letter in lacking)  # without its accents
     return "".join(letter if letter.isascii() else "?" for letter in letters), error.end
 
 

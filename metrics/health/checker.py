@@ -40,10 +40,9 @@ from metrics.health.speed import performance
 from metrics.health.thresholds import Thresholds, parse_thresholds
 from metrics.page import to_markdown
 from metrics.run_data import RunData
-from metrics.run_reader import CLOCK_SKEW, RunReader
+from metrics.run_reader import RunReader
 
 LOOK_AGAIN = 5.0  # seconds between two looks of --watch
-BEAT = 6.0  # seconds in which a living run renews its heartbeat
 PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 
 
@@ -76,7 +75,7 @@ class HealthChecker:
 
     def check(self) -> Health:
         """The run's health now."""
-        run, limits = self._read(), self._limits
+        run, limits = self._reader.read_surely(), self._limits
         self.ended = run.ended
         chosen = self._checkpoint or self._checkpoints.newest()
         components = [*published(run, limits), self._data_component(run, chosen), model(run)]
@@ -84,14 +83,6 @@ class HealthChecker:
         weights, figures = self._weights_component(chosen)
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.now))
         return Health(run, now, [*components, weights], limits, chosen.name if chosen else None, figures)
-
-    def _read(self) -> RunData:
-        """The run. A heartbeat that is a little too old may come from a wrong clock: wait and see if it is renewed."""
-        run = self._reader.read()
-        if not run.ended and 0 < run.heartbeat_age - self._limits.heartbeat_sec < CLOCK_SKEW:
-            time.sleep(BEAT)
-            run = self._reader.read()
-        return run
 
     def _data_component(self, run: RunData, chosen: Path | None) -> checks.Component:
         identity = ((read_json(chosen / "meta.json") if chosen else None) or {}).get("identity")

@@ -31,7 +31,7 @@ from ddpm.run.paths import PROJECT_ROOT
 from metrics.files import last_words, read_status
 from metrics.jobs.sweep_plan import RunPlan, read_plan
 from metrics.jobs.sweep_results import compare_all
-from metrics.jobs.sweep_slurm import array_command, comparison_command, submit
+from metrics.jobs.sweep_slurm import array_command, comparison_command, queued_elements, submit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -120,7 +120,13 @@ def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
 
 def dry_run(plan: RunPlan, config: SweepConfig, sbatch: Sequence[str]) -> None:
     """Print the commands that would be started."""
-    elements = [number for number, run in enumerate(plan.runs) if not (config.submit and run.is_finished)]
+    left_out = {run.name: "finished" for run in plan.runs if config.submit and run.is_finished}
+    if config.submit:
+        try:
+            left_out |= {name: f"{element} already" for name, element in queued_elements(plan).items()}
+        except FileNotFoundError:
+            print("there is no squeue here: runs that are queued already are listed too")
+    elements = [number for number, run in enumerate(plan.runs) if run.name not in left_out]
     if config.submit and elements:
         print(shlex.join(array_command(plan, elements, config.at_once, sbatch)))
         print(shlex.join(comparison_command(plan, ["JOB"], sbatch)))
@@ -128,6 +134,8 @@ def dry_run(plan: RunPlan, config: SweepConfig, sbatch: Sequence[str]) -> None:
         arguments = plan.runs[number].arguments
         command = [*launcher(config.nproc_per_node), *arguments]
         print(f"{number}: {shlex.join(arguments)}" if config.submit else shlex.join(command))
+    for name, why in left_out.items():
+        print(f"{name}: {why}")
     print(f"dry run: {len(elements)} runs, then their comparison in {plan.folder}; nothing was started or written")
 
 
@@ -168,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.parse(SweepConfig, ours, "python -m metrics.sweep")
     if (sbatch or config.at_once) and not config.submit:
         raise RequestError("--at-once and options of sbatch after -- need --submit")
+    if config.compare and (config.dry_run or config.submit):
+        raise RequestError("--compare starts nothing: leave out --dry-run and --submit")
     from metrics.compare.comparison import check_folder  # here, as it loads pandas and matplotlib
 
     plan = read_plan(config.plan, config.output_root)

@@ -315,6 +315,14 @@ def test_models_and_checkpoints_in_the_home_folder_are_found(tmp_path, monkeypat
         choose_start(tmp_path / "elsewhere", "~/step_1", {})
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_names_no_run_is_not_taken_for_the_folder_of_all_runs(tmp_path: Path, name: str):
+    """As where a shell's variable is not set: `python -m metrics.note "$RUN" text`."""
+    (tmp_path / "metrics" / "output" / "mine").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"no run called '.*; the runs there are: mine"):
+        find_run(name, tmp_path)
+
+
 def test_settings_survive_json():
     written = json.loads(json.dumps(preset("tiny").to_dict()))
     assert written["block_out_channels"] == list(preset("tiny").block_out_channels)

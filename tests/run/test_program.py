@@ -16,6 +16,7 @@ import pytest
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT
+from ddpm.run.program import LEGIBLE
 from tests.conftest import as_arguments, replace
 from tests.support.runs import paths_of, status
 
@@ -106,6 +107,11 @@ def test_a_wrong_command_line_is_refused_in_one_line(command, told):
     done = subprocess.run([sys.executable, *command], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and told in done.stderr
+
+
+def test_every_mark_and_bar_of_a_page_has_a_letter_in_ascii():
+    marks = "▲ warning ✓ ✗ ○ waiting ★ best ▁▂▃▄▅▆▇█ “72 °C” 10² …"
+    assert marks.encode("ascii", LEGIBLE).decode() == "! warning v x o waiting * best _.-=+*## '72  C' 102 ~"
 
 
 def test_ctrl_c_ends_a_program_in_one_line():

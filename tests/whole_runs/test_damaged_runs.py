@@ -35,11 +35,10 @@ from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import RunPaths
 from ddpm.training import data
 from ddpm.training.machine import hardware
-from metrics import curves, evaluation_section, html, plots, report, samples
+from metrics import curves, evaluation_section, html, plots, report, run_reader, samples
 from metrics.compare import __main__ as compare
 from metrics.compare import comparison
 from metrics.health import __main__ as health
-from metrics.health import checker
 from metrics.jobs import requeue, sweep
 from metrics.live.terminal import snapshot
 from metrics.run_reader import RunReader
@@ -97,7 +96,7 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(samples, "samples_through_training", read)
     patch.setattr(evaluation_section, "write_evaluation_plots", lambda paths: None)
     patch.setattr(comparison, "draw_plots", lambda runs, column: {})
-    patch.setattr(checker, "BEAT", 0)
+    patch.setattr(run_reader, "BEAT", 0)
     patch.setattr(hardware, "CPU_BUDGET", 0)  # an export with as few pictures as can be
 
 

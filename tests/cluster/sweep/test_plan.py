@@ -106,6 +106,13 @@ def test_a_dry_run_prints_commands_that_can_be_pasted_and_writes_nothing(tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
 
 
+@pytest.mark.parametrize("other", ["--dry-run", "--submit"])
+def test_a_comparison_that_starts_nothing_is_asked_for_alone(tmp_path: Path, capsys, other: str):
+    assert sweep.main([str(write_plan(tmp_path)), "--compare", other]) == 2
+    assert "--compare starts nothing" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
+
+
 def test_processes_of_a_run_share_the_cores(monkeypatch: pytest.MonkeyPatch):
     """torchrun gives each one thread, unless it is told."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -43,6 +43,9 @@ def test_submitted_again_only_what_is_not_finished_or_queued_is_queued(root: Pat
     train(plan, 0)
     (sbatch / "queue").write_text(json.dumps({"100": [1, 2]}))
     capsys.readouterr()
+    assert sweep.main([str(plan), "--submit", "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert "--array=3-5" in dry and "rates-runs: 100_1 already" in dry and "dry run: 3 runs" in dry
     assert sweep.main([str(plan), "--submit", "--", "--output=mine.out"]) == 0
     _, _, (runs, *_), (comparison, *_) = calls(sbatch)
     assert "--array=3-5" in runs

@@ -6,14 +6,16 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 
 import pytest
 
 from ddpm.run.paths import RunPaths
+from metrics import run_reader
 from metrics.live.status import StatusPublisher
 from metrics.run_data import RunData
-from metrics.run_reader import RunReader
+from metrics.run_reader import RunReader, read_run
 from tests.metrics.live.terminals import Terminal, publish, shown, view
 
 
@@ -23,6 +25,16 @@ def test_the_heartbeat_is_judged_by_our_own_clock_once_it_is_seen_to_beat(paths)
     assert reader.read().silent
     publish(paths, heartbeat=time.time() - 195)  # it beats, on a node whose clock is late
     assert not reader.read().silent
+
+
+def test_a_page_that_is_made_once_waits_for_the_heartbeat_of_a_run_whose_clock_may_be_late(paths, monkeypatch):
+    monkeypatch.setattr(run_reader, "BEAT", 0.5)
+    publish(paths, heartbeat=time.time() - 60)
+    renewed = threading.Timer(0.2, publish, [paths], {"heartbeat": time.time() - 55})
+    renewed.start()
+    assert read_run(paths).lives
+    renewed.join()
+    assert read_run(paths).silent, "it did not beat again"
 
 
 @pytest.mark.parametrize("behind", [400, -400])
