@@ -47,7 +47,7 @@ def measure(name: str, batch_size: int, rounds: int, root: Path) -> dict[str, li
               f"{plural(torch.get_num_threads(), 'thread')}")  # fmt: skip
         progress, schedule = Progress(device, batch_size), TrainingSchedule(config, 1, batch_size)
         identity = identity_of(config, schedule, CLASS_NAMES, "")
-        checkpoints = Checkpoints(root, config, schedule, identity, None, lambda *_: None)
+        checkpoints = Checkpoints(root, config, schedule, identity, None, {}, lambda *_: None)
 
         def step() -> None:
             trainer.step(images, torch.arange(batch_size, device=device), progress.step, config.lr)

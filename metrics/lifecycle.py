@@ -85,7 +85,8 @@ class RunLifecycle:
             lambda: prepare_beginning(self.paths, self.config, self.identity, self.world.restarted),
             here=self.world.is_main,
         )
-        self.altered = altered_settings(self.start, self.config)
+        device = hardware.device_name(self.world.device)
+        self.altered = altered_settings(self.start, self.config, self.choices.values(), device)
         rows = self.start.meta["history"] if self.start else []
         self.schedule.follow(self.schedule.reductions_by(rows))
         self.ended_early = self.reason_to_end(rows) if rows else None
@@ -160,8 +161,9 @@ class RunLifecycle:
                 self.logger.log(f"{start.folder.name} is unsound ({start.unsound}); it was asked for", "warning")
             self.blown_up = start.unsound
         self.checkpoints = Checkpoints(
-            self.paths.checkpoints, config, self.schedule, self.identity, start, self.logger.log, self.run_lock.check
-        )
+            self.paths.checkpoints, config, self.schedule, self.identity, start, self.altered, self.logger.log,
+            self.run_lock.check,
+        )  # fmt: skip
         if start:
             self.save()  # here too, if --resume took it from another run's folder
 

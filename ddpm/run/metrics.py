@@ -46,6 +46,8 @@ class Metric:
     """How the epochs become one figure of the run."""
     same: tuple[str, ...] = ()
     """Settings that two runs must share for their figures to be comparable."""
+    within: tuple[str, ...] = ()
+    """What two epochs of a run must share besides: by other test images or other noise, they differ a little."""
     timed: bool = False
     """Does it depend on the speed of the machine? All other figures are the same when a run is repeated."""
     selectable: bool = False
@@ -98,7 +100,7 @@ class Metric:
     def comparable_from(self, altered: Mapping[str, int]) -> int:
         """The number of a run's first rows in which it was measured with other settings than in the last. `altered`: a
         setting → the number of rows that there were when it changed."""
-        return max((altered.get(setting, 0) for setting in self.same), default=0)
+        return max((altered.get(setting, 0) for setting in (*self.same, *self.within)), default=0)
 
     def lost(self, row: Mapping[str, Any]) -> bool:
         """Was it measured in an epoch, and was the result no finite number? (In a row that was read, it is missing.)"""
@@ -118,14 +120,19 @@ class Metric:
 
 
 LOSS = dict(format=".5f", better="lower", over_epochs="best")
-VALIDATION = dict(**LOSS, group="loss", same=NULL_LOSS, selectable=True, time="val_time_sec")
+VALIDATION = dict(
+    **LOSS, group="loss", same=NULL_LOSS, within=("validation",), selectable=True, time="val_time_sec",
+)  # fmt: skip
 TRAINING = dict(
     **LOSS, group="loss", same=(*NULL_LOSS, "loss_weighting", "timestep_power", "cfg_dropout_prob"),
     time="train_time_sec",
 )  # fmt: skip
-BAND = dict(**LOSS, group="loss_by_noise_level", same=NULL_LOSS, optional=True, time="val_time_sec")
+BAND = dict(
+    **LOSS, group="loss_by_noise_level", same=NULL_LOSS, within=("validation",), optional=True, time="val_time_sec",
+)  # fmt: skip
 JUDGED = dict(
     group="quality", over_epochs="best", format=".3f", selectable=True, optional=True, time="eval_time_sec",
+    within=("val_images",),
 )  # fmt: skip
 QUALITY = dict(**JUDGED, same=("data", "sample_steps", "guidance_scale"))
 MEMORY = dict(unit="MB of 2^20 bytes", format=",.0f", group="memory", better="lower", over_epochs="max")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from ddpm.run.config import TrainConfig
 from ddpm.run.files import real
 from ddpm.training.checkpoint import Checkpoint, Contents, amend, write
-from ddpm.training.keeping import altered_settings, prune, update_best
+from ddpm.training.keeping import prune, update_best
 from ddpm.training.machine.hardware import device_name, synchronize
 from ddpm.training.optimizers import HIDDEN
 from ddpm.training.progress import Progress
@@ -37,6 +37,7 @@ class Checkpoints:
         schedule: TrainingSchedule,
         identity: dict[str, Any],
         start: Checkpoint | None,
+        altered: Mapping[str, int],
         log: Callable[[str, str], None],
         ours: Callable[[], None] = lambda: None,
     ) -> None:
@@ -44,16 +45,16 @@ class Checkpoints:
         Args:
             identity: as `identity_of` in identity.py returns it.
             start: the checkpoint that the run continues from, if any.
+            altered: as `altered_settings` in keeping.py returns it.
             log: called with each message and its level (info, warning or error).
             ours: raises OSError if another process has taken the run over.
         """
         self._root, self._config, self._schedule, self._identity = root, config, schedule, identity
-        self._log, self._ours = log, ours
+        self._log, self._ours, self.altered = log, ours, altered
         self._saved: tuple[int, int] | None = None  # step of the latest checkpoint, and number of rows in it
         self.unsound: str | None = None  # why the state of the latest one is not worth continuing from
         if start and real(start.folder.parent) == real(root):
             self._saved, self.unsound = (start.step, len(start.meta["history"])), start.unsound
-        self.altered = altered_settings(start, config)
         self._saved_at = time.monotonic()
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.run.config import TrainConfig
+from ddpm.run.config.rules import USUAL_VAL_IMAGES
 from ddpm.run.files import real, replace_link
 from ddpm.run.metrics import METRICS, VAL_LOSS_EMA, altered_of, chosen_by
 from ddpm.training.checkpoint import Checkpoint, read_meta, sound_metas
 
-MEASURED_BY = {name for metric in METRICS.values() for name in metric.same}  # settings on which figures depend
+# what figures depend on
+MEASURED_BY = {name for metric in METRICS.values() for name in (*metric.same, *metric.within)}
 
 
 def update_best(root: Path, config: TrainConfig) -> Path | None:
     """Point `best` at the best sound checkpoint by `--best-by`; of equal ones, the oldest. One that was measured with
-    other settings than now, such as another guidance, only counts while there is no other.
+    other settings than the newest, such as another guidance, only counts while there is no other.
 
     Returns its folder; None, and removes `best`, if no checkpoint can be judged by it.
 
@@ -32,8 +34,10 @@ def update_best(root: Path, config: TrainConfig) -> Path | None:
     if not costs:
         (root / "best").unlink(missing_ok=True)
         return None
-    alike = {folder: cost for folder, cost in costs.items() if _measured_alike(metas[folder], config)}
-    costs = alike or costs
+    if metric := chosen_by(config.best_by):
+        found, names = {folder: measured_with(meta) for folder, meta in metas.items()}, (*metric.same, *metric.within)
+        newest = found[max(found)]
+        costs = {folder: costs[folder] for folder in costs if not differing(names, found[folder], newest)} or costs
     best = min(costs, key=costs.get)
     if real(root / "best") != real(best):
         replace_link(root / "best", best.name)
@@ -53,26 +57,36 @@ def selection_cost(row: Mapping[str, Any], config: TrainConfig) -> tuple[float, 
     return None if value is None else (-value if metric.larger_is_better else value,)
 
 
-def _measured_alike(meta: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Was the figure of `--best-by` measured with the same settings as it would be now?"""
-    metric = chosen_by(config.best_by)
-    return metric is None or not _differing(metric.same, meta.get("settings") or {}, config)
+def measured_with(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What the figures of a checkpoint depend on, by its `meta`: the settings, and what was chosen for the device."""
+    settings, used, device = meta.get("settings") or {}, meta.get("used"), meta.get("progress", {}).get("device")
+    found = {"val_images": USUAL_VAL_IMAGES} | {name: value for name, value in settings.items() if value is not None}
+    if used and device:  # noise is not the same on a CPU as on a GPU
+        found["validation"] = used["val_images"], device.startswith("CPU")
+    return found
 
 
-def altered_settings(start: Checkpoint | None, config: TrainConfig) -> dict[str, int]:
-    """The settings on which figures depend and that have changed during the run → the number of rows before the latest
-    change. Those rows' figures cannot be compared with later ones (`Metric.comparable_from`)."""
+def altered_settings(
+    start: Checkpoint | None, config: TrainConfig, used: Mapping[str, Any], device: str
+) -> dict[str, int]:
+    """What figures depend on and has changed during the run → the number of rows before the latest change. Those rows'
+    figures cannot be compared with later ones (`Metric.comparable_from`).
+
+    Args:
+        used: what was chosen for the device (`Choices.values`).
+        device: its name.
+    """
     if start is None:
         return {}
     rows = len(start.meta["history"])
-    others = _differing(MEASURED_BY, start.meta["settings"], config)
+    now = measured_with({"settings": config.to_dict(), "used": used, "progress": {"device": device}})
+    others = differing(MEASURED_BY, measured_with(start.meta), now)
     return {**altered_of(start.meta["progress"]), **dict.fromkeys(others, rows)} if rows else {}
 
 
-def _differing(names: Iterable[str], before: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """Which of the settings `names` are others than `before`; those that an older version lacked count as equal."""
-    now = config.to_dict()
-    return sorted(name for name in names if before.get(name, now[name]) != now[name])
+def differing(names: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which of `names` have another value now; those that an older version lacked count as equal."""
+    return sorted(name for name in names if name in before and name in now and before[name] != now[name])
 
 
 def prune(root: Path, keep_last: int, keep_every: int) -> list[str]:

@@ -8,7 +8,8 @@ from ddpm.data.sets import dataset
 from ddpm.training import checkpoint, data
 from ddpm.training.checkpointing import Checkpoints
 from ddpm.training.identity import identity_of
-from ddpm.training.machine.hardware import choose
+from ddpm.training.keeping import altered_settings
+from ddpm.training.machine.hardware import choose, device_name
 from ddpm.training.progress import Progress
 from ddpm.training.schedule import TrainingSchedule
 from ddpm.training.trainer import Trainer
@@ -28,7 +29,7 @@ class Saver:
         digest = data.sha256(data.load(config, ONE)[0]) if dataset(config).present() else "0123"
         self.identity, self.rows = identity_of(config, self.schedule, CLASSES, digest), []
         self.keeper = Checkpoints(
-            root, config, self.schedule, self.identity, None, lambda *said: self.said.append(said)
+            root, config, self.schedule, self.identity, None, {}, lambda *said: self.said.append(said)
         )
 
     def learn(self) -> None:
@@ -59,7 +60,8 @@ def continued(saver: Saver, small, root: Path | None = None, begin: str = "lates
     config, start = replace(small, **changes), checkpoint.inspect(saver.root / begin)
     other = Saver(config, root or saver.root)
     other.rows = list(saver.rows)
+    altered = altered_settings(start, config, other.trainer.choices.values(), device_name(ONE.device))
     other.keeper = Checkpoints(
-        other.root, config, other.schedule, other.identity, start, lambda *said: other.said.append(said)
+        other.root, config, other.schedule, other.identity, start, altered, lambda *said: other.said.append(said)
     )
     return other

@@ -197,7 +197,7 @@ def test_a_process_that_has_lost_the_run_writes_no_checkpoint(saver: Saver, smal
     before = {path: path.read_bytes() for path in saver.root.rglob("*") if path.is_file()}
     with pytest.raises(OSError, match="another process"):
         checkpoint.amend(saver.root / "step_00000004", lost, metrics={"val_loss": 1.0})
-    saver.keeper = Checkpoints(saver.root, small, saver.schedule, saver.identity, None, lambda *said: None, lost)
+    saver.keeper = Checkpoints(saver.root, small, saver.schedule, saver.identity, None, {}, lambda *said: None, lost)
     saver.save(8)
     assert "another process has the run now" in saver.keeper.unsaved
     assert {path: path.read_bytes() for path in saver.root.rglob("*") if path.is_file()} == before

@@ -230,6 +230,8 @@ def test_figures_are_compared_from_the_start_on_that_changed_what_they_depend_on
     later = continued(weighted, small, loss_weighting="min_snr", guidance_scale=1.0, lr=1.0).keeper.altered
     assert later == {"loss_weighting": 2, "guidance_scale": 3}
     assert [metric.comparable_from(later) for metric in (LOSS_MEAN, VAL_LOSS, RCA, GRAD_NORM)] == [2, 0, 3, 0]
+    fewer = continued(weighted, small, loss_weighting="min_snr", val_images=small.val_images // 2).keeper.altered
+    assert [metric.comparable_from(fewer) for metric in (LOSS_MEAN, VAL_LOSS, RCA, GRAD_NORM)] == [2, 3, 3, 0]
     meta = checkpoint.read_meta(saver.root / "latest")
     del meta["settings"]["loss_weighting"], meta["progress"]["altered"]  # as older versions wrote it
     checkpoint.amend(saver.root / "step_00000012", **meta)
