@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ddpm.run.config import TrainConfig
 from ddpm.run.errors import RequestError
-from ddpm.run.files import why_and_cure
+from ddpm.run.files import real, why_and_cure
 from ddpm.run.paths import RunPaths
 from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Checkpoint
@@ -57,7 +57,8 @@ def _prepare(paths: RunPaths, config: TrainConfig, identity: dict[str, Any], res
     if start is None and resume == "auto" and own:
         why = "; ".join(damaged.values()) or "no checkpoint of the earlier start is sound"
         notes.append(f"{why}: the run begins anew")
-    notes += [f"earlier files of this name are now in {old}" for old in paths.prepare(afresh=start is None)]
+    others = start is not None and not start.folder.is_relative_to(real(root)) and not began  # files of another line
+    notes += [f"earlier files of this name are now in {old}" for old in paths.prepare(afresh=start is None or others)]
     if start:
         notes += damaged_checkpoints(root, start, damaged)
         notes += abandoned_line(paths, start)

@@ -171,7 +171,8 @@ class RunPaths:
         """Make the run's folders and check that they can be written to.
 
         Args:
-            afresh: the run begins at step 0. The folders of an earlier run of this name are then renamed.
+            afresh: the run begins at step 0, or with another run's checkpoint. The folders of an earlier run of this
+                name are then renamed.
 
         Returns:
             The new paths of the renamed folders.

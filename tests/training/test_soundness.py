@@ -251,10 +251,12 @@ def test_a_start_from_another_runs_checkpoint_sets_all_of_its_own_aside(small: T
     paths.evaluation.write_text(json.dumps({"step": 8}))
     assert run(replace(config, resume=str(paths_of(other).checkpoints / "best"), max_steps=10, epochs=2)) == 0
     assert not paths.evaluation.exists()
-    drawn = sorted(str(path.relative_to(paths.samples)) for path in paths.samples.rglob("*.png"))
-    assert len(drawn) == 3 and drawn[0].startswith("abandoned-") and drawn[0].endswith("/emnist_epoch_0001.png")
-    assert drawn[1:] == ["emnist_epoch_0001.png", "emnist_epoch_0002.png"], "both of the other line"
-    assert [folder.name for folder in paths.checkpoints.glob("abandoned-*/*")] == ["step_00000008"]
+    drawn = sorted(path.name for path in paths.samples.rglob("*.png"))
+    assert drawn == ["emnist_epoch_0001.png", "emnist_epoch_0002.png"], "both of the other line"
+    [aside] = paths.metrics.parent.glob("small.before-*")
+    assert [path.name for path in aside.glob("samples/*.png")] == ["emnist_epoch_0001.png"]
+    assert (aside / "evaluation.json").is_file()
+    assert [folder.name for folder in paths.checkpoints.parent.glob("small.before-*/step_*")] == ["step_00000008"]
     assert (paths.checkpoints / "latest").readlink() == Path("step_00000010")
 
 

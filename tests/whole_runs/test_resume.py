@@ -197,6 +197,20 @@ def test_a_run_may_begin_with_the_checkpoint_of_another(small: TrainConfig):
     assert_same_run(whole, branch)
 
 
+def test_a_run_that_begins_with_the_checkpoint_of_another_sets_earlier_files_of_its_name_aside(small: TrainConfig):
+    """Its name may be a default that another run has had: those figures were written over."""
+    other = replace(small, run_name="other", epochs=1, lr_schedule="constant")
+    mine = replace(small, epochs=2, lr_schedule="constant", lr=small.lr / 2)
+    assert run(other) == 0 and run(mine) == 0
+    before = paths_of(mine).csv.read_text()
+    assert run(replace(mine, resume=str(paths_of(other).checkpoints / "step_00000008"))) == 0
+    [aside] = paths_of(mine).metrics.parent.glob("small.before-*")
+    assert (aside / "training_metrics.csv").read_text() == before
+    assert len(list(paths_of(mine).checkpoints.parent.glob("small.before-*/step_*"))) == 2
+    assert rows(mine)["loss_mean"][0] == rows(other)["loss_mean"][0] != float(before.splitlines()[1].split(",")[3])
+    assert len(causes(mine)) == 1, "its starts and costs are its own"
+
+
 def test_an_older_checkpoint_that_was_asked_for_stays_the_one_that_is_continued(small: TrainConfig):
     assert run(small) == 0
     stop = StopRequest()
