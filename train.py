@@ -28,17 +28,21 @@ from ddpm.training.machine.compiler import limit_workers
 from ddpm.training.machine.threads import limit_spinning
 
 
-def is_first() -> bool:
-    """Is this process rank 0, by the variables of torchrun or srun? True if they are invalid: then every process is."""
+def is_first(of_node: bool = False) -> bool:
+    """Is this process rank 0, or that of its node, by the variables of torchrun or srun? True if they are invalid."""
     try:
-        return read_launch().rank == 0
+        return (read_launch().local_rank if of_node else read_launch().rank) == 0
     except RequestError:
         return True
 
 
-def refuse(error: RequestError) -> int:
-    """Print the error in one line (rank 0 for all; a NotMetError every process). Returns the exit code."""
-    if is_first() or isinstance(error, NotMetError):
+def refuse(error: RequestError, met: bool = False) -> int:
+    """Print the error in one line. Returns the exit code.
+
+    Rank 0 prints for all. Before they have `met`, one of each node does: a file may be missing on one node only. A
+    NotMetError is printed by every process.
+    """
+    if is_first(of_node=not met) or isinstance(error, NotMetError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     return 2
 
@@ -66,6 +70,7 @@ from ddpm.run.metrics import (
     IMAGES_SEEN,
     LR,
     MFU,
+    RCA,
     SAMPLES_PER_SEC,
     STEP,
     VAL_LOSS,
@@ -140,6 +145,7 @@ class Run(RunLifecycle):
             chosen = data.global_slice(order, progress.step - first, images, self.world)
             seen, lr = schedule.images_seen(progress.step), schedule.learning_rate(progress.step)
             self.trainer.step(self.train_set, chosen, seen, lr)
+            progress.lr = lr
             if progress.count_step():
                 self.publish("training", epoch)
                 self.world.expect_answers_within(timedelta(minutes=self.config.hang_minutes))
@@ -176,14 +182,12 @@ class Run(RunLifecycle):
         """
         config, progress = self.config, self.progress
         if progress.row_step != progress.step:
-            evaluate = self.due(self.choices.eval_every, epoch)
-            measured = self.measure(epoch, validate=self.due(config.val_every, epoch), evaluate=evaluate)
-            if measured is None:
+            row = self.measured_row(epoch)
+            if row is None:
                 return False
-            self.publish_row(self.epoch_row(epoch, measured))  # which may end the run early
-            if progress.step % self.schedule.steps_per_epoch == 0:
-                progress.begin_epoch()
-            may_be_best = evaluate and config.best_by != VAL_LOSS.name
+            self.publish_row(row)
+            progress.end_row(epoch_over=progress.step % self.schedule.steps_per_epoch == 0)
+            may_be_best = self.due(self.choices.eval_every, epoch) and config.best_by != VAL_LOSS.name
             if may_be_best or any(self.due(every, epoch) for every in (config.checkpoint_every, config.keep_every)):
                 self.save()
         if self.choices.samples_per_class and (self.at_end or self.due(config.sample_every, epoch)):
@@ -198,6 +202,20 @@ class Run(RunLifecycle):
     def due(self, every: int, epoch: int) -> bool:
         """Is a task with a period of `every` epochs (0: never) due after `epoch`, or because the run ends there?"""
         return every > 0 and (self.at_end or (epoch + 1) % every == 0)
+
+    def measured_row(self, epoch: int) -> dict[str, Any] | None:
+        """The epoch's row with all figures that are due: if the run ends early by it, all. None if asked to stop."""
+        found: dict[Metric, Any] = {}
+        while True:
+            validate = self.due(self.config.val_every, epoch) and VAL_LOSS not in found
+            evaluate = self.due(self.choices.eval_every, epoch) and RCA not in found
+            measured = self.measure(epoch, validate, evaluate)
+            if measured is None:
+                return None
+            found |= measured
+            row = self.epoch_row(epoch, found)
+            if self.ended_early or not self.ends_early(row):
+                return row
 
     def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict[Metric, Any] | None:
         """The row's figures that need forward passes. Every process calls it. None if asked to stop."""
@@ -245,13 +263,14 @@ class Run(RunLifecycle):
             IMAGES_SEEN: schedule.images_seen(progress.step),
             **loss_statistics(progress.losses, progress.grad_norms),
             **measured,
-            LR: schedule.learning_rate(progress.step - 1),
+            LR: progress.lr,
             SAMPLES_PER_SEC: rate,
             BATCHES_PER_SEC: rate / schedule.global_batch,
             MFU: hardware.flop_utilisation(self.flops_per_image, rate, world.device, world.world_size),
             **dict(zip(select(group="memory"), memory, strict=True)),
             EMA_DELTA_NORM: trainer.ema.delta_norm(),
             **progress.times(),
+            **self.logger.cost(),
             DATA: self.config.data_name,
         }
         return plain({metric.name: value for metric, value in figures.items()})
@@ -265,11 +284,12 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
         if is_first() and not config.only_asks and not os.path.exists(paths.lock):  # a lock: another job trains it
             publish_failure(paths, config.data_name, code, message)
 
-    lock_name = None
+    lock_name, met = None, False
     try:
         if config.wandb:
             wandb.require()
         leave_traces(paths.nccl_traces)
+        met = True
         with connect(config.device) as world, world.explaining():
             if config.only_asks:
                 (dry_run if config.dry_run else find_batch_size)(config, world)
@@ -287,7 +307,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
         return error.exit_code
     except RequestError as error:
         publish(2, str(error))
-        return refuse(error)
+        return refuse(error, met)
     except KeyboardInterrupt:
         print(TWICE, file=sys.stderr)
         return 1

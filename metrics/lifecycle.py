@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ddpm.evaluation.in_training import InTrainingEvaluation
 from ddpm.run.command import same_command
@@ -131,13 +132,22 @@ class RunLifecycle:
         if self.start:
             state, averages = self.start.load()
             self.notes += self.trainer.load_state_dict(state, averages)
-            self.progress.load_state_dict(state["progress"])
+            self.load_progress(state["progress"], self.start.meta["history"])
             self.notes += self.trainer.settle_average(self.progress.step // self.schedule.steps_per_epoch)
         self.progress.note_threads(self.threads.number)
         if self.world.is_main:
             self.open_files()
         self.evaluation = InTrainingEvaluation(config, self.train_set, self.test_set, self.world)
         self.progress.start_clock()
+
+    def load_progress(self, state: dict[str, Any], rows: Sequence[dict]) -> None:
+        """Continue where the checkpoint was saved; `rows` may have one of its last step that was made after that."""
+        progress, schedule = self.progress, self.schedule
+        progress.load_state_dict(state)
+        if math.isnan(progress.lr) and progress.step:  # an older version did not keep it
+            progress.lr = schedule.learning_rate(progress.step - 1)
+        if rows and rows[-1]["step"] == progress.step != progress.row_step:
+            progress.adopt_row(rows[-1], epoch_over=progress.step % schedule.steps_per_epoch == 0)
 
     def open_files(self) -> None:
         """Open the files of checkpoints and figures, and log what is trained (main process only)."""
@@ -173,7 +183,7 @@ class RunLifecycle:
         self.logger.progress(phase, epoch, self.progress.step, **figures)
 
     def publish_row(self, row: dict) -> None:
-        """Publish an epoch's figures, and decide whether the state is unsound or the run is to stop early."""
+        """Publish an epoch's figures, and decide whether the state is unsound."""
         if self.world.is_main:
             judged = (metric.name for metric in (LOSS_MEAN, VAL_LOSS, VAL_LOSS_EMA))
             losses = {name: row[name] for name in judged if name in row}
@@ -186,14 +196,20 @@ class RunLifecycle:
             self.logger.weights(row["epoch"], row["step"], models)
         if self.config.lr_schedule == "plateau":
             self.follow_plateau()
-        if self.config.early_stop_patience or self.config.stop_when:
-            self.ended_early = self.world.broadcast_result(
-                lambda: self.reason_to_end(self.logger.rows), here=self.world.is_main
-            )
         if self.world.is_main:
             rows, over = self.logger.rows, self.ended_early is not None
             for line, severity in changed(self.config.criterion, self.course(rows, over)):
                 self.logger.log(line, severity)
+
+    def ends_early(self, row: dict) -> bool:
+        """Is the run to end with this row, before its last epoch? Decided by the main process, for all."""
+        if self.config.early_stop_patience or self.config.stop_when:
+
+            def reason() -> str | None:
+                return self.reason_to_end([*(each for each in self.logger.rows if each["epoch"] < row["epoch"]), row])
+
+            self.ended_early = self.world.broadcast_result(reason, here=self.world.is_main)
+        return self.ended_early is not None
 
     def follow_plateau(self) -> None:
         """Lower the learning rate, on every process, if the main process's rows ask for it."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ddpm.export import evaluation_or_damage
 from ddpm.run.files import atomic_write
+from ddpm.run.metrics import Metric
 from ddpm.run.paths import REPORTED, RunPaths
 from ddpm.sampling.export import export
 from ddpm.sampling.load import load_model
@@ -113,13 +114,19 @@ class RunLogger:
             images_seen=schedule.images_seen(step), **figures,
         )  # fmt: skip
 
+    def cost(self) -> dict[Metric, float | None]:
+        """GPU-hours and energy so far (empty on processes other than the main one)."""
+        if self._tracker:
+            with self._logger.going_on("what the run has cost"):
+                self._logger.flush()  # the GPU-hours are read from the status
+                return cost_so_far(self.paths)
+        return {}
+
     def epoch(self, row: dict[str, Any]) -> None:
         """Publish the row of an epoch that is done."""
         if self._tracker:
             with self._logger.going_on("the epoch's metrics"):
-                self._logger.flush()  # the GPU-hours are read from the status
-                cost = {metric.name: value for metric, value in cost_so_far(self.paths).items()}
-                row = self._tracker.add_epoch(row | cost)  # with all columns
+                row = self._tracker.add_epoch(row)  # with all columns
                 self._loggers.log_metrics(row)
         self._logger.log_epoch_summary(row)
         if self._tracker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from typing import Any
 
@@ -30,6 +31,8 @@ def compile_in_place(model: torch.nn.Module) -> None:
 
 def _options() -> dict[str, Any]:
     set_caches()
+    # A run on a CPU may change its threads, up to all cores; after so many versions torch would compile no more.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * (os.cpu_count() or 1))
     # diffusers reads torch's version while it is traced, which is harmless: the version stays the same
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
     return {

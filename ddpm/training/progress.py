@@ -35,6 +35,7 @@ class Progress:
         self._device, self._global_batch = device, global_batch
         self.step = 0
         self.row_step = 0  # the step at which the latest epoch's row was made
+        self.lr = float("nan")  # learning rate of the latest step
         self.warm = False  # has this process made its first step?
         self.recent_images_per_sec = float("nan")  # over the steps between the last two notes
         self.threads: list[dict[str, int | None]] = []  # on a CPU: how many, from which step on
@@ -102,10 +103,17 @@ class Progress:
         if [each["threads"] for each in self.threads[-1:]] != [number]:
             self.threads.append({"step": self.step, "threads": number})
 
-    def begin_epoch(self) -> None:
-        """Reset the figures of the epoch, after its row is made."""
-        self._epoch_began = self._row_at
-        self._reset_epoch()
+    def end_row(self, epoch_over: bool) -> None:
+        """The row of the epoch so far is made; if the epoch is over, its figures are reset."""
+        self.row_step = self.step
+        if epoch_over:
+            self._epoch_began = self._row_at
+            self._reset_epoch()
+
+    def adopt_row(self, row: dict[str, Any], epoch_over: bool) -> None:
+        """As `end_row`, with a row that was added to the checkpoint after its state had been saved."""
+        self._elapsed_before = self._row_at = max(self._elapsed_before, TOTAL_TIME_SEC.of(row) or 0.0)
+        self.end_row(epoch_over)
 
     @property
     def images_per_sec(self) -> float:
@@ -116,7 +124,6 @@ class Progress:
         """The times of the row that is made now. `epoch_time_sec` is measured from row to row, so that the sum over all
         rows is `total_time_sec`."""
         now = self._row_at = self.elapsed
-        self.row_step = self.step
         return {
             EPOCH_TIME_SEC: now - self._epoch_began,
             TOTAL_TIME_SEC: now,
@@ -129,6 +136,7 @@ class Progress:
         return {
             "step": self.step,
             "row_step": self.row_step,
+            "lr": self.lr,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "grad_norms": torch.tensor(self.grad_norms, dtype=torch.float64),
             "train_sec": self._train_sec,
@@ -144,5 +152,6 @@ class Progress:
         self.losses, self.grad_norms = state["losses"].tolist(), state["grad_norms"].tolist()
         self._train_sec, self._train_images = state["train_sec"], state[TRAIN_IMAGES.name]
         self._spent |= {METRICS[name]: seconds for name, seconds in state.get("spent", {}).items()}
+        self.lr = state.get("lr", float("nan"))
         self.threads[:] = state.get("threads", [])
         self._elapsed_before, self._epoch_began = state["elapsed"], state["epoch_began"]

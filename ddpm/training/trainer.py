@@ -25,7 +25,7 @@ from ddpm.training.data import Images, to_model_input
 from ddpm.training.diffusion import StepDraws, make_scheduler, training_loss
 from ddpm.training.machine.distributed import DistContext
 from ddpm.training.machine.hardware import Choices, set_up
-from ddpm.training.model import EMA, POWER_WIDTHS, PowerEMA, build_unet, set_layout, skip_unit_scales
+from ddpm.training.model import EMA, POWER_EVERY, POWER_WIDTHS, PowerEMA, build_unet, set_layout, skip_unit_scales
 from ddpm.training.optimizers import make_optimizer
 from ddpm.training.soundness import skipping
 
@@ -210,6 +210,8 @@ class Trainer:
         self.record.skipped.extend(state.get("skipped", []))
         if not self.power_ema:
             return []
+        if state["progress"]["step"] < POWER_EVERY:
+            return []  # they have not begun
         if not state.get("power_ema") or not averages.keys() >= POWER_WIDTHS.keys():
             return ["the power-function averages (--power-ema) begin anew: the checkpoint has none"]
         self.power_ema.load_state_dict(state["power_ema"], averages)

@@ -12,6 +12,7 @@ monotonic clock.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -65,9 +66,24 @@ class SafeWriter:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` in one write. The file is opened anew, so one that was deleted or rotated is created again."""
+    """Append `line` in one write. The file is opened anew, so one that was deleted or rotated is created again.
+
+    Raises:
+        OSError: it cannot be written, or not to its end; the next line then begins anew.
+    """
+    text = (b"" if _ends_whole(path) else b"\n") + line.encode(errors="backslashreplace") + b"\n"
     with open(path, "ab", buffering=0, opener=without_waiting) as file:
-        file.write(line.encode(errors="backslashreplace") + b"\n")
+        if file.write(text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _ends_whole(path: Path) -> bool:
+    """Does a file end with a whole line? A full disk may have cut the last one."""
+    with suppress(OSError), open_regular(path) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    return True
 
 
 class StatusPublisher:

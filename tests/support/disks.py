@@ -1,5 +1,6 @@
-"""File systems of their own for tests: small ones, and such as can be made read-only."""
+"""Disks that are full, small or read-only."""
 
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,3 +23,14 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
 
 def make_read_only(place: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The system refuses to let files grow beyond `size` bytes, as a quota would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

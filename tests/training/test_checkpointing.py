@@ -1,10 +1,7 @@
 """Saving while training goes on: the snapshot, failures, which checkpoints are kept."""
 
-import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,7 @@ from ddpm.run.metrics import (
 from ddpm.training import checkpoint, checkpointing
 from ddpm.training.progress import Progress
 from tests.conftest import ONE, replace
-from tests.support.disks import small_disk
+from tests.support.disks import largest_file, small_disk
 from tests.support.savers import Saver, continued
 
 
@@ -63,17 +60,6 @@ def test_one_is_written_at_a_time(saver: Saver, held_back: threading.Event):
     assert "step_00000001" in saver.names()
     saver.keeper.wait()
     assert (saver.root / "latest").resolve().name == "step_00000002"
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system refuses to let files grow beyond `size` bytes, as a quota would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [10, 100_000, 400_000])  # not even settings; no averaged weights; no training state

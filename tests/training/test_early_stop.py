@@ -70,6 +70,14 @@ def test_a_run_ends_early_with_all_that_a_run_leaves_and_goes_on_with_more_patie
     assert "raise --epochs to train on" in capsys.readouterr().out
 
 
+def test_the_epoch_by_which_a_run_ends_early_has_all_figures_of_a_last_epoch(small: TrainConfig):
+    """Only then is it known to be the last; without a validation loss it could not be the best."""
+    config = replace(small, epochs=9, early_stop_patience=2, min_delta=1e3, early_stop_metric="loss_mean", val_every=2)
+    assert run(config) == 0
+    assert rows(config)["val_loss_ema"].notna().tolist() == [False, True, True]
+    assert len([line for line in paths_of(config).log.read_text().splitlines() if "epoch 3/9 done" in line]) == 1
+
+
 def test_the_row_of_an_epoch_that_max_steps_cut_short_ends_no_run(small: TrainConfig):
     """That epoch is trained to its end by the next start; only then is it known whether the figure has improved."""
     whole = replace(small, epochs=4, early_stop_patience=1, min_delta=1e3, lr_schedule="constant", run_name="whole")

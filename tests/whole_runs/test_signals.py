@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -24,7 +25,9 @@ from tests.support.runs import (
     TORCHRUN,
     assert_same_run,
     causes,
+    latest_step,
     paths_of,
+    rows,
     run,
     start,
     start_anew,
@@ -129,6 +132,36 @@ def test_a_signal_in_any_phase_costs_nothing(small: TrainConfig, phase: str, mon
         drawn = Image.open(paths_of(config).samples / name), Image.open(paths_of(whole).samples / name)
         assert np.array_equal(*(np.asarray(picture)[68:] for picture in drawn))  # below the run's name
     assert causes(config)[1:] == ["stopped by SIGTERM"] * (len(codes) - 1)
+
+
+def test_a_row_that_came_after_the_checkpoint_of_its_step_is_not_made_again(small: TrainConfig, monkeypatch):
+    """It was, without the figures that only the last epoch has, when the run was made longer later."""
+    config = replace(small, val_every=2)
+    with monkeypatch.context() as patch:
+        assert train.main(config, StopIn("validating", patch)) == 75
+    assert run(config) == 0
+    before = rows(config)
+    assert before["val_loss_ema"].notna().tolist() == [False, True]
+    assert run(replace(config, epochs=3)) == 0
+    pd.testing.assert_frame_equal(rows(config)[:2], before)
+    assert rows(config)["total_time_sec"].is_monotonic_increasing
+
+
+def test_the_learning_rate_of_a_row_is_that_of_its_steps(small: TrainConfig, monkeypatch):
+    """Stopped before the row was made, then continued with another one."""
+    config = replace(small, epochs=1, lr_schedule="constant", warmup_steps=0)
+    with monkeypatch.context() as patch:
+        assert train.main(config, StopIn("validating", patch)) == 75
+    assert run(replace(config, lr=config.lr / 10)) == 0
+    assert rows(config)["lr"].tolist() == [pytest.approx(config.lr)]
+
+
+def test_averages_that_have_not_begun_are_not_said_to_begin_anew(small: TrainConfig, monkeypatch):
+    with monkeypatch.context() as patch:
+        assert train.main(replace(small, power_ema=True), StopIn("training", patch)) == 75
+    assert latest_step(small) < 8
+    assert run(replace(small, power_ema=True)) == 0
+    assert "begin anew" not in paths_of(small).log.read_text()
 
 
 def test_a_start_that_is_refused_changes_no_figure_of_a_run_that_was_stopped(small: TrainConfig, monkeypatch):

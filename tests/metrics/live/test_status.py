@@ -14,7 +14,8 @@ import torch
 
 from ddpm.run.files import strict_json
 from metrics.files import TAIL_BYTES, read_epochs, read_events, read_status
-from metrics.live.status import StatusPublisher
+from metrics.live.status import StatusPublisher, append_line
+from tests.support.disks import largest_file
 from tests.support.nvml import eventually
 
 
@@ -40,6 +41,15 @@ def test_status_has_every_field_from_the_start_and_follows_updates(paths):
         "asked to stop",
         "training",
     )
+
+
+def test_a_line_that_a_full_disk_cut_is_told_and_costs_only_itself(tmp_path: Path):
+    file = tmp_path / "events.jsonl"
+    append_line(file, '{"kind": "first"}')
+    with largest_file(30), pytest.raises(OSError, match="No space left"):
+        append_line(file, '{"kind": "cut"}')
+    append_line(file, '{"kind": "whole"}')
+    assert file.read_text().splitlines() == ['{"kind": "first"}', '{"kind": "cu', '{"kind": "whole"}']
 
 
 def test_values_that_json_does_not_know_are_null_or_plain(paths):

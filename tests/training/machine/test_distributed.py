@@ -110,6 +110,16 @@ def test_whoever_has_such_variables_says_so_in_one_line_whatever_its_rank():
         assert NONSENSE[case][1] in told
 
 
+def test_what_is_wrong_on_one_node_only_is_said_there_by_one_process():
+    """Such as a file of settings on a disk of that node: rank 0 knows nothing of it, and waits."""
+    for local_rank, lines in ("0", 1), ("1", 0):
+        variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": "4",
+                     "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}  # fmt: skip
+        process = train_with(variables, "--config", "/nowhere/settings.yaml")
+        told = process.communicate(timeout=60)[1]
+        assert (process.returncode, told.count("\n")) == (2, lines), told
+
+
 def test_a_port_in_use_is_one_line():
     with socket.create_server(("", 0)) as other:
         port = str(other.getsockname()[1])
