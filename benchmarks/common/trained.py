@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 
 from ddpm.data.emnist import CLASS_NAMES
-from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference
+from ddpm.evaluation.reference_classifier import load_or_train
 from ddpm.evaluation.scores import hits, rca
 from ddpm.run.config import TrainConfig
 from ddpm.run.paths import PROJECT_ROOT, RunPaths

@@ -1,28 +1,17 @@
-"""The reference classifier: a small CNN, trained once on the real training images, saved under the hash of the data."""
+"""The classifier that judges characters: a small CNN, and how it is trained. `reference_classifier.py` keeps one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_weights
-from safetensors.torch import save as dump_weights
 from torch import nn
 
-from ddpm.run import kinds
-from ddpm.run.files import atomic_write, read_file, read_json, sha256_file
-from ddpm.run.format import plural
 from ddpm.training.data import Images
 
 FEATURES = 128
@@ -54,6 +43,10 @@ class Recipe:
     def batch_of(self, images: int) -> int:
         """Images in a batch of a training split of `images` images."""
         return min(self.batch, max(8, images // self.batches), images)
+
+    def steps(self, images: int) -> int:
+        """Optimizer steps on a training split of `images` images; the rest of an epoch that fills no batch is left."""
+        return self.epochs(images) * (images // self.batch_of(images))
 
 
 class CharacterCNN(nn.Module):
@@ -139,120 +132,25 @@ def to_input(pixels: torch.Tensor) -> torch.Tensor:
     return images / 127.5 - 1
 
 
-def load_or_train(
-    train: Images,
-    test: Images,
-    folder: Path,
-    log: Callable[[str], None],
-    recipe: Recipe | None = None,
-    interrupted: Callable[[], bool] = lambda: False,
-) -> ReferenceClassifier | None:
-    """The classifier for these data, on the device of `train`: loaded from under `folder`, or trained and saved there.
-
-    Two calls on the same data give the same classifier (on a GPU, up to rounding). Global random state is left as it
-    was. A saved one that is damaged, or of another recipe, is trained anew; a folder that cannot be written to is only
-    a warning. `test` takes no part in training: it is classified once, at the end.
-
-    Args:
-        folder: holds all classifiers, each in a folder named by the SHA-256 of its data.
-        log: called with each line of progress.
-        interrupted: called before every step of training; once it returns true, the result is None.
-    """
-    recipe, digest = recipe or Recipe(), _sha256(train, test)
-    place = folder / digest[:16]
-    if os.path.lexists(place):
-        try:
-            return _load(place, recipe, digest, train.pixels.device, (len(train), len(test)), train.num_classes)
-        except FileNotFoundError:  # saving it was interrupted
-            pass
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            log(f"classifier: the one in {place} cannot be used ({error}); training a new one")
-    classifier = _train(train, test, recipe, digest, log, interrupted)
-    if classifier is None:
-        return None
-    try:
-        _save(classifier, place)
-        log(f"classifier: saved in {place}")
-    except OSError as error:
-        log(f"classifier: not saved, {error.filename}: {error.strerror}; the next evaluation has to train it again")
-    return classifier
-
-
-def _sha256(train: Images, test: Images) -> str:
-    """The SHA-256 of all pixels and labels of both splits."""
-    digest = hashlib.sha256()
-    for part in (train.pixels, train.labels, test.pixels, test.labels):
-        digest.update(part.cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
-def _load(
-    place: Path, recipe: Recipe, digest: str, device: torch.device, images: tuple[int, int], num_classes: int
-) -> ReferenceClassifier:
-    meta = read_json(place / "meta.json")
-    if meta["recipe"] != asdict(recipe):
-        raise ValueError("it was trained by another recipe")
-    if meta["data_sha256"] != digest or meta["weights_sha256"] != sha256_file(place / "classifier.safetensors"):
-        raise ValueError("its files are damaged")
-    known = (kinds.count(meta["epochs"]), kinds.amount(meta["seconds"]))
-    if None in known or (meta["train_images"], meta["test_images"]) != images:
-        raise ValueError("its meta.json is damaged")
-    network = CharacterCNN(num_classes)
-    network.load_state_dict(load_weights(read_file(place / "classifier.safetensors")))
-    return ReferenceClassifier(network.to(device), meta)
-
-
-def _save(classifier: ReferenceClassifier, place: Path) -> None:
-    """Write the weights, then `meta.json` with their hash, which shows that they are complete."""
-    place.mkdir(parents=True, exist_ok=True)
-    content = dump_weights({name: value.cpu().contiguous() for name, value in classifier.network.state_dict().items()})
-    classifier.meta["weights_sha256"] = hashlib.sha256(content).hexdigest()
-    atomic_write(place / "classifier.safetensors", content)
-    atomic_write(place / "meta.json", json.dumps(classifier.meta, indent=2))
-
-
-def _train(
-    train: Images,
-    test: Images,
-    recipe: Recipe,
-    digest: str,
-    log: Callable[[str], None],
-    interrupted: Callable[[], bool],
-) -> ReferenceClassifier | None:
-    start, epochs = time.perf_counter(), recipe.epochs(len(train))
-    log(f"classifier: training on {plural(len(train), 'image')}, {plural(epochs, 'epoch')}; once for these data")
-
-    def tell(epoch: int, loss: float) -> None:
-        log(f"classifier: epoch {epoch} of {epochs}, loss {loss:.3f}, {time.perf_counter() - start:.0f} s")
-
-    network = fit(train, recipe, tell, interrupted)
-    if network is None:
-        return None
-    meta = {"data_sha256": digest, "train_images": len(train), "test_images": len(test), "epochs": epochs}
-    meta |= {"seconds": round(time.perf_counter() - start, 1), "recipe": asdict(recipe)}
-    classifier = ReferenceClassifier(network, meta)
-    correct = classifier(test.pixels).probabilities.argsort(1, descending=True)[:, :5] == test.labels.cpu()[:, None]
-    meta |= {"top1": correct[:, 0].float().mean().item(), "top5": correct.any(1).float().mean().item()}
-    return classifier
-
-
 def fit(
     train: Images,
     recipe: Recipe,
     tell: Callable[[int, float], None] = lambda epoch, loss: None,
     interrupted: Callable[[], bool] = lambda: False,
+    steps: int | None = None,
 ) -> CharacterCNN | None:
     """A network trained on `train`, on its device; None if interrupted. Global random state is left as it was.
 
     Args:
         tell: called after each epoch with its number and mean loss.
+        steps: how many in all. Left out: the recipe's epochs.
     """
     device = train.pixels.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         torch.manual_seed(recipe.seed)  # for initial weights and dropout
         network = CharacterCNN(train.num_classes, recipe.dropout).to(device, memory_format=torch.channels_last)
-        losses = _epochs(network, train, recipe, recipe.epochs(len(train)), interrupted)
+        losses = _epochs(network, train, recipe, recipe.steps(len(train)) if steps is None else steps, interrupted)
         for epoch, loss in enumerate(losses, 1):
             if loss is None:
                 return None
@@ -261,18 +159,18 @@ def fit(
 
 
 def _epochs(
-    network: CharacterCNN, train: Images, recipe: Recipe, epochs: int, interrupted: Callable[[], bool]
+    network: CharacterCNN, train: Images, recipe: Recipe, steps: int, interrupted: Callable[[], bool]
 ) -> Iterator[float | None]:
-    """Train for `epochs` epochs; yields the mean loss of each, or None if interrupted (then stop iterating)."""
+    """Train for `steps` steps; yields the mean loss of each epoch, or None if interrupted (then stop iterating)."""
     batch = recipe.batch_of(len(train))
-    steps = len(train) // batch
     optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.2)
     source, device = torch.Generator().manual_seed(recipe.seed), train.pixels.device
     network.train()
-    for _ in range(epochs):
+    while steps:
         order, total = torch.randperm(len(train), generator=source).to(device), torch.zeros((), device=device)
-        for chosen in order[: steps * batch].split(batch):
+        some = min(steps, len(train) // batch)
+        for chosen in order[: some * batch].split(batch):
             if interrupted():
                 yield None
             images = augmented(to_input(train.pixels[chosen]), recipe, source)
@@ -282,7 +180,8 @@ def _epochs(
             optimizer.step()
             schedule.step()
             total += loss.detach()
-        yield total.item() / steps
+        steps -= some
+        yield total.item() / some
 
 
 def augmented(images: torch.Tensor, recipe: Recipe, source: torch.Generator) -> torch.Tensor:

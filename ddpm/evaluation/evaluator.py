@@ -14,12 +14,13 @@ from rich.console import Console
 
 from ddpm.data.classes import affordable_per_class, thing
 from ddpm.evaluation import measures as parts
-from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
+from ddpm.evaluation.classifier import ReferenceClassifier
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.evaluation.example_sheets import write_closest, write_worst
 from ddpm.evaluation.generate import Drawn, ImageGenerator, SamplerSettings
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.real_data import load_real_data
+from ddpm.evaluation.reference_classifier import load_or_train
 from ddpm.evaluation.scores import Estimate
 from ddpm.evaluation.sweeps import (
     LENGTHS,

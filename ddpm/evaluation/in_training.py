@@ -11,9 +11,10 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddpm.data.classes import affordable_per_class
-from ddpm.evaluation.classifier import ReferenceClassifier, load_or_train
+from ddpm.evaluation.classifier import ReferenceClassifier
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference
+from ddpm.evaluation.reference_classifier import load_or_train
 from ddpm.evaluation.scores import frechet_distance, hits, relative_accuracy, share
 from ddpm.run.config import TrainConfig
 from ddpm.run.evaluation_file import mixture_words

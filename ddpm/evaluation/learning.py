@@ -62,9 +62,9 @@ class Lesson:
             return Estimate(math.nan if not theirs else 0.0, math.nan, math.nan, self.hits.shape[1])
         seeds = self._seed_variance() / ours**2 + other._seed_variance() / theirs**2
         difference = self.hits.double().mean(0) / ours - other.hits.double().mean(0) / theirs
-        if ours == theirs == 1:  # as in `estimate`
-            return rca(self.hits[0], other.hits[0])
         reach = math.hypot(T * seeds**0.5, Z * (difference.var().item() / len(difference)) ** 0.5)
+        if reach == 0:  # both read the same images, as in `estimate`
+            return rca(self.hits[0], other.hits[0])
         ratio = ours / theirs
         return Estimate(ratio, ratio * math.exp(-reach), ratio * math.exp(reach), len(difference))
 
@@ -120,13 +120,14 @@ class School:
             as_judged(as_drawn(some.pixels, self._resolution)).to(some.pixels.device), some.labels, some.class_names
         )
 
-    def teach(self, images: Images | Callable[[int], Images], recipe: Recipe | None = None) -> Lesson:
-        """Train SEEDS classifiers on a set, or on `images(seed)`, and test them."""
+    def teach(
+        self, images: Images | Callable[[int], Images], recipe: Recipe | None = None, steps: int | None = None
+    ) -> Lesson:
+        """Train SEEDS classifiers on a set or on `images(seed)`, for `steps` or the recipe's, and test them."""
         hits = []
         for seed in range(SEEDS):
-            network = fit(
-                images if isinstance(images, Images) else images(seed), replace(recipe or self._recipe, seed=seed)
-            )
+            some = images if isinstance(images, Images) else images(seed)
+            network = fit(some, replace(recipe or self._recipe, seed=seed), steps=steps)
             hits.append(ReferenceClassifier(network, {})(self._tests).predicted == self._labels)
         return Lesson(torch.stack(hits))
 
@@ -147,9 +148,9 @@ class School:
         if unguided is not None:
             plain = self._told(f"{len(unguided):,} drawn at guidance 1", self.teach(unguided))
         real = self._told(f"{count:,} real ones", self.teach_real())
-        own = self._recipe  # of twice as many, half the epochs in batches of the same size
-        as_long = replace(own, images=count * own.epochs(count), batch=own.batch_of(count))
-        both = self.teach(lambda seed: joined(self.real(self.per_class, seed), generated), as_long)
+        own = self._recipe  # twice as many images are learned in as many steps, of batches of the same size
+        same_batch = replace(own, batch=own.batch_of(count))
+        both = self.teach(lambda seed: joined(self.real(self.per_class, seed), generated), same_batch, own.steps(count))
         self._told(f"{count:,} real and {count:,} generated ones", both)
         fewer = {}
         for part in self._parts():

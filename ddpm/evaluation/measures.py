@@ -124,7 +124,10 @@ def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, 
     return {
         TOP1.key: proportion(first),
         TOP5.key: proportion(hits(predictions.probabilities, labels, 5)),
-        **{name: classifier.meta[name] for name in ("train_images", "epochs", "seconds", "data_sha256")},
+        **{
+            name: classifier.meta[name]
+            for name in ("train_images", "epochs", "seconds", "data_sha256", "weights_sha256")
+        },
         "test_images": len(test),
         "per_class_top1": _per_class(first, labels, test.num_classes),
     }
@@ -220,10 +223,14 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
 
 
 def mean_density(counts: torch.Tensor) -> Estimate:
-    """The mean of `counts` [M] of `density_coverage`. Where no image lies in a neighbourhood, all resamples agree, but
-    others might: the interval reaches to the share that might, each counted as 1, as real images are on average."""
+    """The mean of `counts` [M] of `density_coverage`. Where all are equal, so are all resamples, but other images might
+    differ: the interval gives the share that might none or twice as much; of no count at all, 1 each, as real images
+    have on average."""
     if len(counts) > 1 and not counts.any():
         return proportion(counts > 0)
+    if len(counts) > 1 and counts.min() == counts.max():
+        value, alike = counts[0].item(), proportion(counts > 0).low
+        return Estimate(value, value * alike, value * (2 - alike), len(counts))
     return bootstrap(torch.mean, counts, within=DENSITY.range)
 
 

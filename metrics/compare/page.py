@@ -189,7 +189,7 @@ def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
         value, low, high = (significant(estimate[name], 4) for name in ("value", "low", "high"))
         return f"{value} [{low}, {high}]"
 
-    rows, damaged = [], []
+    rows, damaged, judges = [], [], set()
     for run in runs:
         try:
             evaluation = load_evaluation(run.paths)
@@ -199,6 +199,8 @@ def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
         if evaluation:
             drawn, distance = evaluation["conditional"], FRECHET.of(evaluation["distances"])
             learned = at(evaluation, CAS.place)
+            judge = evaluation["classifier"]
+            judges.add((judge.get("data_sha256"), judge.get("weights_sha256")))  # older files do not tell
             figures = (
                 figure(learned) if learned else DASH, figure(RCA.of(drawn)), figure(TOP1.of(drawn)),
                 RCA.of(drawn)["count"],
@@ -214,6 +216,12 @@ def evaluation_section(runs: Sequence[ComparedRun]) -> Section | None:
         "In brackets: 95% intervals. Figures of different guidance are not comparable, nor are CAS and distances of "
         "different numbers of images."
     )
+    known = {judge for judge in judges if judge[1]}
+    if len({data for data, _ in known}) < len(known):
+        note += (
+            " **Not all were judged by the same classifier**, as each was trained on another machine: distances may "
+            "differ by some percent for that reason alone."
+        )
     blocks = [*([note, Table("", heads, rows)] if rows else []), *damaged]
     return Section("Evaluations by `evaluate.py`", blocks) if blocks else None
 

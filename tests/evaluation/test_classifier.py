@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ddpm.evaluation import measures as parts
-from ddpm.evaluation.classifier import Recipe, ReferenceClassifier, load_or_train
+from ddpm.evaluation.classifier import Recipe, ReferenceClassifier
 from ddpm.evaluation.measures import nearest
+from ddpm.evaluation.reference_classifier import _save, load_or_train
 from ddpm.evaluation.scores import Estimate
 from ddpm.evaluation.sweeps import recommend, recommend_length
 from ddpm.run.config import TrainConfig
@@ -107,6 +108,24 @@ def test_a_damaged_one_is_trained_anew_and_it_says_so(few, tmp_path: Path, name:
     said.clear()
     load_or_train(*few, tmp_path, said.append, QUICK)
     assert not said
+
+
+def test_one_that_another_process_has_saved_meanwhile_is_taken(few, tmp_path: Path):
+    """Runs of a job array begin together; on GPUs each would go on with a judge of its own."""
+    said: list[str] = []
+    other = load_or_train(*few, tmp_path / "other", silent, QUICK)
+    other.meta["seconds"] = 12.5
+
+    def begins(line: str) -> None:
+        said.append(line)
+        if "training on" in line:  # the other is done while this one trains
+            _save(other, tmp_path / "here" / next((tmp_path / "other").iterdir()).name)
+
+    found = load_or_train(*few, tmp_path / "here", begins, QUICK)
+    assert found.meta["seconds"] == 12.5 and "another process has saved one" in said[-1]
+    assert [path.name for path in (tmp_path / "here").iterdir()] == [
+        path.name for path in (tmp_path / "other").iterdir()
+    ]
 
 
 def test_a_folder_that_cannot_be_written_to_is_only_a_warning(few, tmp_path: Path):

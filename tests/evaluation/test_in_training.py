@@ -7,8 +7,8 @@ import pytest
 
 import train
 from ddpm.evaluation import in_training
-from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.in_training import InTrainingEvaluation
+from ddpm.evaluation.reference_classifier import load_or_train
 from ddpm.run.config import TrainConfig
 from ddpm.run.config.rules import EVALUATED
 from ddpm.run.errors import EXIT_STOPPED

@@ -16,7 +16,7 @@ def test_two_classes_one_of_them_without_test_images():
     train, test = (replace(random_images(count), labels=torch.zeros(count).long(), class_names=("a", "b"))
                    for count in (8, 3))  # fmt: skip
     classifier = ReferenceClassifier(
-        CharacterCNN(2), dict.fromkeys(("train_images", "epochs", "seconds", "data_sha256"))
+        CharacterCNN(2), dict.fromkeys(("train_images", "epochs", "seconds", "data_sha256", "weights_sha256"))
     )
     reference = measures.Reference.of(classifier, test, 28)
     labels = torch.tensor([0, 1, 0, 1])
@@ -41,3 +41,10 @@ def test_coverage_is_that_of_as_many_real_images():
     part = measures.distances_part(features[800:], reference)
     assert part["coverage"].value == pytest.approx(part["coverage_real"].value, abs=0.2)
     assert part["coverage_real"].value < 0.7
+
+
+def test_densities_that_are_all_alike_have_an_interval_with_a_width():
+    for value in (0, 1.2):
+        found = measures.mean_density(torch.full((30,), value))
+        assert found.value == pytest.approx(value) and found.low <= value < found.high
+    assert 1.0 < found.low < 1.2 < found.high < 1.4

@@ -26,18 +26,19 @@ import pretty_logger
 import sample
 from benchmarks.faults.replay import random_examples
 from ddpm import export
-from ddpm.evaluation.classifier import load_or_train
 from ddpm.evaluation.config import EvaluateConfig
 from ddpm.evaluation.evaluator import Evaluator
+from ddpm.evaluation.reference_classifier import load_or_train
 from ddpm.run import cli
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig, preset
 from ddpm.run.paths import RunPaths
 from ddpm.training import data
 from ddpm.training.machine import hardware
-from metrics import curves, evaluation_section, html, plots, report, run_reader, samples
+from metrics import curves, html, plots, report, run_reader, samples
 from metrics.compare import __main__ as compare
 from metrics.compare import comparison
+from metrics.evaluation import section
 from metrics.health import __main__ as health
 from metrics.jobs import requeue, sweep
 from metrics.live.terminal import snapshot
@@ -94,7 +95,7 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plots, "make_plots", lambda run: run.frame)
     read = lambda paths: [samples.read_row(file) for file in paths.samples.glob("*.npz")]  # noqa: E731
     patch.setattr(samples, "samples_through_training", read)
-    patch.setattr(evaluation_section, "write_evaluation_plots", lambda paths: None)
+    patch.setattr(section, "write_evaluation_plots", lambda paths: None)
     patch.setattr(comparison, "draw_plots", lambda runs, column: {})
     patch.setattr(run_reader, "BEAT", 0)
     patch.setattr(hardware, "CPU_BUDGET", 0)  # an export with as few pictures as can be
