@@ -73,19 +73,18 @@ def evaluate(config: EvaluateConfig, command: str) -> int:
 
 
 def publish(evaluator: Evaluator) -> None:
-    """Update the run's training log and report (not with --out), and print the path of every file."""
+    """Update the run's training log and report (not with --out), draw the plots, and print the path of every file."""
     from metrics.evaluation.section import write_evaluation_plots
     from metrics.report import write_report
     from metrics.training_log.log import write_training_log
 
-    if not evaluator.config.out:
-        paths = evaluator.model.paths
-        evaluator.log("drawing the plots")
-        if os.path.lexists(paths.json):
-            evaluator.say(f"training log: {write_training_log(paths)}")  # a criterion may be about the evaluation
-            evaluator.say(f"report: {write_report(paths)}")
-        else:  # the checkpoint was copied here without its run's figures
-            write_evaluation_plots(paths)
+    paths = None if evaluator.config.out else evaluator.model.paths
+    evaluator.log("drawing the plots")
+    if paths and os.path.lexists(paths.json):
+        evaluator.say(f"training log: {write_training_log(paths)}")  # a criterion may be about the evaluation
+        evaluator.say(f"report: {write_report(paths)}")
+    else:  # for somebody else, or the checkpoint was copied here without its run's figures
+        write_evaluation_plots(evaluator.json, evaluator.folder)
     for path in (evaluator.json, *sorted(evaluator.folder.glob("*.*"))):
         evaluator.say(f"{path.stem.replace('_', ' ')}: {path}")
 

@@ -117,7 +117,7 @@ def write_report(paths: RunPaths) -> Path:
     run = load_run(paths)
     make_plots(run)
     samples_through_training(paths)
-    write_evaluation_plots(paths)
+    write_evaluation_plots(paths.evaluation, paths.evaluation_files)
     atomic_write(paths.report, to_markdown(report_page(run), paths.metrics))
     write_html(paths)
     return paths.report

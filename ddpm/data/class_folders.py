@@ -96,7 +96,7 @@ def _list(root: Path, ignored: Counter[str]) -> Listing:
     if set(SPLITS) <= set(below.folders):
         inside = {split: _entries(root, split, Counter()) for split in SPLITS}
         stray = [entries.pictures[0] for entries in inside.values() if entries.pictures]
-        if all(entries.folders for entries in inside.values()) and len(stray) == 1:
+        if all(entries.folders for entries in inside.values()) and stray:
             raise _wrong(
                 f"{root / stray[0].path} lies beside the classes of its split: move it into one of them, or away"
             )

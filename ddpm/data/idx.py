@@ -143,11 +143,11 @@ def download(called: str, root: Path, **settings: str) -> None:
 
     raw = root / called / "raw"
     raw.mkdir(parents=True, exist_ok=True)
-    for left in raw.parent.glob(f"{SCRATCH}*"):
+    for left in raw.glob(f"{SCRATCH}*"):
         with suppress(OSError):  # another download has just ended, and removed its own
             if time.time() - left.stat().st_mtime > ABANDONED:
                 shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=raw.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=raw) as scratch:  # raw may be a link to another disk
         fetched = Path(scratch) / called / "raw"
         fetched.mkdir(parents=True)
         for archive in (*raw.glob("*.zip"), *raw.glob("*.gz")):

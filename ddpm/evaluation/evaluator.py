@@ -209,7 +209,7 @@ class Evaluator:
             candidates = guidance_settings(self.settings, self.model.draws_without_label)
         elif name == "ema_lengths":
             candidates = length_settings(self.settings, len(self.lengths) + 1)
-            prepare = averager(self.model.pipeline.unet, self.lengths)
+            prepare = averager(self.model.pipeline.unet, self.lengths, self.log)
         school = self._school(len(labels) // self.num_classes) if self.config.cas else None
         per_evaluation = self.document["sampler"]["seconds_per_image"] / self.settings.evaluations
         expected = per_evaluation * len(labels) * sum(settings.evaluations for settings in candidates)

@@ -15,6 +15,7 @@ from ddpm.evaluation.generate import ImageGenerator, SamplerSettings
 from ddpm.evaluation.learning import School
 from ddpm.evaluation.measures import Reference
 from ddpm.evaluation.scores import hits, proportion, rca
+from ddpm.run.errors import RequestError
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, TOP1, EvaluationFigure
 from ddpm.run.guidance import EVERYWHERE
 from ddpm.sampling.ema_length import EmaLength
@@ -56,14 +57,21 @@ def length_settings(current: SamplerSettings, count: int) -> list[SamplerSetting
     return [replace(current, guidance_scale=1.0, guidance_interval=EVERYWHERE, guide=None)] * count
 
 
-def averager(unet: torch.nn.Module, lengths: Sequence[EmaLength]) -> Callable[[int], dict[str, Any]]:
+def averager(
+    unet: torch.nn.Module, lengths: Sequence[EmaLength], log: Callable[[str], None]
+) -> Callable[[int], dict[str, Any] | None]:
     """A function that gives the network the weights of one of `lengths`, counted from 1, or its own again (0). It
-    returns what this adds to a row of a sweep."""
+    returns what this adds to a row of a sweep; None, after a line about it, if the weights cannot be read: a run that
+    is still trained removes old checkpoints."""
     own = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
 
-    def prepare(number: int) -> dict[str, Any]:
+    def prepare(number: int) -> dict[str, Any] | None:
         average = lengths[number - 1] if number else None
-        unet.load_state_dict(average.weights() if average else own)
+        try:
+            unet.load_state_dict(average.weights() if average else own)
+        except RequestError as error:
+            log(f"EMA length {average.length:g} is left out: {str(error).partition(': move')[0]}")
+            return None
         return {"ema_length": average and average.length}
 
     return prepare
@@ -77,17 +85,20 @@ def sweep(
     classifier: ReferenceClassifier,
     reference: Reference,
     school: School | None = None,
-    prepare: Callable[[int], dict[str, Any]] | None = None,
+    prepare: Callable[[int], dict[str, Any] | None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Draw `labels`, int64 [N], with each of the settings from the same noise; yields a row of scores for each.
 
     Args:
         school: measures CAS too.
-        prepare: called with the number of the candidate, from 0, before it is drawn; returns what it adds to the row.
+        prepare: called with the number of the candidate, from 0, before it is drawn; returns what it adds to the row,
+            or None to leave it out.
     """
     taught_by_real = school and school.teach_real()
     for number, settings in enumerate(candidates, 1):
         prepared = prepare(number - 1) if prepare else {}
+        if prepared is None:
+            continue
         drawn = image_generator.draw(labels, settings, seed, f"{number} of {len(candidates)}")
         predictions = classifier(drawn.pixels)
         first, learned = hits(predictions.probabilities, labels, 1), {}

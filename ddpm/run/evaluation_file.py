@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ddpm.run import kinds
@@ -65,8 +66,13 @@ def load_evaluation(paths: RunPaths) -> dict[str, Any] | None:
     Raises:
         ValueError: it is damaged or cannot be read; says in a few words why.
     """
+    return read_evaluation(paths.evaluation)
+
+
+def read_evaluation(file: Path) -> dict[str, Any] | None:
+    """As `load_evaluation`, of any file."""
     try:
-        evaluation = read_json(paths.evaluation)
+        evaluation = read_json(file)
     except FileNotFoundError:
         return None
     except OSError as error:

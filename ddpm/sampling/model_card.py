@@ -191,7 +191,7 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
     """The facts of the training, by name."""
     settings, done, last, used = meta["settings"], meta["progress"], meta["metrics"], meta.get("used", {})
     validation = f" on {plural(used['val_images'], 'test image')}" if used.get("val_images") else " on test images"
-    weights = f"moving average (EMA), decay {settings['ema_decay']:g}"
+    weights, dropout = f"moving average (EMA), decay {settings['ema_decay']:g}", settings["cfg_dropout_prob"]
     if meta.get("ema_length"):
         validation += f", of the {weights}"
         weights = f"average of length {meta['ema_length']:g}, rebuilt after training (Karras et al. 2024)"
@@ -203,7 +203,7 @@ def _training(meta: dict[str, Any]) -> dict[str, str]:
         "noise schedule": f"{settings['diffusion_steps']} levels, `{settings['beta_schedule']}`",
         "the network predicts": "noise" if settings["prediction_type"] == "epsilon" else "velocity",
         "weights": weights,
-        "label dropout": f"{settings['cfg_dropout_prob']:.0%}, for classifier-free guidance",
+        "label dropout": f"{dropout:.0%}, for classifier-free guidance" if dropout else "none",
         "validation loss": VAL_LOSS_EMA.text_of(last) + validation,
         "time": duration(TOTAL_TIME_SEC.of(last)),
         **{

@@ -12,7 +12,7 @@ from matplotlib import style
 from ddpm.data.classes import thing
 from ddpm.run.datasets import data_words
 from ddpm.run.evaluation_figures import CAS, FRECHET, RCA, at, found
-from ddpm.run.evaluation_file import load_evaluation, real_images_words
+from ddpm.run.evaluation_file import load_evaluation, read_evaluation, real_images_words
 from ddpm.run.files import atomic_write
 from ddpm.run.guidance import guidance_of
 from ddpm.run.metrics import DASH
@@ -49,8 +49,8 @@ CAPTIONS = {
 RECOMMENDED_IN = {"samplers": "recommended", "ema_lengths": "recommended_length"}  # sweep → part of evaluation.json
 
 
-def write_evaluation_plots(paths: RunPaths) -> list[Path]:
-    """Draw the plots of a run's evaluation into `evaluation/`, each replaced in one step; returns their paths.
+def write_evaluation_plots(file: Path, folder: Path) -> list[Path]:
+    """Draw the plots of the evaluation in `file` into `folder`, each replaced in one step; returns their paths.
 
     Plots of sweeps that the evaluation does not have are removed: they would show an earlier one. Without an
     evaluation, or with a damaged one, nothing is drawn or removed.
@@ -59,16 +59,16 @@ def write_evaluation_plots(paths: RunPaths) -> list[Path]:
         OSError: the folder cannot be written.
     """
     try:
-        evaluation = load_evaluation(paths)
+        evaluation = read_evaluation(file)
     except ValueError:
         return []  # evaluation_section reports the damage
     if evaluation is None:
         return []
-    paths.evaluation_files.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with style.context(STYLE):
         for name, draw in EVALUATION_PLOTS.items():
-            file = paths.evaluation_files / f"{name}.png"
+            file = folder / f"{name}.png"
             if name in plots_of_evaluation(evaluation):
                 atomic_write(file, png(draw(evaluation), evaluation, f"evaluation, {name}"))
                 drawn.append(file)

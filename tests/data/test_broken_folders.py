@@ -93,6 +93,11 @@ def stray_image(root: Path) -> None:
     stroke(1).save(root / "train" / "cover.png")
 
 
+def stray_images(root: Path) -> None:
+    stray_image(root)
+    stroke(2).save(root / "test" / "cover.png")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # what is wrong → how to make it so, what is said
     "no folder": (shutil.rmtree, r"--data-root .*letters: no such folder; give the one with a subfolder for each"),
     "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), r"letters: no such folder"),
@@ -109,6 +114,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # what is wrong →
     "classes of train": (lambda root: two_splits(root, "train"), r"train has 2 classes that test/ lacks \('x', 'y'\)"),
     "classes of test": (lambda root: two_splits(root, "test"), r"test has 2 classes that train/ lacks \('x', '"),
     "classes in train only": (only_train_has_classes, r"class 'train', .* two splits are train/ and test/, "),
+    "an image beside the classes of both splits": (stray_images, r"cover\.png lies beside the classes of its split"),
     "an image beside the classes of a split": (stray_image, r"train/cover\.png lies beside the classes of its split"),
     "names that look alike": (lambda root: make_folder(root, {"\u00e9": 2, "e\u0301": 2}), r"that both read 'é'"),
     "a name of control characters": (lambda root: make_folder(root, {"a\nb\x1b[1m": 2}), r"cannot be shown: rename it"),

@@ -156,7 +156,7 @@ def test_classes_without_test_images_are_dashes(tmp_path: Path):
     text = to_markdown(Page("", [evaluation_section(paths)]), paths.metrics)
     [least] = [line for line in text.splitlines() if line.startswith("Classes that it learned least")]
     assert "–" not in least and "Dress" not in least, "nobody knows"
-    write_evaluation_plots(paths)
+    write_evaluation_plots(paths.evaluation, paths.evaluation_files)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

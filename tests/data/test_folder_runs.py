@@ -198,6 +198,20 @@ def test_a_folder_that_was_renamed_still_holds_the_images_of_the_training(images
     assert evaluator.of_training and evaluator.data == "folder-alphabet"
 
 
+def test_other_data_are_not_looked_for_in_the_folder_of_the_training_nor_put_there(
+    images: TrainConfig, quick_reports, tmp_path: Path, monkeypatch
+):
+    """Glyphs were drawn into it, and then it was another data set: the run could not go on."""
+    assert run(images) == 0
+    before = sorted(images.data_root.rglob("*"))
+    monkeypatch.setattr(TrainConfig, "data_root", tmp_path / "usual")
+    asked = EvaluateConfig(images.run, output_root=images.output_root, device="cpu")
+    for other, words in ("glyphs", "compare with the data that it was trained on"), ("kmnist", f"{tmp_path}/usual/"):
+        with pytest.raises(RequestError, match=words):
+            Evaluator(replace(asked, data=other), "", Console(quiet=True))
+    assert sorted(images.data_root.rglob("*")) == before
+
+
 def test_an_export_does_not_know_where_its_images_are(images: TrainConfig, quick_reports):
     """Its meta.json says `data`, of which nobody has heard."""
     assert run(replace(images, export=True)) == 0

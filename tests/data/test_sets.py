@@ -15,6 +15,7 @@ from ddpm.data.idx import write_idx
 from ddpm.data.sets import dataset
 from ddpm.run.config import preset
 from ddpm.run.errors import RequestError
+from tests.support.disks import small_disk
 from tests.support.idx_files import written
 
 SPLITS = ["balanced", "letters", "digits", "mnist", "bymerge", "byclass"]
@@ -95,17 +96,33 @@ def test_a_download_puts_whole_files_in_place_and_fetches_none_that_are_there(tm
     monkeypatch.setattr("torchvision.datasets.EMNIST", fetch)
     wanted.prepare(download=True)
     wanted.prepare(download=True)
-    assert len(calls) == 1 and not list(raw.parent.glob(".download-*"))
+    assert len(calls) == 1 and not list(raw.glob(".download-*"))
     assert wanted.read("train")[0].shape == source.read("train")[0].shape and not (raw / "gzip").exists()
     wanted.files("test")[1].unlink()
     wanted.prepare(download=True)
     assert len(calls) == 2, "a file is missing"
 
 
+def test_files_are_fetched_to_where_raw_leads(tmp_path: Path, monkeypatch):
+    """A link to another disk, as in a home with a small quota: nothing can be moved there from its own folder."""
+    source = written(preset("tiny", split="digits", data_root=tmp_path / "source"))
+
+    def fetch(root: str, **settings) -> None:
+        shutil.copytree(source.data_root / "EMNIST" / "raw", Path(root) / "EMNIST" / "raw", dirs_exist_ok=True)
+
+    monkeypatch.setattr("torchvision.datasets.EMNIST", fetch)
+    (tmp_path / "data" / "EMNIST").mkdir(parents=True)
+    with small_disk(tmp_path / "scratch", "64m") as scratch:
+        (tmp_path / "data" / "EMNIST" / "raw").symlink_to(scratch)
+        wanted = dataset(preset("tiny", split="digits", data_root=tmp_path / "data", download=True))
+        wanted.prepare(download=True)
+        assert wanted.read("train")[0].shape == dataset(source).read("train")[0].shape
+
+
 def test_what_a_killed_download_left_is_removed_after_a_day(tmp_path: Path, monkeypatch):
     """It may be half a gigabyte, in a hidden folder. One that is a minute old may be another node's, still at work."""
     source = written(preset("tiny", split="digits", data_root=tmp_path / "source"))
-    folder = tmp_path / "data" / "EMNIST"
+    folder = tmp_path / "data" / "EMNIST" / "raw"
     killed, at_work = folder / ".download-killed", folder / ".download-at_work"
     for left, age in ((killed, 2 * 86400), (at_work, 60)):
         (left / "EMNIST" / "raw").mkdir(parents=True)

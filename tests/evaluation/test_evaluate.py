@@ -53,7 +53,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ddpm.evaluation.measures.FRECHET_ROUNDS", 4)
         patch.setattr("ddpm.evaluation.measures.KERNEL_ROUNDS", 4)
-        patch.setattr("metrics.evaluation.section.write_evaluation_plots", lambda paths: [])
+        patch.setattr("metrics.evaluation.section.write_evaluation_plots", lambda file, folder: [])
         patch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"dpm++": (3, 5), "ddim": (4,), "ddpm": (12, 600)})
         yield
 
@@ -124,6 +124,31 @@ def test_lengths_of_the_average_are_compared_where_the_checkpoint_has_them(avera
     }  # the first row is of the run's own
     said = capsys.readouterr().out
     assert "ema lengths: 3 × 47 images" in said and "no length is shown to be better" in said
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile_costs_a_length_and_no_more(
+    averaged: Path, tmp_path, monkeypatch, capsys
+):
+    """A run that is still training keeps the newest three; the averages are read after the guidance sweep."""
+    root = shutil.copytree(averaged, tmp_path / "root", symlinks=True)
+    monkeypatch.setattr("ddpm.evaluation.sweeps.GUIDANCE", (1.0,))
+    monkeypatch.setattr("ddpm.evaluation.sweeps.SAMPLERS", {"ddim": (2,)})
+    monkeypatch.setattr("ddpm.evaluation.evaluator.LENGTHS", (0.05, 0.1))
+    tell = evaluator.Evaluator.sweep
+
+    def told(self: evaluator.Evaluator, name: str) -> None:
+        if name == "ema_lengths":
+            for file in RunPaths(root, "small").checkpoints.glob("step_*/unet_power_05/*.safetensors"):
+                file.unlink()
+        tell(self, name)
+
+    monkeypatch.setattr(evaluator.Evaluator, "sweep", told)
+    arguments = ["small", *FEW, "--no-cas", "--sweep-samples-per-class", "1", "--output-root", str(root)]
+    assert evaluate.main(arguments) == 0
+    found = load_evaluation(RunPaths(root, "small"))
+    assert [row["ema_length"] for row in found["ema_lengths"]] == [None] and len(found["samplers"]) == 1
+    said = capsys.readouterr().out
+    assert "EMA length 0.05 is left out" in said and "move that checkpoint" not in said
 
 
 def test_an_evaluation_is_of_the_length_that_was_asked_for(averaged: Path, saved: TrainConfig, tmp_path: Path, capsys):
@@ -364,14 +389,17 @@ def test_a_model_that_would_draw_for_minutes_on_a_gpu_is_compiled_first(
 
 
 def test_a_model_in_no_runs_folder_needs_a_place_for_its_files(
-    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path, capsys
+    saved: TrainConfig, evaluated: RunPaths, tmp_path: Path, monkeypatch, capsys
 ):
     """A colleague's export has the name of a run; it took the place of one's own run of this name."""
     before = evaluated.evaluation.read_bytes()
     shutil.copytree(evaluated.checkpoints / "latest", tmp_path / "copy")
+    drawn: list[tuple[Path, Path]] = []
+    monkeypatch.setattr("metrics.evaluation.section.write_evaluation_plots", lambda *where: drawn.append(where))
     arguments = [str(tmp_path / "copy"), *FEW, "--no-sweeps", "--no-cas", "--output-root", str(saved.output_root)]
     assert evaluate.main(arguments) == 2
     assert "copy is in the checkpoints/ of no run: give a folder for the files, --out" in capsys.readouterr().err
     assert evaluate.main([*arguments, "--out", str(tmp_path / "files")]) == 0
     assert document(tmp_path / "files" / "evaluation.json")["run"] == "small"
+    assert drawn == [(tmp_path / "files" / "evaluation.json", tmp_path / "files")], "its plots too"
     assert evaluated.evaluation.read_bytes() == before

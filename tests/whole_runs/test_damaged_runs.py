@@ -95,7 +95,7 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plots, "make_plots", lambda run: run.frame)
     read = lambda paths: [samples.read_row(file) for file in paths.samples.glob("*.npz")]  # noqa: E731
     patch.setattr(samples, "samples_through_training", read)
-    patch.setattr(section, "write_evaluation_plots", lambda paths: None)
+    patch.setattr(section, "write_evaluation_plots", lambda file, folder: None)
     patch.setattr(comparison, "draw_plots", lambda runs, column: {})
     patch.setattr(run_reader, "BEAT", 0)
     patch.setattr(hardware, "CPU_BUDGET", 0)  # an export with as few pictures as can be

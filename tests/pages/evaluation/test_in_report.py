@@ -85,7 +85,7 @@ def test_the_report_shows_the_strip_above_the_grids(reported: tuple[RunPaths, st
 
 def test_a_run_that_was_not_evaluated_has_no_section(tmp_path: Path) -> None:
     paths = publish(tmp_path, None)
-    assert evaluation_section(paths) is None and write_evaluation_plots(paths) == []
+    assert evaluation_section(paths) is None and write_evaluation_plots(paths.evaluation, paths.evaluation_files) == []
     report = report_of(paths)
     assert "Evaluation" not in report and "model-index" not in report
 
@@ -119,7 +119,9 @@ def uneven() -> str:
 )  # fmt: skip
 def test_a_damaged_file_costs_one_line(tmp_path: Path, content: str, what: str) -> None:
     paths = publish(tmp_path, content)
-    assert write_evaluation_plots(paths) == [] and not paths.evaluation_files.exists()
+    assert (
+        write_evaluation_plots(paths.evaluation, paths.evaluation_files) == [] and not paths.evaluation_files.exists()
+    )
     report = report_of(paths)
     (line,) = [line for line in report.splitlines() if "evaluation.json` cannot be read" in line]
     assert what in line and "evaluate.py again" in line

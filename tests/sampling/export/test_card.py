@@ -1,6 +1,7 @@
 """What the model card says is true, of its model and of its evaluation."""
 
 import json
+import re
 from pathlib import Path
 
 import jinja2.meta
@@ -160,3 +161,6 @@ def test_a_model_of_glyphs_is_never_taken_for_one_of_emnist(tmp_path):
     assert page.count("EMNIST") == page.count("glyphs, not EMNIST")
     assert "handwritten" not in page and "handwritten" not in (folder / "pipeline.py").read_text()
     assert "`guidance_scale` has to be 1" in page  # it was never shown a picture without its label
+    assert page.count("any class") == 1 and 'cannot draw "any class"' in page
+    assert re.search(r"uint8 \[2, 28, 28\]\.\npixels = pipeline\(\[\d+, \d+\], ", page)
+    assert fact(page, "label dropout") == "none"
