@@ -20,32 +20,12 @@ from typing import Any
 
 from ddpm.run.arguments import parse_args
 from ddpm.run.config import TrainConfig
-from ddpm.run.errors import NotMetError, OutOfMemory, ProcessesLost, RequestError, TrainingFailed
-from ddpm.run.launch import read_launch
+from ddpm.run.errors import OutOfMemory, ProcessesLost, RequestError, TrainingFailed
+from ddpm.run.launch import is_first, read_launch, refuse
 from ddpm.run.program import flush, prepare, run_program
 from ddpm.run.signals import TWICE, StopRequest
 from ddpm.training.machine.compiler import limit_workers
 from ddpm.training.machine.threads import limit_spinning
-
-
-def is_first(of_node: bool = False) -> bool:
-    """Is this process rank 0, or that of its node, by the variables of torchrun or srun? True if they are invalid."""
-    try:
-        return (read_launch().local_rank if of_node else read_launch().rank) == 0
-    except RequestError:
-        return True
-
-
-def refuse(error: RequestError, met: bool = False) -> int:
-    """Print the error in one line. Returns the exit code.
-
-    Rank 0 prints for all. Before they have `met`, one of each node does: a file may be missing on one node only. A
-    NotMetError is printed by every process.
-    """
-    if is_first(of_node=not met) or isinstance(error, NotMetError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    return 2
-
 
 if __name__ == "__main__":  # before torch takes seconds to load: handle signals, --help and wrong flags
     STOP = StopRequest().install()

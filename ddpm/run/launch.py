@@ -1,14 +1,15 @@
-"""Rank and world size of this process, from the variables of its launcher (torchrun, srun). Needs no torch."""
+"""This process among those of its job, from the variables of its launcher (torchrun, srun). Needs no torch."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ddpm.run.errors import RequestError
+from ddpm.run.errors import NotMetError, RequestError
 
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OF_SRUN = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
@@ -88,6 +89,25 @@ def _by_srun(env: Mapping[str, str]) -> Launch:
         _number(env, "MASTER_PORT", 1, 65535) if "MASTER_PORT" in env else 20000 + _number(env, "SLURM_JOB_ID") % 20000,
         by_srun=True,
     )
+
+
+def is_first(of_node: bool = False) -> bool:
+    """Is this process rank 0, or that of its node, by the variables of torchrun or srun? True if they are invalid."""
+    try:
+        return (read_launch().local_rank if of_node else read_launch().rank) == 0
+    except RequestError:
+        return True
+
+
+def refuse(error: RequestError, met: bool = False) -> int:
+    """Print the error in one line. Returns the exit code.
+
+    Rank 0 prints for all. Before they have `met`, one of each node does: a file may be missing on one node only. A
+    NotMetError is printed by every process.
+    """
+    if is_first(of_node=not met) or isinstance(error, NotMetError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2
 
 
 def torchrun_of(environment: Mapping[str, str]) -> str | None:
