@@ -6,9 +6,10 @@
 
 Where to change what: settings in ddpm/run/config/, figures in ddpm/run/metrics.py, data sets in ddpm/data/; under
 ddpm/training/, images and their order in data.py, the network in model.py, what makes it fast in layers.py and
-compilation.py, the loss in diffusion.py, the optimizer step in trainer.py, checkpoints in checkpoint.py (format) and
-checkpointing.py (when, which), resuming in resume.py; sampling in ddpm/sampling/pipeline.py, evaluation in
-ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, all logging in metrics/run_logger.py.
+compilation.py, the loss in diffusion.py, the optimizer step in trainer.py, checkpoints in checkpoint.py (format),
+checkpointing.py (when) and keeping.py (which), resuming in resume.py, devices and processes in machine/; sampling in
+ddpm/sampling/pipeline.py, evaluation in ddpm/evaluation/, how a run begins and ends in metrics/lifecycle.py, all
+logging in metrics/run_logger.py.
 """
 
 import math
@@ -50,7 +51,6 @@ from ddpm.run.metrics import (
     IMAGES_SEEN,
     LR,
     MFU,
-    RCA,
     SAMPLES_PER_SEC,
     STEP,
     VAL_LOSS,
@@ -150,7 +150,7 @@ class Run(RunLifecycle):
                 "training",
                 epoch,
                 loss=losses.mean(),
-                lr=self.schedule.learning_rate(self.progress.step - 1),
+                lr=self.progress.lr,
                 grad_norm=grad_norms[-1],
                 samples_per_sec=self.progress.recent_images_per_sec,
             )
@@ -186,16 +186,19 @@ class Run(RunLifecycle):
     def measured_row(self, epoch: int) -> dict[str, Any] | None:
         """The epoch's row with all figures that are due: if the run ends early by it, all. None if asked to stop."""
         found: dict[Metric, Any] = {}
-        while True:
-            validate = self.due(self.config.val_every, epoch) and VAL_LOSS not in found
-            evaluate = self.due(self.choices.eval_every, epoch) and RCA not in found
+        validated = evaluated = False  # the same on all processes, which `found` is not
+        for _ in range(2):  # once more if the run ends early by what the first pass has shown
+            validate = not validated and self.due(self.config.val_every, epoch)
+            evaluate = not evaluated and self.due(self.choices.eval_every, epoch)
             measured = self.measure(epoch, validate, evaluate)
             if measured is None:
                 return None
             found |= measured
+            validated, evaluated = validated or validate, evaluated or evaluate
             row = self.epoch_row(epoch, found)
-            if self.ended_early or not self.ends_early(row):
-                return row
+            if not self.ends_early(row):
+                break
+        return row
 
     def measure(self, epoch: int, validate: bool, evaluate: bool) -> dict[Metric, Any] | None:
         """The row's figures that need forward passes. Every process calls it. None if asked to stop."""

@@ -57,7 +57,7 @@ def _prepare(paths: RunPaths, config: TrainConfig, identity: dict[str, Any], res
     if start is None and resume == "auto" and own:
         why = "; ".join(damaged.values()) or "no checkpoint of the earlier start is sound"
         notes.append(f"{why}: the run begins anew")
-    others = start is not None and not start.folder.is_relative_to(real(root)) and not began  # files of another line
+    others = start is not None and not began and not real(start.folder).is_relative_to(real(root))  # another run's
     notes += [f"earlier files of this name are now in {old}" for old in paths.prepare(afresh=start is None or others)]
     if start:
         notes += damaged_checkpoints(root, start, damaged)
@@ -66,4 +66,4 @@ def _prepare(paths: RunPaths, config: TrainConfig, identity: dict[str, Any], res
             update_best(root, config)
     checkpoint.point_latest(root)
     checkpoint.sweep(root)
-    return Beginning(start, was_finished, last_words(status), notes)
+    return Beginning(start, was_finished, "started" if others else last_words(status), notes)

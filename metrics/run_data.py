@@ -18,9 +18,7 @@ from ddpm.run.errors import RequestError
 from ddpm.run.format import count, duration, number, timestamp
 from ddpm.run.metrics import FIGURES, Metric, altered_of
 from ddpm.run.paths import RunPaths
-from metrics.files import (
-    ENDED,
-)
+from metrics.files import ENDED
 from metrics.page import Finding
 from metrics.starts import Start, training_starts
 from metrics.trends import Curve

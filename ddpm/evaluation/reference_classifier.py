@@ -63,16 +63,14 @@ def load_or_train(
     classifier = _train(train, test, recipe, digest, log, interrupted)
     if classifier is None:
         return None
-    with suppress(*UNUSABLE):
-        classifier = saved()
-        log(f"classifier: another process has saved one in {place} meanwhile, which is taken")
-        return classifier
     try:
-        _save(classifier, place)
-        log(f"classifier: saved in {place}")
+        kept = _save(classifier, place, saved)
+        how = "saved in" if kept is classifier else "another process has saved one meanwhile: it is taken from"
+        log(f"classifier: {how} {place}")
     except OSError as error:
         log(f"classifier: not saved, {error.filename}: {error.strerror}; the next evaluation has to train it again")
-    return classifier
+        return classifier
+    return kept
 
 
 def _sha256(train: Images, test: Images) -> str:
@@ -99,18 +97,29 @@ def _load(
     return ReferenceClassifier(network.to(device), meta)
 
 
-def _save(classifier: ReferenceClassifier, place: Path) -> None:
-    """Write the weights, and `meta.json` with their hash, as one folder, in place of one that cannot be used."""
+def _save(
+    classifier: ReferenceClassifier, place: Path, saved: Callable[[], ReferenceClassifier]
+) -> ReferenceClassifier:
+    """Write the weights, and `meta.json` with their hash, as one folder. Returns the classifier that is there then:
+    `saved()` if another process has been faster, and its one can be used."""
     new = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    old = new.with_name(f"{new.name}.old")
     new.mkdir(parents=True)
     try:
         atomic_write(new / "classifier.safetensors", _weights(classifier.network))
         atomic_write(new / "meta.json", json.dumps(classifier.meta, indent=2))
-        if os.path.lexists(place):
-            place.rename(place.with_name(f"{new.name}.old"))
-        new.rename(place)
+        try:
+            new.rename(place)
+        except OSError:
+            if not os.path.lexists(place):
+                raise
+            with suppress(*UNUSABLE):
+                return saved()
+            place.rename(old)
+            new.rename(place)
+        return classifier
     finally:
-        for rest in (new, place.with_name(f"{new.name}.old")):
+        for rest in (new, old):
             shutil.rmtree(rest, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REPORTED = ("plots", "report", "report (HTML)")  # artifacts that are made together, at the end of every start
 CLASSIFIERS = "reference_classifiers"
 RESERVED = {CLASSIFIERS, "tensorboard", "readme.md"}  # in lower case: what lies beside the folders and logs of runs
-SET_ASIDE = ".before-%Y%m%d-%H%M%S"  # added to the names of folders that `--resume never` sets aside
+SET_ASIDE = ".before-%Y%m%d-%H%M%S"  # added to the names of folders of an earlier run that are set aside
 LONGEST_NAME = 200  # bytes; `.<run>.claim.<32 digits>` and `<run>.before-…` stay below the 255 that file systems allow
 
 

@@ -88,6 +88,8 @@ class Checkpoints:
         }
         if self._saved and self._saved[0] == step:  # saved at a stop, before the epoch's figures were known
             known["unsound"] = unsound or self.unsound
+            now = self._meta(trainer, progress)  # by which the figures were measured
+            known |= {name: now[name] for name in ("settings", "used", "progress")}
             self._begin(step, len(rows), partial(amend, self._root / f"step_{step:08d}", self._ours, **known))
             return
         state = {**trainer.state_dict(), "progress": progress.state_dict()}

@@ -72,17 +72,18 @@ class ComparedRun:
         settings = {name: value for name, value in self.published.settings.items() if name not in NO_RECIPE}
         return settings | {DATA.name: self.published.data_words}
 
-    @property
-    def learned_with(self) -> dict[str, Any]:
+    def learned_with(self, timed: bool = False) -> dict[str, Any]:
         """The recipe without the seed, with the defaults of settings that are newer than the run: that is what it used.
 
-        The global batch is in it, if that was recorded, and not how processes and steps share it.
+        The global batch is in it, if that was recorded, and not how processes and steps share it, unless speeds are
+        compared (`timed`).
         """
         whole = {name: value for name, value in DEFAULTS.items() if name not in NO_RECIPE} | self.recipe
         batch = self.published.document["hyperparameters"].get("global_batch_size")
-        shares = ("batch_size", "grad_accum") if batch else ()
+        shares = ("batch_size", "grad_accum") if batch and not timed else ()
         learned = {name: value for name, value in whole.items() if name not in ("seed", *shares)}
-        return learned | ({"global_batch_size": batch} if batch else {})
+        learned |= {"global_batch_size": batch} if batch else {}
+        return learned | ({"world_size": self.published.environment.get("world_size")} if timed else {})
 
     @property
     def flops_per_image(self) -> float:
@@ -208,9 +209,9 @@ def by_data(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
     return _grouped(runs, [run.data for run in runs])
 
 
-def over_seeds(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
-    """The runs in groups; within a group only the seed differs, and the machine."""
-    return _grouped(runs, [str(sorted(run.learned_with.items())) for run in runs])
+def over_seeds(runs: Sequence[ComparedRun], timed: bool = False) -> list[list[ComparedRun]]:
+    """The runs in groups; within a group only the seed differs, and the machine, unless speeds are compared."""
+    return _grouped(runs, [str(sorted(run.learned_with(timed).items())) for run in runs])
 
 
 def _grouped(runs: Sequence[ComparedRun], keys: Iterable[Hashable]) -> list[list[ComparedRun]]:

@@ -123,10 +123,11 @@ class Seeds:
 def by_settings(ranking: Ranking, group: Sequence[Figure]) -> list[Seeds]:
     """The runs of a group by their settings, the best mean first; settings are named by what differs in the ranking."""
     everyone = [figure.run for figures in ranking.groups for figure in figures]
-    names = differing([run.learned_with for run in everyone])[0]
+    timed = ranking.metric.timed
+    names = differing([run.learned_with(timed) for run in everyone])[0]
     found = []
-    for runs in over_seeds([figure.run for figure in group]):
-        what = ", ".join(f"`{name}` {setting_words(runs[0].learned_with.get(name))}" for name in names)
+    for runs in over_seeds([figure.run for figure in group], timed):
+        what = ", ".join(f"`{name}` {setting_words(runs[0].learned_with(timed).get(name))}" for name in names)
         of_seeds: dict[int, list[Figure]] = {}
         for run in sorted(runs, key=lambda run: run.setting("seed") or 0):
             of_seeds.setdefault(run.setting("seed"), []).append(run.figure(ranking.metric))

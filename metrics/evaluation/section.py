@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 from matplotlib import style
+from PIL import Image
 
 from ddpm.data.classes import thing
 from ddpm.run.datasets import data_words
@@ -31,6 +33,7 @@ from metrics.evaluation.words import (
     things,
     variety_words,
 )  # fmt: skip
+from metrics.html import PLOT
 from metrics.page import Block, Facts, Note, Picture, Section, Table, code
 from metrics.style import STYLE, png
 
@@ -52,7 +55,7 @@ RECOMMENDED_IN = {"samplers": "recommended", "ema_lengths": "recommended_length"
 def write_evaluation_plots(file: Path, folder: Path) -> list[Path]:
     """Draw the plots of the evaluation in `file` into `folder`, each replaced in one step; returns their paths.
 
-    Plots of sweeps that the evaluation does not have are removed: they would show an earlier one. Without an
+    Our plots of sweeps that the evaluation does not have are removed: they would show an earlier one. Without an
     evaluation, or with a damaged one, nothing is drawn or removed.
 
     Raises:
@@ -72,9 +75,16 @@ def write_evaluation_plots(file: Path, folder: Path) -> list[Path]:
             if name in plots_of_evaluation(evaluation):
                 atomic_write(file, png(draw(evaluation), evaluation, f"evaluation, {name}"))
                 drawn.append(file)
-            else:
-                file.unlink(missing_ok=True)
+            elif _is_plot(file):
+                file.unlink()
     return drawn
+
+
+def _is_plot(file: Path) -> bool:
+    """Is it one of ours? The folder of --out may hold a picture of the same name."""
+    with suppress(OSError), Image.open(file) as picture:
+        return picture.info.get("Description") == PLOT
+    return False
 
 
 def model_index(paths: RunPaths) -> list[EvalResult]:

@@ -120,12 +120,13 @@ def train_all(plan: RunPlan, nproc_per_node: int | None) -> int:
 
 def dry_run(plan: RunPlan, config: SweepConfig, sbatch: Sequence[str]) -> None:
     """Print the commands that would be started."""
-    left_out = {run.name: "finished" for run in plan.runs if config.submit and run.is_finished}
+    left_out = {}
     if config.submit:
         try:
-            left_out |= {name: f"{element} already" for name, element in queued_elements(plan).items()}
+            left_out = {name: f"{element} already" for name, element in queued_elements(plan).items()}
         except FileNotFoundError:
             print("there is no squeue here: runs that are queued already are listed too")
+        left_out |= {run.name: "finished" for run in plan.runs if run.is_finished}
     elements = [number for number, run in enumerate(plan.runs) if run.name not in left_out]
     if config.submit and elements:
         print(shlex.join(array_command(plan, elements, config.at_once, sbatch)))

@@ -1,6 +1,6 @@
 """PrettyLogger: what training reports to while it runs. It publishes, keeps the log and shows the dashboard.
 
-    PrettyLogger → status.py, gpus.py → files → metrics/run_data.py → dashboard.py → terminal.py
+    PrettyLogger → status.py, gpus.py → files → metrics/run_reader.py → dashboard.py → terminal.py
 
 It writes `status.json`, `events.jsonl`, `gpus/*.json` and `logs/<run>.log`. On a terminal a thread draws the dashboard
 from these files alone; elsewhere (a batch job, a pipe) the lines of the log are printed. `pretty_logger.py` draws the

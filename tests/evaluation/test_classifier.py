@@ -119,7 +119,7 @@ def test_one_that_another_process_has_saved_meanwhile_is_taken(few, tmp_path: Pa
     def begins(line: str) -> None:
         said.append(line)
         if "training on" in line:  # the other is done while this one trains
-            _save(other, tmp_path / "here" / next((tmp_path / "other").iterdir()).name)
+            _save(other, tmp_path / "here" / next((tmp_path / "other").iterdir()).name, lambda: other)
 
     found = load_or_train(*few, tmp_path / "here", begins, QUICK)
     assert found.meta["seconds"] == 12.5 and "another process has saved one" in said[-1]

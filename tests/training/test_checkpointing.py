@@ -151,6 +151,16 @@ def test_figures_that_come_after_the_checkpoint_are_added_to_it(saver: Saver):
     assert saver.names() == ["best", "latest", "step_00000004"]
 
 
+def test_figures_that_come_later_are_kept_with_the_settings_they_were_measured_with(saver: Saver, small):
+    """The run was taken up again with another guidance before the epoch's row was made."""
+    begin_to_save(saver, 4)
+    saver.keeper.wait()
+    other = continued(saver, small, guidance_scale=small.guidance_scale + 1)
+    meta = checkpoint.read_meta(other.save(4, rca=0.9))
+    assert meta["metrics"]["rca"] == 0.9 and meta["settings"]["guidance_scale"] == small.guidance_scale + 1
+    assert meta["progress"]["step"] == 4
+
+
 def test_a_thread_that_writes_does_not_keep_the_program_from_ending(saver: Saver, held_back: threading.Event):
     begin_to_save(saver, 1)
     (writer,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]

@@ -7,7 +7,8 @@ import pytest
 from ddpm.run.config import TrainConfig, preset
 from ddpm.training.early_stop import out_of_patience
 from tests.conftest import replace
-from tests.support.runs import assert_same_run, latest_step, paths_of, rows, run, status
+from tests.support.processes import in_processes
+from tests.support.runs import assert_same_run, latest_step, paths_of, rows, run, status, train_as_one_of_several
 
 pytestmark = pytest.mark.usefixtures("quick_reports")
 
@@ -76,6 +77,17 @@ def test_the_epoch_by_which_a_run_ends_early_has_all_figures_of_a_last_epoch(sma
     assert run(config) == 0
     assert rows(config)["val_loss_ema"].notna().tolist() == [False, True, True]
     assert len([line for line in paths_of(config).log.read_text().splitlines() if "epoch 3/9 done" in line]) == 1
+
+
+def test_processes_that_end_early_by_what_only_the_first_has_measured_stay_together(small: TrainConfig):
+    """The figures of drawn images are on process 0: the others waited for them again, for good."""
+    config = replace(small, batch_size=small.batch_size // 2, epochs=9, early_stop_patience=1, min_delta=1e3,
+                     early_stop_metric="rca", eval_every=1, val_every=2)  # fmt: skip
+    assert in_processes(train_as_one_of_several, 2, config) == [0, 0]
+    assert rows(config)["rca"].notna().tolist() == [True, True]
+    config = replace(config, run_name="losses", early_stop_metric="loss_mean", eval_every=3, epochs=4)
+    assert in_processes(train_as_one_of_several, 2, config) == [0, 0]
+    assert rows(config)["rca"].notna().tolist() == [False, True], "the last epoch, by which it has ended"
 
 
 def test_the_row_of_an_epoch_that_max_steps_cut_short_ends_no_run(small: TrainConfig):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -209,6 +210,16 @@ def test_a_run_that_begins_with_the_checkpoint_of_another_sets_earlier_files_of_
     assert len(list(paths_of(mine).checkpoints.parent.glob("small.before-*/step_*"))) == 2
     assert rows(mine)["loss_mean"][0] == rows(other)["loss_mean"][0] != float(before.splitlines()[1].split(",")[3])
     assert len(causes(mine)) == 1, "its starts and costs are its own"
+
+
+def test_a_run_whose_checkpoints_are_a_link_to_another_disk_goes_on(small: TrainConfig, tmp_path: Path):
+    """Its own files were taken for another run's, and set aside."""
+    (scratch := tmp_path / "scratch").mkdir()
+    (small.output_root / "checkpoints").symlink_to(scratch)
+    assert run(replace(small, epochs=1)) == 0
+    assert run(small) == 0
+    assert rows(small)["epoch"].tolist() == [1, 2] and not list(scratch.glob("*.before-*"))
+    assert "resumed from step_00000008" in log_of(small)
 
 
 def test_an_older_checkpoint_that_was_asked_for_stays_the_one_that_is_continued(small: TrainConfig):

@@ -144,6 +144,8 @@ def test_what_learns_alike_is_told_by_the_global_batch_and_a_seed_that_ran_twice
     assert number(same[1]) == pytest.approx(np.mean(of_seeds), abs=5e-6)
     assert number(same[2]) == pytest.approx(np.std(of_seeds, ddof=1), rel=5e-3)
     assert "## Over seeds" not in page_of(root, "one", "four"), "two machines are not two seeds"
+    by_speed = page_of(root, "one", "four", "other", "larger", "--rank-by", "samples_per_sec")
+    assert "## Over seeds" not in by_speed, "nor is the speed of one that of the other"
 
 
 @pytest.mark.parametrize("rank_by", ["val_loss_ema", "samples_per_sec"])

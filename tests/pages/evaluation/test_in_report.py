@@ -11,6 +11,7 @@ import pytest
 import yaml
 from matplotlib import style
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ddpm.run.evaluation_figures import FIGURES
 from ddpm.run.evaluation_file import load_evaluation
@@ -36,8 +37,10 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPaths, str]:
     """A run whose report was written: evaluated without sweeps after an evaluation with them; two sample grids."""
     paths = publish(tmp_path_factory.mktemp("root"), make_evaluation(sweeps=False))
     paths.evaluation_files.mkdir()
+    (about := PngInfo()).add_text("Description", "plot")
     for name in ("worst", "closest_pairs", "guidance", "samplers"):
-        Image.new("L", (8, 8)).save(paths.evaluation_files / f"{name}.png")
+        made = {} if name in ("worst", "closest_pairs") else {"pnginfo": about}
+        Image.new("L", (8, 8)).save(paths.evaluation_files / f"{name}.png", **made)
     for epoch in (10, 20):
         save_grid(paths, epoch, 90)
         Image.new("L", (8, 8)).save(paths.samples / f"emnist_epoch_{epoch:04d}.png")
@@ -52,6 +55,14 @@ def test_sweeps_that_were_not_run_are_said_and_not_drawn(reported: tuple[RunPath
     assert files == {*EVERY_PLOT, "worst", "closest_pairs"}  # plots of the earlier evaluation are gone
     assert "Samplers were not compared" in report and "Guidance scales were not compared" in report
     assert "--steps" not in report and "evaluation/samplers" not in report
+
+
+def test_a_picture_of_somebody_else_is_left_where_a_plot_is_not_drawn(tmp_path: Path) -> None:
+    """`evaluate.py EXPORT --no-sweeps --out FOLDER`"""
+    Image.new("L", (2, 2)).save(tmp_path / "samplers.png")
+    file = publish(tmp_path, make_evaluation(sweeps=False)).evaluation
+    assert "samplers" not in [path.stem for path in write_evaluation_plots(file, tmp_path)]
+    assert Image.open(tmp_path / "samplers.png").size == (2, 2)
 
 
 def test_the_plots_are_dark_and_at_180_dpi(reported: tuple[RunPaths, str]) -> None:
