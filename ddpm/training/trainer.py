@@ -210,7 +210,7 @@ class Trainer:
         self.record.skipped.extend(state.get("skipped", []))
         if not self.power_ema:
             return []
-        if state["progress"]["step"] < POWER_EVERY:
+        if state.get("progress", {}).get("step", POWER_EVERY) < POWER_EVERY:
             return []  # they have not begun
         if not state.get("power_ema") or not averages.keys() >= POWER_WIDTHS.keys():
             return ["the power-function averages (--power-ema) begin anew: the checkpoint has none"]

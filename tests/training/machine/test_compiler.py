@@ -351,17 +351,17 @@ def test_a_home_folder_that_cannot_be_used_does_no_harm(disks):
 
 def test_a_run_may_have_many_numbers_of_threads_and_stays_compiled(monkeypatch: pytest.MonkeyPatch):
     """torch compiles anew for each, and gave up after eight of them."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     graphs: list[torch.fx.GraphModule] = []
     model, before = torch.nn.Linear(2, 2), torch.get_num_threads()
     compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph, dynamic=False)
-    compilation.compile_in_place(torch.nn.Linear(2, 2))  # as a run does, which sets the limit
-    try:
-        for threads in range(1, 13):
-            torch.set_num_threads(threads)
-            compiled(torch.ones(1, 2))
-    finally:
-        torch.set_num_threads(before)
-        torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        compilation.compile_in_place(torch.nn.Linear(2, 2))  # as a run does, which sets the limit
+        try:
+            for threads in range(1, 13):
+                torch.set_num_threads(threads)
+                compiled(torch.ones(1, 2))
+        finally:
+            torch.set_num_threads(before)
+            torch.compiler.reset()
     assert len(graphs) == 12
