@@ -272,7 +272,7 @@ def main(config: TrainConfig, stop: StopRequest) -> int:
         if config.wandb:
             wandb.require()
         leave_traces(paths.nccl_traces)
-        met = True
+        met = True  # from here on, what is wrong for one is known to all
         with connect(config.device) as world, world.explaining():
             if config.only_asks:
                 (dry_run if config.dry_run else find_batch_size)(config, world)

@@ -117,6 +117,9 @@ def round_robin(labels: torch.Tensor, source: torch.Generator) -> tuple[torch.Te
     return order, rank[order]
 
 
+OF_CLASSIFIER = ("train_images", "epochs", "seconds", "data_sha256", "weights_sha256")
+
+
 def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, Any]:
     """The classifier on real images as they are stored: the check that the data are read correctly."""
     predictions, labels = classifier(test.pixels), test.labels.cpu()
@@ -124,10 +127,7 @@ def classifier_part(classifier: ReferenceClassifier, test: Images) -> dict[str, 
     return {
         TOP1.key: proportion(first),
         TOP5.key: proportion(hits(predictions.probabilities, labels, 5)),
-        **{
-            name: classifier.meta[name]
-            for name in ("train_images", "epochs", "seconds", "data_sha256", "weights_sha256")
-        },
+        **{name: classifier.meta[name] for name in OF_CLASSIFIER},
         "test_images": len(test),
         "per_class_top1": _per_class(first, labels, test.num_classes),
     }
@@ -223,9 +223,12 @@ def distances_part(features: torch.Tensor, reference: Reference) -> dict[str, An
 
 
 def mean_density(counts: torch.Tensor) -> Estimate:
-    """The mean of `counts` [M] of `density_coverage`. Where all are equal, so are all resamples, but other images might
-    differ: the interval gives the share that might none or twice as much; of no count at all, 1 each, as real images
-    have on average."""
+    """The mean of `counts` [M] of `density_coverage`.
+
+    Where all counts are equal, all resamples are too, but a share of other images might still differ. The interval
+    reaches as far as if that share had counts of 0, or twice the count; where all counts are 0, of 1, as real images
+    have on average.
+    """
     if len(counts) > 1 and not counts.any():
         return proportion(counts > 0)
     if len(counts) > 1 and counts.min() == counts.max():

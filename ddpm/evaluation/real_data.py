@@ -51,12 +51,12 @@ def _settings(config: EvaluateConfig, model: TrainedModel) -> TrainConfig:
     names = {name: trained[name] for name in ("data", "split", "invert", "resolution") if name in trained}
     if config.data:
         names |= {"data": config.data, "split": config.split or "balanced"}
-    root, folder = config.data_root, names.get("data") == "folder"
-    if root is None and folder and (model.exported or trained["data"] != "folder"):
+    root, folder, was_folder = config.data_root, names.get("data") == "folder", trained.get("data") == "folder"
+    if root is None and folder and (model.exported or not was_folder):
         which = "an export does not tell where its images are" if model.exported else "--data folder"
         raise RequestError(f"{which}: give their folder with --data-root")
     if root is None:  # nothing else may be put into somebody's folder of images
-        root = trained["data_root"] if (trained["data"] == "folder") == folder else TrainConfig.data_root
+        root = trained["data_root"] if folder == was_folder else TrainConfig.data_root
     return TrainConfig(
         **names, data_root=Path(root), download=config.download,
         output_root=config.output_root, block_out_channels=(32,),  # one level, which fits any resolution
