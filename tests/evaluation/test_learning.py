@@ -10,7 +10,7 @@ import torch
 
 from ddpm.data.emnist import CLASS_NAMES
 from ddpm.evaluation.classifier import Recipe
-from ddpm.evaluation.learning import Lesson, School, _first_of_each_class, worth
+from ddpm.evaluation.learning import SEEDS, Lesson, School, _first_of_each_class, worth
 from ddpm.evaluation.scores import Estimate
 from ddpm.run.config import preset
 from ddpm.training import data
@@ -136,8 +136,21 @@ def test_one_picture_for_each_class_is_clear_and_teaches_little(school: School, 
     assert school.teach(alike).over(school.teach(held_back)).high < 0.9
 
 
-def test_how_long_it_will_take_is_known_before(school: School):
-    assert 0 < school.expected_seconds(sets=3) < school.expected_seconds(sets=30) < 600
+@pytest.mark.parametrize("seconds_per_image", [0.001, 0.5])
+def test_how_long_it_will_take_is_known_before(school: School, monkeypatch, seconds_per_image: float):
+    """From some steps, however fast the machine is."""
+    now = 0.0
+
+    def fit(images: Images, recipe: Recipe) -> None:
+        nonlocal now
+        now += seconds_per_image * recipe.steps(len(images)) * recipe.batch_of(len(images))
+
+    monkeypatch.setattr("ddpm.evaluation.learning.fit", fit)
+    monkeypatch.setattr("ddpm.evaluation.learning.time.perf_counter", lambda: now)
+    images_of_a_set, epochs = 47 * PER_CLASS, 4
+    for sets in (3, 30):
+        expected = seconds_per_image * SEEDS * sets * epochs * images_of_a_set
+        assert school.expected_seconds(sets) == pytest.approx(expected)
 
 
 def test_an_interval_is_as_wide_as_the_count_makes_it_where_every_image_is_read():
