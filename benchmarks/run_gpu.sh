@@ -37,7 +37,7 @@ mkdir -p "$out"
 
 # Compiling a big preset takes two minutes: sides and presets compile beside each other, and are timed in turn.
 step=(--presets large small --rounds 3 --passes 1 --steps 6 --warmup 2 --kernels --sides "plain loop"
-    "accelerate loop" "bare model" "ours under DDP" "small:ours, sums in loops")
+    "accelerate loop" "bare model" "ours under DDP" "small:ours, CUDA graphs")
 input=(--rounds 3 --seconds 0.5 --presets small large)
 sampling=(--rounds 2 --manners ddpm-600 dpm++-20 --no-compile) startup=(--rounds 1 --warm-cache) compile=()
 quality=(--preset small --steps 850) # about a minute

@@ -6,7 +6,7 @@
 Ours is the loop of train.py itself. All sides train the same UNet on the same data in the same batch and take turns in
 each round, after a warm-up. Each is a process of its own, which is stopped, with its workers, in the others' turns. On
 a CPU, the memory layout of a process can change its speed by some percent: `--sittings` starts all of them again.
-Other sides are ours without one of its changes, or under DDP (benchmarks/common/variants.py).
+Other sides are ours without one of its changes, with another optimizer, or under DDP (benchmarks/common/variants.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -53,6 +54,7 @@ def side(name: str, config: TrainConfig, world: DistContext) -> Iterator[tuple[L
     flops = flops_per_image(config)
     choices = choose(config, len(CLASS_NAMES), world.device, flops)
     if name == "ours" or name in variants.NAMES:
+        config = replace(config, **variants.SETTINGS.get(name, {}))
         with variants.variant(name, world.device), our_run(config, world) as ours:
             threads = ours.run.threads
             counted = {"threads": f"{threads.number} ({threads.reason})"} if world.device.type == "cpu" else {}

@@ -8,10 +8,13 @@ import pytest
 
 from benchmarks.common.rounds import RESULTS
 from benchmarks.speedrun import THRESHOLDS, p_value
+from ddpm.run.config import preset
 
 PAGE = (RESULTS / "speedrun.md").read_text(encoding="utf-8")
-RUNS = json.loads((RESULTS / "speedrun.json").read_text())["runs"]["fast"]
+DATA = json.loads((RESULTS / "speedrun.json").read_text())
+RUNS = DATA["runs"]["fast"]
 ATTEMPTS = json.loads((RESULTS / "speedrun_attempts.json").read_text())["runs"]
+GPU = json.loads((RESULTS / "quality_small_nvidia-h200.json").read_text())
 SECONDS_PER_STEP = statistics.median(run["seconds"] / run["steps"] for run in RUNS)
 
 
@@ -38,6 +41,15 @@ def lines() -> list[str]:
 @pytest.mark.parametrize("line", lines())
 def test_a_row_is_as_it_was_measured(line: str):
     assert line.removeprefix("|") in PAGE
+
+
+def test_what_a_gpu_reaches_is_as_it_was_measured():
+    (run,) = GPU["runs"]["fast"]
+    row = f"| {run['seed']} | {run['seconds']:.0f} | {cells(run)} | {run['frechet']['value']:.2f} |"
+    assert row in PAGE
+    assert f"{run['steps']} steps of {preset('small').batch_size:,} images" in PAGE
+    assert GPU["flags"] == "" and GPU["data_sha256"] == DATA["data_sha256"]
+    assert run["cas"]["low"] < 0.98 < run["cas"]["value"] and run["seconds"] < 60
 
 
 def test_what_more_steps_and_another_sampler_give():

@@ -25,6 +25,7 @@ from ddpm.training import compilation, layers, model
 from ddpm.training.machine.distributed import DistContext
 from ddpm.training.machine.hardware import choose
 from ddpm.training.model import flops_per_image
+from ddpm.training.optimizers import Muon
 from tests.conftest import ONE, as_arguments, replace
 from tests.support.processes import CONTEXT, Command
 
@@ -294,13 +295,19 @@ def test_without_its_closed_form_a_norm_is_a_norm(tiny):
     torch.testing.assert_close(variants.derived_group_norm(norm, images), norm(images))
 
 
-@pytest.mark.parametrize("name", variants.NAMES)
+@pytest.mark.parametrize("name", [name for name in variants.NAMES if name not in variants.SETTINGS])
 def test_what_a_variant_changes_is_back_afterwards(name: str):
     def state() -> list:
         parts = layers.GroupNorm.forward, layers.FAST_CHANNELS, layers._sums, model.replace_layers
-        return [dict(compilation.FUSE_MORE), *parts, torch.distributed.is_initialized()]
+        options = dict(compilation.FUSE_MORE), dict(compilation.SUM_IN_LOOPS)
+        return [*options, *parts, torch.distributed.is_initialized()]
 
     before = state()
     with variants.variant(name, torch.device("cpu")):
         assert state() != before
     assert state() == before
+
+
+def test_a_variant_with_another_optimizer_trains_with_that_one(tiny: TrainConfig):
+    with train_step.side("ours with Muon", replace(tiny, optimizer="adamw"), ONE) as (ours, _):
+        assert type(ours.run.trainer.optimizer) is Muon

@@ -88,15 +88,18 @@ def gigabytes(preset_name: str) -> str:
 
 TINY, SMALL = "train_step_tiny_cpu", "train_step_small_cpu"
 LARGE_GPU, SMALL_GPU = "train_step_large_nvidia-h200", "train_step_small_nvidia-h200"
+OPTIONS = "train_step_small_options_nvidia-h200"
 H100 = "train_step_small_nvidia-h100-80gb-hbm3"
 INPUT, THREADS = "input_pipeline_cpu", "threads_tiny_cpu"
 PER_IMAGE, ON_GPU = at("sampling_tiny_cpu", "figures"), at("sampling_small_nvidia-h200", "figures")
+(QUALITY,) = at("quality_small_nvidia-h200", "runs", "fast")
 START = "startup_large_nvidia-h200"
 
 QUOTED = {  # a part of a row or paragraph of docs/speed.md → the figures that it quotes
     "relative to a plain loop (PIL": [words(faster(name, "plain loop"), 2) for name in (TINY, SMALL)],
     "relative to an Accelerate loop": [words(faster(name, "accelerate loop"), 2) for name in (TINY, SMALL)],
-    "relative to the bare model": [words(inverse(faster(name, "bare model")), 2) for name in (TINY, SMALL)],
+    "relative to the bare model (forward, backward, optimizer)": [
+        words(inverse(faster(name, "bare model")), 2) for name in (TINY, SMALL)],
     "share of a step for EMA": [
         words(spread([100 * each for each in at("overhead_tiny_cpu", "in_place", ALL)]), 1, "%")],
     "images delivered to the model": [
@@ -125,12 +128,20 @@ QUOTED = {  # a part of a row or paragraph of docs/speed.md → the figures that
     "peak memory; the plain loop's": [
         "; ".join(f"{at(name, 'peak_memory_gb', side):.1f} GB" for side in ("ours", "plain loop"))
         for name in (LARGE_GPU, SMALL_GPU)],
-    "under DDP with one process": [words(faster(SMALL_GPU, "ours under DDP"), 2)],
+    "relative to the bare model's": [words(inverse(faster(LARGE_GPU, "bare model")), 2)],
+    "under DDP with one process": [words(faster(name, "ours under DDP"), 2) for name in (LARGE_GPU, SMALL_GPU)],
     "without the layers of": [words(faster(SMALL_GPU, "ours, no own layers"), 2)],
     "On an H100 with 80 GB": [
         words(at(H100, "figures", "ours", "images_per_sec"), 0), share(at(H100, "figures", "ours", "mfu")),
         words(inverse(faster(H100, "bare model")), 2), words(faster(H100, "ours under DDP"), 2),
         words(faster(H100, "ours, norms derived"), 2)],
+    "Since then, sums are made in loops": [
+        words(at(OPTIONS, "figures", "ours, sums in loops", "images_per_sec"), 0),
+        words(inverse(faster(OPTIONS, "ours, sums in loops")), 2),
+        times(inverse(faster(LARGE_GPU, "ours, sums in loops")), 2),
+        words(faster(OPTIONS, "ours with Muon"), 2)],
+    "`small` with `--recipe fast`, trained for": [
+        f"{QUALITY['seconds']:.0f} s", f"{QUALITY['cas']['value']:.3f} times as well"],
     "Drawing with `small` on the H200": [
         *(f"{ON_GPU[manner]['ms_per_image']['median']:.1f} ms" for manner in ("dpm++-20", "ddpm-600")),
         times(ON_GPU["dpm++-20"]["ddpm-600 takes"], 1)],
@@ -147,7 +158,7 @@ CONDITIONS = (  # numbers of docs/speed.md that were not measured, in the words 
     "with 8 workers", "8 loader workers", "with 2 workers", "DPM-Solver++ with 20 steps", "DDPM with 600", "H200",
     "470 images at once", "DPM-Solver++ in 20 steps", "DDPM in 600",
     "bf16", "BF16", "AVX512", "fp16", "fp32", "28 px", "96 px", "batch 64", "batch 96", "batch 2048", "16 cores",
-    "96 and 192", "64, 128 or 256", "7 × 7 positions", "L40S", "every 10 epochs", "torch 2.14.1",
+    "96 and 192", "64, 128 or 256", "L40S", "every 10 epochs", "torch 2.14.1",
     "H100 with 80 GB",
     "Python 3.11", "torch 2.11", "Python 3.12", "4 to 64 GPUs",
     "about 2 s of", "about 17 s and 21 s", "7% of a run", "of 100 epochs",  # estimates, as the page says
