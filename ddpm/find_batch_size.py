@@ -61,9 +61,10 @@ def find_batch_size(config: TrainConfig, world: DistContext) -> None:
         print(fewer)
     images, _ = data.load(config, world)
     choices = hardware.choose(config, images.num_classes, device, flops_per_image(config))
-    if config.compile is None:  # each size would be compiled anew, minutes for the large presets
+    compiled = "compiled" if choices.compile else "not compiled"
+    if choices.compile and config.compile is None:  # each size would be compiled anew, minutes for the large presets
         choices = replace(choices, compile=False)
-    compiled = "compiled" if choices.compile else "not compiled, which --compile changes"
+        compiled = "not compiled: a run here is, and so is faster and needs less memory, which --compile measures"
     print(f"{hardware.device_name(device)}, {choices.precision}, {compiled}; {MEASURED} steps of each size", flush=True)
 
     def attempt(size: int) -> Probe | None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.common.rounds import RESULTS
 from benchmarks.speedrun import THRESHOLDS, p_value
 from ddpm.run.config import preset
+from ddpm.run.paths import PROJECT_ROOT
 
 PAGE = (RESULTS / "speedrun.md").read_text(encoding="utf-8")
 DATA = json.loads((RESULTS / "speedrun.json").read_text())
@@ -49,6 +50,7 @@ def test_what_a_gpu_reaches_is_as_it_was_measured():
     assert row in PAGE
     assert f"{run['steps']} steps of {preset('small').batch_size:,} images" in PAGE
     assert GPU["flags"] == "" and GPU["data_sha256"] == DATA["data_sha256"]
+    assert f"score of {run['cas']['value']:.2f}." in " ".join((PROJECT_ROOT / "README.md").read_text().split())
     assert run["cas"]["low"] < 0.98 < run["cas"]["value"] and run["seconds"] < 60
 
 
