@@ -153,3 +153,11 @@ def test_what_cannot_be_read_is_not_pruned_among_the_newest(small, tmp_path: Pat
     assert [name for name in saver.names() if name.startswith("step_")] == [
         "step_00000004", "step_00000008", "step_00000012",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("meta", [{"progress": {"device": "NVIDIA L40S"}}, {"used": {"val_images": 2000}}, {}])
+def test_a_checkpoint_of_an_older_version_does_not_tell_how_it_was_validated(meta: dict):
+    """So that it counts as validated like a later one, whatever that was."""
+    told = {"used": {"val_images": 500}, "progress": {"device": "CPU (x86_64)"}}
+    assert keeping.measured_with(told)["validation"] == (500, True)
+    assert "validation" not in keeping.measured_with(meta)
