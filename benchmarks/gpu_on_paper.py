@@ -261,7 +261,7 @@ that torch 2.11 generated was not counted, and has a few launches more than the 
 {measured}
 
 On 2026-11-26, half of those kernels' bytes could be divided by kind, as kernels of both versions of torch had the same
-names. Since then no sum is made without a loop: of `small`, a step is [shorter](../../docs/speed.md#on-a-gpu).
+names. Since then all kernels sum in loops, which makes a step of `small` [shorter](../../docs/speed.md#on-a-gpu).
 
 {kernels}
 

@@ -64,7 +64,7 @@ def find_batch_size(config: TrainConfig, world: DistContext) -> None:
     compiled = "compiled" if choices.compile else "not compiled"
     if choices.compile and config.compile is None:  # each size would be compiled anew, minutes for the large presets
         choices = replace(choices, compile=False)
-        compiled = "not compiled: a run here is, and so is faster and needs less memory, which --compile measures"
+        compiled = "not compiled, though a run here is: --compile measures that, minutes for each size"
     print(f"{hardware.device_name(device)}, {choices.precision}, {compiled}; {MEASURED} steps of each size", flush=True)
 
     def attempt(size: int) -> Probe | None:

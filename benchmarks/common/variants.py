@@ -45,7 +45,11 @@ def variant(name: str, device: torch.device) -> Iterator[None]:
         with patch.object(layers, "FAST_CHANNELS", 1):
             yield
     elif name == "ours, no own layers":
-        with patch.object(compilation, "FUSE_MORE", {}), patch.object(model, "replace_layers", only_norms):
+        with (
+            patch.object(compilation, "FUSE_MORE", {}),
+            patch.object(compilation, "SUM_IN_LOOPS", {}),
+            patch.object(model, "replace_layers", only_norms),
+        ):
             yield
     elif name in OPTIONS:
         with patch.dict(compilation.SUM_IN_LOOPS, OPTIONS[name]):

@@ -17,8 +17,8 @@ from ddpm.training.machine.compiler import set_caches
 # Inductor writes an intermediate result to memory if many operations, or operations on many tensors, lead to it. With
 # its defaults (30, 4, 8) that happens all along the backward pass of GroupNorm and SiLU: twice the bytes in all.
 FUSE_MORE = {"realize_opcount_threshold": 400, "realize_reads_threshold": 32, "realize_acc_reads_threshold": 64}
-# By default a kernel that sums few values, such as those of 7 × 7 positions, holds all of them in registers. With loops
-# a step of `small` is shorter and one of `large`, which has few such sums, is as long (docs/speed.md).
+# By default a kernel that sums few values, such as those of 7 × 7 positions, holds all of them in registers. On an H200
+# loops make a step of `small` shorter, and leave one of `large` as long (docs/speed.md).
 SUM_IN_LOOPS = {"triton.persistent_reductions": False}
 
 

@@ -135,7 +135,7 @@ QUOTED = {  # a part of a row or paragraph of docs/speed.md → the figures that
         words(at(H100, "figures", "ours", "images_per_sec"), 0), share(at(H100, "figures", "ours", "mfu")),
         words(inverse(faster(H100, "bare model")), 2), words(faster(H100, "ours under DDP"), 2),
         words(faster(H100, "ours, norms derived"), 2)],
-    "Since then, sums are made in loops": [
+    "kernels were changed to sum in loops": [
         words(at(OPTIONS, "figures", "ours, sums in loops", "images_per_sec"), 0),
         words(inverse(faster(OPTIONS, "ours, sums in loops")), 2),
         times(inverse(faster(LARGE_GPU, "ours, sums in loops")), 2),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ddpm.run.config import preset
 from ddpm.training import layers
-from ddpm.training.compilation import FUSE_MORE
+from ddpm.training.compilation import FUSE_MORE, SUM_IN_LOOPS
 from ddpm.training.model import build_unet, meta_inputs, set_layout
 
 BATCH = 96
@@ -34,7 +34,7 @@ def compiled(plain: nn.Module) -> nn.Module:
     own = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     layers.replace_layers(own, channels_last=True)
     torch._dynamo.reset()
-    return torch.compile(own, dynamic=False, fullgraph=True, options=FUSE_MORE)
+    return torch.compile(own, dynamic=False, fullgraph=True, options=FUSE_MORE | SUM_IN_LOOPS)
 
 
 def errors(layer: nn.Module, plain: nn.Module, input: Tensor, grad: Tensor) -> list[float]:

@@ -126,10 +126,10 @@ def test_several_processes_are_refused(small: TrainConfig):
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"), [(None, "not compiled: a run here is"), (False, "not compiled;"), (True, ", compiled;")]
+    ("asked", "words"), [(None, "not compiled, though a run here is"), (False, "not compiled;"), (True, ", compiled;")]
 )
 def test_it_says_whether_a_run_would_be_compiled(small: TrainConfig, monkeypatch, capsys, asked, words):
-    """A compiled step is several times as fast on a GPU and needs half the memory, but each size takes minutes."""
+    """A compiled step is several times as fast on a GPU and needs less memory, but each size takes minutes."""
     usual, compiled = module.hardware.choose, []
     monkeypatch.setattr(
         module.hardware, "choose", lambda *arguments: dataclasses.replace(usual(*arguments), compile=asked is not False)
